@@ -1,0 +1,147 @@
+"""Detectors, and the conditions under which they look at the beam.
+
+Axes of the laboratory: x along fs (fast scan), y along ss (slow scan), z along the beam; one flat panel stands
+perpendicular to the beam. Pixel indices are 0 at the centre of the first pixel; a beam centre is edge-based as in
+files and streams, so index = centre - 0.5.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+HC_EV_ANGSTROM = 12398.4198
+"""Planck's constant times the speed of light."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """One flat panel of square pixels; gaps are half-open ranges of rows (ss) and columns (fs) without sensor.
+
+    shape is (ss, fs) in pixels; dtype is 'uint8', 'uint16' or 'uint32', the type its images are written in.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    pixel_size_m: float = 75e-6
+    gaps_ss: tuple[tuple[int, int], ...] = ()
+    gaps_fs: tuple[tuple[int, int], ...] = ()
+    dtype: str = "uint16"
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 2 or min(self.shape) < 1:
+            raise ValueError(f"detector shape must be two sizes above 0, not {self.shape}")
+        if not (math.isfinite(self.pixel_size_m) and self.pixel_size_m > 0.0):
+            raise ValueError(f"pixel_size_m must be above 0, not {self.pixel_size_m}")
+        if self.dtype not in ("uint8", "uint16", "uint32"):
+            raise ValueError(f"dtype must be uint8, uint16 or uint32, not '{self.dtype}'")
+        for axis, gaps in enumerate((self.gaps_ss, self.gaps_fs)):
+            for low, high in gaps:
+                if not 0 <= low < high <= self.shape[axis]:
+                    raise ValueError(f"gap {(low, high)} is outside a panel of shape {self.shape}")
+
+    @property
+    def sentinel(self) -> int:
+        """What a pixel without sensor reads: the dtype's largest value."""
+        return int(np.iinfo(self.dtype).max)
+
+    @property
+    def largest_count(self) -> int:
+        """Counts are clipped here, one below the sentinel."""
+        return self.sentinel - 1
+
+    @property
+    def saturation_value(self) -> int:
+        """Counts above this are not to be trusted; the value the metadata state."""
+        return self.sentinel - 2
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(ss, fs) bool, True where a pixel is no use; shared and read-only."""
+        return _mask(self)
+
+    def fill_gaps(self, image: NDArray[np.unsignedinteger]) -> None:
+        """Write the sentinel into the gaps of an image (ss, fs), in place."""
+        for low, high in self.gaps_ss:
+            image[low:high] = self.sentinel
+        for low, high in self.gaps_fs:
+            image[:, low:high] = self.sentinel
+
+
+@lru_cache(maxsize=8)
+def _mask(detector: Detector) -> NDArray[np.bool_]:
+    mask = np.zeros(detector.shape, dtype=np.bool_)
+    for low, high in detector.gaps_ss:
+        mask[low:high] = True
+    for low, high in detector.gaps_fs:
+        mask[:, low:high] = True
+    mask.setflags(write=False)
+    return mask
+
+
+def eiger2_4m(dtype: str = "uint16") -> Detector:
+    """The EIGER2 X 4M: 2 x 4 modules of 1028 x 512 pixels of 75 um, gaps of 12 columns and 38 rows."""
+    return Detector(
+        "Dectris EIGER2 Si 4M",
+        (2162, 2068),
+        gaps_ss=((512, 550), (1062, 1100), (1612, 1650)),
+        gaps_fs=((1028, 1040),),
+        dtype=dtype,
+    )
+
+
+def plain_panel(shape: tuple[int, int] = (2163, 2069), dtype: str = "uint16", pixel_size_m: float = 75e-6) -> Detector:
+    """A panel without gaps; the default shape is the one of the 2024 CXLS hit-finding paper."""
+    return Detector(f"panel {shape[0]}x{shape[1]}", shape, pixel_size_m, dtype=dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a pulse is and where the detector stands.
+
+    flux_photons is photons a pulse at the sample, spread evenly over a disc of radius beam_radius_m; water_scale is
+    the water's thickness in units of 100 um. Beam centres are edge-based pixels; None means the panel's middle.
+    """
+
+    photon_energy_eV: float
+    camera_length_m: float
+    flux_photons: float = 3e8
+    water_scale: float = 1.0
+    beam_center_x_px: float | None = None
+    beam_center_y_px: float | None = None
+    beam_radius_m: float = 5e-6
+
+    def __post_init__(self) -> None:
+        for name in ("photon_energy_eV", "camera_length_m", "flux_photons", "beam_radius_m"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0.0):
+                raise ValueError(f"{name} must be above 0, not {value}")
+        if not (math.isfinite(self.water_scale) and self.water_scale >= 0.0):
+            raise ValueError(f"water_scale must be 0 or more, not {self.water_scale}")
+        for name in ("beam_center_x_px", "beam_center_y_px"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number of pixels or None, not {value}")
+
+    @property
+    def wavelength_angstrom(self) -> float:
+        """Wavelength at the middle of the band."""
+        return HC_EV_ANGSTROM / self.photon_energy_eV
+
+
+def beam_center_px(condition: Condition, detector: Detector) -> tuple[float, float]:
+    """Edge-based beam centre (x along fs, y along ss) in pixels."""
+    x, y = condition.beam_center_x_px, condition.beam_center_y_px
+    return (detector.shape[1] / 2.0 if x is None else x, detector.shape[0] / 2.0 if y is None else y)
+
+
+CONDITIONS: dict[int, Condition] = {
+    1 + 3 * i + j: Condition(photon_energy_eV=energy, camera_length_m=length)
+    for i, length in enumerate((0.15, 0.25, 0.35))
+    for j, energy in enumerate((6000.0, 7000.0, 8000.0))
+}
+"""The nine conditions of the 2024 CXLS paper: camera length is the outer loop, photon energy the inner one."""
