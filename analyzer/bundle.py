@@ -1,0 +1,132 @@
+"""Model bundles: a folder with a card and weights, nothing that can execute.
+
+``bundle.json`` names each model's architecture and settings, the SHA-256 of its
+``.safetensors`` file, thresholds, how it was trained and how it performed. The analyser
+builds the networks the card names and refuses whatever does not match.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import nn
+
+from analyzer.networks import NETWORKS, build
+
+CARD = "bundle.json"
+FORMAT = 1
+DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
+
+
+class BadBundle(ValueError):
+    """A bundle that cannot be used: one line with what, where and what to do."""
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """One model: its architecture in the registry, its settings, its weights and their hash."""
+
+    network: str
+    weights: str
+    sha256: str
+    settings: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    performance: dict[str, Any] = {}
+
+
+class HitCard(ModelCard, frozen=True, kw_only=True):
+    """The hit model: a frame is a hit at ``threshold``; logits are divided by ``temperature``.
+
+    ``prior`` is the fraction of hits for which the probability is calibrated.
+    """
+
+    threshold: float = 0.5
+    temperature: float = 1.0
+    bias: float = 0.0
+    prior: float = 0.5
+
+
+class ParametersCard(ModelCard, frozen=True, kw_only=True):
+    """The parameter model; ``sigma_scale`` makes its stated uncertainties cover what they claim."""
+
+    sigma_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class BundleCard(msgspec.Struct, frozen=True, kw_only=True):
+    """``bundle.json``. ``no_beam_photons``: a frame of fewer has seen no beam.
+
+    ``reference_background_photons_per_pixel``: the background that has a relative flux of one.
+    """
+
+    format: int
+    name: str
+    description: str
+    hit: HitCard
+    parameters: ParametersCard
+    no_beam_photons: int = 5
+    reference_background_photons_per_pixel: float = 0.005
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bundle:
+    """A loaded bundle. ``label`` (name and hash) goes into every record."""
+
+    card: BundleCard
+    label: str
+    hit: nn.Module
+    parameters: nn.Module
+
+
+def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
+    """Load and check a bundle. Raises ``BadBundle``."""
+    path = folder / CARD
+    try:
+        raw = path.read_bytes()
+        card = msgspec.json.decode(raw, type=BundleCard)
+    except OSError as error:
+        raise BadBundle(f"{path}: {error.strerror or error}; a bundle is a folder with {CARD}") from None
+    except msgspec.DecodeError as error:
+        raise BadBundle(f"{path}: not a bundle card: {error}") from None
+    if card.format != FORMAT:
+        raise BadBundle(f"{path}: format {card.format}, this program reads format {FORMAT}")
+    digest = hashlib.sha256(raw).hexdigest()
+    return Bundle(
+        card, f"{card.name}-{digest[:12]}", _load(folder, card.hit, device), _load(folder, card.parameters, device)
+    )
+
+
+def _load(folder: Path, card: ModelCard, device: torch.device | str) -> nn.Module:
+    path = folder / card.weights
+    if Path(card.weights).name != card.weights or not card.weights.endswith(".safetensors"):
+        raise BadBundle(f"{folder / CARD}: weights {card.weights!r} must be a .safetensors file in the bundle's folder")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadBundle(f"{path}: {error.strerror or error}; the card names this file") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != card.sha256:
+        raise BadBundle(f"{path}: SHA-256 {digest[:12]}…, the card says {card.sha256[:12]}…; get the bundle again")
+    if card.network not in NETWORKS:
+        raise BadBundle(f"{folder / CARD}: network {card.network!r} is not known; known: {', '.join(NETWORKS)}")
+    try:
+        network = build(card.network, card.settings)
+        network.load_state_dict(load(data))
+    except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
+        line = str(error).splitlines()[0]
+        raise BadBundle(f"{path}: the weights do not fit network {card.network!r}: {line}") from None
+    return network.to(device).eval().requires_grad_(False)
+
+
+def save_weights(network: nn.Module, path: Path) -> str:
+    """Write a network's weights; returns their SHA-256 for the card."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def save_card(card: BundleCard, folder: Path) -> None:
+    """Write the card of a bundle whose weights are in place."""
+    (folder / CARD).write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n")

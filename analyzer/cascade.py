@@ -1,0 +1,302 @@
+"""The cascade: decode, reduce, hit, photon energy, camera length, on batches of frames.
+
+One ``Analyser`` belongs to one worker and reuses its buffers; a result is a function of the
+frame, its series' header, the bundle and the settings alone.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from analyzer.bundle import Bundle
+from analyzer.geometry import series_geometry
+from analyzer.networks import coarse_profile, profile_features, profile_index
+from analyzer.reduction import FramePlan, Reduced, Workspace, make_plan
+from analyzer.results import Decision, FrameResult, HitRule, Peak, Status
+from streamer.decoding import check_size, decode
+from streamer.frames import Frame
+from streamer.messages import Defect, ImageData, UndecodableImage
+from streamer.series import Series
+from streamer.validity import Validity, sentinel, series_validity
+
+ENERGY_SIGMA_LIMIT_EV = 1000.0
+DISTANCE_SIGMA_LIMIT_M = 0.02
+STAGES = ("receive", "decode", "reduce", "infer", "peaks", "publish")
+_PLANS_KEPT = 4
+_MAX_TAG_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CascadeSettings:
+    """How frames are judged. ``threshold`` and ``mask`` override the bundle's and add to the series'."""
+
+    hit_rule: HitRule = HitRule.NETWORK
+    min_peaks: int = 5
+    indexable_peaks: int = 10
+    threshold: float | None = None
+    mask: Validity | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class BatchOutcome:
+    """Results of a batch in its order, the radial profiles of its good frames (each
+    (2, bins): photons, pixels), and seconds spent in each stage."""
+
+    results: list[FrameResult]
+    profiles: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """What is ready for the frames of one series in one shape and type."""
+
+    plan: FramePlan
+    workspace: Workspace
+    profile_index: npt.NDArray[np.intp]
+    cell_valid: torch.Tensor
+
+
+class Analyser:
+    """Judges batches of frames with one bundle on one device."""
+
+    def __init__(self, bundle: Bundle, settings: CascadeSettings, device: str = "cpu") -> None:
+        self._bundle = bundle
+        self._settings = settings
+        self._device = torch.device(device)
+        self._prepared: dict[tuple[Any, ...], _Prepared] = {}
+
+    @torch.inference_mode()
+    def process(self, frames: Sequence[Frame]) -> BatchOutcome:
+        """One result for each frame; an undecodable frame costs only itself."""
+        seconds = dict.fromkeys(("decode", "reduce", "peaks", "infer"), 0.0)
+        results: list[FrameResult | None] = []
+        judged: list[tuple[int, Frame, dict[str, Any]]] = []
+        maps: dict[tuple[int, int], list[tuple[int, torch.Tensor]]] = {}
+        profiles: list[npt.NDArray[np.float32]] = []
+        for frame in frames:
+            began = time.perf_counter()
+            try:
+                prepared = self._decode(frame)
+            except UndecodableImage as error:
+                results.append(undecodable(frame, error.reason, str(error)))
+                continue
+            decoded = time.perf_counter()
+            reduced = prepared.workspace.reduce()
+            done = time.perf_counter()
+            seconds["decode"] += decoded - began
+            seconds["reduce"] += done - decoded
+            judged.append((len(results), frame, self._classical(prepared, reduced)))
+            results.append(None)
+            rows_columns = (reduced.significance.shape[1], reduced.significance.shape[2])
+            stacked = torch.cat([torch.from_numpy(reduced.significance), prepared.cell_valid])
+            maps.setdefault(rows_columns, []).append((len(judged) - 1, stacked))
+            profiles.append(coarse_profile(reduced.photons, reduced.pixels_counted, prepared.profile_index))
+            seconds["peaks"] += time.perf_counter() - done
+        if judged:
+            began = time.perf_counter()
+            probabilities = self._hit_probabilities(maps, len(judged))
+            parameters = self._parameters(np.stack(profiles))
+            seconds["infer"] += time.perf_counter() - began
+            for (place, frame, fields), probability, estimate in zip(judged, probabilities, parameters, strict=True):
+                results[place] = self._result(frame, fields, probability, estimate)
+        return BatchOutcome([result for result in results if result is not None], profiles, seconds)
+
+    @torch.inference_mode()
+    def estimate(self, profile: npt.NDArray[np.float32]) -> dict[str, Any]:
+        """The parameter fields of a record for a profile (2, bins), such as the sum over many frames."""
+        return _published_parameters(
+            self._parameters(profile[None])[0], self._bundle.card.parameters.sigma_scale, no_beam=False
+        )
+
+    def workspaces(self, series: Series) -> list[Workspace]:
+        """The workspaces that hold what this worker has seen of a series."""
+        return [prepared.workspace for key, prepared in self._prepared.items() if key[0] == series.ordinal]
+
+    def forget(self, series: Series) -> None:
+        """Let go of the buffers held for a series."""
+        for key in [key for key in self._prepared if key[0] == series.ordinal]:
+            del self._prepared[key]
+
+    def _decode(self, frame: Frame) -> _Prepared:
+        image = frame.image
+        if isinstance(image, Defect):
+            raise UndecodableImage(image.reason, image.text)
+        check_size(image)
+        prepared = self._prepare(frame, image)
+        decode(image, prepared.workspace.pixels)
+        return prepared
+
+    def _prepare(self, frame: Frame, image: ImageData) -> _Prepared:
+        series = frame.series
+        dtype = image.dtype.newbyteorder("=")
+        key = (series.ordinal, id(series.metadata), image.shape, dtype)
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            if len(self._prepared) >= _PLANS_KEPT:
+                self._prepared.pop(next(iter(self._prepared)))
+            prepared = self._prepared[key] = self._make(frame, image.shape, dtype)
+        return prepared
+
+    def _make(self, frame: Frame, shape: tuple[int, int], dtype: np.dtype[Any]) -> _Prepared:
+        metadata = frame.series.metadata
+        try:
+            validity = series_validity(metadata, shape, frame.channel, self._settings.mask)
+        except ValueError as error:
+            raise UndecodableImage("size_mismatch", str(error)) from None
+        geometry = series_geometry(metadata, shape)
+        top = sentinel(dtype)
+        plan = make_plan(geometry, validity, min(metadata.saturation_value or top, top - 1))
+        return _Prepared(
+            plan,
+            Workspace(plan, dtype),
+            profile_index(geometry, plan.bins.radial_bins),
+            torch.from_numpy(plan.cell_valid)[None],
+        )
+
+    def _classical(self, prepared: _Prepared, reduced: Reduced) -> dict[str, Any]:
+        """The part of a result that needs no network."""
+        plan, found = prepared.plan, reduced.peaks
+        peaks = [
+            Peak(round(float(p["fs"]), 3), round(float(p["ss"]), 3), round(float(p["intensity"]), 3),
+                 round(float(p["snr"]), 3), bool(p["saturated"]))
+            for p in found
+        ]  # fmt: skip
+        pixels = max(1.0, float(plan.bin_pixels.sum()))
+        flux = reduced.background_photons / pixels / self._bundle.card.reference_background_photons_per_pixel
+        return {
+            "peaks": peaks,
+            "peak_count": len(peaks),
+            "indexable": len(peaks) >= self._settings.indexable_peaks,
+            "resolution_angstrom": _resolution(plan, found),
+            "saturated_pixels": reduced.saturated_pixels,
+            "background_photons": round(reduced.background_photons, 3),
+            "relative_flux": round(flux, 5),
+            "mask": plan.validity.name,
+            "no_beam": reduced.total_photons < self._bundle.card.no_beam_photons,
+        }
+
+    def _hit_probabilities(
+        self, maps: dict[tuple[int, int], list[tuple[int, torch.Tensor]]], count: int
+    ) -> list[float]:
+        card = self._bundle.card.hit
+        probabilities = [0.0] * count
+        for members in maps.values():
+            logits = torch.cat([self._bundle.hit(part) for part in self._split(torch.stack([m for _, m in members]))])
+            calibrated = torch.sigmoid((logits.double() + card.bias) / card.temperature)
+            for (place, _), probability in zip(members, calibrated.tolist(), strict=True):
+                probabilities[place] = round(probability, 6)
+        return probabilities
+
+    def _split(self, batch: torch.Tensor) -> Sequence[torch.Tensor]:
+        """One by one on a CPU, where a batch is no faster but rounds differently: records must not depend on it."""
+        return batch.split(1) if self._device.type == "cpu" else (batch.to(self._device),)
+
+    def _parameters(self, profiles: npt.NDArray[np.float32]) -> list[list[float]]:
+        parts = [self._bundle.parameters(profile_features(part)) for part in self._split(torch.from_numpy(profiles))]
+        out: list[list[float]] = torch.cat(parts).double().tolist()
+        return out
+
+    def _result(self, frame: Frame, fields: dict[str, Any], probability: float, estimate: list[float]) -> FrameResult:
+        settings, card = self._settings, self._bundle.card
+        threshold = settings.threshold if settings.threshold is not None else card.hit.threshold
+        by_network = probability >= threshold
+        by_peaks = fields["peak_count"] >= settings.min_peaks
+        hit = {
+            HitRule.NETWORK: by_network,
+            HitRule.PEAKS: by_peaks,
+            HitRule.EITHER: by_network or by_peaks,
+            HitRule.BOTH: by_network and by_peaks,
+        }[settings.hit_rule]
+        no_beam = fields.pop("no_beam")
+        hit = hit and not no_beam
+        return FrameResult(
+            **_identity(frame),
+            tags=_tags(frame.user_data, settings.tags),
+            decision=Decision.NO_BEAM if no_beam else Decision.HIT if hit else Decision.MISS,
+            hit=hit,
+            hit_probability=0.0 if no_beam else probability,
+            hit_rule=settings.hit_rule,
+            bundle=self._bundle.label,
+            **fields,
+            **_published_parameters(estimate, card.parameters.sigma_scale, no_beam),
+        )
+
+
+def _identity(frame: Frame) -> dict[str, Any]:
+    return {
+        "series_id": frame.series.series_id,
+        "image_id": frame.image_id,
+        "channel": frame.channel,
+        "start_time": frame.start_time_s,
+        "exposure_s": frame.exposure_s,
+        "received_at": frame.received_at,
+        "ordinal": frame.series.ordinal,
+    }
+
+
+def undecodable(frame: Frame, reason: str, text: str) -> FrameResult:
+    """The result of an image that cannot be decoded."""
+    return FrameResult(**_identity(frame), status=Status.UNDECODABLE, status_text=text, reason=reason)
+
+
+def dropped(frame: Frame, reason: str) -> FrameResult:
+    """The result of an image that was accepted but not analysed."""
+    return FrameResult(**_identity(frame), status=Status.DROPPED, status_text=reason, reason=reason)
+
+
+def _tags(user_data: Any, wanted: tuple[str, ...]) -> dict[str, Any] | None:
+    """The chosen keys of an image's user data, cut to a length that fits a record."""
+    if not wanted or not isinstance(user_data, dict):
+        return None
+    kept: dict[str, Any] = {}
+    for key in wanted:
+        value = user_data.get(key)
+        if isinstance(value, str):
+            kept[key] = value[:_MAX_TAG_CHARACTERS]
+        elif isinstance(value, (int, float, bool)):
+            kept[key] = value
+    return kept or None
+
+
+def _resolution(plan: FramePlan, peaks: npt.NDArray[Any]) -> float | None:
+    """Bragg's d at the radius that 95 % of the peaks lie within."""
+    if not len(peaks):
+        return None
+    center = plan.geometry
+    radius = np.hypot(peaks["fs"] - center.beam_center_fs, peaks["ss"] - center.beam_center_ss)
+    resolution = center.resolution_angstrom(float(np.quantile(radius, 0.95)))
+    return None if resolution is None else round(resolution, 3)
+
+
+def _published_parameters(estimate: list[float], scale: tuple[float, float, float], no_beam: bool) -> dict[str, Any]:
+    """Energy and distance where their uncertainty allows the claim, and always their ratio."""
+    if no_beam:
+        return {"estimate_reason": "no beam"}
+    energy, distance, ratio = (math.exp(value) for value in estimate[:3])
+    sigma_energy, sigma_distance, sigma_ratio = (
+        value * math.exp(log_sigma) * factor
+        for value, log_sigma, factor in zip((energy, distance, ratio), estimate[3:], scale, strict=True)
+    )
+    published: dict[str, Any] = {
+        "camera_length_over_energy_m_per_eV": ratio,
+        "camera_length_over_energy_sigma_m_per_eV": sigma_ratio,
+    }
+    undetermined = []
+    if sigma_energy <= ENERGY_SIGMA_LIMIT_EV:
+        published |= {"photon_energy_eV": round(energy, 2), "photon_energy_sigma_eV": round(sigma_energy, 2)}
+    else:
+        undetermined.append(f"photon energy known to {sigma_energy:.0f} eV only")
+    if sigma_distance <= DISTANCE_SIGMA_LIMIT_M:
+        published |= {"camera_length_m": round(distance, 6), "camera_length_sigma_m": round(sigma_distance, 6)}
+    else:
+        undetermined.append(f"camera length known to {1e3 * sigma_distance:.0f} mm only")
+    published["estimate_reason"] = "; ".join(undetermined) or None
+    return published

@@ -1,0 +1,290 @@
+"""The front: source to ring to workers to outputs, and the account that closes over it all.
+
+Three kinds of thread. The reader (the caller's) owns the source and the series tracker and
+never decodes. Each worker owns an ``Analyser`` and whole frames. The publisher owns every
+output, so that a slow or broken one never holds up analysis.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
+from analyzer.reduction import suspect_pixels
+from analyzer.results import FrameResult, Status
+from analyzer.running import Running
+from analyzer.sinks import Sink
+from streamer.account import Account
+from streamer.frames import Frame, make_frame
+from streamer.messages import InvalidMessage
+from streamer.receiver import Received
+from streamer.ring import DEFAULT_RING_BYTES, DEFAULT_RING_FRAMES, FrameRing
+from streamer.series import Event, ImageAccepted, Series, SeriesClosed, SeriesOpened, SeriesTracker, SeriesUpdated
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.1
+DRAIN_S = 15.0
+"""How long a stopped run goes on with what it has already received."""
+
+
+class Source(Protocol):
+    """Where messages come from: a socket or files."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def exhausted(self) -> bool: ...
+
+    def receive(self, timeout_s: float) -> Received | None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontSettings:
+    """``block``: wait when the ring is full (else drop and count). ``series``: end after so many."""
+
+    block: bool = False
+    batch_frames: int = 8
+    batch_linger_s: float = 0.01
+    ring_bytes: int = DEFAULT_RING_BYTES
+    ring_frames: int = DEFAULT_RING_FRAMES
+    channel: str | None = None
+    series: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesReport:
+    """What became of one series, once its last frame is published."""
+
+    closed: SeriesClosed
+    analysed: int
+    hits: int
+    undecodable: int
+    suspect_pixels: int
+
+
+@dataclass(slots=True)
+class _Tally:
+    published: int = 0
+    analysed: int = 0
+    hits: int = 0
+    undecodable: int = 0
+    closed: SeriesClosed | None = None
+
+
+_Published = BatchOutcome | SeriesOpened | SeriesUpdated | SeriesClosed | FrameResult
+
+
+class Front:
+    """Runs one analysis. ``account`` and ``running`` can be read while it runs."""
+
+    def __init__(
+        self,
+        source: Source,
+        analysers: Sequence[Analyser],
+        sinks: Sequence[Sink],
+        settings: FrontSettings,
+        on_series: Callable[[SeriesReport], None] = lambda report: None,
+    ) -> None:
+        self.account = Account()
+        self.running = Running()
+        self.source = source
+        self.sinks = list(sinks)
+        self.ring = FrameRing(settings.ring_bytes, settings.ring_frames)
+        self.reports: list[SeriesReport] = []
+        self._analysers = list(analysers)
+        self._settings = settings
+        self._on_series = on_series
+        self._tracker = SeriesTracker(self.account)
+        self._results: queue.Queue[_Published | None] = queue.Queue()
+        self._tallies: dict[int, _Tally] = {}
+        self._finished = 0
+        self._blocked_s = 0.0
+        self._last_warning: dict[str, float] = {}
+        self.stopping = False
+
+    @property
+    def results_waiting(self) -> int:
+        return self._results.qsize()
+
+    @property
+    def series(self) -> Series | None:
+        return self._tracker.running
+
+    def run(self, stop: threading.Event) -> None:
+        """Read until the source is exhausted, enough series are over or ``stop`` is set; then drain.
+
+        Everything received is published before it returns, except what could not be analysed
+        within ``DRAIN_S`` seconds after ``stop``, which is recorded as dropped.
+        """
+        workers = [
+            threading.Thread(target=self._work, args=(analyser,), name=f"worker-{n}", daemon=True)
+            for n, analyser in enumerate(self._analysers)
+        ]
+        publisher = threading.Thread(target=self._publish, name="publisher", daemon=True)
+        for thread in (*workers, publisher):
+            thread.start()
+        try:
+            self._read(stop)
+        finally:
+            self.stopping = True
+            self._dispatch(self._tracker.finish(), time.time(), stop)
+            self.ring.close()
+            self._drain(workers, stop)
+            self._results.put(None)
+            publisher.join()
+
+    def _read(self, stop: threading.Event) -> None:
+        limit = self._settings.series
+        while not stop.is_set() and (limit is None or self._finished < limit):
+            received = self.source.receive(POLL_S)
+            now = time.monotonic() - self._blocked_s
+            if received is None:
+                if self.source.exhausted:
+                    return
+                self._dispatch(self._tracker.tick(now), time.time(), stop)
+                continue
+            self.account.received_bytes += received.nbytes
+            try:
+                if isinstance(received.message, InvalidMessage):
+                    raise received.message
+                self._dispatch(self._tracker.handle(received.message, now), received.received_at, stop)
+            except InvalidMessage as error:
+                self.account.refuse_message(error.reason)
+                self._warn(error.reason, f"message refused ({error.reason}): {error}")
+
+    def _dispatch(self, events: Iterable[Event], received_at: float, stop: threading.Event) -> None:
+        for event in events:
+            if isinstance(event, ImageAccepted):
+                frame = make_frame(event.series, event.image, received_at, self._settings.channel)
+                if not self._queue(frame, stop):
+                    reason = "shutdown" if stop.is_set() else "queue_full"
+                    self._results.put(dropped(frame, reason))
+            else:
+                self._results.put(event)
+
+    def _queue(self, frame: Frame, stop: threading.Event) -> bool:
+        if self.ring.put(frame):
+            return True
+        began = time.monotonic()
+        placed = False
+        while self._settings.block and not placed and not stop.is_set():
+            placed = self.ring.put(frame, POLL_S)
+        # While we wait, so does the sender: that time must not end a series.
+        self._blocked_s += time.monotonic() - began
+        return placed
+
+    def _drain(self, workers: Sequence[threading.Thread], stop: threading.Event) -> None:
+        for worker in workers:
+            deadline = time.monotonic() + DRAIN_S
+            while worker.is_alive() and (not stop.is_set() or time.monotonic() < deadline):
+                worker.join(POLL_S)
+        while left := self.ring.take(64, 0.0, 0.0):
+            for frame in left:
+                self._results.put(dropped(frame, "shutdown"))
+        for worker in workers:
+            worker.join()
+
+    def _work(self, analyser: Analyser) -> None:
+        settings = self._settings
+        while not self.ring.finished:
+            batch = self.ring.take(settings.batch_frames, settings.batch_linger_s, POLL_S)
+            if batch:
+                self._results.put(self._analyse(analyser, batch))
+
+    def _analyse(self, analyser: Analyser, batch: list[Frame]) -> BatchOutcome:
+        try:
+            return analyser.process(batch)
+        except Exception:
+            # A fault of ours must not cost the account its frames, nor the run the rest.
+            log.exception("analysis of %d frames failed", len(batch))
+            return BatchOutcome([undecodable(frame, "failed", "internal error, see the log") for frame in batch])
+
+    def _publish(self) -> None:
+        while (item := self._results.get()) is not None:
+            if isinstance(item, BatchOutcome):
+                self._publish_results(item)
+            elif isinstance(item, FrameResult):
+                self._publish_results(BatchOutcome([item]))
+            else:
+                self._publish_event(item)
+        for sink in self.sinks:
+            sink.close()
+
+    def _publish_results(self, outcome: BatchOutcome) -> None:
+        began = time.perf_counter()
+        now = time.time()
+        results = [
+            replace(result, latency_s=round(now - result.received_at, 6)) if result.status == Status.OK else result
+            for result in outcome.results
+        ]
+        for sink in self.sinks:
+            sink.write(results)
+        outcome.stage_seconds["publish"] = time.perf_counter() - began
+        self.running.add(results, outcome.profiles, outcome.stage_seconds)
+        account = self.account
+        touched = set()
+        for result in results:
+            tally = self._tallies.setdefault(result.ordinal, _Tally())
+            tally.published += 1
+            touched.add(result.ordinal)
+            if result.status == Status.OK and result.decision is not None:
+                account.processed[result.decision] += 1
+                tally.analysed += 1
+                tally.hits += bool(result.hit)
+            elif result.status == Status.UNDECODABLE:
+                reason = result.reason or "failed"
+                account.undecodable[reason] = account.undecodable.get(reason, 0) + 1
+                tally.undecodable += 1
+                self._warn(
+                    f"undecodable {reason}",
+                    f"series {result.series_id} image {result.image_id} is undecodable: {result.status_text}",
+                )
+            else:
+                account.drop(result.reason or "shutdown")
+        for ordinal in touched:
+            self._finish_if_complete(ordinal)
+
+    def _publish_event(self, event: SeriesOpened | SeriesUpdated | SeriesClosed) -> None:
+        series = event.series
+        if isinstance(event, SeriesClosed):
+            self._tallies.setdefault(series.ordinal, _Tally()).closed = event
+            self._finish_if_complete(series.ordinal)
+            return
+        self.running.begin(series)
+        if isinstance(event, SeriesOpened):
+            announced = series.metadata.number_of_images
+            log.info(
+                "series %d %s, %s images announced",
+                series.series_id,
+                "joined" if series.joined else "began",
+                "no" if announced is None else announced,
+            )
+
+    def _finish_if_complete(self, ordinal: int) -> None:
+        tally = self._tallies[ordinal]
+        closed = tally.closed
+        if closed is None or tally.published < closed.accepted:
+            return
+        del self._tallies[ordinal]
+        workspaces = [w for analyser in self._analysers for w in analyser.workspaces(closed.series)]
+        alike = [w for w in workspaces if w.plan.shape == workspaces[0].plan.shape]
+        suspects = len(suspect_pixels(alike)) if alike else 0
+        report = SeriesReport(closed, tally.analysed, tally.hits, tally.undecodable, suspects)
+        self.reports.append(report)
+        self._on_series(report)
+        self._finished += 1
+
+    def _warn(self, kind: str, text: str) -> None:
+        """One line a kind in 10 seconds; the counters have them all."""
+        now = time.monotonic()
+        if now - self._last_warning.get(kind, -1e9) >= 10.0:
+            self._last_warning[kind] = now
+            log.warning(text)

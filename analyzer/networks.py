@@ -1,0 +1,137 @@
+"""The networks of the cascade, and the registry a bundle names them from.
+
+Both see what ``reduction`` leaves of a frame, never raw counts, so neither depends on the
+size of the frame, the flux or the water.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from analyzer.geometry import AZIMUTH_CLASSES, RADIAL_BIN_PX, Geometry
+
+PROFILE_BINS = 48
+PROFILE_BIN_M = 2.4e-3
+"""The profile reaches 115 mm, the corner of a 4M detector centred on the beam."""
+
+STRONGEST_CELLS = 16
+
+
+class HitNetwork(nn.Module):
+    """Hit or miss from the significance map.
+
+    In: (B, 3, rows, columns) float32: significance of one pixel, of 2 x 2 and 3 x 3, share of
+    valid pixels; any rows and columns. Out: (B,) logit. Convolutions judge what surrounds a
+    bright cell, pooling counts how many there are, and the strongest cells pass unchanged,
+    for at low flux a hit is one or two of them.
+    """
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        wide = [channels, 2 * channels, 3 * channels]
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3, wide[0], 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(wide[0], wide[1], 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(wide[1], wide[2], 3, 2, 1),
+            nn.ReLU(),
+        )
+        self.head = nn.Sequential(
+            nn.Linear(3 * wide[2] + 2 * STRONGEST_CELLS, 48), nn.ReLU(), nn.Linear(48, 24), nn.ReLU(), nn.Linear(24, 1)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        scaled = torch.cat([torch.log1p(maps[:, :2]) / 3.0, maps[:, 2:]], 1)
+        features = self.convolutions(scaled)
+        cells = features.shape[2] * features.shape[3]
+        pooled = [
+            features.mean((2, 3)),
+            features.amax((2, 3)),
+            torch.logsumexp(features.flatten(2), 2) - float(np.log(cells)),
+        ]
+        count = min(STRONGEST_CELLS, maps.shape[2] * maps.shape[3])
+        strongest = scaled[:, :2].flatten(2).topk(count, 2).values
+        strongest = nn.functional.pad(strongest, (0, STRONGEST_CELLS - count))
+        logit: Tensor = self.head(torch.cat([*pooled, strongest.flatten(1)], 1))
+        return logit.squeeze(1)
+
+
+class ParameterNetwork(nn.Module):
+    """Photon energy and camera length, with their uncertainty, from the radial profile.
+
+    In: (B, features) from ``profile_features``. Out: (B, 6): means of ln E/eV, ln L/m and
+    ln (L/E) in m/eV, then the logarithms of their standard deviations. The three are
+    estimated apart because the ratio is known far better than either (Cramer-Rao).
+    """
+
+    CENTER = (8.9, -1.45, -10.35)
+
+    def __init__(self, hidden: int = 128) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(PROFILE_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
+            nn.Linear(hidden, 64), nn.SiLU(), nn.Linear(64, 6),
+        )  # fmt: skip
+        self.register_buffer("center", torch.tensor(self.CENTER))
+
+    def forward(self, features: Tensor) -> Tensor:
+        out = self.layers(features)
+        return torch.cat([out[:, :3] * 0.3 + self.center, out[:, 3:].clamp(-9.0, 2.0) - 2.0], 1)
+
+
+PROFILE_FEATURES = 3 * PROFILE_BINS * AZIMUTH_CLASSES + 1
+
+
+def profile_index(geometry: Geometry, radial_bins: int) -> npt.NDArray[np.intp]:
+    """For each bin of a ``BinMap`` the bin of the profile it belongs to, -1 beyond its reach."""
+    radius_m = (np.arange(radial_bins) + 0.5) * RADIAL_BIN_PX * geometry.pixel_size_m
+    coarse = (radius_m / PROFILE_BIN_M).astype(np.intp)
+    coarse[coarse >= PROFILE_BINS] = -1
+    index = coarse[:, None] * AZIMUTH_CLASSES + np.arange(AZIMUTH_CLASSES)
+    index[coarse < 0] = -1
+    return index.reshape(-1)
+
+
+def coarse_profile(
+    photons: npt.NDArray[np.float64], pixels: npt.NDArray[np.float64], index: npt.NDArray[np.intp]
+) -> npt.NDArray[np.float32]:
+    """Photons and pixels of the profile's bins: (2, PROFILE_BINS * AZIMUTH_CLASSES) float32."""
+    kept = index >= 0
+    size = PROFILE_BINS * AZIMUTH_CLASSES
+    return np.stack(
+        [np.bincount(index[kept], values[kept], size) for values in (photons, pixels)],
+    ).astype(np.float32)
+
+
+def profile_features(profiles: Tensor) -> Tensor:
+    """Network input from profiles: (B, 2, bins) photons and pixels to (B, PROFILE_FEATURES).
+
+    Brightness against the frame's mean (its logarithm), how many photons say so, and where
+    there are pixels at all; last the photons of the frame.
+    """
+    photons, pixels = profiles[:, 0], profiles[:, 1]
+    total = photons.sum(1, keepdim=True)
+    mean = (total + 1.0) / (pixels.sum(1, keepdim=True) + 1.0)
+    present = (pixels > 8).float()
+    # Half an expected count keeps the logarithm finite where none came.
+    expected = pixels * mean
+    relative = torch.log((photons + 0.5) / (expected + 0.5)) * present
+    weight = torch.log1p(photons) * 0.2 * present
+    return torch.cat([relative, weight, present, torch.log1p(total) * 0.1], 1)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "hit-significance-map": HitNetwork,
+    "parameters-radial-profile": ParameterNetwork,
+}
+"""Architectures a bundle's card may name, by name."""
+
+
+def build(name: str, settings: dict[str, Any]) -> nn.Module:
+    """A network from the registry. Raises ``KeyError`` for an unknown name."""
+    return NETWORKS[name](**settings)

@@ -1,0 +1,156 @@
+"""What a run shows so far: windows, histograms, the running profile, the latest frames.
+
+It feeds metrics and pages only; no result depends on it. The publisher writes it, HTTP
+threads read it, under one lock.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzer.geometry import AZIMUTH_CLASSES
+from analyzer.networks import PROFILE_BINS
+from analyzer.results import Decision, FrameResult, Status
+from streamer.messages import SeriesMetadata
+from streamer.series import Series
+
+WINDOWS = (100, 1000)
+PROFILE_MEMORY_FRAMES = 1000
+"""Frames after which the running profile has forgotten 63 %."""
+
+LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+STAGE_BUCKETS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_HISTORY = 2000
+
+
+class ImageWindow:
+    """Outcomes of the latest images, keyed by image id, so that a late frame lands in its own place.
+
+    Ids of successive series follow each other. Values: 1 yes, 0 no, -1 not counted.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._ids = np.full(size, -1, np.int64)
+        self._values = np.zeros(size, np.int8)
+        self._highest = -1
+
+    def add(self, image: int, value: int) -> None:
+        slot = image % len(self._ids)
+        if image > self._highest:
+            self._highest = image
+        if image >= self._ids[slot]:
+            self._ids[slot], self._values[slot] = image, value
+
+    def counts(self, window: int) -> tuple[int, int]:
+        """(yes, counted) among the last ``window`` images."""
+        inside = (self._ids >= 0) & (self._ids > self._highest - window) & (self._values >= 0)
+        return int(self._values[inside].sum()), int(inside.sum())
+
+
+class Histogram:
+    """Counts in fixed buckets, as Prometheus wants them."""
+
+    def __init__(self, edges: Sequence[float]) -> None:
+        self.edges = tuple(edges)
+        self._counts = np.zeros(len(edges) + 1, np.int64)
+        self.sum = 0.0
+
+    def observe(self, values: Sequence[float]) -> None:
+        self._counts += np.bincount(np.searchsorted(self.edges, values), minlength=len(self._counts))
+        self.sum += float(np.sum(values))
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts by upper edge, the last one infinite."""
+        cumulative = np.cumsum(self._counts)
+        return [(str(edge), float(n)) for edge, n in zip((*self.edges, "+Inf"), cumulative, strict=True)]
+
+
+@dataclass(slots=True)
+class Running:
+    """Running products of a run."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    hits: ImageWindow = field(default_factory=lambda: ImageWindow(max(WINDOWS)))
+    indexable: ImageWindow = field(default_factory=lambda: ImageWindow(max(WINDOWS)))
+    latency: Histogram = field(default_factory=lambda: Histogram(LATENCY_BUCKETS_S))
+    stages: dict[str, Histogram] = field(default_factory=dict)
+    profile: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, PROFILE_BINS * AZIMUTH_CLASSES)))
+    profile_frames: float = 0.0
+    metadata: SeriesMetadata | None = None
+    series_id: int | None = None
+    series_began: int = 0
+    relative_flux: float | None = None
+    last_hit: FrameResult | None = None
+    last: FrameResult | None = None
+    history: list[tuple[int, int, float]] = field(default_factory=list)
+    _ordinal: int = 0
+    _offset: int = 0
+    _next_offset: int = 0
+
+    def begin(self, series: Series) -> None:
+        """A series began, was joined or has new metadata."""
+        with self.lock:
+            if series.ordinal != self._ordinal:
+                self._ordinal = series.ordinal
+                self._offset = self._next_offset
+                self.series_began += 1
+                self.profile[:] = 0.0
+                self.profile_frames = 0.0
+            self.series_id, self.metadata = series.series_id, series.metadata
+
+    def add(
+        self,
+        results: Sequence[FrameResult],
+        profiles: Sequence[npt.NDArray[np.float32]],
+        stage_seconds: dict[str, float],
+    ) -> None:
+        """Take in the results of a batch."""
+        good = [result for result in results if result.status == Status.OK]
+        with self.lock:
+            for result in good:
+                self._add_one(result)
+            if good:
+                self.last = good[-1]
+                flux = [result.relative_flux for result in good if result.relative_flux is not None]
+                mean = float(np.mean(flux)) if flux else 0.0
+                self.relative_flux = mean if self.relative_flux is None else 0.9 * self.relative_flux + 0.1 * mean
+                self.latency.observe([result.latency_s or 0.0 for result in good])
+                for stage, seconds in stage_seconds.items():
+                    self.stages.setdefault(stage, Histogram(STAGE_BUCKETS_S)).observe([seconds / len(good)])
+            if profiles:
+                kept = (1.0 - 1.0 / PROFILE_MEMORY_FRAMES) ** len(profiles)
+                self.profile *= kept
+                self.profile += np.sum(profiles, 0)
+                self.profile_frames = self.profile_frames * kept + len(profiles)
+
+    def _add_one(self, result: FrameResult) -> None:
+        place = self._offset + result.image_id if result.ordinal == self._ordinal else result.image_id
+        self._next_offset = max(self._next_offset, place + 1)
+        counted = result.decision != Decision.NO_BEAM
+        self.hits.add(place, int(bool(result.hit)) if counted else -1)
+        self.indexable.add(place, int(bool(result.indexable)) if counted else -1)
+        if result.hit:
+            self.last_hit = result
+        self.history.append((place, result.peak_count or 0, result.hit_probability or 0.0))
+        if len(self.history) > 2 * _HISTORY:
+            del self.history[:_HISTORY]
+
+    def snapshot(self) -> dict[str, Any]:
+        """Plain values for the status page, consistent with each other."""
+        with self.lock:
+            ratios = {}
+            for window in WINDOWS:
+                yes, counted = self.hits.counts(window)
+                ratios[str(window)] = yes / counted if counted else None
+            return {
+                "series_id": self.series_id,
+                "hit_ratio": ratios,
+                "relative_flux": self.relative_flux,
+                "history": self.history[-_HISTORY:],
+                "last_hit": self.last_hit,
+                "last": self.last,
+            }

@@ -1,0 +1,20 @@
+"""What an output of results is."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from analyzer.results import FrameResult
+
+
+class ResultsExist(ValueError):
+    """A results file that is there already, with neither append nor overwrite asked for."""
+
+
+class Sink(Protocol):
+    """Takes results in order of completion. A fault is counted in ``lost``, never raised."""
+
+    lost: int
+
+    def write(self, results: Sequence[FrameResult]) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,183 @@
+"""Results on disk: JSON lines, or Parquet as a folder of parts.
+
+A line is written whole and flushed with its batch; a part is written under another name and
+renamed when complete. So a killed run leaves every record it finished readable.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analyzer.results import FrameResult, record, to_json_line
+from analyzer.sinks.base import ResultsExist, Sink
+
+log = logging.getLogger(__name__)
+
+PART_RECORDS = 10_000
+PART_SECONDS = 10.0
+
+_PEAK = pa.struct(
+    [("fs", pa.float32()), ("ss", pa.float32()), ("intensity_photons", pa.float32()), ("snr", pa.float32()),
+     ("saturated", pa.bool_())]
+)  # fmt: skip
+_DOUBLES = (
+    "start_time", "exposure_s", "received_at", "latency_s", "hit_probability", "resolution_angstrom",
+    "background_photons", "relative_flux", "photon_energy_eV", "photon_energy_sigma_eV", "camera_length_m",
+    "camera_length_sigma_m", "camera_length_over_energy_m_per_eV", "camera_length_over_energy_sigma_m_per_eV",
+)  # fmt: skip
+_TYPES = {
+    **{name: pa.float64() for name in _DOUBLES},
+    **{name: pa.int64() for name in ("series_id", "image_id", "peak_count", "saturated_pixels")},
+    **{name: pa.bool_() for name in ("hit", "indexable")},
+    "peaks": pa.list_(_PEAK),
+}
+
+Pair = tuple[int, int]
+
+
+class _FileSink:
+    """Common to both: pairs already on disk are not written again, faults are counted."""
+
+    def __init__(self, path: Path, known: set[Pair]) -> None:
+        self.path = path
+        self.lost = 0
+        self._known = known
+
+    def _new(self, results: Sequence[FrameResult]) -> list[FrameResult]:
+        if not self._known:
+            return list(results)
+        return [result for result in results if (result.series_id, result.image_id) not in self._known]
+
+    def _failed(self, records: int, error: Exception) -> None:
+        if self.lost == 0:
+            log.error("%s: results cannot be written: %s; analysis goes on, lost records are counted", self.path, error)
+        self.lost += records
+
+
+class JsonLinesSink(_FileSink):
+    """One JSON object a line."""
+
+    def __init__(self, path: Path, append: bool = False) -> None:
+        known: set[Pair] = set()
+        if append and path.exists():
+            known = _pairs_of_lines(path)
+        super().__init__(path, known)
+        # Unbuffered: what is written is in the kernel, whatever becomes of us.
+        self._file: IO[bytes] = open(path, "ab" if append else "wb", buffering=0)  # noqa: SIM115
+
+    def write(self, results: Sequence[FrameResult]) -> None:
+        new = self._new(results)
+        try:
+            self._file.write(b"".join(map(to_json_line, new)))
+        except (OSError, ValueError) as error:
+            self._failed(len(new), error)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _pairs_of_lines(path: Path) -> set[Pair]:
+    """Pairs recorded in a file; a line cut short by a kill is removed from its end."""
+    pairs, whole = set(), 0
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                fields = json.loads(line)
+                pairs.add((int(fields["series_id"]), int(fields["image_id"])))
+            except (ValueError, KeyError, TypeError):
+                raise ResultsExist(f"{path}: not a results file (line {len(pairs) + 1}); choose another name") from None
+            whole += len(line)
+    os.truncate(path, whole)
+    return pairs
+
+
+class ParquetSink(_FileSink):
+    """A folder of Parquet parts, a new one every ``PART_RECORDS`` records or ``PART_SECONDS`` seconds."""
+
+    def __init__(self, path: Path, append: bool = False) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        for unfinished in path.glob("*.tmp"):
+            unfinished.unlink()
+        super().__init__(path, _pairs_of_parts(path) if append else set())
+        self._part = 1 + max((int(part.stem.split("-")[-1]) for part in path.glob("part-*.parquet")), default=-1)
+        self._waiting: list[FrameResult] = []
+        self._since = time.monotonic()
+
+    def write(self, results: Sequence[FrameResult]) -> None:
+        self._waiting += self._new(results)
+        if len(self._waiting) >= PART_RECORDS or time.monotonic() - self._since >= PART_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._since = time.monotonic()
+        if not waiting:
+            return
+        target = self.path / f"part-{self._part:06d}.parquet"
+        temporary = target.with_suffix(".tmp")
+        try:
+            pq.write_table(_table(waiting), temporary)
+            temporary.rename(target)
+            self._part += 1
+        except (OSError, pa.ArrowException) as error:
+            self._failed(len(waiting), error)
+
+    def close(self) -> None:
+        self._flush()
+
+
+def _table(results: Sequence[FrameResult]) -> pa.Table:
+    rows = [record(result) for result in results]
+    columns = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if name == "peaks":
+            values = [None if v is None else [{f: getattr(p, f) for f in p.__slots__} for p in v] for v in values]
+        elif name == "tags":
+            values = [None if v is None else json.dumps(v) for v in values]
+        columns[name] = pa.array(values, _TYPES.get(name, pa.string()))
+    return pa.table(columns)
+
+
+def _pairs_of_parts(path: Path) -> set[Pair]:
+    pairs: set[Pair] = set()
+    for part in path.glob("part-*.parquet"):
+        table = pq.read_table(part, columns=["series_id", "image_id"])
+        pairs.update(zip(table["series_id"].to_pylist(), table["image_id"].to_pylist(), strict=True))
+    return pairs
+
+
+def open_results(path: Path, *, append: bool = False, overwrite: bool = False) -> Sink:
+    """The sink for a results path by its suffix.
+
+    Raises ``ResultsExist`` when it is there and neither option was given, ``ValueError`` for
+    another suffix, ``OSError`` when it cannot be opened.
+    """
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"{path}: results are written as .jsonl or .parquet; choose one of these endings")
+    if path.exists() and not (append or overwrite):
+        raise ResultsExist(f"{path}: exists already; use --append to add to it or --overwrite to replace it")
+    if path.suffix == ".jsonl":
+        return JsonLinesSink(path, append)
+    if path.exists() and not path.is_dir():
+        raise ResultsExist(f"{path}: is a file; .parquet results are a folder, remove the file or choose another name")
+    if path.exists() and overwrite and not append:
+        _clear_parts(path)
+    return ParquetSink(path, append)
+
+
+def _clear_parts(path: Path) -> None:
+    others = [entry.name for entry in path.iterdir() if not entry.name.startswith("part-")]
+    if others:
+        raise ResultsExist(f"{path}: holds {others[0]!r}, which is not ours; choose another folder")
+    shutil.rmtree(path)

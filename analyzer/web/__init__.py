@@ -1,0 +1,1 @@
+"""HTTP: metrics, health, status and the live page, in a thread of its own."""

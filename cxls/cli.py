@@ -1,0 +1,229 @@
+"""The command tree. Each command's options are its settings; its work is imported when it runs."""
+
+import importlib
+import logging
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from pydantic.fields import FieldInfo
+
+from cxls.settings import COMMANDS, BadSettings, Resolved, resolve
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+
+class Failed(Exception):
+    """The work failed while running; the message says what and what to do."""
+
+
+class Interrupted(Exception):
+    """The work was stopped by a signal, with everything received written."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+def _parameter(name: str, field: FieldInfo) -> click.Option:
+    flag = "--" + name.replace("_", "-")
+    default = field.default
+    text = field.description or ""
+    if default is not None and default is not False and default != "":
+        text += f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
+    annotation = field.annotation
+    if annotation is bool:
+        return click.Option([f"{flag}/--no-{name.replace('_', '-')}"], default=None, help=text)
+    return click.Option([flag], default=None, help=text, metavar=_metavar(annotation))
+
+
+def _metavar(annotation: Any) -> str:
+    options = (
+        typing.get_args(annotation)
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        else (annotation,)
+    )
+    option = next(o for o in options if o is not type(None))
+    if typing.get_origin(option) is typing.Literal:
+        return "|".join(map(str, typing.get_args(option)))
+    return {int: "N", float: "X", Path: "PATH"}.get(option, "TEXT")
+
+
+def _command(name: str, run: str, arguments: list[click.Parameter] | None = None, epilog: str = "") -> click.Command:
+    """A command whose options are the settings of ``name``; ``run`` is ``module:function``."""
+    model = COMMANDS[name]
+    own = [argument.name for argument in arguments or []]
+
+    def callback(**given: Any) -> None:
+        config = given.pop("config")
+        positional = {key: given.pop(key) for key in own if key is not None}
+        resolved = resolve(model, given, config)
+        module, function = run.split(":")
+        work: Callable[..., None] = getattr(importlib.import_module(module), function)
+        work(resolved, **positional)
+
+    options: list[click.Parameter] = [_parameter(key, field) for key, field in model.model_fields.items()]
+    config_option = click.Option(["--config"], type=click.Path(path_type=Path), help="TOML file of settings")
+    return click.Command(
+        name, callback=callback, params=[*(arguments or []), *options, config_option], help=model.__doc__, epilog=epilog
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="cxls-analyzer", prog_name="cxls")
+def cli() -> None:
+    """Live analysis for serial crystallography: hits, peaks, photon energy and camera length.
+
+    Every option is also an environment variable (--hit-rule is CXLS_HIT_RULE) and a key of the
+    TOML file that --config names (hit_rule).
+    """
+
+
+cli.add_command(
+    _command("demo", "cxls.commands.demo:run", epilog="Open http://127.0.0.1:8080 while it runs; Ctrl-C ends it.")
+)
+cli.add_command(
+    _command(
+        "simulate",
+        "cxls.commands.simulate:run",
+        [click.Argument(["out"], type=click.Path(path_type=Path))],
+        "Writes OUT_master.h5 and OUT_data_000001.h5. Example: cxls simulate runs/test --condition 1 --frames 500",
+    )
+)
+cli.add_command(
+    _command(
+        "replay",
+        "cxls.commands.replay:run",
+        [click.Argument(["files"], nargs=-1, required=True)],
+        "Example: cxls replay runs/test_master.h5 --rate 100 --stream v2",
+    )
+)
+cli.add_command(
+    _command(
+        "analyze",
+        "cxls.commands.analyze:run",
+        [click.Argument(["source"], nargs=-1, required=True)],
+        "SOURCE is tcp://HOST:PORT of a detector (v2: 31001, v1: 9999), or Eiger master, data, CXI or single-image "
+        "HDF5 files, globs and .lst lists. Example: cxls analyze tcp://detector:31001 --results run12.jsonl",
+    )
+)
+cli.add_command(
+    _command(
+        "train",
+        "cxls.commands.train:run",
+        [click.Argument(["task"], type=click.Choice(["hit", "parameters", "all"]))],
+        "Example, a whole bundle: cxls train all --out my_bundle",
+    )
+)
+cli.add_command(_command("bench", "cxls.commands.bench:run", [click.Argument(["name"])], "cxls bench list names them."))
+
+
+@cli.group()
+def config() -> None:
+    """Effective settings and where each came from."""
+
+
+def _show(config_file: Path | None) -> list[tuple[str, Resolved[Any]]]:
+    return [(name, resolve(model, {}, config_file)) for name, model in COMMANDS.items()]
+
+
+_config_option = click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file of settings")
+
+
+@config.command("show")
+@_config_option
+def config_show(config_file: Path | None) -> None:
+    """Print every setting of every command with its value and origin."""
+    for name, resolved in _show(config_file):
+        click.echo(f"[{name}]")
+        for key, origin in resolved.origin.items():
+            click.echo(f"  {key} = {getattr(resolved.settings, key)!s:<28} # {origin}")
+
+
+@config.command("check")
+@_config_option
+def config_check(config_file: Path | None) -> None:
+    """Exit 0 when file and environment are good, 2 with one line when not."""
+    _show(config_file)
+    click.echo("settings are good")
+
+
+@cli.group()
+def models() -> None:
+    """Model bundles."""
+
+
+@models.command("list")
+def models_list() -> None:
+    """Bundles that come with the program."""
+    importlib.import_module("cxls.commands.models").list_bundles()
+
+
+@models.command("show")
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+def models_show(bundle: Path | None) -> None:
+    """A bundle's card: what it is, how it was trained, how it performed."""
+    importlib.import_module("cxls.commands.models").show_bundle(bundle)
+
+
+def listening(name: str, address: str) -> None:
+    """Say on stderr where something can be reached."""
+    click.echo(f"listening {name} {address}", err=True)
+
+
+def on_signals(handler: Callable[[int], None]) -> None:
+    """Call ``handler`` on Ctrl-C and SIGTERM; a second one ends the process at once."""
+
+    def handle(number: int, frame: types.FrameType | None) -> None:
+        del frame
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        handler(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+
+
+def _end(text: str, code: int) -> NoReturn:
+    click.echo(f"cxls: {text}", err=True)
+    sys.exit(code)
+
+
+def _terminated(number: int, frame: types.FrameType | None) -> NoReturn:
+    del frame
+    raise Interrupted(number)
+
+
+def main() -> None:
+    """Run the program; exit codes as documented in the README."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_USAGE)
+    except BadSettings as error:
+        _end(str(error), EXIT_USAGE)
+    except Interrupted as error:
+        sys.exit(128 + error.signal_number)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(128 + signal.SIGINT)
+    except Failed as error:
+        _end(str(error), EXIT_FAILED)
+    except Exception as error:
+        if _is_bad_input(error):
+            _end(str(error), EXIT_USAGE)
+        raise
+
+
+def _is_bad_input(error: Exception) -> bool:
+    """Whether an error of the packages is the user's input; told by name, as they are imported lazily."""
+    return type(error).__name__ in ("BadInput", "BadBundle", "ResultsExist")

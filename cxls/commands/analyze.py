@@ -1,0 +1,274 @@
+"""``cxls analyze``: one analysis, live or of files."""
+
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from analyzer.cascade import Analyser, CascadeSettings
+from analyzer.front import Front, FrontSettings, SeriesReport, Source
+from analyzer.metrics import make_registry
+from analyzer.results import HitRule
+from analyzer.sinks import Sink, open_results
+from analyzer.warm import warm_up
+from analyzer.web.server import WebServer, serve
+from cxls.cli import Failed, Interrupted, listening, on_signals
+from cxls.settings import AnalyzeSettings, BadSettings, Resolved
+from streamer.files import FileSource
+from streamer.frames import DIFFERENCE
+from streamer.receiver import StreamReceiver
+from streamer.validity import Validity
+
+log = logging.getLogger(__name__)
+
+STATUS_LINE_S = 10.0
+DEFAULT_LISTEN = "127.0.0.1:8080"
+
+
+def run(resolved: Resolved[AnalyzeSettings], source: Sequence[str]) -> None:
+    """Analyse until the source ends, enough series are over, or a signal comes."""
+    session = Session(resolved.settings, list(source))
+    interrupted: list[int] = []
+
+    def stop(number: int) -> None:
+        interrupted.append(number)
+        session.stop.set()
+
+    on_signals(stop)
+    session.run()
+    print_summary(session.front)
+    lost = sum(sink.lost for sink in session.front.sinks)
+    if interrupted:
+        raise Interrupted(interrupted[0])
+    if session.problems:
+        raise BadSettings(session.problems[0])
+    if lost:
+        raise Failed(f"{lost} records could not be written; see the log")
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    live: bool
+    block: bool
+    listen: str | None
+
+
+def _where(settings: AnalyzeSettings, sources: list[str]) -> _Where:
+    addresses = [source for source in sources if "://" in source]
+    if addresses and len(addresses) != len(sources):
+        raise BadSettings("sources: give either stream addresses or files, not both")
+    live = bool(addresses)
+    on_full = settings.on_full or ("drop" if live else "block")
+    return _Where(live, on_full == "block", settings.listen or (DEFAULT_LISTEN if live else None))
+
+
+class Session:
+    """An analysis made from settings: checked and warm when constructed, run once."""
+
+    def __init__(self, settings: AnalyzeSettings, sources: list[str]) -> None:
+        where = _where(settings, sources)
+        if settings.channel == DIFFERENCE:
+            raise BadSettings(
+                "--channel difference: negative results read as all ones there; analyse threshold_1 or threshold_2"
+            )
+        self.stop = threading.Event()
+        self._live = where.live
+        self._files: FileSource | None = None
+        device = choose_device(settings.device)
+        torch.set_num_threads(1)
+        bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
+        cascade = CascadeSettings(
+            hit_rule=HitRule(settings.hit_rule),
+            min_peaks=settings.min_peaks,
+            indexable_peaks=settings.indexable_peaks,
+            threshold=settings.threshold,
+            mask=_read_mask(settings.mask) if settings.mask else None,
+            tags=tuple(tag.strip() for tag in settings.tags.split(",") if tag.strip()),
+        )
+        source = self._open_source(settings, sources, where)
+        sinks: list[Sink] = []
+        if settings.results is not None:
+            try:
+                sinks.append(open_results(settings.results, append=settings.append, overwrite=settings.overwrite))
+            except OSError as error:
+                raise BadSettings(
+                    f"{settings.results}: {error.strerror or error}; choose a place that can be written"
+                ) from None
+            except ValueError as error:
+                raise BadSettings(str(error)) from None
+        workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
+        analysers = [Analyser(bundle, cascade, device) for _ in range(workers)]
+        warm_up(analysers[0])
+        self._estimator = Analyser(bundle, cascade, device)
+        self.front = Front(
+            source,
+            analysers,
+            sinks,
+            FrontSettings(
+                block=where.block,
+                batch_frames=settings.batch,
+                ring_bytes=settings.queue_mib << 20,
+                channel=settings.channel,
+                series=settings.series,
+            ),
+            on_series=_report_series,
+        )
+        threshold = bundle.card.hit.threshold if cascade.threshold is None else cascade.threshold
+        self.web = self._serve(where.listen, bundle, threshold) if where.listen else None
+
+    @property
+    def problems(self) -> list[str]:
+        return self._files.problems if self._files else []
+
+    def _open_source(self, settings: AnalyzeSettings, sources: list[str], where: _Where) -> Source:
+        if where.live:
+            try:
+                return StreamReceiver(sources, settings.stream, settings.max_message_mib << 20)
+            except ValueError as error:
+                raise BadSettings(str(error)) from None
+        self._files = FileSource(sources)
+        return self._files
+
+    def _serve(self, listen: str, bundle: Bundle, threshold: float) -> WebServer:
+        card = bundle.card.hit.performance
+        rate = card.get("false_hit_rate", (0.0, 0.0, 0.0))
+        build = {"version": version("cxls-analyzer"), "torch": torch.__version__, "bundle": bundle.label,
+                 "python": platform.python_version()}  # fmt: skip
+        registry = make_registry(self.front, self.running_estimate, (rate[0], rate[1], rate[2]), build)
+        try:
+            web = serve(
+                listen, self.front, registry, self.running_estimate, {"bundle": bundle.label, "threshold": threshold}
+            )
+        except (OSError, ValueError) as error:
+            raise BadSettings(f"--listen {listen}: {error}; choose another HOST:PORT") from None
+        listening("http", web.address)
+        return web
+
+    def running_estimate(self) -> dict[str, object]:
+        """Photon energy and camera length from the running profile."""
+        running = self.front.running
+        with running.lock:
+            profile, frames = running.profile.astype(np.float32), running.profile_frames
+        return self._estimator.estimate(profile) if frames >= 1 and profile[0].sum() >= 50 else {}
+
+    def run(self) -> None:
+        """Run to the end; every output is complete when it returns."""
+        talker = threading.Thread(target=self._talk, name="status", daemon=True)
+        done = threading.Event()
+        self._done = done
+        talker.start()
+        if self.web is not None:
+            self.web.ready = True
+        try:
+            self.front.run(self.stop)
+        finally:
+            done.set()
+            talker.join()
+            if self.web is not None:
+                self.web.close()
+            self.front.source.close()
+
+    def _talk(self) -> None:
+        """A bar for files on a terminal, else a line every ``STATUS_LINE_S`` seconds."""
+        if not self._live and sys.stderr.isatty():
+            self._bar()
+            return
+        account, last, then = self.front.account, 0, time.monotonic()
+        while not self._done.wait(STATUS_LINE_S):
+            received, now = account.received, time.monotonic()
+            rate = (received - last) / (now - then)
+            last, then = received, now
+            log.info(
+                "%s | %.1f frames/s | queue %d | %s",
+                _hit_text(self.front),
+                rate,
+                len(self.front.ring),
+                account.identity(),
+            )
+
+    def _bar(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        account = self.front.account
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("frames", total=None)
+            while not self._done.wait(0.2):
+                progress.update(
+                    task, total=account.announced or None, completed=account.settled, description=_hit_text(self.front)
+                )
+
+
+def choose_device(wanted: str) -> str:
+    """The torch device for a setting. Raises ``BadSettings`` when CUDA is asked for and not there."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise BadSettings("--device cuda: no CUDA device is usable here; use --device auto or cpu")
+    return "cuda" if wanted != "cpu" and available else "cpu"
+
+
+def _hit_text(front: Front) -> str:
+    hits, counted = front.running.hits.counts(100)
+    return f"hit rate {hits / counted:.1%} of last {counted}" if counted else "no frame yet"
+
+
+def _read_mask(path: Path) -> Validity:
+    """A mask file as validity: ``.npy``, or ``FILE.h5:/dataset``; nonzero is bad."""
+    name, _, dataset = str(path).partition(":")
+    try:
+        if name.endswith(".npy"):
+            mask = np.load(name, allow_pickle=False)
+        else:
+            with h5py.File(name, "r") as file:
+                mask = file[dataset or "entry/instrument/detector/pixel_mask"][()]
+    except (OSError, ValueError, KeyError) as error:
+        raise BadSettings(f"--mask {path}: {error}; give an .npy file or FILE.h5:/path/to/dataset") from None
+    if mask.ndim != 2:
+        raise BadSettings(f"--mask {path}: {mask.ndim} dimensions; a mask is (ss, fs)")
+    return Validity(Path(name).name, (mask == 0).astype(np.uint8))
+
+
+def _report_series(report: SeriesReport) -> None:
+    closed = report.closed
+    missing = sum(closed.missing.values())
+    ratio = f"{report.hits / report.analysed:.1%}" if report.analysed else "none analysed"
+    announced = "an unannounced number" if closed.announced is None else closed.announced
+    text = (
+        f"series {closed.series.series_id} over ({closed.why}): {closed.accepted} images of {announced}, "
+        f"hits {report.hits} ({ratio})"
+    )
+    if missing:
+        text += ", missing " + ", ".join(f"{n} {where}" for where, n in closed.missing.items() if n)
+    if report.undecodable:
+        text += f", undecodable {report.undecodable}"
+    if report.suspect_pixels:
+        text += f"; {report.suspect_pixels} pixels stayed zero where counts were expected"
+    log.info(text)
+
+
+def print_summary(front: Front) -> None:
+    """The end of a run on stdout."""
+    account = front.account
+    analysed = sum(account.processed.values())
+    hits = account.processed["hit"]
+    console = Console(highlight=False)
+    console.print(
+        f"{len(front.reports)} series, {analysed} frames analysed, {hits} hits"
+        + (f" ({hits / analysed:.1%})" if analysed else "")
+    )
+    console.print(account.identity())
+    for title, counts in (("dropped", account.dropped), ("undecodable", account.undecodable),
+                          ("missing", account.missing), ("messages refused", account.invalid)):  # fmt: skip
+        if any(counts.values()):
+            console.print(f"{title}: " + ", ".join(f"{reason} {n}" for reason, n in counts.items() if n))

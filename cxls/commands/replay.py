@@ -1,0 +1,57 @@
+"""``cxls replay``: files on the wire."""
+
+import threading
+from collections.abc import Sequence
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from cxls.cli import Interrupted, listening, on_signals
+from cxls.settings import BadSettings, ReplaySettings, Resolved
+from sim_replay import replay
+
+
+def run(resolved: Resolved[ReplaySettings], files: Sequence[str]) -> None:
+    """Replay until everything is handed over; with ``rest``, until a signal."""
+    settings = resolved.settings
+    stop = threading.Event()
+    interrupted: list[int] = []
+
+    def on_signal(number: int) -> None:
+        interrupted.append(number)
+        stop.set()
+
+    on_signals(on_signal)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("waiting for a consumer", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, description="images", completed=done, total=total or None)
+
+        report = replay.run_replay(wire_settings(settings, files), stop, listening, progress)
+    click.echo(
+        f"{report.series} series, {report.sent} images sent, {report.dropped} dropped, "
+        f"{report.unreadable} unreadable, {report.seconds:.1f} s"
+    )
+    for problem in report.problems:
+        click.echo(f"cxls: {problem}", err=True)
+    if interrupted:
+        raise Interrupted(interrupted[0])
+    if report.problems:
+        raise BadSettings(report.problems[0])
+
+
+def wire_settings(settings: ReplaySettings, files: Sequence[str]) -> replay.ReplaySettings:
+    """The replay server's own settings."""
+    return replay.ReplaySettings(
+        inputs=tuple(files),
+        bind=settings.bind,
+        protocol=settings.stream,
+        rate_hz=settings.rate,
+        loop=settings.loop,
+        header_detail=settings.header_detail,
+        on_full=settings.on_full,
+        rest=settings.rest,
+        first_series_id=settings.series_id,
+    )

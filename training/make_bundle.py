@@ -1,0 +1,115 @@
+"""From shots to a bundle: train, calibrate, evaluate on a fresh seed, write card and weights."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from analyzer.bundle import FORMAT, BundleCard, HitCard, ParametersCard, save_card, save_weights
+from training.hit import HitRecipe, evaluate_hit, train_hit
+from training.parameters import ParameterRecipe, evaluate_parameters, make_table, train_parameters
+from training.shots import ShotRecipe, make_shots
+
+Say = Callable[[str], None]
+Progress = Callable[[int, int, str], None]
+_VALIDATION_SHARE, _TEST_SHARE = 6, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to train and with what. Validation uses ``seed + 1``, test ``seed + 2``."""
+
+    out: Path
+    work: Path
+    shards: int
+    seed: int
+    workers: int
+    command: str
+    hit: HitRecipe
+    parameters: ParameterRecipe
+
+
+def make_hit(plan: Plan, device: torch.device, progress: Progress) -> HitCard:
+    """Train the hit network; writes its weights and returns its card."""
+    recipe = ShotRecipe()
+
+    def shots(seed: int, shards: int, name: str) -> Any:
+        return make_shots(
+            recipe, seed, range(shards), plan.work, plan.workers, lambda n, of: progress(n, of, f"{name} shots")
+        )
+
+    train = shots(plan.seed, plan.shards, "training")
+    validation = shots(plan.seed + 1, max(1, plan.shards // _VALIDATION_SHARE), "validation")
+    test = shots(plan.seed + 2, max(1, plan.shards // _TEST_SHARE), "test")
+    trained = train_hit(train, validation, plan.hit, device, progress)
+    performance = evaluate_hit(trained, test, device)
+    whole = performance["rows"][0]
+    performance["false_hit_rate"] = [whole["false_hits"], *whole["false_hits_interval"]]
+    digest = save_weights(trained.network, plan.out / "hit.safetensors")
+    return HitCard(
+        network="hit-significance-map",
+        weights="hit.safetensors",
+        sha256=digest,
+        threshold=round(trained.threshold, 6),
+        temperature=trained.temperature,
+        bias=trained.bias,
+        prior=0.5,
+        training={
+            "command": plan.command,
+            "shots": {"training": len(train), "validation": len(validation), "test": len(test)},
+            "seeds": {"training": plan.seed, "validation": plan.seed + 1, "test": plan.seed + 2},
+            "shot_recipe": asdict(recipe),
+            "recipe": asdict(plan.hit),
+            "history": trained.history,
+        },
+        performance=performance,
+    )
+
+
+def make_parameters(plan: Plan, device: torch.device, progress: Progress) -> ParametersCard:
+    """Train the parameter network; writes its weights and returns its card."""
+    recipe = plan.parameters
+    train = make_table(recipe, plan.seed, recipe.tables, progress)
+    validation = make_table(recipe, plan.seed + 1, max(16, recipe.tables // 6), progress)
+    network, scale = train_parameters(train, validation, recipe, device, progress)
+    performance = evaluate_parameters(network, scale, recipe, 1000 * (plan.seed + 2), device)
+    digest = save_weights(network, plan.out / "parameters.safetensors")
+    return ParametersCard(
+        network="parameters-radial-profile",
+        weights="parameters.safetensors",
+        sha256=digest,
+        sigma_scale=scale,
+        training={"command": plan.command, "recipe": asdict(recipe), "seeds": {"training": plan.seed}},
+        performance=performance,
+    )
+
+
+def write_bundle(plan: Plan, hit: HitCard, parameters: ParametersCard) -> BundleCard:
+    """Write the card that makes the folder a bundle."""
+    card = BundleCard(
+        format=FORMAT,
+        name=plan.out.name,
+        description="hit and parameter networks trained on simulated EIGER2 4M shots",
+        hit=hit,
+        parameters=parameters,
+    )
+    save_card(card, plan.out)
+    return card
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as a Markdown table, intervals and fractions to three digits."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "–"
+        if isinstance(value, (tuple, list)):
+            return " to ".join(f"{v:.3f}" for v in value)
+        return f"{value:.3f}" if isinstance(value, (float, np.floating)) else str(value)
+
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([cell(row[name]) for name in names] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
