@@ -1,0 +1,263 @@
+"""From packed bytes to pixels, in the caller's buffer, on any bytes whatever.
+
+``bitshuffle`` trusts its input: malformed bytes make it read and write out of range. So the
+header is checked against the image's shape and every block length is walked before it is
+called. The walk is compiled; the decoder is called through ctypes because the Python call
+allocates its output and because ctypes lets go of the interpreter lock.
+
+Format of a bitshuffle-LZ4 payload (HDF5 filter 32008, stream v1 ``bsN-lz4<``, stream v2
+``bslz4``): u64 big-endian decoded bytes, u32 big-endian block bytes, then for each block a
+u32 big-endian length and its LZ4 bytes; the last elements, fewer than 8, follow as they are.
+"""
+
+import ctypes
+import importlib
+from typing import Any
+
+import bitshuffle.ext
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from streamer.messages import Algorithm, ImageData, UndecodableImage
+
+DEFAULT_BLOCK_BYTES = 8192
+MAX_BLOCK_BYTES = 1 << 24
+MAX_DECODED_BYTES = 1 << 29
+"""512 MiB decoded: seven times a 16M image of 32 bit."""
+
+_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+_OUT = types.Array(types.uint8, 1, "C")
+
+
+@numba.njit(types.int64(_BYTES, types.int64, types.int64, types.int64), nogil=True, cache=True)
+def _walk_blocks(payload: Any, elements: int, element_bytes: int, block_elements: int) -> int:
+    """0 when the block lengths end exactly at the payload's end, else -1 - (number of the bad block)."""
+    full = elements // block_elements
+    rest = elements % block_elements
+    rest -= rest % 8
+    blocks = full + (1 if rest else 0)
+    end = payload.size
+    position = 0
+    for block in range(blocks):
+        if end - position < 4:
+            return -1 - block
+        length = (
+            (np.int64(payload[position]) << 24)
+            | (np.int64(payload[position + 1]) << 16)
+            | (np.int64(payload[position + 2]) << 8)
+            | np.int64(payload[position + 3])
+        )
+        position += 4 + length
+        if length == 0 or position > end:
+            return -1 - block
+    if end - position != (elements % 8) * element_bytes:
+        return -1 - blocks
+    return 0
+
+
+@numba.njit(types.int64(_BYTES, types.int64, types.int64, _OUT, types.int64, types.int64), nogil=True, cache=True)
+def _lz4_block(source: Any, start: int, stop: int, out: Any, out_start: int, out_stop: int) -> int:
+    """Decode one LZ4 block; 0 when it fills its output exactly, else -1.
+
+    Source: LZ4 block format description. Every length is checked before it is used.
+    """
+    position, target = start, out_start
+    while position < stop:
+        token = source[position]
+        position += 1
+        literals = np.int64(token >> 4)
+        if literals == 15:
+            while True:
+                if position >= stop:
+                    return -1
+                more = source[position]
+                position += 1
+                literals += more
+                if more != 255:
+                    break
+        if literals > stop - position or literals > out_stop - target:
+            return -1
+        for k in range(literals):
+            out[target + k] = source[position + k]
+        position += literals
+        target += literals
+        if position == stop:
+            break
+        if stop - position < 2:
+            return -1
+        offset = np.int64(source[position]) | (np.int64(source[position + 1]) << 8)
+        position += 2
+        length = np.int64(token & 15)
+        if length == 15:
+            while True:
+                if position >= stop:
+                    return -1
+                more = source[position]
+                position += 1
+                length += more
+                if more != 255:
+                    break
+        length += 4
+        if offset == 0 or offset > target - out_start or length > out_stop - target:
+            return -1
+        for k in range(length):
+            out[target + k] = out[target + k - offset]
+        target += length
+    return 0 if target == out_stop else -1
+
+
+@numba.njit(types.int64(_BYTES, types.int64, _OUT), nogil=True, cache=True)
+def _lz4_hdf5(payload: Any, block_bytes: int, out: Any) -> int:
+    """Decode the blocks of HDF5 filter 32004; 0, or -1 - (number of the bad block)."""
+    end = payload.size
+    position, target, block = np.int64(0), np.int64(0), 0
+    while target < out.size:
+        want = min(block_bytes, out.size - target)
+        if end - position < 4:
+            return -1 - block
+        length = (
+            (np.int64(payload[position]) << 24)
+            | (np.int64(payload[position + 1]) << 16)
+            | (np.int64(payload[position + 2]) << 8)
+            | np.int64(payload[position + 3])
+        )
+        position += 4
+        if length == 0 or length > end - position:
+            return -1 - block
+        if length == want:
+            for k in range(want):
+                out[target + k] = payload[position + k]
+        elif _lz4_block(payload, position, position + length, out, target, target + want) != 0:
+            return -1 - block
+        position += length
+        target += want
+        block += 1
+    return 0 if position == end else -1 - block
+
+
+def _load_bitshuffle() -> tuple[Any, Any]:
+    """The C entry points of the bitshuffle extension, ``None`` where this build hides them."""
+    try:
+        library = ctypes.CDLL(bitshuffle.ext.__file__)
+        bslz4, lz4 = library.bshuf_decompress_lz4, library.LZ4_decompress_safe
+    except (OSError, AttributeError):
+        return None, None
+    bslz4.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t]
+    bslz4.restype = ctypes.c_int64
+    lz4.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+    lz4.restype = ctypes.c_int
+    return bslz4, lz4
+
+
+_bslz4_into, _lz4_into = _load_bitshuffle()
+
+
+def decode(image: ImageData, out: npt.NDArray[Any]) -> None:
+    """Decode ``image`` into ``out``.
+
+    ``out`` is C-contiguous, in native byte order, of the image's item size and number of
+    pixels (any shape). On failure its content is undefined. Raises ``UndecodableImage``.
+    """
+    target = out.reshape(-1).view(np.uint8)
+    if out.dtype.itemsize != image.dtype.itemsize or target.nbytes != image.decoded_bytes:
+        raise ValueError(f"the buffer holds {target.nbytes} bytes, the image {image.decoded_bytes}")
+    payload = np.frombuffer(image.data, np.uint8) if len(image.data) else np.empty(0, np.uint8)
+    if image.algorithm == Algorithm.RAW:
+        if payload.nbytes != target.nbytes:
+            raise UndecodableImage("size_mismatch", f"{payload.nbytes} bytes for an image of {target.nbytes}")
+        target[:] = payload
+    elif image.algorithm == Algorithm.BSLZ4:
+        _decode_bslz4(payload, image, target)
+    elif image.algorithm == Algorithm.LZ4_BLOCK:
+        _decode_lz4_block(payload, target)
+    elif image.algorithm == Algorithm.LZ4_HDF5:
+        _decode_lz4_hdf5(payload, target)
+    else:
+        _decode_with_dectris(payload, image, target)
+    if image.dtype.byteorder == ">":
+        out.byteswap(inplace=True)
+
+
+def check_size(image: ImageData) -> None:
+    """Refuse an image too large to allocate for; call before making a buffer for its shape."""
+    if image.decoded_bytes > MAX_DECODED_BYTES:
+        raise UndecodableImage("size_mismatch", f"an image of {image.shape} pixels of {image.dtype} is too large")
+
+
+def _decode_bslz4(payload: npt.NDArray[np.uint8], image: ImageData, target: npt.NDArray[np.uint8]) -> None:
+    element = image.element_bytes
+    if element not in (1, 2, 4, 8) or target.nbytes % element:
+        raise UndecodableImage("bad_header", f"elements of {element} bytes in an image of {target.nbytes}")
+    block_bytes = _framing(payload, target.nbytes)
+    if block_bytes % (8 * element) or not 0 < block_bytes <= MAX_BLOCK_BYTES:
+        raise UndecodableImage("bad_header", f"blocks of {block_bytes} bytes of {element}-byte elements")
+    body, elements, block = payload[12:], target.nbytes // element, block_bytes // element
+    bad = _walk_blocks(body, elements, element, block)
+    if bad:
+        raise UndecodableImage("bad_block", f"the length of block {-1 - bad} does not fit the payload")
+    if _bslz4_into is None:
+        decoded = bitshuffle.decompress_lz4(np.array(body), (elements,), np.dtype(f"u{element}"), block)
+        target[:] = decoded.view(np.uint8)
+        return
+    used = _bslz4_into(_address(body), _address(target), elements, element, block)
+    if used != body.nbytes:
+        raise UndecodableImage("bad_block", f"bitshuffle-LZ4 decoder returned {used}, not {body.nbytes}")
+
+
+def _framing(payload: npt.NDArray[np.uint8], decoded_bytes: int) -> int:
+    """Block size in bytes from a 12-byte header whose decoded size must be the image's."""
+    if payload.nbytes < 12:
+        raise UndecodableImage("bad_header", f"{payload.nbytes} bytes, shorter than the 12-byte header")
+    head = payload[:12].tobytes()
+    total, block_bytes = int.from_bytes(head[:8], "big"), int.from_bytes(head[8:], "big")
+    if head == bytes(12):
+        return DEFAULT_BLOCK_BYTES
+    if total != decoded_bytes:
+        raise UndecodableImage("size_mismatch", f"the payload declares {total} bytes, the image has {decoded_bytes}")
+    return block_bytes or DEFAULT_BLOCK_BYTES
+
+
+def _decode_lz4_block(payload: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8]) -> None:
+    if _lz4_into is None:
+        failed = _lz4_block(payload, 0, payload.nbytes, target, 0, target.nbytes) != 0
+    else:
+        failed = _lz4_into(_address(payload), _address(target), payload.nbytes, target.nbytes) != target.nbytes
+    if failed:
+        raise UndecodableImage("bad_block", "the LZ4 block does not decode to the size of the image")
+
+
+def _decode_lz4_hdf5(payload: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8]) -> None:
+    block_bytes = _framing(payload, target.nbytes)
+    if block_bytes > max(target.nbytes, DEFAULT_BLOCK_BYTES):
+        raise UndecodableImage("bad_header", f"blocks of {block_bytes} bytes in an image of {target.nbytes}")
+    body = payload[12:]
+    if block_bytes >= target.nbytes and body.nbytes - 4 != target.nbytes:
+        if int.from_bytes(body[:4].tobytes(), "big") != body.nbytes - 4:
+            raise UndecodableImage("bad_block", "the length of block 0 does not fit the payload")
+        _decode_lz4_block(body[4:], target)
+        return
+    bad = _lz4_hdf5(body, block_bytes, target)
+    if bad:
+        raise UndecodableImage("bad_block", f"block {-1 - bad} does not decode")
+
+
+def _decode_with_dectris(payload: npt.NDArray[np.uint8], image: ImageData, target: npt.NDArray[np.uint8]) -> None:
+    try:
+        compression = importlib.import_module("dectris.compression")
+    except ImportError:
+        raise UndecodableImage(
+            "unknown_algorithm", f"compression {image.algorithm} needs the package dectris-compression"
+        ) from None
+    try:
+        decoded = compression.decompress(payload, str(image.algorithm), elem_size=image.element_bytes)
+    except (RuntimeError, ValueError, MemoryError, TypeError) as error:
+        raise UndecodableImage("bad_block", f"{image.algorithm}: {error}") from None
+    if len(decoded) != target.nbytes:
+        raise UndecodableImage("size_mismatch", f"{len(decoded)} bytes decoded, the image has {target.nbytes}")
+    target[:] = np.frombuffer(decoded, np.uint8)
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])

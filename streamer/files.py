@@ -1,0 +1,373 @@
+"""HDF5 files behind the interface of the wire: a start, images, an end.
+
+Read: Eiger masters with their data files, bare data files, multi-event and single-image
+files (``entry/data/data``), CXI, globs and ``.lst`` lists of any of them. Chunks packed by
+the detector are handed on as they lie in the file, to be decoded by the decoder of the
+stream; everything else is read by h5py.
+"""
+
+import glob
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers the HDF5 filters)
+import numpy as np
+
+from streamer.messages import (
+    HC_EV_ANGSTROM,
+    Algorithm,
+    Defect,
+    EndMessage,
+    ImageData,
+    ImageMessage,
+    SeriesMetadata,
+    StartMessage,
+)
+from streamer.receiver import Received
+
+CHANNEL = "threshold_1"
+IMAGE_PATHS = (
+    "entry/data/data",
+    "entry_1/data_1/data",
+    "entry_1/instrument_1/detector_1/data",
+    "entry_1/image_1/data",
+    "images",
+    "data",
+)
+_BITSHUFFLE, _LZ4 = 32008, 32004
+_JOULE_PER_EV = 1.602176634e-19
+_LIST_LINE = re.compile(r"^(.*?)(?:\s+//(\d+))?$")
+
+
+class BadInput(ValueError):
+    """An input that cannot be analysed: one line with what, where and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """A dataset of images and how its chunks are packed (``None``: h5py has to read it)."""
+
+    dataset: h5py.Dataset
+    images: int
+    algorithm: Algorithm | None
+
+
+class FileSeries:
+    """The images of one file (or of a run of single-image files) as one series.
+
+    ``metadata`` is what the file says of the detector; ``problems`` names parts that are
+    announced but cannot be read, such as the data file of a master.
+    """
+
+    def __init__(self, path: Path, events: Sequence[int] | None = None) -> None:
+        self.path = path
+        self.problems: list[str] = []
+        self._file = _open(path)
+        try:
+            self._stacks = list(self._find_stacks())
+            if not self._stacks:
+                known = ", ".join(IMAGE_PATHS[:3])
+                missing = f" ({'; '.join(self.problems)})" if self.problems else ""
+                raise BadInput(f"{path}: no images found at {known}{missing}")
+            self.shape: tuple[int, int] = self._stacks[0].dataset.shape[-2:]
+            self.dtype = _pixel_dtype(self._stacks[0].dataset.dtype)
+            present = sum(stack.images for stack in self._stacks)
+            self._events = range(present) if events is None else list(events)
+            if bad := [event for event in self._events if not 0 <= event < present]:
+                raise BadInput(f"{path}: event //{bad[0]} is not among its {present} images")
+            self.metadata = _metadata(self._file, self.shape, self.dtype, len(self._events), bool(self.problems))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _find_stacks(self) -> Iterator[_Stack]:
+        data = self._file.get("entry/data")
+        names = sorted(n for n in data if re.fullmatch(r"data_\d+", n)) if isinstance(data, h5py.Group) else []
+        for name in names:
+            link = data.get(name, getlink=True)
+            try:
+                yield _stack(data[name], f"{self.path}:/entry/data/{name}")
+            except (KeyError, OSError):
+                target = getattr(link, "filename", name)
+                self.problems.append(f"{self.path}: data file {target} is missing or unreadable; put it beside the master")
+        if names:
+            return
+        for path in IMAGE_PATHS:
+            found = self._file.get(path)
+            if isinstance(found, h5py.Dataset):
+                yield _stack(found, f"{self.path}:/{path}")
+                return
+
+    def image(self, position: int) -> ImageData:
+        """The image at ``position``, packed as it lies in the file. Raises ``OSError`` when unreadable."""
+        index = self._events[position]
+        for stack in self._stacks:
+            if index < stack.images:
+                return self._read(stack, index)
+            index -= stack.images
+        raise IndexError(position)
+
+    def _read(self, stack: _Stack, index: int) -> ImageData:
+        dataset, dtype = stack.dataset, self.dtype
+        if stack.algorithm is not None:
+            offset = (index, 0, 0) if dataset.ndim == 3 else (0, 0)
+            filter_mask, chunk = dataset.id.read_direct_chunk(offset)
+            if filter_mask == 0:
+                return ImageData(memoryview(chunk), self.shape, dataset.dtype, stack.algorithm, dtype.itemsize)
+        pixels = dataset[index] if dataset.ndim == 3 else dataset[()]
+        if pixels.dtype != dtype:
+            top = np.iinfo(dtype).max
+            pixels = np.clip(np.rint(np.nan_to_num(pixels, nan=top)), 0, top).astype(dtype)
+        data = memoryview(np.ascontiguousarray(pixels)).cast("B")
+        return ImageData(data, self.shape, dtype, Algorithm.RAW, dtype.itemsize)
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.exists():
+        raise BadInput(f"{path}: no such file")
+    if path.is_dir():
+        raise BadInput(f"{path}: a folder; name its files, for instance '{path}/*_master.h5'")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if not h5py.is_hdf5(path):
+            raise BadInput(f"{path}: not an HDF5 file; give an Eiger master or data file, a CXI file or a .lst list") from None
+        raise BadInput(f"{path}: cannot be opened: {error}") from None
+
+
+def _stack(dataset: Any, where: str) -> _Stack:
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in (2, 3) or dataset.dtype.kind not in "uif":
+        raise BadInput(f"{where}: not a stack of images (ss, fs) or (N, ss, fs)")
+    images = dataset.shape[0] if dataset.ndim == 3 else 1
+    return _Stack(dataset, images, _packing(dataset))
+
+
+def _packing(dataset: h5py.Dataset) -> Algorithm | None:
+    """How each chunk is packed, if a chunk is an image and the packing is one of the stream's."""
+    one_image = (1, *dataset.shape[1:]) if dataset.ndim == 3 else dataset.shape
+    if dataset.chunks != one_image or dataset.dtype.str[1:] not in ("u1", "u2", "u4") or dataset.is_virtual:
+        return None
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(n) for n in range(properties.get_nfilters())]
+    if len(filters) != 1:
+        return None
+    code, _, options, _ = filters[0]
+    if code == _BITSHUFFLE and len(options) > 4 and options[4] == 2:
+        return Algorithm.BSLZ4
+    return Algorithm.LZ4_HDF5 if code == _LZ4 else None
+
+
+def _pixel_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype if dtype.str[1:] in ("u1", "u2", "u4") else np.dtype("u4")
+
+
+def _metadata(
+    file: h5py.File, shape: tuple[int, int], dtype: np.dtype[Any], images: int, incomplete: bool
+) -> SeriesMetadata:
+    def number(*paths: str) -> float | None:
+        for path in paths:
+            found = file.get(path)
+            if isinstance(found, h5py.Dataset) and found.size:
+                value = float(np.ravel(found[()])[0])
+                if np.isfinite(value) and value > 0:
+                    return value
+        return None
+
+    def attribute(name: str) -> float | None:
+        value = file.attrs.get(name)
+        return float(value) if value is not None and np.size(value) == 1 and float(value) > 0 else None
+
+    def text(path: str) -> str | None:
+        found = file.get(path)
+        value = found[()] if isinstance(found, h5py.Dataset) and found.shape == () else None
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else None
+
+    det, spec = "entry/instrument/detector/", "entry/instrument/detector/detectorSpecific/"
+    cxi = "entry_1/instrument_1/detector_1/"
+    energy = number(spec + "photon_energy") or attribute("photon_energy") or number("photon_energy_eV")
+    wavelength = number("entry/instrument/beam/incident_wavelength")
+    joule = number("entry_1/instrument_1/source_1/energy")
+    if energy is None and wavelength is not None:
+        energy = HC_EV_ANGSTROM / wavelength
+    if energy is None and joule is not None:
+        energy = joule / _JOULE_PER_EV
+    announced = images
+    if incomplete:
+        # What a lost data file held is missing, not unannounced.
+        triggers = number(spec + "ntrigger") or 1
+        announced = max(images, int((number(spec + "nimages") or 0) * triggers))
+    mask = next(
+        (file[p][()] for p in (spec + "pixel_mask", det + "pixel_mask", cxi + "mask", "entry_1/data_1/mask") if p in file),
+        None,
+    )
+    masks = {CHANNEL: mask.astype("u4")} if mask is not None and mask.shape == shape else {}
+    saturation = number(det + "saturation_value", spec + "countrate_correction_count_cutoff", spec + "saturation_value")
+    return SeriesMetadata(
+        number_of_images=announced,
+        shape=shape,
+        dtype=dtype,
+        channels=(CHANNEL,),
+        beam_center_x_px=number(det + "beam_center_x"),
+        beam_center_y_px=number(det + "beam_center_y"),
+        camera_length_m=number(det + "detector_distance", cxi + "distance") or attribute("clen") or number("detector_distance"),
+        photon_energy_eV=energy,
+        threshold_energy_eV={CHANNEL: e} if (e := number(det + "threshold_energy")) else {},
+        pixel_size_x_m=number(det + "x_pixel_size", cxi + "x_pixel_size"),
+        pixel_size_y_m=number(det + "y_pixel_size", cxi + "y_pixel_size"),
+        count_time_s=number(det + "count_time"),
+        frame_time_s=number(det + "frame_time"),
+        saturation_value=int(saturation) if saturation else None,
+        sensor_material=text(det + "sensor_material"),
+        sensor_thickness_m=number(det + "sensor_thickness"),
+        detector_description=text(det + "description"),
+        detector_serial=text(det + "detector_number"),
+        arm_date=text(spec + "data_collection_date"),
+        masks=masks,
+    )
+
+
+def expand(sources: Sequence[str]) -> list[tuple[Path, list[int] | None]]:
+    """Files (and, from a list, the events of each) that the given paths, globs and lists name.
+
+    Raises ``BadInput`` for a glob without a match, a missing file or an empty list.
+    """
+    found: list[tuple[Path, list[int] | None]] = []
+    for source in sources:
+        if source.endswith(".lst"):
+            found += _read_list(Path(source))
+        elif glob.has_magic(source) and not Path(source).exists():
+            matches = sorted(glob.glob(source, recursive=True))
+            if not matches:
+                raise BadInput(f"{source}: no file matches; check the folder and the pattern")
+            found += [(Path(match), None) for match in matches]
+        else:
+            found.append((Path(source), None))
+    for path, _ in found:
+        _open(path).close()
+    return found
+
+
+def _read_list(path: Path) -> list[tuple[Path, list[int] | None]]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: the list cannot be read: {error}") from None
+    found: list[tuple[Path, list[int] | None]] = []
+    for line in lines:
+        match = _LIST_LINE.match(line.strip())
+        if match is None or not match[1] or match[1].startswith("#"):
+            continue
+        file = Path(match[1]) if Path(match[1]).is_absolute() else path.parent / match[1]
+        if match[2] is None:
+            found.append((file, None))
+        elif found and found[-1][0] == file and found[-1][1] is not None:
+            found[-1][1].append(int(match[2]))
+        else:
+            found.append((file, [int(match[2])]))
+    if not found:
+        raise BadInput(f"{path}: the list names no file")
+    return found
+
+
+class FileSource:
+    """Series of files, in order, as messages; series ids count from 1, image ids are positions.
+
+    Consecutive single-image files of the same layout and metadata make one series.
+    """
+
+    connected = True
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        self._files = expand(sources)
+        self.problems: list[str] = []
+        self.exhausted = False
+        self._messages = self._run()
+
+    @property
+    def files(self) -> int:
+        return len(self._files)
+
+    def receive(self, timeout_s: float) -> Received | None:
+        """The next message at once; ``None`` when there are no more."""
+        del timeout_s
+        received = next(self._messages, None)
+        self.exhausted = received is None
+        return received
+
+    def close(self) -> None:
+        self._messages.close()
+
+    def _run(self) -> Iterator[Received]:
+        numbers, position = count(1), 0
+        while position < len(self._files):
+            first = FileSeries(*self._files[position])
+            group = self._files[position : self._end_of_group(first, position)]
+            yield from self._series(next(numbers), first, group)
+            position += len(group)
+
+    def _end_of_group(self, first: FileSeries, position: int) -> int:
+        """Where the run of single-image files like ``first`` ends."""
+        end = position + 1
+        while len(first) == 1 and end < len(self._files):
+            other = FileSeries(*self._files[end])
+            other.close()
+            if len(other) != 1 or not _alike(first, other):
+                break
+            end += 1
+        return end
+
+    def _series(self, series_id: int, first: FileSeries, group: Sequence[tuple[Path, list[int] | None]]) -> Iterator[Received]:
+        announced = first.metadata.number_of_images if len(group) == 1 else len(group)
+        yield _now(StartMessage(series_id, first.metadata.with_changes(number_of_images=announced)))
+        ids = count()
+        for member in group:
+            series = first if member is group[0] else FileSeries(*member)
+            self.problems += series.problems
+            try:
+                for position in range(len(series)):
+                    yield self._image(series_id, next(ids), series, position)
+            finally:
+                series.close()
+        yield _now(EndMessage(series_id))
+
+    @staticmethod
+    def _image(series_id: int, image_id: int, series: FileSeries, position: int) -> Received:
+        frame_time, count_time = series.metadata.frame_time_s, series.metadata.count_time_s
+        try:
+            image: ImageData | Defect = series.image(position)
+            nbytes = len(image.data) if isinstance(image, ImageData) else 0
+        except (OSError, RuntimeError) as error:
+            image, nbytes = Defect("missing_data", f"{series.path}: image {position} cannot be read: {error}"), 0
+        return Received(
+            ImageMessage(
+                series_id,
+                image_id,
+                {CHANNEL: image},
+                # Whole nanoseconds, as a detector's clock gives them.
+                start_time_s=None if frame_time is None else round(image_id * frame_time, 9),
+                exposure_s=None if count_time is None else round(count_time, 9),
+            ),
+            time.time(),
+            nbytes,
+        )
+
+
+def _alike(first: FileSeries, other: FileSeries) -> bool:
+    same = ("shape", "dtype", "photon_energy_eV", "camera_length_m", "beam_center_x_px", "beam_center_y_px")
+    return all(getattr(first.metadata, key) == getattr(other.metadata, key) for key in same)
+
+
+def _now(message: StartMessage | EndMessage) -> Received:
+    return Received(message, time.time(), 0)

@@ -1,0 +1,286 @@
+"""What belongs to which series: the policy, without a socket.
+
+Rules. A start always opens its series, whatever its id; a repeated start of the running
+series replaces its metadata. A lone image or end of another series never ends the running
+one; without a start, a series is joined after ``JOIN_AFTER`` consecutive messages of it. Ids
+outside what was announced are refused. A second copy of an image is a duplicate even when
+the first did not decode. A series is over at its end message, ``GRACE_S`` after its last
+announced image, or at a new start; silence never ends it. What is over stays over: a late
+message of it is stale.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from streamer.account import Account
+from streamer.messages import (
+    ConfigMessage,
+    EndMessage,
+    ImageMessage,
+    InvalidMessage,
+    Message,
+    SeriesMetadata,
+    StartMessage,
+)
+
+JOIN_AFTER = 3
+GRACE_S = 1.0
+_REMEMBERED_SERIES = 256
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Series:
+    """One run of the detector. ``ordinal`` counts series seen, as ids may repeat after a reboot."""
+
+    ordinal: int
+    series_id: int
+    unique_id: str | None
+    metadata: SeriesMetadata
+    joined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesOpened:
+    series: Series
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesUpdated:
+    """Metadata came late or was replaced; ``series`` has the ordinal of the one it replaces."""
+
+    series: Series
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAccepted:
+    series: Series
+    image: ImageMessage
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesClosed:
+    """A series is over: what was announced (``None`` if never said), accepted, missing by place."""
+
+    series: Series
+    announced: int | None
+    accepted: int
+    missing: dict[str, int]
+    why: str
+
+
+Event = SeriesOpened | SeriesUpdated | ImageAccepted | SeriesClosed
+
+
+class IdSet:
+    """A set of image ids in little memory: a bit an id, in chunks, however large the ids are."""
+
+    __slots__ = ("_chunks", "count", "highest", "lowest")
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, int] = {}
+        self.count = 0
+        self.lowest: int | None = None
+        self.highest: int | None = None
+
+    def add(self, image_id: int) -> bool:
+        """False when it was there already."""
+        chunk, bit = image_id // _CHUNK, 1 << image_id % _CHUNK
+        bits = self._chunks.get(chunk, 0)
+        if bits & bit:
+            return False
+        self._chunks[chunk] = bits | bit
+        self.count += 1
+        self.lowest = image_id if self.lowest is None else min(self.lowest, image_id)
+        self.highest = image_id if self.highest is None else max(self.highest, image_id)
+        return True
+
+
+@dataclass(slots=True)
+class _Running:
+    series: Series
+    complete: bool
+    announced: int | None
+    ids: IdSet = field(default_factory=IdSet)
+    deadline_s: float | None = None
+
+
+_Key = tuple[int, str | None]
+
+
+class SeriesTracker:
+    """Turns messages into events and keeps the account. Times are a monotonic clock in seconds."""
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._running: _Running | None = None
+        self._over: deque[_Key] = deque(maxlen=_REMEMBERED_SERIES)
+        self._pending: list[ImageMessage] = []
+        self._opened = 0
+
+    @property
+    def running(self) -> Series | None:
+        return self._running.series if self._running else None
+
+    @property
+    def pending(self) -> int:
+        """Images held back until it is clear whether their series is to be joined."""
+        return len(self._pending)
+
+    def handle(self, message: Message, now_s: float) -> Iterator[Event]:
+        """Events of one message, in order. Raises ``InvalidMessage`` for one out of place."""
+        yield from self.tick(now_s)
+        if isinstance(message, StartMessage):
+            yield from self._start(message)
+        elif isinstance(message, ConfigMessage):
+            yield from self._config(message)
+        elif isinstance(message, ImageMessage):
+            self._account.received += 1
+            yield from self._image(message, now_s)
+        else:
+            yield from self._end(message, now_s)
+
+    def tick(self, now_s: float) -> Iterator[Event]:
+        """Events of time passing: a series whose last announced image came a while ago is over."""
+        running = self._running
+        if running is not None and running.deadline_s is not None and now_s >= running.deadline_s:
+            yield from self._close("last announced image")
+
+    def finish(self) -> Iterator[Event]:
+        """The source is exhausted or we stop: the running series is over."""
+        self._drop_pending()
+        yield from self._close("source ended")
+
+    def _start(self, message: StartMessage) -> Iterator[Event]:
+        running = self._running
+        if running is not None and _repeats(running, message):
+            running.complete = message.complete
+            yield self._replace_metadata(running, message.metadata, message.unique_id)
+            return
+        self._drop_pending()
+        yield from self._close("new start")
+        yield self._open(message.series_id, message.unique_id, message.metadata, message.complete, joined=False)
+
+    def _config(self, message: ConfigMessage) -> Iterator[Event]:
+        running = self._running
+        if running is None or running.complete:
+            raise InvalidMessage("malformed", "a detector configuration without a header before it")
+        running.complete = True
+        yield self._replace_metadata(running, message.metadata, running.series.unique_id)
+
+    def _replace_metadata(self, running: _Running, metadata: SeriesMetadata, unique_id: str | None) -> SeriesUpdated:
+        running.series = replace(running.series, metadata=metadata, unique_id=unique_id or running.series.unique_id)
+        self._announce(running, metadata.number_of_images)
+        return SeriesUpdated(running.series)
+
+    def _announce(self, running: _Running, images: int | None) -> None:
+        self._account.announced += (images or 0) - (running.announced or 0)
+        running.announced = images
+
+    def _open(
+        self, series_id: int, unique_id: str | None, metadata: SeriesMetadata, complete: bool, *, joined: bool
+    ) -> SeriesOpened:
+        self._opened += 1
+        series = Series(self._opened, series_id, unique_id, metadata, joined)
+        self._running = _Running(series, complete, None)
+        self._announce(self._running, metadata.number_of_images)
+        return SeriesOpened(series)
+
+    def _image(self, message: ImageMessage, now_s: float) -> Iterator[Event]:
+        running = self._running
+        if running is not None and _belongs(running.series, message):
+            self._drop_pending()
+            yield from self._accept(running, message, now_s)
+            return
+        key = (message.series_id, message.unique_id)
+        if key in self._over or (message.series_id, None) in self._over:
+            self._account.drop("stale_series")
+            return
+        if self._pending and self._pending_key() != key:
+            self._drop_pending()
+        self._pending.append(message)
+        if len(self._pending) >= JOIN_AFTER:
+            yield from self._join(now_s)
+
+    def _join(self, now_s: float) -> Iterator[Event]:
+        pending, self._pending = self._pending, []
+        yield from self._close("another series runs")
+        first = pending[0]
+        yield self._open(first.series_id, first.unique_id, SeriesMetadata(), complete=False, joined=True)
+        running = self._running
+        assert running is not None
+        for image in pending:
+            yield from self._accept(running, image, now_s)
+
+    def _accept(self, running: _Running, message: ImageMessage, now_s: float) -> Iterator[Event]:
+        announced, image_id = running.announced, message.image_id
+        if image_id < 0 or (announced is not None and image_id >= announced):
+            self._account.drop("out_of_range")
+            return
+        if not running.ids.add(image_id):
+            self._account.drop("duplicate")
+            return
+        if announced is not None and image_id == announced - 1:
+            running.deadline_s = now_s + GRACE_S
+        yield ImageAccepted(running.series, message)
+
+    def _end(self, message: EndMessage, now_s: float) -> Iterator[Event]:
+        running = self._running
+        if running is not None and _belongs(running.series, message):
+            self._drop_pending()
+            yield from self._close("end message")
+        elif self._pending and self._pending_key() == (message.series_id, message.unique_id):
+            if len(self._pending) + 1 >= JOIN_AFTER:
+                yield from self._join(now_s)
+                yield from self._close("end message")
+            else:
+                self._drop_pending()
+        else:
+            self._drop_pending()
+
+    def _pending_key(self) -> _Key:
+        return self._pending[0].series_id, self._pending[0].unique_id
+
+    def _drop_pending(self) -> None:
+        if self._pending:
+            self._account.drop("stale_series", len(self._pending))
+            self._pending = []
+
+    def _close(self, why: str) -> Iterator[Event]:
+        running, self._running = self._running, None
+        if running is None:
+            return
+        series, ids = running.series, running.ids
+        self._over.append((series.series_id, series.unique_id))
+        missing = _missing(ids, running.announced, series.joined)
+        for where, count in missing.items():
+            self._account.missing[where] += count
+        yield SeriesClosed(series, running.announced, ids.count, missing, why)
+
+
+def _repeats(running: _Running, message: StartMessage) -> bool:
+    """Whether a start is the running series' own once more, not a rebooted detector's first."""
+    series = running.series
+    if message.series_id != series.series_id:
+        return False
+    if message.unique_id and series.unique_id:
+        return message.unique_id == series.unique_id
+    old, new = series.metadata.arm_date, message.metadata.arm_date
+    return not (old and new) or old == new
+
+
+def _belongs(series: Series, message: ImageMessage | EndMessage) -> bool:
+    if message.series_id != series.series_id:
+        return False
+    return not (message.unique_id and series.unique_id) or message.unique_id == series.unique_id
+
+
+def _missing(ids: IdSet, announced: int | None, joined: bool) -> dict[str, int]:
+    """Images that never came, by place. What a late joiner could not see is ``head``."""
+    if ids.count == 0 or ids.lowest is None or ids.highest is None:
+        return {"head": 0, "gap": 0, "tail": announced or 0}
+    before = ids.lowest
+    inside = ids.highest - ids.lowest + 1 - ids.count
+    tail = announced - 1 - ids.highest if announced is not None else 0
+    return {"head": before if joined else 0, "gap": inside + (0 if joined else before), "tail": tail}
