@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import nn
 
 from analyzer.networks import NETWORKS, build
@@ -123,8 +123,9 @@ def _load(folder: Path, card: ModelCard, device: torch.device | str) -> nn.Modul
 
 def save_weights(network: nn.Module, path: Path) -> str:
     """Write a network's weights; returns their SHA-256 for the card."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def save_card(card: BundleCard, folder: Path) -> None:

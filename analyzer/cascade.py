@@ -21,7 +21,7 @@ from analyzer.reduction import FramePlan, Reduced, Workspace, make_plan
 from analyzer.results import Decision, FrameResult, HitRule, Peak, Status
 from streamer.decoding import check_size, decode
 from streamer.frames import Frame
-from streamer.messages import Defect, ImageData, UndecodableImage
+from streamer.messages import Defect, ImageData, SeriesMetadata, UndecodableImage
 from streamer.series import Series
 from streamer.validity import Validity, sentinel, series_validity
 
@@ -58,6 +58,8 @@ class BatchOutcome:
 class _Prepared:
     """What is ready for the frames of one series in one shape and type."""
 
+    # Held, because its id is part of the key: a freed one's could name other metadata.
+    metadata: SeriesMetadata
     plan: FramePlan
     workspace: Workspace
     profile_index: npt.NDArray[np.intp]
@@ -118,7 +120,7 @@ class Analyser:
 
     def workspaces(self, series: Series) -> list[Workspace]:
         """The workspaces that hold what this worker has seen of a series."""
-        return [prepared.workspace for key, prepared in self._prepared.items() if key[0] == series.ordinal]
+        return [prepared.workspace for key, prepared in list(self._prepared.items()) if key[0] == series.ordinal]
 
     def forget(self, series: Series) -> None:
         """Let go of the buffers held for a series."""
@@ -155,6 +157,7 @@ class Analyser:
         top = sentinel(dtype)
         plan = make_plan(geometry, validity, min(metadata.saturation_value or top, top - 1))
         return _Prepared(
+            metadata,
             plan,
             Workspace(plan, dtype),
             profile_index(geometry, plan.bins.radial_bins),
@@ -197,7 +200,7 @@ class Analyser:
 
     def _split(self, batch: torch.Tensor) -> Sequence[torch.Tensor]:
         """One by one on a CPU, where a batch is no faster but rounds differently: records must not depend on it."""
-        return batch.split(1) if self._device.type == "cpu" else (batch.to(self._device),)
+        return torch.split(batch, 1) if self._device.type == "cpu" else (batch.to(self._device),)
 
     def _parameters(self, profiles: npt.NDArray[np.float32]) -> list[list[float]]:
         parts = [self._bundle.parameters(profile_features(part)) for part in self._split(torch.from_numpy(profiles))]

@@ -275,7 +275,7 @@ class Front:
             return
         del self._tallies[ordinal]
         workspaces = [w for analyser in self._analysers for w in analyser.workspaces(closed.series)]
-        alike = [w for w in workspaces if w.plan.shape == workspaces[0].plan.shape]
+        alike = [w for w in workspaces if w.plan.geometry == workspaces[0].plan.geometry]
         suspects = len(suspect_pixels(alike)) if alike else 0
         report = SeriesReport(closed, tally.analysed, tally.hits, tally.undecodable, suspects)
         self.reports.append(report)

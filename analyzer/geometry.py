@@ -35,7 +35,8 @@ class Geometry:
         if not self.camera_length_m or not self.photon_energy_eV or radius_px <= 0:
             return None
         two_theta = math.atan(radius_px * self.pixel_size_m / self.camera_length_m)
-        return HC_EV_ANGSTROM / self.photon_energy_eV / (2 * math.sin(two_theta / 2))
+        sine = math.sin(two_theta / 2)
+        return HC_EV_ANGSTROM / self.photon_energy_eV / (2 * sine) if sine > 0 else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

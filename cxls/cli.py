@@ -166,9 +166,10 @@ def models_list() -> None:
 
 @models.command("show")
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
-def models_show(bundle: Path | None) -> None:
+@click.option("--markdown", is_flag=True, help="as a page to read")
+def models_show(bundle: Path | None, markdown: bool) -> None:
     """A bundle's card: what it is, how it was trained, how it performed."""
-    importlib.import_module("cxls.commands.models").show_bundle(bundle)
+    importlib.import_module("cxls.commands.models").show_bundle(bundle, markdown)
 
 
 def listening(name: str, address: str) -> None:

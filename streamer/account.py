@@ -48,7 +48,6 @@ class Account:
         processed, dropped, undecodable = (
             sum(part.values()) for part in (self.processed, self.dropped, self.undecodable)
         )
-        return (
-            f"received {self.received} = processed {processed} + dropped {dropped} + undecodable {undecodable}"
-            + (f" + in flight {self.in_flight}" if self.in_flight else "")
+        return f"received {self.received} = processed {processed} + dropped {dropped} + undecodable {undecodable}" + (
+            f" + in flight {self.in_flight}" if self.in_flight else ""
         )

@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from streamer.bounds import MAX_DECODED_BYTES
 from streamer.messages import Algorithm, ImageData, UndecodableImage
 
 DEFAULT_BLOCK_BYTES = 8192
 MAX_BLOCK_BYTES = 1 << 24
-MAX_DECODED_BYTES = 1 << 29
-"""512 MiB decoded: seven times a 16M image of 32 bit."""
+MAX_LZ4_RATIO = 255
+"""No LZ4 block decodes to more bytes than this a byte: a match length grows by 255 a byte."""
 
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _OUT = types.Array(types.uint8, 1, "C")
@@ -39,7 +40,7 @@ def _walk_blocks(payload: Any, elements: int, element_bytes: int, block_elements
     rest -= rest % 8
     blocks = full + (1 if rest else 0)
     end = payload.size
-    position = 0
+    position = np.int64(0)
     for block in range(blocks):
         if end - position < 4:
             return -1 - block
@@ -63,7 +64,7 @@ def _lz4_block(source: Any, start: int, stop: int, out: Any, out_start: int, out
 
     Source: LZ4 block format description. Every length is checked before it is used.
     """
-    position, target = start, out_start
+    position, target = np.int64(start), np.int64(out_start)
     while position < stop:
         token = source[position]
         position += 1
@@ -129,12 +130,15 @@ def _lz4_hdf5(payload: Any, block_bytes: int, out: Any) -> int:
         if length == want:
             for k in range(want):
                 out[target + k] = payload[position + k]
-        elif _lz4_block(payload, position, position + length, out, target, target + want) != 0:
+        elif _lz4_block(payload, int(position), int(position + length), out, int(target), int(target + want)) != 0:
             return -1 - block
         position += length
         target += want
         block += 1
     return 0 if position == end else -1 - block
+
+
+_LZ4_PACKED = (Algorithm.BSLZ4, Algorithm.LZ4_BLOCK, Algorithm.LZ4_HDF5)
 
 
 def _load_bitshuffle() -> tuple[Any, Any]:
@@ -158,11 +162,15 @@ def decode(image: ImageData, out: npt.NDArray[Any]) -> None:
     """Decode ``image`` into ``out``.
 
     ``out`` is C-contiguous, in native byte order, of the image's item size and number of
-    pixels (any shape). On failure its content is undefined. Raises ``UndecodableImage``.
+    pixels (any shape). On failure its content is undefined. Raises ``UndecodableImage``, and
+    ``ValueError`` for a buffer that does not suit.
     """
+    if out.dtype.itemsize != image.dtype.itemsize or out.nbytes != image.decoded_bytes:
+        raise ValueError(f"the buffer holds {out.nbytes} bytes, the image {image.decoded_bytes}")
+    if not (out.flags.c_contiguous and out.flags.writeable and out.dtype.isnative):
+        raise ValueError("the buffer is not contiguous, writable and in native byte order")
+    check_size(image)
     target = out.reshape(-1).view(np.uint8)
-    if out.dtype.itemsize != image.dtype.itemsize or target.nbytes != image.decoded_bytes:
-        raise ValueError(f"the buffer holds {target.nbytes} bytes, the image {image.decoded_bytes}")
     payload = np.frombuffer(image.data, np.uint8) if len(image.data) else np.empty(0, np.uint8)
     if image.algorithm == Algorithm.RAW:
         if payload.nbytes != target.nbytes:
@@ -181,9 +189,15 @@ def decode(image: ImageData, out: npt.NDArray[Any]) -> None:
 
 
 def check_size(image: ImageData) -> None:
-    """Refuse an image too large to allocate for; call before making a buffer for its shape."""
-    if image.decoded_bytes > MAX_DECODED_BYTES:
-        raise UndecodableImage("size_mismatch", f"an image of {image.shape} pixels of {image.dtype} is too large")
+    """Refuse an image that no buffer should be made for; call before making one for its shape.
+
+    Raises ``UndecodableImage`` when it is too large, or larger than its bytes can decode to.
+    """
+    size, packed = image.decoded_bytes, len(image.data)
+    if not 0 < size <= MAX_DECODED_BYTES:
+        raise UndecodableImage("size_mismatch", f"an image of {image.shape} pixels of {image.dtype}")
+    if image.algorithm in _LZ4_PACKED and size > MAX_LZ4_RATIO * packed:
+        raise UndecodableImage("size_mismatch", f"{packed} bytes cannot hold an image of {size}")
 
 
 def _decode_bslz4(payload: npt.NDArray[np.uint8], image: ImageData, target: npt.NDArray[np.uint8]) -> None:
@@ -198,7 +212,10 @@ def _decode_bslz4(payload: npt.NDArray[np.uint8], image: ImageData, target: npt.
     if bad:
         raise UndecodableImage("bad_block", f"the length of block {-1 - bad} does not fit the payload")
     if _bslz4_into is None:
-        decoded = bitshuffle.decompress_lz4(np.array(body), (elements,), np.dtype(f"u{element}"), block)
+        try:
+            decoded = bitshuffle.decompress_lz4(np.array(body), (elements,), np.dtype(f"u{element}"), block)
+        except RuntimeError as error:
+            raise UndecodableImage("bad_block", f"bitshuffle-LZ4 decoder: {error}") from None
         target[:] = decoded.view(np.uint8)
         return
     used = _bslz4_into(_address(body), _address(target), elements, element, block)
@@ -230,8 +247,6 @@ def _decode_lz4_block(payload: npt.NDArray[np.uint8], target: npt.NDArray[np.uin
 
 def _decode_lz4_hdf5(payload: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8]) -> None:
     block_bytes = _framing(payload, target.nbytes)
-    if block_bytes > max(target.nbytes, DEFAULT_BLOCK_BYTES):
-        raise UndecodableImage("bad_header", f"blocks of {block_bytes} bytes in an image of {target.nbytes}")
     body = payload[12:]
     if block_bytes >= target.nbytes and body.nbytes - 4 != target.nbytes:
         if int.from_bytes(body[:4].tobytes(), "big") != body.nbytes - 4:
@@ -250,9 +265,14 @@ def _decode_with_dectris(payload: npt.NDArray[np.uint8], image: ImageData, targe
         raise UndecodableImage(
             "unknown_algorithm", f"compression {image.algorithm} needs the package dectris-compression"
         ) from None
+    if image.algorithm == Algorithm.BSZSTD:
+        # The package believes the header and allocates what it says.
+        block_bytes = _framing(payload, target.nbytes)
+        if block_bytes > MAX_BLOCK_BYTES or image.element_bytes not in (1, 2, 4, 8):
+            raise UndecodableImage("bad_header", f"blocks of {block_bytes} bytes of {image.element_bytes}-byte elements")
     try:
         decoded = compression.decompress(payload, str(image.algorithm), elem_size=image.element_bytes)
-    except (RuntimeError, ValueError, MemoryError, TypeError) as error:
+    except (RuntimeError, ValueError, MemoryError, TypeError, SystemError, OverflowError) as error:
         raise UndecodableImage("bad_block", f"{image.algorithm}: {error}") from None
     if len(decoded) != target.nbytes:
         raise UndecodableImage("size_mismatch", f"{len(decoded)} bytes decoded, the image has {target.nbytes}")

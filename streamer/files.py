@@ -9,7 +9,7 @@ stream; everything else is read by h5py.
 import glob
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,7 @@ import h5py
 import hdf5plugin  # noqa: F401  (registers the HDF5 filters)
 import numpy as np
 
+from streamer import bounds
 from streamer.messages import (
     HC_EV_ANGSTROM,
     Algorithm,
@@ -94,14 +95,17 @@ class FileSeries:
 
     def _find_stacks(self) -> Iterator[_Stack]:
         data = self._file.get("entry/data")
-        names = sorted(n for n in data if re.fullmatch(r"data_\d+", n)) if isinstance(data, h5py.Group) else []
+        names = [n for n in data if re.fullmatch(r"data_\d+", n)] if isinstance(data, h5py.Group) else []
+        names.sort(key=lambda name: int(name.removeprefix("data_")))
         for name in names:
             link = data.get(name, getlink=True)
             try:
                 yield _stack(data[name], f"{self.path}:/entry/data/{name}")
             except (KeyError, OSError):
                 target = getattr(link, "filename", name)
-                self.problems.append(f"{self.path}: data file {target} is missing or unreadable; put it beside the master")
+                self.problems.append(
+                    f"{self.path}: data file {target} is missing or unreadable; put it beside the master"
+                )
         if names:
             return
         for path in IMAGE_PATHS:
@@ -120,18 +124,20 @@ class FileSeries:
         raise IndexError(position)
 
     def _read(self, stack: _Stack, index: int) -> ImageData:
-        dataset, dtype = stack.dataset, self.dtype
+        # Data files of one master can differ; each image says what it is.
+        dataset, dtype = stack.dataset, _pixel_dtype(stack.dataset.dtype)
+        shape: tuple[int, int] = dataset.shape[-2:]
         if stack.algorithm is not None:
             offset = (index, 0, 0) if dataset.ndim == 3 else (0, 0)
             filter_mask, chunk = dataset.id.read_direct_chunk(offset)
             if filter_mask == 0:
-                return ImageData(memoryview(chunk), self.shape, dataset.dtype, stack.algorithm, dtype.itemsize)
+                return ImageData(memoryview(chunk), shape, dtype, stack.algorithm, dtype.itemsize)
         pixels = dataset[index] if dataset.ndim == 3 else dataset[()]
         if pixels.dtype != dtype:
             top = np.iinfo(dtype).max
             pixels = np.clip(np.rint(np.nan_to_num(pixels, nan=top)), 0, top).astype(dtype)
-        data = memoryview(np.ascontiguousarray(pixels)).cast("B")
-        return ImageData(data, self.shape, dtype, Algorithm.RAW, dtype.itemsize)
+        data = memoryview(np.ascontiguousarray(pixels).tobytes())
+        return ImageData(data, shape, dtype, Algorithm.RAW, dtype.itemsize)
 
 
 def _open(path: Path) -> h5py.File:
@@ -143,7 +149,9 @@ def _open(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except OSError as error:
         if not h5py.is_hdf5(path):
-            raise BadInput(f"{path}: not an HDF5 file; give an Eiger master or data file, a CXI file or a .lst list") from None
+            raise BadInput(
+                f"{path}: not an HDF5 file; give an Eiger master or data file, a CXI file or a .lst list"
+            ) from None
         raise BadInput(f"{path}: cannot be opened: {error}") from None
 
 
@@ -176,29 +184,36 @@ def _pixel_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _metadata(
     file: h5py.File, shape: tuple[int, int], dtype: np.dtype[Any], images: int, incomplete: bool
 ) -> SeriesMetadata:
-    def number(*paths: str) -> float | None:
+    def number(allowed: bounds.Range, *paths: str) -> float | None:
+        """The first of the paths that holds a sensible number; of one an image, the first image's."""
         for path in paths:
-            found = file.get(path)
-            if isinstance(found, h5py.Dataset) and found.size:
-                value = float(np.ravel(found[()])[0])
-                if np.isfinite(value) and value > 0:
+            found = _dataset(file, path)
+            if found is not None and found.size and found.dtype.kind in "uif":
+                value = bounds.number(float(found[(0,) * found.ndim]), allowed)
+                if value is not None:
                     return value
         return None
 
-    def attribute(name: str) -> float | None:
-        value = file.attrs.get(name)
-        return float(value) if value is not None and np.size(value) == 1 and float(value) > 0 else None
+    def attribute(allowed: bounds.Range, name: str) -> float | None:
+        value = np.asarray(file.attrs.get(name, "absent"))
+        return (
+            bounds.number(float(value.ravel()[0]), allowed) if value.size == 1 and value.dtype.kind in "uif" else None
+        )
 
     def text(path: str) -> str | None:
-        found = file.get(path)
-        value = found[()] if isinstance(found, h5py.Dataset) and found.shape == () else None
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else None
+        found = _dataset(file, path)
+        value = found[()] if found is not None and found.shape == () else None
+        return bounds.text(value.decode("utf-8", "replace")) if isinstance(value, bytes) else None
 
     det, spec = "entry/instrument/detector/", "entry/instrument/detector/detectorSpecific/"
     cxi = "entry_1/instrument_1/detector_1/"
-    energy = number(spec + "photon_energy") or attribute("photon_energy") or number("photon_energy_eV")
-    wavelength = number("entry/instrument/beam/incident_wavelength")
-    joule = number("entry_1/instrument_1/source_1/energy")
+    energy = (
+        number(bounds.ENERGY_EV, spec + "photon_energy")
+        or attribute(bounds.ENERGY_EV, "photon_energy")
+        or number(bounds.ENERGY_EV, "photon_energy_eV")
+    )
+    wavelength = number(bounds.WAVELENGTH_A, "entry/instrument/beam/incident_wavelength")
+    joule = number((_JOULE_PER_EV, 1e7 * _JOULE_PER_EV), "entry_1/instrument_1/source_1/energy")
     if energy is None and wavelength is not None:
         energy = HC_EV_ANGSTROM / wavelength
     if energy is None and joule is not None:
@@ -206,36 +221,60 @@ def _metadata(
     announced = images
     if incomplete:
         # What a lost data file held is missing, not unannounced.
-        triggers = number(spec + "ntrigger") or 1
-        announced = max(images, int((number(spec + "nimages") or 0) * triggers))
+        count = (1.0, 1e9)
+        announced = max(images, int((number(count, spec + "nimages") or 0) * (number(count, spec + "ntrigger") or 1)))
     mask = next(
-        (file[p][()] for p in (spec + "pixel_mask", det + "pixel_mask", cxi + "mask", "entry_1/data_1/mask") if p in file),
+        (
+            found
+            for path in (spec + "pixel_mask", det + "pixel_mask", cxi + "mask", "entry_1/data_1/mask")
+            if (found := _dataset(file, path)) is not None and found.shape == shape and found.dtype.kind in "uib"
+        ),
         None,
     )
-    masks = {CHANNEL: mask.astype("u4")} if mask is not None and mask.shape == shape else {}
-    saturation = number(det + "saturation_value", spec + "countrate_correction_count_cutoff", spec + "saturation_value")
+    masks = {CHANNEL: mask[()].astype("u4")} if mask is not None else {}
+    saturation = number(
+        (1.0, bounds.MAX_SATURATION),
+        det + "saturation_value",
+        spec + "countrate_correction_count_cutoff",
+        spec + "saturation_value",
+    )
+    threshold = number(bounds.ENERGY_EV, det + "threshold_energy")
+    center_x, center_y = (number(bounds.BEAM_CENTER_PX, det + f"beam_center_{axis}") for axis in "xy")
+    if not center_x and not center_y:
+        center_x = center_y = None
     return SeriesMetadata(
         number_of_images=announced,
         shape=shape,
         dtype=dtype,
         channels=(CHANNEL,),
-        beam_center_x_px=number(det + "beam_center_x"),
-        beam_center_y_px=number(det + "beam_center_y"),
-        camera_length_m=number(det + "detector_distance", cxi + "distance") or attribute("clen") or number("detector_distance"),
+        beam_center_x_px=center_x,
+        beam_center_y_px=center_y,
+        camera_length_m=number(bounds.CAMERA_LENGTH_M, det + "detector_distance", cxi + "distance")
+        or attribute(bounds.CAMERA_LENGTH_M, "clen")
+        or number(bounds.CAMERA_LENGTH_M, "detector_distance"),
         photon_energy_eV=energy,
-        threshold_energy_eV={CHANNEL: e} if (e := number(det + "threshold_energy")) else {},
-        pixel_size_x_m=number(det + "x_pixel_size", cxi + "x_pixel_size"),
-        pixel_size_y_m=number(det + "y_pixel_size", cxi + "y_pixel_size"),
-        count_time_s=number(det + "count_time"),
-        frame_time_s=number(det + "frame_time"),
+        threshold_energy_eV={CHANNEL: threshold} if threshold else {},
+        pixel_size_x_m=number(bounds.PIXEL_SIZE_M, det + "x_pixel_size", cxi + "x_pixel_size"),
+        pixel_size_y_m=number(bounds.PIXEL_SIZE_M, det + "y_pixel_size", cxi + "y_pixel_size"),
+        count_time_s=number(bounds.DURATION_S, det + "count_time"),
+        frame_time_s=number(bounds.DURATION_S, det + "frame_time"),
         saturation_value=int(saturation) if saturation else None,
         sensor_material=text(det + "sensor_material"),
-        sensor_thickness_m=number(det + "sensor_thickness"),
+        sensor_thickness_m=number(bounds.THICKNESS_M, det + "sensor_thickness"),
         detector_description=text(det + "description"),
         detector_serial=text(det + "detector_number"),
         arm_date=text(spec + "data_collection_date"),
         masks=masks,
     )
+
+
+def _dataset(file: h5py.File, path: str) -> h5py.Dataset | None:
+    """What lies at the path, if it is a dataset; a link to nowhere is nothing."""
+    try:
+        found = file.get(path)
+    except (KeyError, OSError):
+        return None
+    return found if isinstance(found, h5py.Dataset) else None
 
 
 def expand(sources: Sequence[str]) -> list[tuple[Path, list[int] | None]]:
@@ -309,7 +348,7 @@ class FileSource:
     def close(self) -> None:
         self._messages.close()
 
-    def _run(self) -> Iterator[Received]:
+    def _run(self) -> Generator[Received, None, None]:
         numbers, position = count(1), 0
         while position < len(self._files):
             first = FileSeries(*self._files[position])
@@ -328,7 +367,9 @@ class FileSource:
             end += 1
         return end
 
-    def _series(self, series_id: int, first: FileSeries, group: Sequence[tuple[Path, list[int] | None]]) -> Iterator[Received]:
+    def _series(
+        self, series_id: int, first: FileSeries, group: Sequence[tuple[Path, list[int] | None]]
+    ) -> Iterator[Received]:
         announced = first.metadata.number_of_images if len(group) == 1 else len(group)
         yield _now(StartMessage(series_id, first.metadata.with_changes(number_of_images=announced)))
         ids = count()

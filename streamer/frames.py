@@ -28,7 +28,16 @@ class Frame:
 
     @property
     def nbytes(self) -> int:
+        """Packed bytes of the image."""
         return len(self.image.data) if isinstance(self.image, ImageData) else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes kept in memory: the image's whole message part, in v2 with its other channels."""
+        if not isinstance(self.image, ImageData):
+            return 0
+        data = self.image.data
+        return memoryview(data.obj).nbytes if isinstance(data, memoryview) else len(data)
 
 
 def choose_channel(metadata: SeriesMetadata, message: ImageMessage, wanted: str | None) -> str:

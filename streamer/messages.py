@@ -74,7 +74,9 @@ class SeriesMetadata:
     Beam centres are edge-based as on the wire and in files (pixel index = value - 0.5).
     ``masks`` and ``flatfields`` map a channel name to a (ss, fs) array; a mask is nonzero
     where a pixel is bad. ``countrate_table`` is (N, 2) counts in and corrected (v1) or
-    (N, 1) corrected counts (v2). ``raw`` keeps the header's own keys.
+    (N, 1) corrected counts (v2). ``raw`` keeps the header's own keys, arrays left out.
+    ``problems`` says what the header announced that could not be used. Every value is within
+    the bounds of ``bounds``; one that was not is as if it had not been said.
     """
 
     number_of_images: int | None = None
@@ -101,6 +103,7 @@ class SeriesMetadata:
     countrate_table: npt.NDArray[Any] | None = None
     user_data: Any = None
     raw: Mapping[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     def with_changes(self, **changes: Any) -> "SeriesMetadata":
         return replace(self, **changes)

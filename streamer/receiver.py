@@ -5,6 +5,7 @@ PULL that may be connected to it. Parts are received without copying; a parsed i
 its part alive and nothing else does.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ RECEIVE_HWM = 16
 MAX_PARTS = 64
 PROTOCOLS = ("auto", "v1", "v2")
 _RETRY_S = 0.5
+"""libzmq announces its own new attempt within milliseconds of a loss; none by now means it gave up."""
+
+_SLICE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,12 @@ class Received:
 
 @dataclass(slots=True)
 class _Link:
+    """A connection as its socket's events tell it. ``greeted``: the peer turned out to be a PUSH."""
+
+    endpoint: str
     monitor: zmq.Socket[bytes]
     connected: bool = False
+    greeted: bool = False
     lost_at: float | None = None
 
 
@@ -46,8 +54,10 @@ class StreamReceiver:
     """Pulls from one or more detector endpoints.
 
     ``protocol`` is ``auto`` (told from each message), ``v1`` or ``v2``. A part larger than
-    ``max_part_bytes`` is refused by libzmq, which gives up that connection for good; the
-    socket monitor shows it, and we count the message as too large and connect again.
+    ``max_part_bytes`` is refused by libzmq, which gives up that connection for good (what the
+    sender had queued on it is lost, as in any loss of a connection); the socket monitor shows
+    it, and we count the message as too large and connect again. Raises ``ValueError`` for an
+    address that cannot be one.
     """
 
     def __init__(
@@ -60,14 +70,21 @@ class StreamReceiver:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._protocol = protocol
         self._poller = zmq.Poller()
-        self._sockets: dict[zmq.Socket[bytes], str] = {}
         self._links: dict[zmq.Socket[bytes], _Link] = {}
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"stream {protocol!r} is not known; take one of {', '.join(PROTOCOLS)}")
+        if not endpoints:
+            raise ValueError("no stream address; one looks like tcp://host:31001")
         try:
             for endpoint in endpoints:
+                _check_port(endpoint)
                 self._open(endpoint, max_part_bytes, receive_hwm)
         except zmq.ZMQError as error:
             self.close()
             raise ValueError(f"{endpoint}: {error.strerror}; a stream address looks like tcp://host:31001") from None
+        except ValueError:
+            self.close()
+            raise
 
     def _open(self, endpoint: str, max_part_bytes: int, receive_hwm: int) -> None:
         socket = self._context.socket(zmq.PULL)
@@ -78,10 +95,12 @@ class StreamReceiver:
         socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
         socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
         monitor = socket.get_monitor_socket(
-            zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_CONNECT_DELAYED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_CONNECT_RETRIED
+            | zmq.EVENT_CONNECT_DELAYED
         )
-        self._sockets[socket] = endpoint
-        self._links[socket] = _Link(monitor)
+        self._links[socket] = _Link(endpoint, monitor)
         socket.connect(endpoint)
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)
@@ -95,17 +114,26 @@ class StreamReceiver:
 
     def receive(self, timeout_s: float) -> Received | None:
         """The next message, or ``None`` after ``timeout_s`` seconds without one."""
-        ready = dict(self._poller.poll(round(timeout_s * 1000)))
-        for socket, link in self._links.items():
-            if link.monitor in ready:
-                self._follow(link)
-            if link.lost_at is not None and time.monotonic() - link.lost_at > _RETRY_S:
-                return self._reconnect(socket, link)
-        for socket in self._sockets:
-            if socket in ready:
-                frames = socket.recv_multipart(copy=False)
-                return self._parse(frames, time.time())
-        return None
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            ready = dict(self._poller.poll(max(0, round(min(left, _SLICE_S) * 1000))))
+            for socket, link in self._links.items():
+                if link.monitor in ready:
+                    _follow(link)
+                lost_s = 0.0 if link.lost_at is None else time.monotonic() - link.lost_at
+                # What came before the loss is read first: to disconnect would discard it.
+                if lost_s > _RETRY_S and socket not in ready:
+                    return self._reconnect(socket, link)
+            for socket in self._links:
+                if socket in ready:
+                    frames = socket.recv_multipart(copy=False)
+                    received = self._parse(frames, time.time())
+                    # Its next turn comes after all others', so that a busy one starves none.
+                    self._links[socket] = self._links.pop(socket)
+                    return received
+            if left <= 0:
+                return None
 
     def _parse(self, frames: list[zmq.Frame], received_at: float) -> Received:
         parts = [frame.buffer for frame in frames]
@@ -115,39 +143,47 @@ class StreamReceiver:
         except InvalidMessage as error:
             return Received(error, received_at, nbytes)
 
-    @staticmethod
-    def _follow(link: _Link) -> None:
-        while link.monitor.poll(0):
-            event = recv_monitor_message(link.monitor)["event"]
-            if event == zmq.EVENT_CONNECTED:
-                link.connected, link.lost_at = True, None
-            elif event == zmq.EVENT_DISCONNECTED:
-                link.connected, link.lost_at = False, time.monotonic()
-            else:
-                # libzmq tries again by itself after a lost peer, never after a refused part.
-                link.lost_at = None
-
     def _reconnect(self, socket: "zmq.Socket[bytes]", link: _Link) -> Received:
-        endpoint = self._sockets[socket]
         link.lost_at = None
-        try:
-            socket.disconnect(endpoint)
-        except zmq.ZMQError:
-            pass  # libzmq has already forgotten the endpoint
-        socket.connect(endpoint)
-        error = InvalidMessage("too_large", f"{endpoint}: a message part over the size limit was refused; connected again")
-        return Received(error, time.time(), 0)
+        with contextlib.suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint
+            socket.disconnect(link.endpoint)
+        socket.connect(link.endpoint)
+        if link.greeted:
+            reason, text = "too_large", "a message part over the size limit was refused; connected again"
+        else:
+            reason, text = "wrong_protocol", "what answers there is not a detector's PUSH socket; trying again"
+        link.greeted = False
+        return Received(InvalidMessage(reason, f"{link.endpoint}: {text}"), time.time(), 0)
 
     def close(self) -> None:
         """Close the sockets; messages not yet received are gone."""
-        for socket in self._sockets:
+        for socket, link in self._links.items():
             socket.disable_monitor()
             socket.close()
-        for link in self._links.values():
             link.monitor.close()
-        self._sockets.clear()
         self._links.clear()
         self._context.term()
+
+
+def _follow(link: _Link) -> None:
+    """Read what happened to a connection since the last look."""
+    while link.monitor.poll(0):
+        event = recv_monitor_message(link.monitor)["event"]
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            link.connected = link.greeted = True
+            link.lost_at = None
+        elif event == zmq.EVENT_DISCONNECTED:
+            link.connected, link.lost_at = False, time.monotonic()
+        else:
+            # libzmq tries again by itself after a lost peer, never after a refused part.
+            link.greeted, link.lost_at = False, None
+
+
+def _check_port(endpoint: str) -> None:
+    """Refuse a port that libzmq would silently replace by its remainder by 65536."""
+    host, _, port = endpoint.rpartition(":")
+    if host.startswith("tcp://") and not (port.isdecimal() and port.isascii() and 0 < int(port[:6]) < 65536):
+        raise ValueError(f"{endpoint}: port {port[:20]} is not between 1 and 65535")
 
 
 def parse(parts: Sequence[memoryview], protocol: str = "auto") -> Message:

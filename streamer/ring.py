@@ -11,15 +11,22 @@ DEFAULT_RING_FRAMES = 4096
 
 
 class FrameRing:
-    """Frames in the order they came. One writer, any number of readers."""
+    """Frames in the order they came. One writer, any number of readers.
+
+    Bytes are those that the frames keep in memory, not only those of the channel analysed.
+    """
 
     def __init__(self, max_bytes: int = DEFAULT_RING_BYTES, max_frames: int = DEFAULT_RING_FRAMES) -> None:
-        self._frames: deque[Frame] = deque()
+        self._frames: deque[tuple[Frame, int]] = deque()
         self._bytes = 0
         self._max_bytes = max_bytes
         self._max_frames = max_frames
         self._closed = False
-        self._changed = threading.Condition()
+        self._writer_waits = False
+        # Readers and the writer wait apart: a wake-up meant for one is never spent on the other.
+        lock = threading.Lock()
+        self._filled = threading.Condition(lock)
+        self._emptied = threading.Condition(lock)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -28,43 +35,57 @@ class FrameRing:
     def capacity(self) -> int:
         return self._max_frames
 
-    def _has_room(self, frame: Frame) -> bool:
+    @property
+    def held_bytes(self) -> int:
+        return self._bytes
+
+    def _has_room(self, size: int) -> bool:
         # A frame larger than the whole ring still passes when it is alone.
-        fits = self._bytes + frame.nbytes <= self._max_bytes or not self._frames
+        fits = self._bytes + size <= self._max_bytes or not self._frames
         return fits and len(self._frames) < self._max_frames
 
     def put(self, frame: Frame, timeout_s: float = 0.0) -> bool:
-        """Append; False when there is still no room after ``timeout_s`` seconds."""
-        with self._changed:
-            if not self._has_room(frame) and not self._changed.wait_for(lambda: self._has_room(frame), timeout_s):
+        """Append; False when there is still no room after ``timeout_s`` seconds, or the ring is closed."""
+        size = frame.held_bytes
+        with self._emptied:
+            if timeout_s > 0 and not self._closed and not self._has_room(size):
+                self._writer_waits = True
+                self._filled.notify_all()
+                self._emptied.wait_for(lambda: self._closed or self._has_room(size), timeout_s)
+                self._writer_waits = False
+            if self._closed or not self._has_room(size):
                 return False
-            self._frames.append(frame)
-            self._bytes += frame.nbytes
-            self._changed.notify()
+            self._frames.append((frame, size))
+            self._bytes += size
+            # All: a reader that lingers for a full batch must not keep an idle one asleep.
+            self._filled.notify_all()
             return True
 
     def take(self, most: int, linger_s: float, timeout_s: float) -> list[Frame]:
         """Up to ``most`` frames: waits ``timeout_s`` for a first, then ``linger_s`` for more.
 
-        Empty when none came in time or the ring is closed and empty.
+        Empty when none came in time, another reader took them or the ring is closed and empty.
+        While the writer waits for room there is nothing to linger for.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._frames or self._closed, timeout_s)
+        with self._filled:
+            self._filled.wait_for(lambda: self._frames or self._closed, timeout_s)
             deadline = time.monotonic() + linger_s
-            while 0 < len(self._frames) < most and not self._closed:
+            while 0 < len(self._frames) < most and not self._closed and not self._writer_waits:
                 left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
+                if left <= 0 or not self._filled.wait(left):
                     break
-            batch = [self._frames.popleft() for _ in range(min(most, len(self._frames)))]
-            self._bytes -= sum(frame.nbytes for frame in batch)
-            self._changed.notify_all()
-            return batch
+            taken = [self._frames.popleft() for _ in range(min(most, len(self._frames)))]
+            self._bytes -= sum(size for _, size in taken)
+            if taken:
+                self._emptied.notify_all()
+            return [frame for frame, _ in taken]
 
     def close(self) -> None:
-        """No more frames will come; readers drain what is left."""
-        with self._changed:
+        """No more frames will come; readers drain what is left, a waiting writer gets False."""
+        with self._filled:
             self._closed = True
-            self._changed.notify_all()
+            self._filled.notify_all()
+            self._emptied.notify_all()
 
     @property
     def finished(self) -> bool:

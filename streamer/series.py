@@ -26,6 +26,10 @@ from streamer.messages import (
 
 JOIN_AFTER = 3
 GRACE_S = 1.0
+MAX_UNANNOUNCED_ID = 1 << 40
+"""Images from here on are out of range where nothing was announced: 35 years at 1 kHz. One flipped
+bit in an id must not fill the account with missing images that never were."""
+
 _REMEMBERED_SERIES = 256
 _CHUNK = 1024
 
@@ -105,6 +109,10 @@ class _Running:
     ids: IdSet = field(default_factory=IdSet)
     deadline_s: float | None = None
 
+    @property
+    def last_came(self) -> bool:
+        return self.announced is not None and self.ids.highest == self.announced - 1
+
 
 _Key = tuple[int, str | None]
 
@@ -132,9 +140,9 @@ class SeriesTracker:
         """Events of one message, in order. Raises ``InvalidMessage`` for one out of place."""
         yield from self.tick(now_s)
         if isinstance(message, StartMessage):
-            yield from self._start(message)
+            yield from self._start(message, now_s)
         elif isinstance(message, ConfigMessage):
-            yield from self._config(message)
+            yield from self._config(message, now_s)
         elif isinstance(message, ImageMessage):
             self._account.received += 1
             yield from self._image(message, now_s)
@@ -152,30 +160,38 @@ class SeriesTracker:
         self._drop_pending()
         yield from self._close("source ended")
 
-    def _start(self, message: StartMessage) -> Iterator[Event]:
+    def _start(self, message: StartMessage, now_s: float) -> Iterator[Event]:
         running = self._running
+        self._drop_pending()
         if running is not None and _repeats(running, message):
             running.complete = message.complete
-            yield self._replace_metadata(running, message.metadata, message.unique_id)
+            yield self._replace_metadata(running, message.metadata, message.unique_id, now_s)
             return
-        self._drop_pending()
         yield from self._close("new start")
         yield self._open(message.series_id, message.unique_id, message.metadata, message.complete, joined=False)
 
-    def _config(self, message: ConfigMessage) -> Iterator[Event]:
+    def _config(self, message: ConfigMessage, now_s: float) -> Iterator[Event]:
         running = self._running
         if running is None or running.complete:
             raise InvalidMessage("malformed", "a detector configuration without a header before it")
         running.complete = True
-        yield self._replace_metadata(running, message.metadata, running.series.unique_id)
+        yield self._replace_metadata(running, message.metadata, running.series.unique_id, now_s)
 
-    def _replace_metadata(self, running: _Running, metadata: SeriesMetadata, unique_id: str | None) -> SeriesUpdated:
+    def _replace_metadata(
+        self, running: _Running, metadata: SeriesMetadata, unique_id: str | None, now_s: float
+    ) -> SeriesUpdated:
         running.series = replace(running.series, metadata=metadata, unique_id=unique_id or running.series.unique_id)
         self._announce(running, metadata.number_of_images)
+        running.deadline_s = now_s + GRACE_S if running.last_came else None
         return SeriesUpdated(running.series)
 
     def _announce(self, running: _Running, images: int | None) -> None:
-        self._account.announced += (images or 0) - (running.announced or 0)
+        """What is announced never falls below what came, nor is it taken back by a header that says nothing."""
+        if images is None:
+            return
+        if running.ids.highest is not None:
+            images = max(images, running.ids.highest + 1)
+        self._account.announced += images - (running.announced or 0)
         running.announced = images
 
     def _open(
@@ -193,11 +209,11 @@ class SeriesTracker:
             self._drop_pending()
             yield from self._accept(running, message, now_s)
             return
-        key = (message.series_id, message.unique_id)
-        if key in self._over or (message.series_id, None) in self._over:
+        if self._is_over(message):
+            self._drop_pending()
             self._account.drop("stale_series")
             return
-        if self._pending and self._pending_key() != key:
+        if self._pending and not _same_series(self._pending[0], message):
             self._drop_pending()
         self._pending.append(message)
         if len(self._pending) >= JOIN_AFTER:
@@ -207,7 +223,8 @@ class SeriesTracker:
         pending, self._pending = self._pending, []
         yield from self._close("another series runs")
         first = pending[0]
-        yield self._open(first.series_id, first.unique_id, SeriesMetadata(), complete=False, joined=True)
+        # Complete: a configuration that comes now belongs to a header we never saw, of another series.
+        yield self._open(first.series_id, first.unique_id, SeriesMetadata(), complete=True, joined=True)
         running = self._running
         assert running is not None
         for image in pending:
@@ -215,13 +232,13 @@ class SeriesTracker:
 
     def _accept(self, running: _Running, message: ImageMessage, now_s: float) -> Iterator[Event]:
         announced, image_id = running.announced, message.image_id
-        if image_id < 0 or (announced is not None and image_id >= announced):
+        if not 0 <= image_id < (MAX_UNANNOUNCED_ID if announced is None else announced):
             self._account.drop("out_of_range")
             return
         if not running.ids.add(image_id):
             self._account.drop("duplicate")
             return
-        if announced is not None and image_id == announced - 1:
+        if running.last_came and running.deadline_s is None:
             running.deadline_s = now_s + GRACE_S
         yield ImageAccepted(running.series, message)
 
@@ -230,17 +247,19 @@ class SeriesTracker:
         if running is not None and _belongs(running.series, message):
             self._drop_pending()
             yield from self._close("end message")
-        elif self._pending and self._pending_key() == (message.series_id, message.unique_id):
-            if len(self._pending) + 1 >= JOIN_AFTER:
-                yield from self._join(now_s)
-                yield from self._close("end message")
-            else:
-                self._drop_pending()
+        elif self._pending and _same_series(self._pending[0], message) and len(self._pending) + 1 >= JOIN_AFTER:
+            yield from self._join(now_s)
+            yield from self._close("end message")
         else:
             self._drop_pending()
+            if not self._is_over(message):
+                self._over.append((message.series_id, message.unique_id))
 
-    def _pending_key(self) -> _Key:
-        return self._pending[0].series_id, self._pending[0].unique_id
+    def _is_over(self, message: ImageMessage | EndMessage) -> bool:
+        return any(
+            series_id == message.series_id and (not (unique_id and message.unique_id) or unique_id == message.unique_id)
+            for series_id, unique_id in self._over
+        )
 
     def _drop_pending(self) -> None:
         if self._pending:
@@ -274,6 +293,12 @@ def _belongs(series: Series, message: ImageMessage | EndMessage) -> bool:
     if message.series_id != series.series_id:
         return False
     return not (message.unique_id and series.unique_id) or message.unique_id == series.unique_id
+
+
+def _same_series(one: ImageMessage, other: ImageMessage | EndMessage) -> bool:
+    return one.series_id == other.series_id and (
+        not (one.unique_id and other.unique_id) or one.unique_id == other.unique_id
+    )
 
 
 def _missing(ids: IdSet, announced: int | None, joined: bool) -> dict[str, int]:

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from streamer import bounds
+from streamer.bounds import is_count, is_id
 from streamer.messages import (
     HC_EV_ANGSTROM,
     Algorithm,
@@ -32,7 +34,7 @@ CHANNEL = "threshold_1"
 
 MAX_JSON_BYTES = 4 << 20
 _DTYPES = {"uint8": "u1", "uint16": "u2", "uint32": "u4"}
-_ENCODING = re.compile(r"^(?:bs(8|16|32))?(?:-?(lz4))?([<>])$")
+_ENCODING = re.compile(r"(?:bs(8|16|32))?(?:-?(lz4))?([<>])")
 _decode_json = msgspec.json.Decoder().decode
 _encode_json = msgspec.json.Encoder(order="sorted").encode
 
@@ -52,22 +54,20 @@ def parse(parts: Sequence[Buffer]) -> Message:
     if not isinstance(kind, str):
         raise InvalidMessage("unknown_type", "stream v1 htype is not text")
     series_id = head.get("series")
-    if not _is_count(series_id):
-        raise InvalidMessage("missing_field", f"stream v1 {kind[:40]} without a series number")
+    if not is_count(series_id):
+        reason = "missing_field" if series_id is None else "bad_value"
+        raise InvalidMessage(reason, f"stream v1 {kind[:40]!r} without a series number")
     if kind.startswith("dimage-"):
         image_id = head.get("frame")
-        if not isinstance(image_id, int) or isinstance(image_id, bool) or abs(image_id) >= 1 << 63:
-            raise InvalidMessage("missing_field", "stream v1 image without a frame number")
+        if not is_id(image_id):
+            reason = "missing_field" if image_id is None else "bad_value"
+            raise InvalidMessage(reason, "stream v1 image without a frame number")
         return _image(series_id, image_id, parts)
     if kind.startswith("dheader-"):
         return _header(series_id, head, parts)
     if kind.startswith("dseries_end-"):
         return EndMessage(series_id)
     raise InvalidMessage("unknown_type", f"stream v1 htype {kind[:40]!r}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _json(part: Buffer, what: str) -> dict[str, Any]:
@@ -88,9 +88,12 @@ def _image(series_id: int, image_id: int, parts: Sequence[Buffer]) -> ImageMessa
         return ImageMessage(series_id, image_id, defect=defect)
     try:
         layout = _json(parts[1], "the second part")
-        times = _json(parts[3], "the fourth part") if len(parts) > 3 and len(parts[3]) else {}
     except InvalidMessage as error:
         return ImageMessage(series_id, image_id, defect=Defect("bad_header", str(error)))
+    try:
+        times = _json(parts[3], "the fourth part") if len(parts) > 3 else {}
+    except InvalidMessage:
+        times = {}  # times that cannot be read cost the image nothing else
     start, stop, exposure = (_seconds(times.get(key)) for key in ("start_time", "stop_time", "real_time"))
     return ImageMessage(
         series_id,
@@ -105,18 +108,20 @@ def _image(series_id: int, image_id: int, parts: Sequence[Buffer]) -> ImageMessa
 
 def _image_data(layout: Mapping[str, Any], blob: Buffer) -> ImageData | Defect:
     shape, kind, encoding = layout.get("shape"), layout.get("type"), layout.get("encoding")
-    if not (isinstance(shape, list) and len(shape) >= 2 and all(_is_count(n) and n for n in shape)):
-        return Defect("bad_header", f"shape {str(shape)[:40]} is not [width, height]")
+    if not (isinstance(shape, list) and 2 <= len(shape) <= 8 and all(is_count(n) and n for n in shape)):
+        return Defect("bad_header", f"shape {_short(shape)} is not [width, height]")
     if any(n != 1 for n in shape[2:]):
-        return Defect("bad_header", f"shape {str(shape)[:40]} has more than two dimensions")
-    if kind not in _DTYPES:
-        return Defect("unknown_dtype", f"pixels of type {str(kind)[:40]!r}; uint8, uint16 or uint32 are known")
-    match = _ENCODING.match(encoding) if isinstance(encoding, str) else None
+        return Defect("bad_header", f"shape {_short(shape)} has more than two dimensions")
+    if bounds.image_shape(shape[1], shape[0]) is None:
+        return Defect("size_mismatch", f"an image of {shape[0]} x {shape[1]} pixels is too large")
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        return Defect("unknown_dtype", f"pixels of type {_short(kind)}; uint8, uint16 or uint32 are known")
+    match = _ENCODING.fullmatch(encoding) if isinstance(encoding, str) else None
     if match is None or (match[1] and not match[2]):
-        return Defect("unknown_algorithm", f"encoding {str(encoding)[:40]!r} is not known")
+        return Defect("unknown_algorithm", f"encoding {_short(encoding)} is not known")
     size = layout.get("size")
     if size is not None and size != len(blob):
-        return Defect("size_mismatch", f"{str(size)[:40]} bytes announced, {len(blob)} received")
+        return Defect("size_mismatch", f"{_short(size)} bytes announced, {len(blob)} received")
     dtype = np.dtype(match[3] + _DTYPES[kind])
     if match[1]:
         algorithm, element = Algorithm.BSLZ4, int(match[1]) // 8
@@ -125,18 +130,28 @@ def _image_data(layout: Mapping[str, Any], blob: Buffer) -> ImageData | Defect:
     return ImageData(blob, (shape[1], shape[0]), dtype, algorithm, element)
 
 
+def _short(value: Any) -> str:
+    """A value for a sentence. Numbers of many digits are not spelled out: that alone can take seconds."""
+    if isinstance(value, int) and not is_id(value):
+        return "a number beyond 64 bits"
+    if isinstance(value, (list, dict)):
+        return f"[{', '.join(_short(member) for member in value[:3])}]" if isinstance(value, list) else "a map"
+    return repr(value[:40] if isinstance(value, str) else value)
+
+
 def _seconds(value: Any) -> float | None:
-    return value / 1e9 if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    nanoseconds = bounds.number(value, (0.0, bounds.CLOCK_S[1] * 1e9))
+    return None if nanoseconds is None else nanoseconds / 1e9
 
 
 def _appendix(part: Buffer) -> Any:
-    """An appendix as JSON where it is JSON, else as text; ``None`` when empty."""
-    if not len(part) or len(part) > MAX_JSON_BYTES:
+    """An appendix as JSON where it is JSON, else as text; ``None`` when empty or too large."""
+    if not 0 < len(part) <= bounds.MAX_PLAIN_TEXT:
         return None
     try:
-        return _decode_json(part)
+        return bounds.plain(_decode_json(part))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError):
-        return bytes(part).decode("utf-8", "replace")
+        return str(part, "utf-8", "replace")
 
 
 def _header(series_id: int, head: Mapping[str, Any], parts: Sequence[Buffer]) -> StartMessage:
@@ -145,20 +160,26 @@ def _header(series_id: int, head: Mapping[str, Any], parts: Sequence[Buffer]) ->
     if rest and detail != "none":
         metadata, complete, rest = metadata_from_config(_json(rest[0], "the configuration")), True, rest[1:]
     arrays: dict[str, np.ndarray[Any, Any]] = {}
+    problems: list[str] = []
     while len(rest) >= 2 and (name := _array_name(rest[0])) is not None:
-        array = _array(_json(rest[0], name), rest[1], name)
-        if array is not None:
+        array = _array(_json(rest[0], name), rest[1])
+        if isinstance(array, str):
+            problems.append(f"{name} left out: {array}")
+        elif name == "pixelmask" and metadata.shape not in (None, array.shape):
+            problems.append(f"{name} left out: {array.shape} in a series of {metadata.shape}")
+        elif array.size:
             arrays[name] = array
         rest = rest[2:]
     if len(rest) > 1:
-        raise InvalidMessage("malformed", f"stream v1 header of series {series_id}: {len(rest)} parts are not known")
+        problems.append(f"{len(rest)} parts of the header are not known")
     return StartMessage(
         series_id,
         metadata.with_changes(
             flatfields={CHANNEL: arrays["flatfield"]} if "flatfield" in arrays else {},
             masks={CHANNEL: arrays["pixelmask"]} if "pixelmask" in arrays else {},
             countrate_table=arrays.get("countrate_table"),
-            user_data=_appendix(rest[0]) if rest else None,
+            user_data=_appendix(rest[0]) if len(rest) == 1 else None,
+            problems=tuple(problems[:4]),
         ),
         complete=complete,
     )
@@ -170,7 +191,7 @@ def _array_name(part: Buffer) -> str | None:
         return None
     try:
         value = _decode_json(part)
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError):
         return None
     kind = value.get("htype") if isinstance(value, dict) else None
     for name in ("flatfield", "pixelmask", "countrate_table"):
@@ -179,83 +200,85 @@ def _array_name(part: Buffer) -> str | None:
     return None
 
 
-def _array(layout: Mapping[str, Any], blob: Buffer, name: str) -> np.ndarray[Any, Any] | None:
-    """The array of a sub-header and its blob; ``None`` where the detector left it empty."""
+def _array(layout: Mapping[str, Any], blob: Buffer) -> np.ndarray[Any, Any] | str:
+    """The array of a sub-header and its blob, empty where the detector left it so; else what is wrong."""
     if not len(blob):
-        return None
+        return np.empty((0, 0), "<u4")
     shape, kind = layout.get("shape"), layout.get("type")
-    itemsize = {"float32": 4, "uint32": 4}.get(str(kind))
-    if itemsize is None or not (isinstance(shape, list) and len(shape) == 2 and all(_is_count(n) for n in shape)):
-        raise InvalidMessage("bad_value", f"stream v1 {name}: shape {str(shape)[:40]}, type {str(kind)[:40]!r}")
-    if shape[0] * shape[1] * itemsize != len(blob):
-        raise InvalidMessage("bad_value", f"stream v1 {name}: {len(blob)} bytes do not fill {shape} of {kind}")
-    dtype = "<f4" if kind == "float32" else "<u4"
+    if kind not in ("float32", "uint32"):
+        return f"type {_short(kind)}"
+    if not (isinstance(shape, list) and len(shape) == 2 and all(is_count(n) for n in shape)):
+        return f"shape {_short(shape)}"
+    if shape[0] * shape[1] * 4 != len(blob):
+        return f"{len(blob)} bytes do not fill {shape} of {kind}"
     # The sub-header says [x, y]; the blob is rows first.
-    return np.frombuffer(blob, dtype).reshape(shape[1], shape[0]).copy()
+    return np.frombuffer(blob, "<f4" if kind == "float32" else "<u4").reshape(shape[1], shape[0]).copy()
 
 
 def metadata_from_config(config: Mapping[str, Any]) -> SeriesMetadata:
     """Series metadata from the flat detector configuration of a v1 header or a SIMPLON dump."""
 
-    def number(*keys: str) -> float | None:
-        for key in keys:
-            value = config.get(key)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value) and value > 0:
-                return float(value)
-        return None
+    def number(key: str, allowed: bounds.Range) -> float | None:
+        return bounds.number(config.get(key), allowed)
 
     def text(key: str) -> str | None:
-        value = config.get(key)
-        return value if isinstance(value, str) and value else None
+        return bounds.text(config.get(key))
 
-    def count(key: str) -> int | None:
-        value = config.get(key)
-        return value if _is_count(value) and value else None
-
-    energy = number("photon_energy", "incident_energy")
-    if energy is None and (wavelength := number("wavelength")) is not None:
+    energy = number("photon_energy", bounds.ENERGY_EV) or number("incident_energy", bounds.ENERGY_EV)
+    if energy is None and (wavelength := number("wavelength", bounds.WAVELENGTH_A)) is not None:
         energy = HC_EV_ANGSTROM / wavelength
-    triggers, per_trigger = count("ntrigger"), count("nimages")
+    triggers, per_trigger = (bounds.positive_count(config.get(key)) for key in ("ntrigger", "nimages"))
     # In external or internal enable mode one trigger is one image, whatever nimages says.
     enable_mode = config.get("trigger_mode") in ("inte", "exte")
     images = triggers if enable_mode else (triggers or 1) * per_trigger if per_trigger else None
-    width, height = count("x_pixels_in_detector"), count("y_pixels_in_detector")
     depth = config.get("bit_depth_image")
-    threshold = number("threshold_energy")
+    threshold = number("threshold_energy", bounds.ENERGY_EV)
+    center_x, center_y = bounds.beam_center(config.get("beam_center_x"), config.get("beam_center_y"))
     return SeriesMetadata(
-        number_of_images=images,
-        shape=(height, width) if width and height else None,
-        dtype=np.dtype(f"uint{depth}") if depth in (8, 16, 32) else None,
+        number_of_images=bounds.positive_count(images),
+        shape=bounds.image_shape(config.get("y_pixels_in_detector"), config.get("x_pixels_in_detector")),
+        dtype=np.dtype(f"uint{int(depth)}") if depth in (8, 16, 32) else None,
         channels=(CHANNEL,),
-        beam_center_x_px=number("beam_center_x"),
-        beam_center_y_px=number("beam_center_y"),
-        camera_length_m=number("detector_distance"),
+        beam_center_x_px=center_x,
+        beam_center_y_px=center_y,
+        camera_length_m=number("detector_distance", bounds.CAMERA_LENGTH_M),
         photon_energy_eV=energy,
         threshold_energy_eV={CHANNEL: threshold} if threshold else {},
-        pixel_size_x_m=number("x_pixel_size"),
-        pixel_size_y_m=number("y_pixel_size"),
-        count_time_s=number("count_time"),
-        frame_time_s=number("frame_time"),
-        saturation_value=count("countrate_correction_count_cutoff"),
+        pixel_size_x_m=number("x_pixel_size", bounds.PIXEL_SIZE_M),
+        pixel_size_y_m=number("y_pixel_size", bounds.PIXEL_SIZE_M),
+        count_time_s=number("count_time", bounds.DURATION_S),
+        frame_time_s=number("frame_time", bounds.DURATION_S),
+        saturation_value=bounds.positive_count(config.get("countrate_correction_count_cutoff"), bounds.MAX_SATURATION),
         sensor_material=text("sensor_material"),
-        sensor_thickness_m=number("sensor_thickness"),
+        sensor_thickness_m=number("sensor_thickness", bounds.THICKNESS_M),
         detector_description=text("description"),
         detector_serial=text("detector_number"),
         arm_date=text("data_collection_date"),
-        raw=dict(config),
+        raw=bounds.plain_items(config.items()),
     )
 
 
 # --- encoding -------------------------------------------------------------------------
 
 
-def encode_start(series_id: int, metadata: SeriesMetadata, *, header_detail: str = "basic") -> list[bytes]:
-    """A header of 1 (none), 2 (basic) or 8 or 9 parts (all, with an appendix if there is user data)."""
+def encode_start(
+    series_id: int,
+    metadata: SeriesMetadata,
+    *,
+    header_detail: str = "basic",
+    config: Mapping[str, Any] | None = None,
+) -> list[bytes]:
+    """A header of 1 (none), 2 (basic) or 8 or 9 parts (all, with an appendix if there is user data).
+
+    ``config`` adds keys to the detector configuration or replaces them. How triggers make up
+    the number of images and how images are packed is taken from ``metadata.raw`` where it
+    agrees, else one internal trigger and ``bslz4``.
+    """
     head = {"header_detail": header_detail, "htype": "dheader-1.0", "series": series_id}
     parts = [_encode_json(head)]
     if header_detail == "none":
         return parts
-    parts.append(_encode_json(_config(metadata)))
+    parts.append(_encode_json(_config(metadata) | dict(config or {})))
     if header_detail == "all":
         rows, columns = metadata.shape or (0, 0)
         flatfield = metadata.flatfields.get(CHANNEL, np.ones((rows, columns), "<f4"))
@@ -283,6 +306,11 @@ def _appendix_bytes(user_data: Any) -> bytes:
 def _config(meta: SeriesMetadata) -> dict[str, Any]:
     rows, columns = meta.shape or (0, 0)
     energy = meta.photon_energy_eV or 0.0
+    triggers, per_trigger, mode = 1, meta.number_of_images or 0, "ints"
+    said = metadata_from_config(meta.raw)
+    if said.number_of_images is not None and said.number_of_images == meta.number_of_images:
+        triggers, per_trigger = meta.raw.get("ntrigger", 1), meta.raw.get("nimages", 1)
+        mode = bounds.text(meta.raw.get("trigger_mode")) or mode
     return {
         "auto_summation": True,
         "beam_center_x": meta.beam_center_x_px or 0.0,
@@ -290,7 +318,7 @@ def _config(meta: SeriesMetadata) -> dict[str, Any]:
         "bit_depth_image": 8 * (meta.dtype or np.dtype("u2")).itemsize,
         "chi_increment": 0.0,
         "chi_start": 0.0,
-        "compression": "bslz4",
+        "compression": bounds.text(meta.raw.get("compression")) or "bslz4",
         "count_time": meta.count_time_s or 0.0,
         "countrate_correction_applied": False,
         "countrate_correction_count_cutoff": meta.saturation_value or 0,
@@ -303,8 +331,8 @@ def _config(meta: SeriesMetadata) -> dict[str, Any]:
         "frame_time": meta.frame_time_s or 0.0,
         "kappa_increment": 0.0,
         "kappa_start": 0.0,
-        "nimages": meta.number_of_images or 0,
-        "ntrigger": 1,
+        "nimages": per_trigger,
+        "ntrigger": triggers,
         "number_of_excluded_pixels": 0,
         "omega_increment": 0.0,
         "omega_start": 0.0,
@@ -317,7 +345,7 @@ def _config(meta: SeriesMetadata) -> dict[str, Any]:
         "sensor_thickness": meta.sensor_thickness_m or 0.0,
         "software_version": "1.8.0",
         "threshold_energy": meta.threshold_energy_eV.get(CHANNEL, 0.0),
-        "trigger_mode": "ints",
+        "trigger_mode": mode,
         "two_theta_increment": 0.0,
         "two_theta_start": 0.0,
         "virtual_pixel_correction_applied": False,

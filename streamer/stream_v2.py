@@ -17,6 +17,9 @@ from typing import Any
 import cbor2
 import numpy as np
 
+from streamer import bounds
+from streamer.bounds import is_count, is_id
+from streamer.decoding import check_size, decode
 from streamer.messages import (
     HC_EV_ANGSTROM,
     Algorithm,
@@ -29,13 +32,14 @@ from streamer.messages import (
     Message,
     SeriesMetadata,
     StartMessage,
+    UndecodableImage,
 )
 
 MAGIC = b"\xd9\xd9\xf7"
 """Tag 55799, "this is CBOR": how every message of a detector begins."""
 
 MAX_DEPTH = 16
-MAX_ITEMS = 200_000
+MAX_ITEMS = 20_000
 """Items in one message. A real start has a few hundred; pixel arrays count as one."""
 
 _TYPED_ARRAY_DTYPES = {
@@ -43,7 +47,10 @@ _TYPED_ARRAY_DTYPES = {
     72: "i1", 73: ">i2", 74: ">i4", 75: ">i8", 77: "<i2", 78: "<i4", 79: "<i8",
     80: ">f2", 81: ">f4", 82: ">f8", 84: "<f2", 85: "<f4", 86: "<f8",
 }  # fmt: skip
-_DTYPE_TAGS = {"u1": 64, "u2": 69, "u4": 70, "f4": 85}
+_DTYPE_TAGS = {"|u1": 64, ">u2": 65, ">u4": 66, "<u2": 69, "<u4": 70, "<f4": 85}
+_MASK_DTYPES = ("u1", "<u2", "<u4", "<u8", ">u2", ">u4", ">u8", "i1", "<i2", "<i4", ">i2", ">i4")
+_FLATFIELD_DTYPES = ("<f2", "<f4", "<f8", ">f2", ">f4", ">f8")
+_MAX_TABLE = 1 << 20
 
 _ALGORITHMS = {
     "bslz4": Algorithm.BSLZ4,
@@ -83,6 +90,10 @@ class _Malformed(ValueError):
     pass
 
 
+class _Truncated(_Malformed):
+    pass
+
+
 class _Walker:
     """Reads CBOR items from a buffer without copying byte strings."""
 
@@ -98,7 +109,7 @@ class _Walker:
         """Major type, additional information and argument of the next item."""
         position = self.position
         if position >= self.end:
-            raise _Malformed("the message ends inside an item")
+            raise _Truncated("the message ends inside an item")
         initial = self.buffer[position]
         major, info = initial >> 5, initial & 31
         position += 1
@@ -109,14 +120,14 @@ class _Walker:
             raise _Malformed(f"additional information {info} at byte {position - 1} (indefinite lengths are not used)")
         width = 1 << (info - 24)
         if position + width > self.end:
-            raise _Malformed("the message ends inside an item")
+            raise _Truncated("the message ends inside an item")
         argument = int.from_bytes(self.buffer[position : position + width], "big")
         self.position = position + width
         return major, info, argument
 
     def take(self, count: int) -> memoryview:
         if count > self.end - self.position:
-            raise _Malformed(f"a string of {count} bytes at byte {self.position} passes the end of the message")
+            raise _Truncated(f"a string of {count} bytes at byte {self.position} passes the end of the message")
         view = self.buffer[self.position : self.position + count]
         self.position += count
         return view
@@ -163,7 +174,7 @@ class _Walker:
 
     def _check_count(self, count: int) -> None:
         if count > self.end - self.position:
-            raise _Malformed(f"{count} items announced in {self.end - self.position} bytes")
+            raise _Truncated(f"{count} items announced in {self.end - self.position} bytes")
 
     def _text(self, count: int) -> str:
         try:
@@ -197,7 +208,7 @@ def _multi_dim(value: Any) -> MultiDimArray:
     if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], list)):
         raise _Malformed("tag 40 does not hold [dimensions, array]")
     dims, array = value
-    if not all(_is_count(dim) for dim in dims) or not isinstance(array, TypedArray):
+    if not all(is_count(dim) for dim in dims) or not isinstance(array, TypedArray):
         raise _Malformed("tag 40 does not hold [dimensions, typed array]")
     return MultiDimArray(tuple(dims), array)
 
@@ -206,13 +217,9 @@ def _compressed(value: Any) -> Compressed:
     if not (isinstance(value, list) and len(value) == 3):
         raise _Malformed("tag 56500 does not hold [algorithm, element size, bytes]")
     algorithm, element_bytes, data = value
-    if not (isinstance(algorithm, str) and _is_count(element_bytes) and isinstance(data, memoryview)):
+    if not (isinstance(algorithm, str) and is_count(element_bytes) and isinstance(data, memoryview)):
         raise _Malformed("tag 56500 does not hold [algorithm, element size, bytes]")
     return Compressed(algorithm, element_bytes, data)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def looks_like_v2(part: memoryview) -> bool:
@@ -229,12 +236,11 @@ def parse(message: Buffer) -> Message:
     view = memoryview(message).cast("B")
     walker = _Walker(view[3:] if view[:3] == MAGIC else view)
     fields: dict[Any, Any] = {}
-    fault: str | None = None
+    fault: Defect | None = None
     try:
         major, _, count = walker.head()
         if major != 5:
             raise _Malformed("the message is not a map")
-        walker._check_count(2 * count)
         for _ in range(count):
             key, value = walker.pair(1)
             if key in fields:
@@ -243,149 +249,186 @@ def parse(message: Buffer) -> Message:
         if walker.position != walker.end:
             raise _Malformed(f"{walker.end - walker.position} bytes after the end of the message")
     except _Malformed as error:
-        fault = str(error)
-    kind, series_id = fields.get("type"), fields.get("series_id")
-    if kind == "image" and _is_count(series_id) and _is_count(fields.get("image_id")):
-        return _image(fields, fault)
+        fault = Defect("missing_data" if isinstance(error, _Truncated) else "bad_header", str(error))
+    kind, series_id, image_id = fields.get("type"), fields.get("series_id"), fields.get("image_id")
+    unique_id = bounds.text(fields.get("series_unique_id"), bounds.MAX_NAME)
+    if kind == "image" and is_count(series_id) and is_id(image_id):
+        return _image(series_id, image_id, unique_id, fields, fault)
     if fault is not None:
-        raise InvalidMessage("malformed", f"stream v2 message: {fault}")
+        raise InvalidMessage("malformed", f"stream v2 message: {fault.text}")
     if kind not in ("start", "image", "end"):
         raise InvalidMessage("unknown_type", f"stream v2 message of type {str(kind)[:40]!r}")
-    if not _is_count(series_id):
-        raise InvalidMessage("missing_field", f"stream v2 {kind} without a series_id")
+    if not is_count(series_id):
+        reason = "missing_field" if series_id is None else "bad_value"
+        raise InvalidMessage(reason, f"stream v2 {kind} without a series_id")
     if kind == "image":
-        raise InvalidMessage("missing_field", "stream v2 image without an image_id")
-    unique_id = _text_or_none(fields.get("series_unique_id"))
+        reason = "missing_field" if image_id is None else "bad_value"
+        raise InvalidMessage(reason, "stream v2 image without an image_id")
     if kind == "end":
-        return EndMessage(series_id, unique_id)  # type: ignore[arg-type]
-    return StartMessage(series_id, _metadata(fields), unique_id)  # type: ignore[arg-type]
+        return EndMessage(series_id, unique_id)
+    return StartMessage(series_id, _metadata(fields), unique_id)
 
 
-def _image(fields: Mapping[str, Any], fault: str | None) -> ImageMessage:
-    series_id, image_id = fields["series_id"], fields["image_id"]
-    unique_id = _text_or_none(fields.get("series_unique_id"))
-    data = fields.get("data")
-    if fault is not None or not isinstance(data, dict) or not data:
-        text = fault or "no image data"
-        return ImageMessage(series_id, image_id, unique_id=unique_id, defect=Defect("missing_data", text))
+def _image(
+    series_id: int, image_id: int, unique_id: str | None, fields: Mapping[str, Any], fault: Defect | None
+) -> ImageMessage:
+    found = fields.get("data")
+    data: dict[Any, Any] = found if isinstance(found, dict) else {}
+    if fault is None and not data:
+        fault = Defect("missing_data", "no image data")
+    elif len(data) > bounds.MAX_CHANNELS:
+        fault = Defect("bad_header", f"an image in {len(data)} channels")
+    if fault is not None:
+        return ImageMessage(series_id, image_id, unique_id=unique_id, defect=fault)
     start, stop, exposure = (_rational(fields.get(key)) for key in ("start_time", "stop_time", "real_time"))
     return ImageMessage(
         series_id,
         image_id,
-        {str(name): _channel(value) for name, value in data.items()},
+        {name: _channel(value) for name, value in data.items() if bounds.channel_name(name)},
         start_time_s=start,
         stop_time_s=stop,
         exposure_s=exposure,
         unique_id=unique_id,
-        user_data=fields.get("user_data"),
+        user_data=bounds.plain(fields.get("user_data")),
     )
 
 
 def _channel(value: Any) -> ImageData | Defect:
     if not isinstance(value, MultiDimArray) or len(value.dims) != 2 or 0 in value.dims:
         return Defect("bad_header", "the image is not a two-dimensional array")
-    shape, packed = value.dims, value.array.data
+    shape, packed = bounds.image_shape(*value.dims), value.array.data
+    if shape is None:
+        return Defect("size_mismatch", f"an image of {value.dims[1]} x {value.dims[0]} pixels is too large")
     if value.array.dtype not in ("u1", "<u2", "<u4", ">u2", ">u4"):
         return Defect("unknown_dtype", f"pixels of type {value.array.dtype}; 8, 16 or 32 bit unsigned are known")
     dtype = np.dtype(value.array.dtype)
     if not isinstance(packed, Compressed):
-        return ImageData(packed, (shape[0], shape[1]), dtype, Algorithm.RAW, dtype.itemsize)
+        return ImageData(packed, shape, dtype, Algorithm.RAW, dtype.itemsize)
     algorithm = _ALGORITHMS.get(packed.algorithm)
     if algorithm is None:
         return Defect("unknown_algorithm", f"compression {packed.algorithm[:40]!r} is not known")
-    return ImageData(packed.data, (shape[0], shape[1]), dtype, algorithm, packed.element_bytes or dtype.itemsize)
+    return ImageData(packed.data, shape, dtype, algorithm, packed.element_bytes or dtype.itemsize)
 
 
 def _metadata(fields: Mapping[str, Any]) -> SeriesMetadata:
-    energy = _positive(fields.get("incident_energy"))
-    wavelength = _positive(fields.get("incident_wavelength"))
-    if energy is None and wavelength is not None:
+    def number(key: str, allowed: bounds.Range) -> float | None:
+        return bounds.number(fields.get(key), allowed)
+
+    def text(key: str) -> str | None:
+        return bounds.text(fields.get(key))
+
+    energy = number("incident_energy", bounds.ENERGY_EV)
+    if energy is None and (wavelength := number("incident_wavelength", bounds.WAVELENGTH_A)) is not None:
         energy = HC_EV_ANGSTROM / wavelength
-    width, height = fields.get("image_size_x"), fields.get("image_size_y")
     translation = fields.get("detector_translation")
     distance = None
     if isinstance(translation, list) and len(translation) == 3 and isinstance(translation[2], (int, float)):
         # The sign follows the detector's own axis; the distance is its size.
-        distance = _positive(abs(translation[2]))
+        distance = bounds.number(abs(translation[2]), bounds.CAMERA_LENGTH_M)
     dtype_name = fields.get("image_dtype")
-    thresholds = fields.get("threshold_energy")
-    center_x, center_y = _number(fields.get("beam_center_x")), _number(fields.get("beam_center_y"))
-    if not center_x and not center_y:
-        center_x = center_y = None
-    channels = fields.get("channels")
-    saturation = fields.get("saturation_value")
-    number = fields.get("number_of_images")
+    center_x, center_y = bounds.beam_center(fields.get("beam_center_x"), fields.get("beam_center_y"))
+    shape = bounds.image_shape(fields.get("image_size_y"), fields.get("image_size_x"))
+    thresholds = {
+        name: bounds.number(value, bounds.ENERGY_EV) for name, value in _by_channel(fields.get("threshold_energy"))
+    }
+    problems: list[str] = []
     return SeriesMetadata(
-        number_of_images=number if _is_count(number) else None,
-        shape=(height, width) if _is_count(height) and _is_count(width) and height and width else None,  # type: ignore[arg-type]
+        number_of_images=bounds.positive_count(fields.get("number_of_images")),
+        shape=shape,
         dtype=np.dtype(dtype_name) if dtype_name in ("uint8", "uint16", "uint32") else None,
-        channels=tuple(str(name) for name in channels) if isinstance(channels, list) else (),
+        channels=bounds.channel_names(fields.get("channels")),
         beam_center_x_px=center_x,
         beam_center_y_px=center_y,
         camera_length_m=distance,
         photon_energy_eV=energy,
-        threshold_energy_eV={str(k): v for k, v in thresholds.items() if _number(v)}
-        if isinstance(thresholds, dict)
-        else {},
-        pixel_size_x_m=_positive(fields.get("pixel_size_x")),
-        pixel_size_y_m=_positive(fields.get("pixel_size_y")),
-        count_time_s=_positive(fields.get("count_time")),
-        frame_time_s=_positive(fields.get("frame_time")),
-        saturation_value=saturation if _is_count(saturation) else None,
-        sensor_material=_text_or_none(fields.get("sensor_material")),
-        sensor_thickness_m=_positive(fields.get("sensor_thickness")),
-        detector_description=_text_or_none(fields.get("detector_description")),
-        detector_serial=_text_or_none(fields.get("detector_serial_number")),
-        arm_date=_text_or_none(fields.get("arm_date")),
-        masks=_arrays(fields.get("pixel_mask"), np.uint32),
-        flatfields=_arrays(fields.get("flatfield"), np.float32),
+        threshold_energy_eV={name: value for name, value in thresholds.items() if value is not None},
+        pixel_size_x_m=number("pixel_size_x", bounds.PIXEL_SIZE_M),
+        pixel_size_y_m=number("pixel_size_y", bounds.PIXEL_SIZE_M),
+        count_time_s=number("count_time", bounds.DURATION_S),
+        frame_time_s=number("frame_time", bounds.DURATION_S),
+        saturation_value=bounds.positive_count(fields.get("saturation_value"), bounds.MAX_SATURATION),
+        sensor_material=text("sensor_material"),
+        sensor_thickness_m=number("sensor_thickness", bounds.THICKNESS_M),
+        detector_description=text("detector_description"),
+        detector_serial=text("detector_serial_number"),
+        arm_date=text("arm_date"),
+        masks=_arrays("pixel_mask", fields, shape, _MASK_DTYPES, np.uint32, problems),
+        flatfields=_arrays("flatfield", fields, shape, _FLATFIELD_DTYPES, np.float32, problems),
         countrate_table=_lookup_table(fields.get("countrate_correction_lookup_table")),
-        user_data=fields.get("user_data"),
-        raw={k: v for k, v in fields.items() if isinstance(v, (str, int, float, bool, list, dict))},
+        user_data=bounds.plain(fields.get("user_data")),
+        raw=bounds.plain_items(
+            item for item in fields.items() if item[0] not in ("pixel_mask", "flatfield", "user_data")
+        ),
+        problems=tuple(problems[:4]),
     )
 
 
-def _arrays(value: Any, dtype: type[Any]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {}
+def _by_channel(value: Any) -> list[tuple[str, Any]]:
+    members = list(value.items())[: bounds.MAX_CHANNELS] if isinstance(value, dict) else []
+    return [(name, member) for name, member in members if bounds.channel_name(name)]
+
+
+def _arrays(
+    key: str,
+    fields: Mapping[str, Any],
+    shape: tuple[int, int] | None,
+    allowed: tuple[str, ...],
+    dtype: type[np.generic],
+    problems: list[str],
+) -> dict[str, Any]:
+    """The arrays of a map by channel, copied; what does not fit the images is left out and named."""
     found = {}
-    for name, array in value.items():
-        if not isinstance(array, MultiDimArray) or len(array.dims) != 2 or isinstance(array.array.data, Compressed):
+    for name, value in _by_channel(fields.get(key)):
+        if not isinstance(value, MultiDimArray) or value.array.dtype not in allowed:
+            problems.append(f"{key} of {name} left out: not an array of a known type")
             continue
-        flat = np.frombuffer(array.array.data, np.uint8)
-        if flat.nbytes and flat.nbytes == array.dims[0] * array.dims[1] * np.dtype(array.array.dtype).itemsize:
-            found[str(name)] = flat.view(array.array.dtype).reshape(array.dims).astype(dtype)
+        dims = bounds.image_shape(*value.dims) if len(value.dims) == 2 else None
+        if dims is None or shape not in (None, dims):
+            problems.append(f"{key} of {name} left out: {str(value.dims)[:40]} in a series of {shape}")
+            continue
+        flat = _unpacked(value.array, dims[0] * dims[1])
+        if flat is None:
+            problems.append(f"{key} of {name} left out: its bytes do not make {dims[0]} x {dims[1]} values")
+            continue
+        with np.errstate(all="ignore"):
+            found[name] = flat.reshape(dims).astype(dtype)
     return found
+
+
+def _unpacked(array: TypedArray, values: int) -> np.ndarray[Any, Any] | None:
+    """A flat array of so many values; ``None`` when its bytes do not make that."""
+    dtype = np.dtype(array.dtype)
+    if not isinstance(array.data, Compressed):
+        return np.frombuffer(array.data, dtype) if values and len(array.data) == values * dtype.itemsize else None
+    algorithm = _ALGORITHMS.get(array.data.algorithm)
+    if algorithm is None:
+        return None
+    # The bytes of any type, as unsigned integers of its width and byte order.
+    unsigned = np.dtype(f"{dtype.str[0]}u{dtype.itemsize}")
+    element = array.data.element_bytes or dtype.itemsize
+    image = ImageData(array.data.data, (1, values), unsigned, algorithm, element)
+    try:
+        check_size(image)
+        out = np.empty(values, unsigned.newbyteorder("="))
+        decode(image, out)
+    except UndecodableImage:
+        return None
+    return out.view(dtype.newbyteorder("="))
 
 
 def _lookup_table(value: Any) -> np.ndarray[Any, Any] | None:
     if not isinstance(value, TypedArray) or isinstance(value.data, Compressed):
         return None
     itemsize = np.dtype(value.dtype).itemsize
-    if len(value.data) % itemsize or not len(value.data):
+    if len(value.data) % itemsize or not 0 < len(value.data) <= _MAX_TABLE * itemsize:
         return None
     return np.frombuffer(value.data, value.dtype).reshape(-1, 1).copy()
 
 
 def _rational(value: Any) -> float | None:
-    if isinstance(value, list) and len(value) == 2 and all(_is_count(v) for v in value) and value[1]:
-        return float(value[0] / value[1])
+    if isinstance(value, list) and len(value) == 2 and all(is_count(v) for v in value) and value[1]:
+        return bounds.number(value[0] / value[1], bounds.CLOCK_S)
     return None
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value):
-        return float(value)
-    return None
-
-
-def _positive(value: Any) -> float | None:
-    number = _number(value)
-    return number if number is not None and number > 0 else None
 
 
 # --- encoding -------------------------------------------------------------------------
@@ -396,7 +439,7 @@ def _dump(fields: Mapping[str, Any]) -> bytes:
 
 
 def _array_tag(array: np.ndarray[Any, Any]) -> cbor2.CBORTag:
-    tag = cbor2.CBORTag(_DTYPE_TAGS[array.dtype.str[1:]], np.ascontiguousarray(array).tobytes())
+    tag = cbor2.CBORTag(_DTYPE_TAGS[array.dtype.str], np.ascontiguousarray(array).tobytes())
     return cbor2.CBORTag(40, [list(array.shape), tag])
 
 
@@ -502,7 +545,10 @@ def _image_tag(image: ImageData | Defect) -> cbor2.CBORTag:
             raise ValueError(f"stream v2 has no name for {image.algorithm}")
         element = image.element_bytes if image.algorithm == Algorithm.BSLZ4 else 0
         data = cbor2.CBORTag(56500, [_ALGORITHM_NAMES[image.algorithm], element, data])
-    return cbor2.CBORTag(40, [list(image.shape), cbor2.CBORTag(_DTYPE_TAGS[image.dtype.str[1:]], data)])
+    tag = _DTYPE_TAGS.get(image.dtype.str)
+    if tag is None:
+        raise ValueError(f"stream v2 has no name for pixels of {image.dtype}")
+    return cbor2.CBORTag(40, [list(image.shape), cbor2.CBORTag(tag, data)])
 
 
 def encode_end(series_id: int, unique_id: str = "") -> bytes:

@@ -110,7 +110,7 @@ def calibrate(logits: npt.NDArray[np.float64], hit: npt.NDArray[np.bool_]) -> tu
     """Temperature and bias that make (logit + bias) / temperature the log-odds (Platt scaling)."""
     parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     scores, target = torch.from_numpy(logits), torch.from_numpy(hit.astype(np.float64))
-    optimiser = torch.optim.LBFGS([parameters], max_iter=100)
+    optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
@@ -121,7 +121,8 @@ def calibrate(logits: npt.NDArray[np.float64], hit: npt.NDArray[np.bool_]) -> tu
         return loss
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    return float(torch.exp(-parameters[0])), float(parameters[1])
+    log_scale, bias = parameters.detach().tolist()
+    return math.exp(-log_scale), bias
 
 
 def evaluate_hit(trained: TrainedHit, test: MapSet, device: torch.device) -> dict[str, Any]:

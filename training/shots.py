@@ -5,6 +5,7 @@ crystal; each shot has its own orientation, flux, water and noise. Splits never 
 so no crystal, background or seed is on both sides. Shard files make generation resumable.
 """
 
+import hashlib
 import math
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -25,8 +26,6 @@ from sim_replay.shots import frame_rng, simulate_shot
 from streamer.messages import SeriesMetadata
 from streamer.validity import series_validity
 
-SHOTS_PER_GROUP = 16
-GROUPS_PER_SHARD = 32
 _MOST_WATER = 60.0
 """Largest water in units of 100 micrometres at 3e8 photons: 2 photons a pixel, dense enough."""
 
@@ -35,6 +34,8 @@ _MOST_WATER = 60.0
 class ShotRecipe:
     """Ranges that shots are drawn from; flux and water are log-uniform."""
 
+    groups_per_shard: int = 32
+    shots_per_group: int = 16
     flux_photons: tuple[float, float] = (3e5, 1e9)
     water_scale: tuple[float, float] = (0.1, 50.0)
     photon_energy_eV: tuple[float, float] = (5000.0, 10000.0)
@@ -44,6 +45,11 @@ class ShotRecipe:
     one_per_pulse_fraction: float = 0.15
     sampled_fraction: float = 0.5
     hit_fraction: float = 0.5
+
+    @property
+    def digest(self) -> str:
+        """Names the recipe, so that shots of another one are not taken for its own."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,14 +115,14 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> MapSet:
     """Reduced shots of one shard; the same for the same recipe, seed and shard."""
     detector = eiger2_4m()
     rows, columns = detector.shape
-    count = GROUPS_PER_SHARD * SHOTS_PER_GROUP
+    count = recipe.groups_per_shard * recipe.shots_per_group
     hit = np.zeros(count, bool)
     names = ("photon_energy_eV", "camera_length_m", "flux_photons", "water_scale", "bragg_photons", "group", "response")
     facts = {name: np.zeros(count) for name in names}
     maps: npt.NDArray[np.float16] | None = None
     counts = np.zeros(detector.shape, np.uint16)
-    for group in range(GROUPS_PER_SHARD):
-        number = shard * GROUPS_PER_SHARD + group
+    for group in range(recipe.groups_per_shard):
+        number = shard * recipe.groups_per_shard + group
         rng = frame_rng(seed, number)
         condition, sample = _draw_group(recipe, rng)
         center_x = condition.beam_center_x_px + rng.uniform(-1, 1) * recipe.center_error_px  # type: ignore[operator]
@@ -131,8 +137,8 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> MapSet:
         if maps is None:
             maps = np.zeros((count, 2, *plan.cell_valid.shape), np.float16)
         background = water_background(condition, detector)
-        for member in range(SHOTS_PER_GROUP):
-            place = group * SHOTS_PER_GROUP + member
+        for member in range(recipe.shots_per_group):
+            place = group * recipe.shots_per_group + member
             shot_condition, shot_sample = _draw_shot(recipe, condition, sample, rng)
             shot = simulate_shot(shot_condition, shot_sample, detector, rng, counts, background=background)
             workspace.pixels[:] = shot.counts
@@ -158,7 +164,7 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> MapSet:
 
 
 def _write_shard(recipe: ShotRecipe, seed: int, shard: int, folder: Path) -> Path:
-    path = folder / f"shots-{seed}-{shard:04d}.npz"
+    path = folder / f"shots-{recipe.digest}-{seed}-{shard:04d}.npz"
     if not path.exists():
         made = make_shard(recipe, seed, shard)
         temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")

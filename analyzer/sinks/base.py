@@ -13,7 +13,8 @@ class ResultsExist(ValueError):
 class Sink(Protocol):
     """Takes results in order of completion. A fault is counted in ``lost``, never raised."""
 
-    lost: int
+    @property
+    def lost(self) -> int: ...
 
     def write(self, results: Sequence[FrameResult]) -> None: ...
 

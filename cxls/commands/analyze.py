@@ -22,7 +22,7 @@ from analyzer.cascade import Analyser, CascadeSettings
 from analyzer.front import Front, FrontSettings, SeriesReport, Source
 from analyzer.metrics import make_registry
 from analyzer.results import HitRule
-from analyzer.sinks import Sink, open_results
+from analyzer.sinks import DetachedSink, Sink, open_results
 from analyzer.warm import warm_up
 from analyzer.web.server import WebServer, serve
 from cxls.cli import Failed, Interrupted, listening, on_signals
@@ -102,7 +102,8 @@ class Session:
         sinks: list[Sink] = []
         if settings.results is not None:
             try:
-                sinks.append(open_results(settings.results, append=settings.append, overwrite=settings.overwrite))
+                results = open_results(settings.results, append=settings.append, overwrite=settings.overwrite)
+                sinks.append(DetachedSink(results))
             except OSError as error:
                 raise BadSettings(
                     f"{settings.results}: {error.strerror or error}; choose a place that can be written"

@@ -1,0 +1,57 @@
+"""A sink in a thread of its own: a slow disk delays records, never analysis."""
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Sequence
+
+from analyzer.results import FrameResult
+from analyzer.sinks.base import Sink
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING_BATCHES = 20_000
+"""A batch is at most a few hundred records of a few kilobytes; a minute at a kilohertz fits."""
+
+CLOSE_S = 60.0
+"""How long the end of a run waits for a sink that is behind."""
+
+
+class DetachedSink:
+    """Hands batches to another sink. What finds the queue full is counted as lost."""
+
+    def __init__(self, sink: Sink, max_batches: int = MAX_WAITING_BATCHES) -> None:
+        self._sink = sink
+        self._overflow = 0
+        self._waiting: queue.Queue[Sequence[FrameResult] | None] = queue.Queue(max_batches)
+        self._thread = threading.Thread(target=self._run, name="sink", daemon=True)
+        self._thread.start()
+
+    @property
+    def lost(self) -> int:
+        """Records that could not be written."""
+        return self._sink.lost + self._overflow
+
+    def write(self, results: Sequence[FrameResult]) -> None:
+        try:
+            self._waiting.put_nowait(results)
+        except queue.Full:
+            if not self._overflow:
+                log.error("an output is %d batches behind; its records are lost and counted", self._waiting.maxsize)
+            self._overflow += len(results)
+
+    def close(self) -> None:
+        """Write what waits, then close; gives up after ``CLOSE_S`` seconds and counts the rest as lost."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=CLOSE_S)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            while not self._waiting.empty():
+                self._overflow += len(self._waiting.get_nowait() or ())
+            log.error("an output did not finish in %.0f s; %d records are lost", CLOSE_S, self._overflow)
+
+    def _run(self) -> None:
+        while (results := self._waiting.get()) is not None:
+            self._sink.write(results)
+        self._sink.close()

@@ -1,0 +1,70 @@
+"""What benchmarks measure on: frames of our own simulator, so that anybody can run them."""
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from cxls.settings import AnalyzeSettings, resolve
+from sim_replay.series_file import SimulationSettings, simulate_series
+from streamer.decoding import decode
+from streamer.files import CHANNEL, FileSeries
+from streamer.frames import Frame
+from streamer.messages import ImageData
+from streamer.series import Series
+
+NORMAL_FLUX = 3e8
+BRIGHT_FLUX = 3e10
+"""A hundred times the usual: 4M frames of 1.1 MB packed, as at a synchrotron."""
+
+
+def simulate(folder: Path, frames: int, condition: int = 5, flux: float = NORMAL_FLUX) -> Path:
+    """A series of EIGER2 4M frames, uint16, half of them with a crystal; its master file."""
+    settings = SimulationSettings(frames=frames, condition=condition, flux_photons=flux, seed=1)
+    return simulate_series(folder / f"condition{condition}-{flux:.0e}", settings)
+
+
+def repeated(master: Path, times: int) -> Path:
+    """A longer series of the same images: a master that links the same data ``times`` over."""
+    long = master.with_name(f"x{times}-{master.name}")
+    shutil.copy(master, long)
+    with h5py.File(long, "r+") as file:
+        link = file["entry/data"].get("data_000001", getlink=True)
+        for number in range(2, times + 1):
+            file[f"entry/data/data_{number:06d}"] = h5py.ExternalLink(link.filename, link.path)
+        images = file["entry/instrument/detector/detectorSpecific/nimages"]
+        images[...] = times * int(images[()])
+        # The truth is of the short series.
+        del file["entry/truth"]
+    return long
+
+
+def packed_frames(master: Path) -> list[Frame]:
+    """The frames of a series as a worker gets them, their packed bytes in memory."""
+    series = FileSeries(master)
+    try:
+        opened = Series(1, 1, None, series.metadata)
+        return [Frame(opened, number, CHANNEL, series.image(number), None, None, 0.0) for number in range(len(series))]
+    finally:
+        series.close()
+
+
+def image_data(frame: Frame) -> ImageData:
+    """The packed image of a frame that is known to be good."""
+    assert isinstance(frame.image, ImageData)
+    return frame.image
+
+
+def decoded(frame: Frame) -> npt.NDArray[np.uint16]:
+    """The pixels of a good frame."""
+    image = image_data(frame)
+    pixels = np.empty(image.shape, np.uint16)
+    decode(image, pixels)
+    return pixels
+
+
+def chosen_bundle() -> Path | None:
+    """The bundle of the settings (``CXLS_BUNDLE`` or the file of ``CXLS_CONFIG``); ``None``: the one shipped."""
+    return resolve(AnalyzeSettings, {}, None).settings.bundle

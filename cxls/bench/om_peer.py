@@ -1,0 +1,73 @@
+"""OM's peakfinder8 as a peer: a child under its own interpreter, with files in between."""
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzer.geometry import series_geometry
+from cxls.bench.children import peer_python
+from cxls.bench.inputs import decoded, image_data
+from streamer.frames import Frame
+from streamer.validity import series_validity
+
+ADC, SNR, MIN_PIXELS = 3.0, 5.0, 1
+"""The parameters that served OM best on frames of a compact source (reference measurements)."""
+
+NOT_THERE = "not measured: run `make peers`"
+_TIMEOUT_S = 600.0
+_SCRIPT = Path(__file__).with_name("om_peakfinder8.py")
+
+
+@dataclass(frozen=True, slots=True)
+class OmPeaks:
+    """Peaks of one frame, (n, 2) fs and ss as pixel indices, and the CPU they took."""
+
+    positions: npt.NDArray[np.float64]
+    cpu_ms: float
+
+
+def available() -> bool:
+    return peer_python(".venv-om") is not None
+
+
+def lay_out(folder: Path, frames: Sequence[Frame]) -> None:
+    """Write the decoded frames and what OM has to know of them."""
+    folder.mkdir(exist_ok=True)
+    first, image = frames[0], image_data(frames[0])
+    geometry = series_geometry(first.series.metadata, image.shape)
+    np.save(folder / "frames.npy", np.stack([decoded(frame) for frame in frames]))
+    np.save(folder / "valid.npy", series_validity(first.series.metadata, image.shape, first.channel, None).valid)
+    task = {
+        "beam_center_fs": geometry.beam_center_fs,
+        "beam_center_ss": geometry.beam_center_ss,
+        "adc": ADC,
+        "snr": SNR,
+        "min_pixels": MIN_PIXELS,
+    }
+    (folder / "task.json").write_text(json.dumps(task))
+
+
+def find_peaks(folder: Path) -> list[OmPeaks]:
+    """Run OM on what ``lay_out`` wrote. Raises ``RuntimeError`` with its last line when it fails."""
+    python = peer_python(".venv-om")
+    if python is None:
+        raise RuntimeError(NOT_THERE)
+    ran = subprocess.run(
+        [str(python), "-P", str(_SCRIPT), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    if ran.returncode:
+        raise RuntimeError(f"OM failed: {(ran.stderr.strip().splitlines() or ['?'])[-1]}")
+    return [
+        OmPeaks(np.array([each["fs"], each["ss"]], np.float64).T.reshape(-1, 2), each["cpu_ms"])
+        for each in json.loads((folder / "peaks.json").read_text())
+    ]

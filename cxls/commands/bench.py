@@ -1,0 +1,39 @@
+"""``cxls bench``: measure against peers, in one run."""
+
+import importlib
+import os
+
+import click
+
+from cxls.settings import BadSettings, BenchSettings, Resolved
+
+BENCHMARKS = {
+    "receive": "a frame off the wire and unpacked, against the bare decoder",
+    "parse": "reading an image message, against cbor2 and json",
+    "memory": "a source that outruns the analysis: memory stays bounded, every image is accounted for",
+    "end-to-end": "frames a second, CPU by stage, against OM's peakfinder8",
+    "peaks": "peak lists and their cost, against OM's peakfinder8",
+}
+
+
+def run(resolved: Resolved[BenchSettings], name: str) -> None:
+    """Run one benchmark, print its table and write its JSON; ``list`` names them."""
+    if name == "list":
+        for known, text in BENCHMARKS.items():
+            click.echo(f"{known:<12} {text}")
+        return
+    if name not in BENCHMARKS:
+        raise BadSettings(f"bench {name}: unknown; take one of {', '.join(BENCHMARKS)}, or list")
+    # Before numpy and the decoder load: a benchmark compares single threads.
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"
+    report = importlib.import_module("cxls.bench.report")
+    module = importlib.import_module("cxls.bench." + name.replace("-", "_"))
+    settings = resolved.settings
+    if settings.json_file is not None and not settings.json_file.parent.is_dir():
+        raise BadSettings(f"--json-file {settings.json_file}: no such folder; make it first")
+    where = report.machine()
+    found = module.run(settings)
+    report.show(found, where)
+    if settings.json_file is not None:
+        settings.json_file.write_text(report.as_json(name, found, where))

@@ -1,0 +1,365 @@
+"""Batches of frames in, one result each out."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analyzer.bundle import Bundle, load_bundle
+from analyzer.cascade import Analyser, CascadeSettings
+from analyzer.results import Decision, FrameResult, HitRule, Status
+from streamer.frames import DIFFERENCE, Frame, make_frame
+from streamer.messages import Algorithm, Defect, ImageData, ImageMessage
+from streamer.validity import Validity
+from tests.analyzer.builders import (
+    BROKEN,
+    CHANNEL,
+    SHAPE,
+    SPOT,
+    frame,
+    image_data,
+    packed,
+    series,
+    water,
+    with_spots,
+    write_bundle,
+)
+
+
+def judge(bundle: Bundle, *frames: Frame, **settings: Any) -> list[FrameResult]:
+    return Analyser(bundle, CascadeSettings(**settings)).process(list(frames)).results
+
+
+def mixture() -> list[Frame]:
+    """Frames of two series, three types, with and without spots, good and bad."""
+    one, two = series(1), series(2, 9, camera_length_m=0.35, dtype=np.dtype("u4"))
+    frames = [frame(with_spots(water(0.1 * n, seed=n), 80, n), n, one) for n in range(6)]
+    frames += [frame(water(0.3, seed=n, dtype="u4"), n, two) for n in range(3)]
+    frames += [frame(BROKEN, 20, one), frame(np.zeros(SHAPE, "u1"), 21, one)]
+    frames += [frame(with_spots(water(0.3, (64, 80), 3), 90), 22, one)]
+    return frames
+
+
+# --- one frame's trouble is its own -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (BROKEN, "size_mismatch"),
+        (Defect("missing_data", "no image data"), "missing_data"),
+        (ImageData(b"", SHAPE, np.dtype("u2"), Algorithm.BSLZ4, 2), "size_mismatch"),
+        (ImageData(packed(water(0.1))[:12] + b"\x7f" * 900, SHAPE, np.dtype("u2"), Algorithm.BSLZ4, 2), "bad_block"),
+        (ImageData(b"abc", SHAPE, np.dtype("u2"), Algorithm.RAW, 2), "size_mismatch"),
+        (ImageData(b"abc" * 300, SHAPE, np.dtype("u2"), Algorithm.LZ4_BLOCK, 2), "bad_block"),
+        (ImageData(b"abc" * 300, SHAPE, np.dtype("u2"), Algorithm.BSLZ4, 3), "bad_header"),
+        (ImageData(b"abc", (1 << 20, 1 << 20), np.dtype("u4"), Algorithm.RAW, 4), "size_mismatch"),
+    ],
+)
+def test_an_undecodable_frame_costs_only_itself(bundle: Bundle, bad: ImageData | Defect, reason: str) -> None:
+    good = [frame(with_spots(water(0.1, seed=n)), n) for n in range(3)]
+    results = judge(bundle, good[0], frame(bad, 7), good[1], good[2])
+    assert [r.status for r in results] == [Status.OK, Status.UNDECODABLE, Status.OK, Status.OK]
+    assert [r.image_id for r in results] == [0, 7, 1, 2]
+    broken = results[1]
+    assert broken.reason == reason
+    assert broken.status_text
+    assert (broken.decision, broken.hit, broken.peaks, broken.bundle, broken.hit_rule) == (None,) * 5
+    assert [results[0], *results[2:]] == judge(bundle, *good)
+
+
+def test_a_truncated_payload_leaves_no_trace_in_the_next_frame(bundle: Bundle) -> None:
+    whole = image_data(with_spots(water(5.0), 4000))
+    cut = replace(whole, data=bytes(whole.data)[: len(whole.data) // 2])
+    analyser = Analyser(bundle, CascadeSettings())
+    dim = frame(water(0.01, seed=2), 1)
+    assert analyser.process([frame(cut)]).results[0].status == Status.UNDECODABLE
+    assert analyser.process([dim]).results == judge(bundle, dim)
+
+
+def test_a_mask_of_another_shape_is_an_undecodable_frame(bundle: Bundle) -> None:
+    mask = Validity("m.npy", np.ones((4, 4), np.uint8))
+    (result,) = judge(bundle, frame(water(0.1)), mask=mask)
+    assert (result.status, result.reason) == (Status.UNDECODABLE, "size_mismatch")
+    assert "m.npy" in (result.status_text or "")
+
+
+# --- a record is a function of its frame ------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 12])
+def test_a_record_does_not_depend_on_its_batch(bundle: Bundle, batch: int) -> None:
+    frames = mixture()
+    alone = [judge(bundle, each)[0] for each in frames]
+    analyser = Analyser(bundle, CascadeSettings())
+    together = [r for n in range(0, len(frames), batch) for r in analyser.process(frames[n : n + batch]).results]
+    assert together == alone
+
+
+def test_a_record_does_not_depend_on_what_came_before(bundle: Bundle) -> None:
+    frames = mixture()
+    analyser = Analyser(bundle, CascadeSettings())
+    first = {(r.series_id, r.image_id): r for r in analyser.process(frames).results}
+    again = {(r.series_id, r.image_id): r for r in analyser.process(frames[::-1]).results}
+    assert first == again
+
+
+def test_big_and_little_endian_images_give_the_same_record(bundle: Bundle) -> None:
+    pixels = with_spots(water(0.4), 300)
+    little, big = (
+        ImageData(pixels.astype(kind).tobytes(), SHAPE, np.dtype(kind), Algorithm.RAW, 2) for kind in ("<u2", ">u2")
+    )
+    assert judge(bundle, frame(little)) == judge(bundle, frame(big))
+
+
+def test_replaced_metadata_takes_effect_within_a_series(bundle: Bundle) -> None:
+    analyser = Analyser(bundle, CascadeSettings())
+    pixels = with_spots(water(0.1))
+    mask = np.zeros(SHAPE, "u4")
+    for ss, fs in SPOT:
+        mask[ss - 3 : ss + 5, fs - 3 : fs + 5] = 1
+    before = analyser.process([frame(pixels, 0, series())]).results[0]
+    after = analyser.process([frame(pixels, 1, series(masks={CHANNEL: mask}))]).results[0]
+    assert before.peak_count == len(SPOT)
+    assert after.peak_count == 0
+    assert after.mask != before.mask
+
+
+# --- hit, miss, no beam -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "threshold", "spots", "hit"),
+    [
+        (HitRule.NETWORK, 0.0, 0, True),
+        (HitRule.NETWORK, 1.0, 8, False),
+        (HitRule.PEAKS, 1.0, 5, True),
+        (HitRule.PEAKS, 0.0, 4, False),
+        (HitRule.EITHER, 1.0, 5, True),
+        (HitRule.EITHER, 0.0, 0, True),
+        (HitRule.EITHER, 1.0, 4, False),
+        (HitRule.BOTH, 0.0, 5, True),
+        (HitRule.BOTH, 1.0, 5, False),
+        (HitRule.BOTH, 0.0, 4, False),
+    ],
+)
+def test_the_hit_rule_decides(bundle: Bundle, rule: HitRule, threshold: float, spots: int, hit: bool) -> None:
+    pixels = with_spots(water(0.02), 80, spots)
+    (result,) = judge(bundle, frame(pixels), hit_rule=rule, threshold=threshold, min_peaks=5)
+    assert result.peak_count == spots
+    assert (result.hit, result.hit_rule) == (hit, rule)
+    assert result.decision == (Decision.HIT if hit else Decision.MISS)
+
+
+def test_the_threshold_of_the_bundle_serves_unless_one_is_set(tmp_path: Path) -> None:
+    low, high = (load_bundle(write_bundle(tmp_path / str(t), threshold=t)) for t in (0.0, 1.0))
+    shot = frame(with_spots(water(0.1)))
+    assert judge(low, shot)[0].hit
+    assert not judge(high, shot)[0].hit
+    assert judge(high, shot, threshold=0.0)[0].hit
+
+
+def test_a_probability_at_the_threshold_is_a_hit(bundle: Bundle) -> None:
+    shot = frame(with_spots(water(0.1)))
+    probability = judge(bundle, shot)[0].hit_probability
+    assert probability is not None
+    assert judge(bundle, shot, threshold=probability)[0].hit
+
+
+@pytest.mark.parametrize("photons", [0, 4, 5])
+def test_a_frame_of_fewer_than_five_photons_saw_no_beam(bundle: Bundle, photons: int) -> None:
+    pixels = np.zeros(SHAPE, "u2")
+    pixels.flat[np.arange(photons) * 700] = 1
+    (result,) = judge(bundle, frame(pixels), threshold=0.0)
+    if photons < 5:
+        assert (result.decision, result.hit, result.hit_probability) == (Decision.NO_BEAM, False, 0.0)
+        assert result.photon_energy_eV is result.camera_length_m is result.camera_length_over_energy_m_per_eV is None
+        assert result.estimate_reason == "no beam"
+    else:
+        assert result.decision == Decision.HIT
+
+
+def test_a_frame_of_sentinels_saw_no_beam(bundle: Bundle) -> None:
+    (result,) = judge(bundle, frame(np.full(SHAPE, 65535, "u2")))
+    assert (result.status, result.decision, result.peak_count) == (Status.OK, Decision.NO_BEAM, 0)
+
+
+@pytest.mark.parametrize(("spots", "indexable"), [(7, False), (8, True)])
+def test_enough_peaks_make_a_frame_indexable(bundle: Bundle, spots: int, indexable: bool) -> None:
+    (result,) = judge(bundle, frame(with_spots(water(0.02), 80, spots)), indexable_peaks=8)
+    assert result.indexable is indexable
+
+
+# --- the fields of a record -------------------------------------------------------------
+
+
+def test_peaks_lie_where_the_spots_are(bundle: Bundle) -> None:
+    (result,) = judge(bundle, frame(with_spots(water(0.02), 400)))
+    assert result.peaks is not None
+    # A 2 x 2 spot has its centre half a pixel after its first pixel.
+    found = sorted((round(p.ss - 0.5), round(p.fs - 0.5)) for p in result.peaks)
+    assert found == sorted(SPOT)
+    assert result.peak_count == len(result.peaks)
+    assert all(p.intensity_photons == pytest.approx(400, rel=0.05) for p in result.peaks)
+
+
+def test_resolution_needs_peaks_and_a_header(bundle: Bundle) -> None:
+    spots = frame(with_spots(water(0.02)))
+    bare = frame(with_spots(water(0.02)), of=series(camera_length_m=None))
+    resolutions = [r.resolution_angstrom for r in judge(bundle, spots, bare, frame(water(0.02)))]
+    assert resolutions[0] is not None
+    assert resolutions[0] > 1.7
+    assert resolutions[1:] == [None, None]
+
+
+def test_estimates_come_from_the_pixels_never_from_the_header(bundle: Bundle) -> None:
+    pixels = water(0.5)
+    one, other = judge(bundle, frame(pixels), frame(pixels, of=series(camera_length_m=0.35, photon_energy_eV=12000.0)))
+    names = [name for name in FrameResult.__dataclass_fields__ if "energy" in name or "camera" in name]
+    assert [getattr(one, n) for n in names] == [getattr(other, n) for n in names]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_an_estimate_is_null_with_a_reason_where_its_sigma_is_large(tmp_path: Path, scale: float) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "b", sigma_scale=(scale, scale, scale)))
+    (result,) = judge(bundle, frame(water(0.5)))
+    assert result.camera_length_over_energy_m_per_eV is not None
+    assert result.camera_length_over_energy_sigma_m_per_eV is not None
+    if scale < 1:
+        assert result.photon_energy_eV is not None
+        assert result.photon_energy_sigma_eV is not None
+        assert result.photon_energy_sigma_eV <= 1000
+        assert result.camera_length_sigma_m is not None
+        assert result.camera_length_sigma_m <= 0.02
+        assert result.estimate_reason is None
+    else:
+        assert result.photon_energy_eV is result.photon_energy_sigma_eV is None
+        assert result.camera_length_m is result.camera_length_sigma_m is None
+        assert "photon energy" in (result.estimate_reason or "")
+        assert "camera length" in (result.estimate_reason or "")
+
+
+def test_the_flux_is_the_background_against_the_bundles_reference(bundle: Bundle) -> None:
+    (result,) = judge(bundle, frame(water(0.5)))
+    reference = bundle.card.reference_background_photons_per_pixel
+    assert result.background_photons is not None
+    assert result.background_photons == pytest.approx(0.5 * SHAPE[0] * SHAPE[1], rel=0.1)
+    assert result.relative_flux == pytest.approx(
+        result.background_photons / (SHAPE[0] * SHAPE[1]) / reference, rel=1e-3
+    )
+
+
+def test_only_the_tags_asked_for_are_kept_and_cut_to_length(bundle: Bundle) -> None:
+    user_data = {
+        "sample": "x" * 10_000,
+        "delay_fs": -20.5,
+        "laser": True,
+        "secret": 1,
+        "deep": {"a": [1]},
+        "none": None,
+    }
+    shot = frame(water(0.1), user_data=user_data)
+    (result,) = judge(bundle, shot, tags=("sample", "delay_fs", "laser", "deep", "none", "absent"))
+    assert result.tags == {"sample": "x" * 200, "delay_fs": -20.5, "laser": True}
+
+
+@pytest.mark.parametrize("user_data", [None, "text", 5, [1, 2], {}, {"other": 1}])
+def test_user_data_without_the_tags_gives_none(bundle: Bundle, user_data: Any) -> None:
+    assert judge(bundle, frame(water(0.1), user_data=user_data), tags=("sample",))[0].tags is None
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 3), (8, 8), (17, 9)])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4"])
+def test_tiny_images_are_judged(bundle: Bundle, shape: tuple[int, int], dtype: str) -> None:
+    of = series(shape=shape)
+    for pixels in (np.zeros(shape, dtype), np.full(shape, 9, dtype)):
+        (result,) = judge(bundle, frame(pixels, of=of))
+        assert result.status == Status.OK
+        assert result.hit_probability is not None
+        assert math.isfinite(result.hit_probability)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"camera_length_m": 1e-300},
+        {"camera_length_m": 1e300},
+        {"photon_energy_eV": 1e-300},
+        {"photon_energy_eV": 1e300},
+        {"pixel_size_x_m": 1e-300},
+        {"pixel_size_x_m": 1e300},
+        {"beam_center_x_px": 1e300},
+        {"saturation_value": 1},
+        {"saturation_value": (1 << 63) - 1},
+        {"masks": {CHANNEL: np.zeros((3, 3), "u4")}},
+        {"masks": {CHANNEL: np.ones(SHAPE, "u4")}},
+        {"camera_length_m": 1e300, "pixel_size_x_m": 1e-300},
+    ],
+)
+def test_a_senseless_header_does_not_stop_analysis(bundle: Bundle, changes: dict[str, Any]) -> None:
+    (result,) = judge(bundle, frame(with_spots(water(0.1)), of=series(**changes)))
+    assert result.status == Status.OK
+
+
+# --- channels ---------------------------------------------------------------------------
+
+
+def two_channels(pixels: np.ndarray[Any, Any], *names: str) -> ImageMessage:
+    return ImageMessage(1, 0, {name: image_data(pixels * np.uint16(n + 1)) for n, name in enumerate(names)})
+
+
+def test_a_channel_that_is_missing_makes_the_frame_undecodable(bundle: Bundle) -> None:
+    message = two_channels(water(0.1), "threshold_1")
+    (result,) = judge(bundle, make_frame(series(), message, 0.0, "threshold_2"))
+    assert (result.status, result.reason, result.channel) == (Status.UNDECODABLE, "missing_channel", "threshold_2")
+
+
+def test_the_channel_asked_for_is_analysed(bundle: Bundle) -> None:
+    message = two_channels(water(0.1), "threshold_1", "threshold_2")
+    one, two = (judge(bundle, make_frame(series(), message, 0.0, name))[0] for name in (None, "threshold_2"))
+    assert (one.channel, two.channel) == ("threshold_1", "threshold_2")
+    assert one.background_photons != two.background_photons
+
+
+def test_the_difference_is_never_chosen(bundle: Bundle) -> None:
+    of = series(channels=(DIFFERENCE, "threshold_2"))
+    message = two_channels(water(0.1), DIFFERENCE, "threshold_2")
+    assert judge(bundle, make_frame(of, message, 0.0, None))[0].channel == "threshold_2"
+    alone = two_channels(water(0.1), DIFFERENCE)
+    assert judge(bundle, make_frame(of, alone, 0.0, None))[0].reason == "missing_channel"
+
+
+def test_an_image_of_another_shape_than_announced_is_undecodable(bundle: Bundle) -> None:
+    message = ImageMessage(1, 0, {CHANNEL: image_data(water(0.1, (8, 8)))})
+    assert judge(bundle, make_frame(series(), message, 0.0, None))[0].reason == "size_mismatch"
+
+
+# --- memory -----------------------------------------------------------------------------
+
+
+def test_buffers_are_kept_for_few_series_only(bundle: Bundle) -> None:
+    analyser = Analyser(bundle, CascadeSettings())
+    many = [series(n) for n in range(1, 30)]
+    for each in many:
+        analyser.process([frame(water(0.1), of=each)])
+    assert sum(len(analyser.workspaces(each)) for each in many) <= 4
+    analyser.forget(many[-1])
+    assert analyser.workspaces(many[-1]) == []
+
+
+def test_the_estimate_of_a_summed_profile_has_the_fields_of_a_record(bundle: Bundle) -> None:
+    analyser = Analyser(bundle, CascadeSettings())
+    outcome = analyser.process([frame(water(0.5, seed=n), n) for n in range(4)])
+    assert set(analyser.estimate(np.sum(outcome.profiles, 0))) >= {
+        "camera_length_over_energy_m_per_eV",
+        "estimate_reason",
+    }
+
+
+def test_a_size_that_cannot_be_allocated_is_refused_before_it_is_tried(bundle: Bundle) -> None:
+    huge = ImageData(b"x" * 100, (1 << 31, 1 << 31), np.dtype("u4"), Algorithm.BSLZ4, 4)
+    (result,) = judge(bundle, frame(huge, of=series(shape=None)))
+    assert result.reason == "size_mismatch"

@@ -1,0 +1,199 @@
+"""What a run shows so far: windows keyed by image, series that follow each other, histograms."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analyzer.geometry import AZIMUTH_CLASSES
+from analyzer.networks import PROFILE_BINS
+from analyzer.results import Decision, FrameResult, Status
+from analyzer.running import Histogram, ImageWindow, Running
+from tests.analyzer.builders import CHANNEL, series
+
+
+def result(image_id: int, decision: Decision = Decision.MISS, ordinal: int = 1, **changes: Any) -> FrameResult:
+    fields: dict[str, Any] = {
+        "series_id": ordinal, "image_id": image_id, "channel": CHANNEL, "start_time": None, "exposure_s": None,
+        "received_at": 0.0, "latency_s": 0.01, "decision": decision, "hit": decision == Decision.HIT,
+        "indexable": False, "peak_count": 0, "hit_probability": 0.5, "relative_flux": 1.0, "ordinal": ordinal,
+    }  # fmt: skip
+    return FrameResult(**(fields | changes))
+
+
+def shown(*batches: list[FrameResult], ordinals: int = 1) -> Running:
+    running = Running()
+    for ordinal in range(1, ordinals + 1):
+        running.begin(series(ordinal, ordinal))
+        for results in batches:
+            running.add([r for r in results if r.ordinal == ordinal], [], {})
+    return running
+
+
+# --- windows ----------------------------------------------------------------------------
+
+
+def test_a_window_counts_the_latest_images() -> None:
+    window = ImageWindow(10)
+    for n in range(25):
+        window.add(n, n % 2)
+    assert window.counts(10) == (5, 10)
+    assert window.counts(4) == (2, 4)
+
+
+def test_a_late_image_lands_in_its_own_place() -> None:
+    window = ImageWindow(10)
+    for n in (0, 1, 2, 4, 5, 6):
+        window.add(n, 0)
+    window.add(3, 1)
+    assert window.counts(10) == (1, 7)
+    # Image 3 is the fourth but last: the last three do not hold it.
+    assert window.counts(3) == (0, 3)
+    assert window.counts(4) == (1, 4)
+
+
+def test_an_image_later_than_the_window_changes_nothing() -> None:
+    window = ImageWindow(10)
+    for n in range(100, 110):
+        window.add(n, 0)
+    window.add(95, 1)
+    window.add(3, 1)
+    assert window.counts(10) == (0, 10)
+
+
+def test_an_image_older_than_a_window_leaves_it_when_ids_jump() -> None:
+    window = ImageWindow(10)
+    window.add(3, 1)
+    window.add(1 << 40, 0)
+    assert window.counts(10) == (0, 1)
+
+
+def test_an_empty_window_has_counted_nothing() -> None:
+    assert ImageWindow(10).counts(10) == (0, 0)
+
+
+def test_frames_without_beam_leave_the_denominator() -> None:
+    running = shown([result(0, Decision.HIT), result(1, Decision.NO_BEAM), result(2), result(3, Decision.NO_BEAM)])
+    assert running.hits.counts(100) == (1, 2)
+    assert running.indexable.counts(100) == (0, 2)
+
+
+def test_only_good_frames_enter_the_windows() -> None:
+    bad = FrameResult(
+        series_id=1, image_id=1, channel=CHANNEL, start_time=None, exposure_s=None, received_at=0.0,
+        status=Status.UNDECODABLE, ordinal=1,
+    )  # fmt: skip
+    running = shown([result(0, Decision.HIT), bad])
+    assert running.hits.counts(100) == (1, 1)
+    assert running.last is not None
+    assert running.last.image_id == 0
+
+
+def test_the_order_of_completion_makes_no_difference() -> None:
+    results = [result(n, Decision.HIT if n % 3 else Decision.MISS) for n in range(500)]
+    shuffled = [results[n] for n in np.random.default_rng(0).permutation(500)]
+    assert shown(results).hits.counts(1000) == shown(shuffled).hits.counts(1000)
+
+
+# --- series -----------------------------------------------------------------------------
+
+
+def test_the_images_of_a_new_series_follow_those_of_the_last() -> None:
+    running = shown([result(n, Decision.HIT, ordinal) for ordinal in (1, 2) for n in range(80)], ordinals=2)
+    assert running.hits.counts(100) == (100, 100)
+    assert running.hits.counts(1000) == (160, 160)
+
+
+def test_a_late_image_of_the_last_series_keeps_its_place() -> None:
+    running = Running()
+    for ordinal in (1, 2):
+        running.begin(series(ordinal, ordinal, images=60))
+        running.add([result(n, Decision.MISS, ordinal) for n in range(60)], [], {})
+    running.begin(series(3, 3, images=60))
+    running.add([result(n, Decision.MISS, 3) for n in range(50)], [], {})
+    # Image 59 of series 2 comes again as a late one would: 120 places before are taken, none is lost.
+    running.add([result(59, Decision.HIT, 2)], [], {})
+    assert running.hits.counts(1000) == (1, 170)
+
+
+def test_a_new_series_starts_a_new_profile() -> None:
+    running = Running()
+    profile = np.ones((2, PROFILE_BINS * AZIMUTH_CLASSES), np.float32)
+    running.begin(series(1))
+    running.add([result(0)], [profile], {})
+    running.begin(series(1))
+    assert running.profile.sum() > 0, "metadata of the same series keeps it"
+    running.begin(series(2))
+    assert running.profile.sum() == 0
+    assert running.profile_frames == 0
+    assert running.series_began == 2
+
+
+def test_the_profile_forgets_slowly() -> None:
+    running = Running()
+    running.begin(series(1))
+    profile = np.ones((2, PROFILE_BINS * AZIMUTH_CLASSES), np.float32)
+    for n in range(3000):
+        running.add([result(n)], [profile], {})
+    assert running.profile_frames == pytest.approx(1000 * (1 - np.exp(-3)), rel=0.01)
+
+
+def test_the_history_is_bounded() -> None:
+    running = shown([result(n) for n in range(10_000)])
+    assert len(running.history) <= 4000
+    history = running.snapshot()["history"]
+    assert len(history) <= 2000
+    assert history[-1][0] == 9999
+
+
+@pytest.mark.parametrize(
+    "image_id",
+    [
+        1 << 40,
+        pytest.param(
+            (1 << 63) - 2,
+            marks=pytest.mark.xfail(strict=True, reason="places overflow int64, which ends the publisher"),
+        ),
+    ],
+)
+def test_a_jump_of_the_image_id_does_not_break_what_follows(image_id: int) -> None:
+    running = Running()
+    running.begin(series(1))
+    running.add([result(0), result(image_id, Decision.HIT)], [], {})
+    running.begin(series(2))
+    running.add([result(n, Decision.HIT, 2) for n in range(5)] + [result(image_id, Decision.HIT, 2)], [], {})
+    running.begin(series(3))
+    running.add([result(n, Decision.HIT, 3) for n in range(100)], [], {})
+    assert running.hits.counts(100) == (100, 100)
+
+
+# --- histograms and flux ----------------------------------------------------------------
+
+
+def test_a_histogram_counts_cumulatively_and_bounds_are_inclusive() -> None:
+    histogram = Histogram((0.1, 1.0))
+    histogram.observe([0.05, 0.1, 0.5, 1.0, 2.0])
+    assert histogram.buckets() == [("0.1", 2.0), ("1.0", 4.0), ("+Inf", 5.0)]
+    assert histogram.sum == pytest.approx(3.65)
+
+
+def test_stage_times_are_a_frames_share_of_its_batch() -> None:
+    running = Running()
+    running.begin(series(1))
+    running.add([result(n) for n in range(4)], [], {"decode": 0.4})
+    assert running.stages["decode"].sum == pytest.approx(0.1)
+
+
+def test_the_relative_flux_is_smoothed() -> None:
+    running = Running()
+    assert running.relative_flux is None
+    running.begin(series(1))
+    running.add([result(0, relative_flux=1.0)], [], {})
+    running.add([result(1, relative_flux=2.0)], [], {})
+    assert running.relative_flux == pytest.approx(1.1)
+
+
+def test_a_snapshot_before_the_first_frame_has_no_ratio() -> None:
+    snapshot = Running().snapshot()
+    assert snapshot["hit_ratio"] == {"100": None, "1000": None}
+    assert snapshot["last"] is None

@@ -1,0 +1,172 @@
+"""Mutated messages through parser, frame and decoder, in a process whose memory is limited.
+
+    python -m tests.streamer.fuzz_child SEED MUTATIONS
+
+Prints one JSON line: what became of the mutations, and how much memory they cost.
+"""
+
+import importlib.util
+import json
+import random
+import resource
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from streamer import stream_v1, stream_v2
+from streamer.decoding import check_size, decode
+from streamer.frames import make_frame
+from streamer.messages import (
+    INVALID_REASONS,
+    UNDECODABLE_REASONS,
+    Algorithm,
+    Defect,
+    ImageMessage,
+    InvalidMessage,
+    SeriesMetadata,
+    UndecodableImage,
+)
+from streamer.receiver import parse
+from streamer.series import Series
+from tests.streamer.hostile_wire import V1_START, V2_START
+from tests.support import packed_image, poisson
+
+GUARD = 256
+"""Bytes on either side of the decoder's output that it must leave alone."""
+
+HEADROOM = 768 << 20
+"""What the process may grow by: an image of 512 MiB and its buffer's fill never fit."""
+
+EXTREMES = (0, 1, 7, 8, 255, 8191, 8192, 8193, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
+
+
+def messages() -> list[list[bytes]]:
+    found = [V1_START, [V2_START], stream_v1.encode_end(7), [stream_v2.encode_end(7)]]
+    packed = [Algorithm.RAW, Algorithm.BSLZ4, Algorithm.LZ4_HDF5, Algorithm.LZ4_BLOCK]
+    if importlib.util.find_spec("dectris") is not None:
+        packed.append(Algorithm.BSZSTD)
+    for dtype in ("u1", "<u2", "<u4", ">u2"):
+        pixels = poisson(1, (61, 75), dtype)[0]
+        for algorithm in packed:
+            message = ImageMessage(
+                7, 3, {"threshold_1": packed_image(pixels, algorithm)}, 1.0, 1.1, 0.1, "01HRC", {"a": 1}
+            )
+            for encode in (stream_v1.encode_image, stream_v2.encode_image):
+                try:
+                    parts = encode(message)
+                except ValueError:
+                    continue  # a packing that this stream has no name for
+                found.append([bytes(part) for part in parts] if isinstance(parts, list) else [parts])
+    return found
+
+
+def mutate(rng: random.Random, data: bytes) -> bytes:
+    changed = bytearray(data)
+    # Half keep the length and hit packed pixels mostly, so that they get as far as the decoder.
+    in_place = rng.random() < 0.5
+    for _ in range(rng.choice((1, 1, 1, 2, 5, 20))):
+        kind = rng.choice((0, 1, 5)) if in_place else rng.randrange(7)
+        at = rng.randrange(len(changed)) if changed else 0
+        # Most of what decides lies at the start: heads, lengths, the first blocks.
+        if changed and not in_place and rng.random() < 0.5:
+            at = rng.randrange(min(len(changed), 200))
+        if kind == 0 and changed:
+            changed[at] ^= 1 << rng.randrange(8)
+        elif kind == 1 and changed:
+            changed[at] = rng.choice((0, 255, 127, 128, rng.randrange(256)))
+        elif kind == 2:
+            del changed[at:]
+        elif kind == 3:
+            del changed[at : at + rng.randrange(1, 64)]
+        elif kind == 4:
+            changed[at:at] = rng.randbytes(rng.randrange(1, 64))
+        elif kind == 5:
+            changed[at : at + 4] = rng.choice(EXTREMES).to_bytes(4, rng.choice(("big", "little")))
+        else:
+            source = rng.randrange(len(changed) + 1)
+            changed[at : at + 32] = changed[source : source + 32]
+    return bytes(changed)
+
+
+def mutated(rng: random.Random, parts: list[bytes]) -> list[bytes]:
+    if len(parts) > 1 and rng.random() < 0.1:
+        kind = rng.randrange(3)
+        if kind == 0:
+            return [part for part in parts if rng.random() < 0.7] or parts[:1]
+        if kind == 1:
+            return rng.sample(parts, len(parts))
+        return parts * 2
+    at = 2 if len(parts) > 3 and rng.random() < 0.7 else rng.randrange(len(parts))
+    return [mutate(rng, part) if n == at else part for n, part in enumerate(parts)]
+
+
+def run(parts: list[bytes], series: Series) -> str:
+    try:
+        message = parse([memoryview(part) for part in parts])
+    except InvalidMessage as error:
+        assert error.reason in INVALID_REASONS
+        return f"invalid {error.reason}"
+    if not isinstance(message, ImageMessage):
+        return type(message).__name__
+    frame = make_frame(series, message, 0.0, None)
+    if isinstance(frame.image, Defect):
+        assert frame.image.reason in UNDECODABLE_REASONS
+        return f"defect {frame.image.reason}"
+    try:
+        check_size(frame.image)
+        guarded = np.full(frame.image.decoded_bytes + 2 * GUARD, 0xA5, np.uint8)
+        out = guarded[GUARD:-GUARD].view(frame.image.dtype.newbyteorder("="))
+        try:
+            decode(frame.image, out)
+        finally:
+            assert (guarded[:GUARD] == 0xA5).all(), "written before the buffer"
+            assert (guarded[-GUARD:] == 0xA5).all(), "written after the buffer"
+    except UndecodableImage as error:
+        assert error.reason in UNDECODABLE_REASONS
+        return f"undecodable {error.reason}"
+    return "decoded"
+
+
+def status(name: str) -> int:
+    """Bytes from /proc/self/status."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) << 10
+
+
+def main(seed: int, count: int) -> None:
+    rng = random.Random(seed)
+    corpus = messages()
+    # With a known shape only images of it get to the decoder; without, any that claims to be one.
+    known = Series(1, 7, None, SeriesMetadata(shape=(61, 75)))
+    joined = Series(2, 7, None, SeriesMetadata(), joined=True)
+    outcomes = Counter(run(parts, known) for parts in corpus)
+    assert set(outcomes) == {"decoded", "StartMessage", "EndMessage"}, outcomes
+    limit = status("VmSize") + HEADROOM
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    before, slowest = status("VmRSS"), 0.0
+    outcomes.clear()
+    for number in range(count):
+        # Told before it is run: the last line names what crashed.
+        state = rng.getrandbits(64)
+        parts = mutated(random.Random(state), rng.choice(corpus))
+        if number % 1000 == 0:
+            print(f"# {number} {state}", file=sys.stderr, flush=True)
+        began = time.perf_counter()
+        outcomes[run(parts, joined if rng.random() < 0.2 else known)] += 1
+        slowest = max(slowest, time.perf_counter() - began)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    report = {
+        "mutations": count,
+        "outcomes": dict(outcomes.most_common()),
+        "growth_bytes": status("VmRSS") - before,
+        "peak_growth_bytes": peak - before,
+        "slowest_s": round(slowest, 4),
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

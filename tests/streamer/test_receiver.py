@@ -1,0 +1,255 @@
+"""The receiver on real sockets."""
+
+import gc
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from streamer import stream_v1, stream_v2
+from streamer.messages import ImageData, ImageMessage, InvalidMessage
+from streamer.receiver import Received, StreamReceiver, parse
+from tests.streamer.hostile_wire import good_image
+
+LIMIT = 100_000
+
+
+class Senders:
+    """PUSH sockets bound as detectors bind them; ``restart`` closes one and binds its port again."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.sockets: list[Any] = []
+        self.ports: list[int] = []
+
+    def bind(self, kind: int = zmq.PUSH) -> str:
+        socket = self.context.socket(kind)
+        socket.setsockopt(zmq.LINGER, 0)
+        self.sockets.append(socket)
+        self.ports.append(socket.bind_to_random_port("tcp://127.0.0.1"))
+        return f"tcp://127.0.0.1:{self.ports[-1]}"
+
+    def stop(self, n: int) -> None:
+        self.sockets[n].close()
+
+    def restart(self, n: int) -> None:
+        self.sockets[n] = self.context.socket(zmq.PUSH)
+        self.sockets[n].setsockopt(zmq.LINGER, 0)
+        self.sockets[n].bind(f"tcp://127.0.0.1:{self.ports[n]}")
+
+    def send(self, n: int, *series_ids: int) -> None:
+        for series_id in series_ids:
+            assert self.sockets[n].poll(5000, zmq.POLLOUT)
+            self.sockets[n].send(stream_v2.encode_end(series_id))
+
+
+@pytest.fixture
+def senders() -> Iterator[Senders]:
+    found = Senders()
+    yield found
+    found.context.destroy(linger=0)
+
+
+def words(receiver: StreamReceiver, count: int, timeout_s: float = 5.0) -> list[Any]:
+    """The next messages as series ids or reasons."""
+    found: list[Any] = []
+    deadline = time.monotonic() + timeout_s
+    while len(found) < count and time.monotonic() < deadline:
+        received = receiver.receive(0.05)
+        if received is not None:
+            message = received.message
+            found.append(message.reason if isinstance(message, InvalidMessage) else message.series_id)  # type: ignore[union-attr]
+    return found
+
+
+def silence(receiver: StreamReceiver, seconds: float) -> bool:
+    return words(receiver, 1, seconds) == []
+
+
+def wait_connected(receiver: StreamReceiver) -> None:
+    deadline = time.monotonic() + 5
+    while not receiver.connected and time.monotonic() < deadline:
+        assert receiver.receive(0.02) is None
+    assert receiver.connected
+
+
+@pytest.mark.parametrize("endpoints", [1, 2])
+def test_an_oversized_part_is_counted_and_the_connection_made_again(senders: Senders, endpoints: int) -> None:
+    receiver = StreamReceiver([senders.bind() for _ in range(endpoints)], max_part_bytes=LIMIT)
+    try:
+        wait_connected(receiver)
+        senders.send(0, 1, 2)
+        senders.sockets[0].send(bytes(LIMIT + 1))
+        assert words(receiver, 3) == [1, 2, "too_large"]
+        senders.send(0, 3)
+        assert words(receiver, 1) == [3]
+        if endpoints == 2:
+            senders.send(1, 4)
+            assert words(receiver, 1) == [4]
+        # And once more, with part of a message of several parts.
+        senders.sockets[0].send_multipart([b"{}", bytes(LIMIT + 1)])
+        assert words(receiver, 1) == ["too_large"]
+        senders.send(0, 5)
+        assert words(receiver, 1) == [5]
+        assert silence(receiver, 0.8)
+    finally:
+        receiver.close()
+
+
+@pytest.mark.parametrize("endpoints", [1, 2])
+@pytest.mark.parametrize("down_s", [0.0, 0.8])
+def test_a_restarted_sender_is_found_again_and_nothing_is_counted(
+    senders: Senders, endpoints: int, down_s: float
+) -> None:
+    receiver = StreamReceiver([senders.bind() for _ in range(endpoints)], max_part_bytes=LIMIT)
+    try:
+        wait_connected(receiver)
+        senders.send(0, 1)
+        assert words(receiver, 1) == [1]
+        senders.stop(0)
+        assert silence(receiver, down_s)
+        assert receiver.connected == (endpoints == 2) or down_s == 0.0
+        senders.restart(0)
+        senders.send(0, 2)
+        assert words(receiver, 1) == [2]
+        assert receiver.connected
+        assert silence(receiver, 0.8)
+    finally:
+        receiver.close()
+
+
+def test_a_restart_while_we_do_not_read_is_not_a_refused_part(senders: Senders) -> None:
+    receiver = StreamReceiver([senders.bind()], max_part_bytes=LIMIT)
+    try:
+        wait_connected(receiver)
+        senders.stop(0)
+        time.sleep(0.7)
+        senders.restart(0)
+        time.sleep(0.5)
+        senders.send(0, 2)
+        assert words(receiver, 1) == [2]
+        assert silence(receiver, 0.7)
+    finally:
+        receiver.close()
+
+
+def test_what_came_before_a_refused_part_is_read_first(senders: Senders) -> None:
+    receiver = StreamReceiver([senders.bind()], max_part_bytes=LIMIT)
+    try:
+        wait_connected(receiver)
+        senders.send(0, *range(10))
+        senders.sockets[0].send(bytes(LIMIT + 1))
+        time.sleep(0.8)
+        assert words(receiver, 11) == [*range(10), "too_large"]
+    finally:
+        receiver.close()
+
+
+def test_a_peer_that_is_no_push_socket_is_named(senders: Senders) -> None:
+    receiver = StreamReceiver([senders.bind(zmq.PUB)])
+    try:
+        received = None
+        while received is None:
+            received = receiver.receive(5.0)
+        assert isinstance(received.message, InvalidMessage)
+        assert received.message.reason == "wrong_protocol"
+        assert "not a detector's PUSH socket" in str(received.message)
+        assert not receiver.connected
+    finally:
+        receiver.close()
+
+
+def test_a_sender_may_come_later(senders: Senders) -> None:
+    endpoint = senders.bind()
+    senders.stop(0)
+    receiver = StreamReceiver([endpoint])
+    try:
+        assert silence(receiver, 0.3)
+        assert not receiver.connected
+        senders.restart(0)
+        senders.send(0, 1)
+        assert words(receiver, 1) == [1]
+    finally:
+        receiver.close()
+
+
+def test_a_busy_endpoint_does_not_starve_another(senders: Senders) -> None:
+    receiver = StreamReceiver([senders.bind(), senders.bind()])
+    try:
+        senders.send(0, *[0] * 12)
+        senders.send(1, *[1] * 12)
+        time.sleep(0.3)
+        assert sum(words(receiver, 8)) in (3, 4, 5)
+    finally:
+        receiver.close()
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://127.0.0.1:96537", "tcp://127.0.0.1:65536", "tcp://127.0.0.1:0", "tcp://127.0.0.1:-1", "tcp://127.0.0.1",
+     "tcp://127.0.0.1:port", "tcp://127.0.0.1:", "127.0.0.1:31001", "detector", "", "http://127.0.0.1:80",
+     "tcp://127.0.0.1:" + "9" * 5000],
+)  # fmt: skip
+def test_an_address_that_cannot_be_one_is_refused(endpoint: str) -> None:
+    with pytest.raises(ValueError):
+        StreamReceiver([endpoint])
+
+
+def test_a_receiver_without_address_or_of_another_protocol_is_refused() -> None:
+    with pytest.raises(ValueError, match="no stream address"):
+        StreamReceiver([])
+    with pytest.raises(ValueError, match="'v3' is not known"):
+        StreamReceiver(["tcp://127.0.0.1:31001"], protocol="v3")
+
+
+def test_waiting_takes_as_long_as_asked(senders: Senders) -> None:
+    receiver = StreamReceiver([senders.bind()])
+    try:
+        for timeout_s in (0.0, 0.35):
+            began = time.monotonic()
+            assert receiver.receive(timeout_s) is None
+            assert timeout_s <= time.monotonic() - began < timeout_s + 0.3
+    finally:
+        receiver.close()
+
+
+def test_both_protocols_are_told_apart_or_one_is_insisted_on() -> None:
+    v2 = [memoryview(stream_v2.encode_image(good_image(1)))]
+    v1 = [memoryview(bytes(part)) for part in stream_v1.encode_image(good_image(1))]
+    for parts, ours, other in ((v2, "v2", "v1"), (v1, "v1", "v2")):
+        assert isinstance(parse(parts), ImageMessage)
+        assert isinstance(parse(parts, ours), ImageMessage)
+        with pytest.raises(InvalidMessage) as caught:
+            parse(parts, other)
+        assert caught.value.reason == "wrong_protocol"
+
+
+@pytest.mark.parametrize("protocol", ["v1", "v2"])
+def test_a_received_image_is_not_copied_and_keeps_only_its_own_part(senders: Senders, protocol: str) -> None:
+    receiver = StreamReceiver([senders.bind()])
+    try:
+        if protocol == "v1":
+            senders.sockets[0].send_multipart(stream_v1.encode_image(good_image(1)))
+        else:
+            senders.sockets[0].send(stream_v2.encode_image(good_image(1)))
+        received: Received | None = receiver.receive(5.0)
+        assert received is not None
+        assert abs(time.time() - received.received_at) < 5
+        assert isinstance(received.message, ImageMessage)
+        image = received.message.channels["threshold_1"]
+        assert isinstance(image, ImageData)
+        assert isinstance(image.data, memoryview)
+        owner = image.data.obj
+        assert isinstance(owner, zmq.Frame)
+        assert np.shares_memory(np.frombuffer(image.data, np.uint8), np.frombuffer(owner.buffer, np.uint8))
+        size = received.nbytes
+        del received
+        gc.collect()
+        alive = [thing for thing in gc.get_objects() if isinstance(thing, zmq.Frame)]
+        assert alive in ([], [owner])  # frames need not be tracked by the collector
+        assert len(owner.buffer) <= size
+    finally:
+        receiver.close()
