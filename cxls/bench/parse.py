@@ -31,7 +31,7 @@ def cpu_us(work: Callable[[], Any], calls: int = _CALLS) -> float:
 
 
 def untag(*given: Any) -> Any:
-    """A tag hook that hands on what stands behind a tag; cbor2 before 6 gives (decoder, tag), since (tag, immutable)."""
+    """What stands behind a tag. cbor2 before 6 gives a hook (decoder, tag), since then (tag, immutable)."""
     return next(value for value in given if isinstance(value, cbor2.CBORTag)).value
 
 

@@ -149,7 +149,7 @@ def run(settings: BenchSettings) -> Report:
         figures,
         found,
         (
-            f"OM: peakfinder8, full mode, ADC {om.ADC:g}, SNR {om.SNR:g}, {om.MIN_PIXELS} pixel; CPU of find_peaks alone",
+            f"OM: peakfinder8, full, ADC {om.ADC:g}, SNR {om.SNR:g}, {om.MIN_PIXELS} pixel; CPU of find_peaks alone",
             "ours: CPU of the whole reduction, which also makes the background, the map and the profile",
         ),
     )

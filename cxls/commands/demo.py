@@ -18,7 +18,7 @@ def run(resolved: Resolved[DemoSettings]) -> None:
     settings = resolved.settings
     with tempfile.TemporaryDirectory(prefix="cxls-demo-") as folder:
         click.echo(
-            f"simulating {settings.frames} frames, half of the usual things a beam line sees: water, and crystals"
+            f"simulating {settings.frames} frames, water in all, a crystal in some"
         )
         master = write(Path(folder) / "demo", settings, settings.frames)
         wire = ReplaySettings(
@@ -46,7 +46,8 @@ def _analyse(settings: DemoSettings, replay: Replay) -> None:
         stop_replay.set()
 
     on_signals(on_signal)
-    click.echo(f"live page http://{settings.listen}/ and metrics http://{settings.listen}/metrics; Ctrl-C ends")
+    where = session.web.address if session.web else settings.listen
+    click.echo(f"live page http://{where}/ and metrics http://{where}/metrics; Ctrl-C ends")
     player = threading.Thread(target=replay.play, args=(stop_replay,), name="replay", daemon=True)
     player.start()
     try:
