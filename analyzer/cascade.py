@@ -6,6 +6,7 @@ frame, its series' header, the bundle and the settings alone.
 
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from analyzer.bundle import Bundle
-from analyzer.geometry import series_geometry
+from analyzer.geometry import Geometry, series_geometry
 from analyzer.networks import coarse_profile, profile_features, profile_index
 from analyzer.reduction import FramePlan, Reduced, Workspace, make_plan
 from analyzer.results import Decision, FrameResult, HitRule, Peak, Status
@@ -74,6 +75,7 @@ class Analyser:
         self._settings = settings
         self._device = torch.device(device)
         self._prepared: dict[tuple[Any, ...], _Prepared] = {}
+        self._plans: deque[FramePlan] = deque(maxlen=_PLANS_KEPT)
 
     @torch.inference_mode()
     def process(self, frames: Sequence[Frame]) -> BatchOutcome:
@@ -155,7 +157,7 @@ class Analyser:
             raise UndecodableImage("size_mismatch", str(error)) from None
         geometry = series_geometry(metadata, shape)
         top = sentinel(dtype)
-        plan = make_plan(geometry, validity, min(metadata.saturation_value or top, top - 1))
+        plan = self._plan(geometry, validity, min(metadata.saturation_value or top, top - 1))
         return _Prepared(
             metadata,
             plan,
@@ -163,6 +165,16 @@ class Analyser:
             profile_index(geometry, plan.bins.radial_bins),
             torch.from_numpy(plan.cell_valid)[None],
         )
+
+    def _plan(self, geometry: Geometry, validity: Validity, saturation: int) -> FramePlan:
+        """A plan for these frames; most series are measured as the one before."""
+        for plan in self._plans:
+            same = (plan.geometry, plan.saturation, plan.validity.name) == (geometry, saturation, validity.name)
+            if same and np.array_equal(plan.validity.valid, validity.valid):
+                return plan
+        plan = make_plan(geometry, validity, saturation)
+        self._plans.append(plan)
+        return plan
 
     def _classical(self, prepared: _Prepared, reduced: Reduced) -> dict[str, Any]:
         """The part of a result that needs no network."""

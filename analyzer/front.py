@@ -28,6 +28,7 @@ from streamer.series import Event, ImageAccepted, Series, SeriesClosed, SeriesOp
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+_REPORTS_KEPT = 1000
 DRAIN_S = 15.0
 """How long a stopped run goes on with what it has already received."""
 
@@ -99,13 +100,13 @@ class Front:
         self.sinks = list(sinks)
         self.ring = FrameRing(settings.ring_bytes, settings.ring_frames)
         self.reports: list[SeriesReport] = []
+        self.finished = 0
         self._analysers = list(analysers)
         self._settings = settings
         self._on_series = on_series
         self._tracker = SeriesTracker(self.account)
         self._results: queue.Queue[_Published | None] = queue.Queue()
         self._tallies: dict[int, _Tally] = {}
-        self._finished = 0
         self._blocked_s = 0.0
         self._last_warning: dict[str, float] = {}
         self.stopping = False
@@ -143,7 +144,7 @@ class Front:
 
     def _read(self, stop: threading.Event) -> None:
         limit = self._settings.series
-        while not stop.is_set() and (limit is None or self._finished < limit):
+        while not stop.is_set() and (limit is None or self.finished < limit):
             received = self.source.receive(POLL_S)
             now = time.monotonic() - self._blocked_s
             if received is None:
@@ -164,6 +165,7 @@ class Front:
         for event in events:
             if isinstance(event, ImageAccepted):
                 frame = make_frame(event.series, event.image, received_at, self._settings.channel)
+                self.running.received(max(0.0, time.time() - received_at))
                 if not self._queue(frame, stop):
                     reason = "shutdown" if stop.is_set() else "queue_full"
                     self._results.put(dropped(frame, reason))
@@ -259,6 +261,8 @@ class Front:
             self._finish_if_complete(series.ordinal)
             return
         self.running.begin(series)
+        for problem in series.metadata.problems:
+            self._warn(f"header {problem[:40]}", f"series {series.series_id}: {problem}")
         if isinstance(event, SeriesOpened):
             announced = series.metadata.number_of_images
             log.info(
@@ -279,8 +283,9 @@ class Front:
         suspects = len(suspect_pixels(alike)) if alike else 0
         report = SeriesReport(closed, tally.analysed, tally.hits, tally.undecodable, suspects)
         self.reports.append(report)
+        del self.reports[:-_REPORTS_KEPT]
         self._on_series(report)
-        self._finished += 1
+        self.finished += 1
 
     def _warn(self, kind: str, text: str) -> None:
         """One line a kind in 10 seconds; the counters have them all."""

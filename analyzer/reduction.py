@@ -173,9 +173,11 @@ def suspect_pixels(workspaces: list[Workspace]) -> npt.NDArray[np.intp]:
     The workspaces are those of one series, of one shape.
     """
     plan = workspaces[0].plan
+    enough = np.sum([workspace.expected for workspace in workspaces], 0) >= SUSPECT_COUNTS
+    if not enough.any():
+        return np.empty(0, np.intp)
     seen = np.logical_or.reduce([workspace.seen for workspace in workspaces])
-    expected = np.sum([workspace.expected for workspace in workspaces], 0)[plan.bins.bin_of]
-    return np.flatnonzero((plan.inside != 0) & ~seen & (expected >= SUSPECT_COUNTS))
+    return np.flatnonzero((plan.inside != 0) & ~seen & enough[plan.bins.bin_of])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

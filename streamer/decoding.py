@@ -269,7 +269,7 @@ def _decode_with_dectris(payload: npt.NDArray[np.uint8], image: ImageData, targe
         # The package believes the header and allocates what it says.
         block_bytes = _framing(payload, target.nbytes)
         if block_bytes > MAX_BLOCK_BYTES or image.element_bytes not in (1, 2, 4, 8):
-            raise UndecodableImage("bad_header", f"blocks of {block_bytes} bytes of {image.element_bytes}-byte elements")
+            raise UndecodableImage("bad_header", f"blocks of {block_bytes} bytes, elements of {image.element_bytes}")
     try:
         decoded = compression.decompress(payload, str(image.algorithm), elem_size=image.element_bytes)
     except (RuntimeError, ValueError, MemoryError, TypeError, SystemError, OverflowError) as error:

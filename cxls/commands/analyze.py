@@ -265,7 +265,7 @@ def print_summary(front: Front) -> None:
     hits = account.processed["hit"]
     console = Console(highlight=False)
     console.print(
-        f"{len(front.reports)} series, {analysed} frames analysed, {hits} hits"
+        f"{front.finished} series, {analysed} frames analysed, {hits} hits"
         + (f" ({hits / analysed:.1%})" if analysed else "")
     )
     console.print(account.identity())

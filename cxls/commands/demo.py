@@ -17,9 +17,7 @@ def run(resolved: Resolved[DemoSettings]) -> None:
     """Show the whole path; loops until Ctrl-C unless ``exit`` is set."""
     settings = resolved.settings
     with tempfile.TemporaryDirectory(prefix="cxls-demo-") as folder:
-        click.echo(
-            f"simulating {settings.frames} frames, water in all, a crystal in some"
-        )
+        click.echo(f"simulating {settings.frames} frames, water in all, a crystal in some")
         master = write(Path(folder) / "demo", settings, settings.frames)
         wire = ReplaySettings(
             inputs=(str(master),),

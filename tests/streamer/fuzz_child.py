@@ -107,7 +107,7 @@ def run(parts: list[bytes], series: Series) -> str:
     try:
         message = parse([memoryview(part) for part in parts])
     except InvalidMessage as error:
-        assert error.reason in INVALID_REASONS
+        assert error.reason in INVALID_REASONS  # noqa: PT017
         return f"invalid {error.reason}"
     if not isinstance(message, ImageMessage):
         return type(message).__name__
@@ -125,7 +125,7 @@ def run(parts: list[bytes], series: Series) -> str:
             assert (guarded[:GUARD] == 0xA5).all(), "written before the buffer"
             assert (guarded[-GUARD:] == 0xA5).all(), "written after the buffer"
     except UndecodableImage as error:
-        assert error.reason in UNDECODABLE_REASONS
+        assert error.reason in UNDECODABLE_REASONS  # noqa: PT017
         return f"undecodable {error.reason}"
     return "decoded"
 

@@ -58,7 +58,7 @@ def test_every_buffer_but_a_suitable_one_is_refused() -> None:
     frozen = np.empty(SHAPE, "u2")
     frozen.flags.writeable = False
     buffers = (
-        np.empty(SHAPE, "u4"), np.empty((1, 1), "u2"), np.empty(SHAPE, ">u2"), np.empty((SHAPE[0], 2 * SHAPE[1]), "u2")[:, ::2],
+        np.empty(SHAPE, "u4"), np.empty((1, 1), "u2"), np.empty(SHAPE, ">u2"), np.empty((SHAPE[0], 2 * SHAPE[1]), "u2")[:, ::2],  # noqa: E501
         np.empty(SHAPE, "u2", order="F"), frozen,
     )  # fmt: skip
     for out in buffers:

@@ -38,7 +38,15 @@ class Senders:
     def restart(self, n: int) -> None:
         self.sockets[n] = self.context.socket(zmq.PUSH)
         self.sockets[n].setsockopt(zmq.LINGER, 0)
-        self.sockets[n].bind(f"tcp://127.0.0.1:{self.ports[n]}")
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                self.sockets[n].bind(f"tcp://127.0.0.1:{self.ports[n]}")
+                return
+            except zmq.ZMQError:  # the port is let go a moment after the close
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def send(self, n: int, *series_ids: int) -> None:
         for series_id in series_ids:

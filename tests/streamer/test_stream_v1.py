@@ -117,8 +117,8 @@ def test_an_lz4_chunk_of_one_block_goes_out_as_a_bare_block() -> None:
     parts = stream_v1.encode_image(ImageMessage(1, 1, {"threshold_1": image}))
     assert json.loads(bytes(parts[1]))["encoding"] == "lz4<"
     assert np.array_equal(pixels_of(stream_v1.parse(parts)), pixels)
+    several = packed_image(pixels, Algorithm.LZ4_HDF5, block_bytes=512)
     with pytest.raises(ValueError, match="no encoding for lz4-hdf5"):
-        several = packed_image(pixels, Algorithm.LZ4_HDF5, block_bytes=512)
         stream_v1.encode_image(ImageMessage(1, 1, {"threshold_1": several}))
 
 

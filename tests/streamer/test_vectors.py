@@ -99,7 +99,7 @@ def test_a_real_detectors_start_image_and_end_are_read() -> None:
     assert meta.photon_energy_eV is not None
     assert isinstance(image, ImageMessage)
     assert isinstance(end, EndMessage)
-    assert start.unique_id and image.unique_id and end.unique_id
+    assert None not in (start.unique_id, image.unique_id, end.unique_id)
     pixels = decoded(image.channels["threshold_1"])
     assert np.array_equal(pixels, only("v2_real_dcu_eiger2_16m/image_threshold_1.npz"))
     assert (int(pixels[pixels < 65535].sum()), int((pixels == 65535).sum())) == (13712, 1253075)
