@@ -203,6 +203,8 @@ def _terminated(number: int, frame: types.FrameType | None) -> NoReturn:
 def main() -> None:
     """Run the program; exit codes as documented in the README."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    # A shell that starts us in the background leaves SIGINT ignored; we still answer to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         cli.main(standalone_mode=False)

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -88,6 +89,7 @@ class WebServer:
                 "number_of_images": metadata.number_of_images,
             }
         return {
+            "time": time.time(),
             "ready": self.ready and not front.stopping,
             "connected": front.source.connected,
             **self._facts,
