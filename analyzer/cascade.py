@@ -5,6 +5,7 @@ frame, its series' header, the bundle and the settings alone.
 """
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -67,15 +68,36 @@ class _Prepared:
     cell_valid: torch.Tensor
 
 
+class PlanCache:
+    """Plans of the latest series, for all workers: most series are measured as the one before."""
+
+    def __init__(self) -> None:
+        self._plans: deque[FramePlan] = deque(maxlen=_PLANS_KEPT)
+        self._lock = threading.Lock()
+
+    def get(self, geometry: Geometry, validity: Validity, saturation: int) -> FramePlan:
+        """The plan for such frames, made if it is new."""
+        with self._lock:
+            for plan in self._plans:
+                same = (plan.geometry, plan.saturation, plan.validity.name) == (geometry, saturation, validity.name)
+                if same and np.array_equal(plan.validity.valid, validity.valid):
+                    return plan
+            plan = make_plan(geometry, validity, saturation)
+            self._plans.append(plan)
+            return plan
+
+
 class Analyser:
     """Judges batches of frames with one bundle on one device."""
 
-    def __init__(self, bundle: Bundle, settings: CascadeSettings, device: str = "cpu") -> None:
+    def __init__(
+        self, bundle: Bundle, settings: CascadeSettings, device: str = "cpu", plans: PlanCache | None = None
+    ) -> None:
         self._bundle = bundle
         self._settings = settings
         self._device = torch.device(device)
         self._prepared: dict[tuple[Any, ...], _Prepared] = {}
-        self._plans: deque[FramePlan] = deque(maxlen=_PLANS_KEPT)
+        self._plans = plans or PlanCache()
 
     @torch.inference_mode()
     def process(self, frames: Sequence[Frame]) -> BatchOutcome:
@@ -126,8 +148,8 @@ class Analyser:
 
     def forget(self, series: Series) -> None:
         """Let go of the buffers held for a series."""
-        for key in [key for key in self._prepared if key[0] == series.ordinal]:
-            del self._prepared[key]
+        for key in [key for key in list(self._prepared) if key[0] == series.ordinal]:
+            self._prepared.pop(key, None)
 
     def _decode(self, frame: Frame) -> _Prepared:
         image = frame.image
@@ -145,7 +167,7 @@ class Analyser:
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= _PLANS_KEPT:
-                self._prepared.pop(next(iter(self._prepared)))
+                self._prepared.pop(next(iter(list(self._prepared))), None)
             prepared = self._prepared[key] = self._make(frame, image.shape, dtype)
         return prepared
 
@@ -157,7 +179,7 @@ class Analyser:
             raise UndecodableImage("size_mismatch", str(error)) from None
         geometry = series_geometry(metadata, shape)
         top = sentinel(dtype)
-        plan = self._plan(geometry, validity, min(metadata.saturation_value or top, top - 1))
+        plan = self._plans.get(geometry, validity, min(metadata.saturation_value or top, top - 1))
         return _Prepared(
             metadata,
             plan,
@@ -165,16 +187,6 @@ class Analyser:
             profile_index(geometry, plan.bins.radial_bins),
             torch.from_numpy(plan.cell_valid)[None],
         )
-
-    def _plan(self, geometry: Geometry, validity: Validity, saturation: int) -> FramePlan:
-        """A plan for these frames; most series are measured as the one before."""
-        for plan in self._plans:
-            same = (plan.geometry, plan.saturation, plan.validity.name) == (geometry, saturation, validity.name)
-            if same and np.array_equal(plan.validity.valid, validity.valid):
-                return plan
-        plan = make_plan(geometry, validity, saturation)
-        self._plans.append(plan)
-        return plan
 
     def _classical(self, prepared: _Prepared, reduced: Reduced) -> dict[str, Any]:
         """The part of a result that needs no network."""

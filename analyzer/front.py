@@ -101,6 +101,7 @@ class Front:
         self.ring = FrameRing(settings.ring_bytes, settings.ring_frames)
         self.reports: list[SeriesReport] = []
         self.finished = 0
+        self._closed = 0
         self._analysers = list(analysers)
         self._settings = settings
         self._on_series = on_series
@@ -144,7 +145,7 @@ class Front:
 
     def _read(self, stop: threading.Event) -> None:
         limit = self._settings.series
-        while not stop.is_set() and (limit is None or self.finished < limit):
+        while not stop.is_set() and (limit is None or self._closed < limit):
             received = self.source.receive(POLL_S)
             now = time.monotonic() - self._blocked_s
             if received is None:
@@ -170,6 +171,7 @@ class Front:
                     reason = "shutdown" if stop.is_set() else "queue_full"
                     self._results.put(dropped(frame, reason))
             else:
+                self._closed += isinstance(event, SeriesClosed)
                 self._results.put(event)
 
     def _queue(self, frame: Frame, stop: threading.Event) -> bool:
@@ -281,6 +283,8 @@ class Front:
         workspaces = [w for analyser in self._analysers for w in analyser.workspaces(closed.series)]
         alike = [w for w in workspaces if w.plan.geometry == workspaces[0].plan.geometry]
         suspects = len(suspect_pixels(alike)) if alike else 0
+        for analyser in self._analysers:
+            analyser.forget(closed.series)
         report = SeriesReport(closed, tally.analysed, tally.hits, tally.undecodable, suspects)
         self.reports.append(report)
         del self.reports[:-_REPORTS_KEPT]

@@ -30,6 +30,7 @@ FALSE_PEAKS_PER_FRAME = 0.02
 MAX_PEAKS = 2048
 _PEAK_SEPARATION = 3
 _WINDOW = 2
+_SPOT_PIXELS = 1024
 _RING_INNER, _RING_OUTER = 4, 6
 _RING_PRIOR_PIXELS = 50.0
 _SMOOTHING_PHOTONS = 25.0
@@ -122,6 +123,7 @@ class Workspace:
         self.significance = np.zeros((2, *plan.cell_valid.shape), np.float32)
         self._candidate_index = np.empty(65536, np.int64)
         self._candidate_score = np.empty(65536)
+        self._claim_index = np.empty(1 << 20, np.int64)
         self._peaks = np.zeros(MAX_PEAKS, PEAK_DTYPE)
         self._totals = np.zeros(4, np.int64)
 
@@ -148,6 +150,7 @@ class Workspace:
             self.significance,
             self._candidate_index,
             self._candidate_score,
+            self._claim_index,
             self._peaks,
             self._totals,
         )
@@ -228,6 +231,58 @@ def _estimate_background(counts: Any, pixels: Any, background: Any, radial_bins:
             background[b] = max(total, 0.5) / max(area, 1.0)
 
 
+@numba.njit(nogil=True, cache=True)
+def _claim(
+    row: int, column: int, reach: int, rows: int, columns: int, claimed: Any, claim_index: Any, claims: int
+) -> int:
+    """Mark a square; new marks are listed. Returns how many are."""
+    for y in range(max(0, row - reach), min(rows, row + reach + 1)):
+        for x in range(max(0, column - reach), min(columns, column + reach + 1)):
+            j = y * columns + x
+            if claimed[j] == 0 and claims < claim_index.size:
+                claimed[j] = 1
+                claim_index[claims] = j
+                claims += 1
+    return claims
+
+
+@numba.njit(nogil=True, cache=True)
+def _claim_spot(
+    pixels: Any,
+    columns: int,
+    start: int,
+    limit: float,
+    top: int,
+    inside: Any,
+    claimed: Any,
+    claim_index: Any,
+    claims: int,
+) -> int:
+    """Mark what belongs to the spot around ``start``: pixels over the background that lead down from it.
+
+    A streak or a mosaic tail so gives one peak. Noise may rise by two standard deviations on
+    the way down; a neighbour that rises more is a spot of its own.
+    """
+    rows = pixels.size // columns
+    first = claims
+    claims = _claim(start // columns, start % columns, _PEAK_SEPARATION, rows, columns, claimed, claim_index, claims)
+    n = first
+    while n < claims and n - first < _SPOT_PIXELS:
+        j = claim_index[n]
+        n += 1
+        row, column = j // columns, j % columns
+        value = float(pixels[j])
+        if inside[j] == 0 or pixels[j] == top or value <= limit:
+            continue
+        ceiling = value + 2.0 * np.sqrt(value)
+        for y in range(max(0, row - 1), min(rows, row + 2)):
+            for x in range(max(0, column - 1), min(columns, column + 2)):
+                k = y * columns + x
+                if inside[k] and pixels[k] != top and limit < pixels[k] <= ceiling:
+                    claims = _claim(y, x, 1, rows, columns, claimed, claim_index, claims)
+    return claims
+
+
 def _reduce_kernel(
     words: Any,
     pixels: Any,
@@ -248,6 +303,7 @@ def _reduce_kernel(
     significance: Any,
     candidate_index: Any,
     candidate_score: Any,
+    claim_index: Any,
     peaks: Any,
     totals: Any,
 ) -> int:
@@ -348,7 +404,7 @@ def _reduce_kernel(
             # Ties go to the brighter pixel, then to the earlier: the order is the frame's own.
             candidate_score[candidates] = -(best + 1e-3 * min(value, np.int64(1000)))
             candidates += 1
-    found_peaks = 0
+    found_peaks, claims = 0, 0
     order = np.argsort(candidate_score[:candidates], kind="mergesort")
     for k in order:
         i = candidate_index[k]
@@ -415,21 +471,16 @@ def _reduce_kernel(
         peak.surprise = score
         peak.saturated = flagged
         found_peaks += 1
-        for y in range(max(0, row - _PEAK_SEPARATION), min(rows, row + _PEAK_SEPARATION + 1)):
-            for x in range(max(0, column - _PEAK_SEPARATION), min(columns, column + _PEAK_SEPARATION + 1)):
-                claimed[y * columns + x] = 1
-    # The profile without peaks and their halo; the marks are wiped for the next frame.
-    for n in range(found_peaks):
-        row, column = int(np.rint(peaks[n].ss)), int(np.rint(peaks[n].fs))
-        for y in range(max(0, row - 2 * _PEAK_SEPARATION), min(rows, row + 2 * _PEAK_SEPARATION + 1)):
-            for x in range(max(0, column - 2 * _PEAK_SEPARATION), min(columns, column + 2 * _PEAK_SEPARATION + 1)):
-                j = y * columns + x
-                if claimed[j] == 1:
-                    claimed[j] = 0
-                    if inside[j] and pixels[j] != top:
-                        b = bin_of[j]
-                        photons[b] -= pixels[j]
-                        counted[b] -= 1.0
+        tail = mean + 3.0 * np.sqrt(mean) + 1.0
+        claims = _claim_spot(pixels, columns, i, tail, top, inside, claimed, claim_index, claims)
+    # The profile without spots and their halo; the marks are wiped for the next frame.
+    for n in range(claims):
+        j = claim_index[n]
+        claimed[j] = 0
+        if inside[j] and pixels[j] != top:
+            b = bin_of[j]
+            photons[b] -= pixels[j]
+            counted[b] -= 1.0
     return found_peaks
 
 
@@ -441,7 +492,7 @@ def _signature(pixel: Any) -> Any:
     return types.int64(
         array(types.uint64), array(pixel), types.int64, types.int64, array(u1), array(types.uint16), array(f8),
         types.int64, f8, array(types.int32), array(u1), array(u1), array(f8), array(f8), array(f8), array(f8, 2),
-        array(types.float32, 3), array(types.int64), array(f8), array(numba.from_dtype(PEAK_DTYPE)), array(types.int64),
+        array(types.float32, 3), array(types.int64), array(f8), array(types.int64), array(numba.from_dtype(PEAK_DTYPE)), array(types.int64),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
-from analyzer.cascade import Analyser, CascadeSettings
+from analyzer.cascade import Analyser, CascadeSettings, PlanCache
 from analyzer.front import Front, FrontSettings, SeriesReport, Source
 from analyzer.metrics import make_registry
 from analyzer.results import HitRule
@@ -111,7 +111,8 @@ class Session:
             except ValueError as error:
                 raise BadSettings(str(error)) from None
         workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
-        analysers = [Analyser(bundle, cascade, device) for _ in range(workers)]
+        plans = PlanCache()
+        analysers = [Analyser(bundle, cascade, device, plans) for _ in range(workers)]
         warm_up(analysers[0])
         self._estimator = Analyser(bundle, cascade, device)
         self.front = Front(

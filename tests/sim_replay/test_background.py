@@ -20,7 +20,8 @@ WATER_MEANS = dict(
 @pytest.mark.parametrize("number", range(1, 10))
 def test_water_has_the_reference_mean_of_its_condition(number: int) -> None:
     expected = expected_water(CONDITIONS[number], plain_panel())
-    assert expected.dtype == np.float32 and expected.shape == (2163, 2069)
+    assert expected.dtype == np.float32
+    assert expected.shape == (2163, 2069)
     assert expected.mean(dtype=np.float64) == pytest.approx(WATER_MEANS[number], rel=0.03)
 
 
@@ -85,7 +86,8 @@ def test_photons_are_conserved_and_clipped_in_a_sparse_draw() -> None:
 
 def test_the_eiger_has_its_gaps_and_limits() -> None:
     detector = eiger2_4m()
-    assert detector.shape == (2162, 2068) and int((~detector.mask).sum()) == 8 * 512 * 1028
+    assert detector.shape == (2162, 2068)
+    assert int((~detector.mask).sum()) == 8 * 512 * 1028
     assert (detector.sentinel, detector.largest_count, detector.saturation_value) == (65535, 65534, 65533)
     assert eiger2_4m("uint32").sentinel == 2**32 - 1
     with pytest.raises(ValueError, match="gap"):

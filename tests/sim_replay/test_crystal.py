@@ -57,7 +57,10 @@ def test_proteinase_k_has_the_intensities_of_its_symmetry_and_scale() -> None:
         mates = [(h, k, m), (k, h, m), (-k, h, m), (-h, -k, -m), (h, -k, m), (k, -h, -m)]
         assert len({table[m] for m in mates}) == 1
     assert not is_absent_p43212(crystal.hkl).any()
-    assert (0, 0, 4) in table and (0, 0, 2) not in table and (1, 0, 0) not in table and (0, 3, 0) not in table
+    assert (0, 0, 4) in table
+    assert (0, 0, 2) not in table
+    assert (1, 0, 0) not in table
+    assert (0, 3, 0) not in table
     assert crystal.volume_angstrom3 == pytest.approx(67.288**2 * 106.582)
     d = 1.0 / np.linalg.norm(crystal.hkl @ reciprocal_basis(crystal.cell).T, axis=1)
     assert d.min() >= 4.0
@@ -79,14 +82,37 @@ def test_a_reflection_list_is_read_with_its_mates(tmp_path: Path) -> None:
     path = write(tmp_path / "a.hkl", GOOD.format(symmetry="4/mmm"))
     table = intensity_of(read_hkl(path))
     assert len(table) == 16 + 2 + 4
-    assert table[(-2, 1, -3)] == 100.0 and table[(0, 0, -4)] == 40.0
+    assert table[(-2, 1, -3)] == 100.0
+    assert table[(0, 0, -4)] == 40.0
     assert table[(0, 2, 0)] == 0.0  # a negative measured intensity
     zipped = tmp_path / "a.hkl.gz"
     zipped.write_bytes(gzip.compress(path.read_bytes()))
     assert intensity_of(read_hkl(zipped)) == table
     assert len(read_hkl(write(tmp_path / "m.hkl", GOOD.format(symmetry="mmm"))).hkl) == 8 + 2 + 2
     triclinic = read_hkl(write(tmp_path / "t.hkl", GOOD.format(symmetry="-1")))
-    assert len(triclinic.hkl) == 6 and triclinic.cell == PROTEINASE_K_CELL
+    assert len(triclinic.hkl) == 6
+    assert triclinic.cell == PROTEINASE_K_CELL
+
+
+def test_a_damaged_gzip_list_is_refused_in_one_line(tmp_path: Path) -> None:
+    whole = gzip.compress(GOOD.format(symmetry="4/mmm").encode())
+    damaged = tmp_path / "bad.hkl.gz"
+    for content in (whole[:-12], whole[:20] + b"\xff" * 8 + whole[28:]):
+        damaged.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.hkl\.gz: not a readable text or gzip reflection list"):
+            read_hkl(damaged)
+
+
+@pytest.mark.parametrize("cell", [(math.nan, 60.0, 60.0, 90.0, 90.0, 90.0), (60.0, 60.0, 60.0, 90.0, math.inf, 90.0)])
+def test_a_cell_without_numbers_is_refused(cell: tuple[float, float, float, float, float, float]) -> None:
+    with pytest.raises(ValueError, match="is no unit cell"):
+        reciprocal_basis(cell)
+
+
+@pytest.mark.parametrize("setting", ["d_min_angstrom", "mean_intensity"])
+def test_proteinase_k_names_the_setting_that_makes_no_sense(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting} must be above 0, not nan"):
+        proteinase_k(**{setting: math.nan})
 
 
 @pytest.mark.parametrize(
@@ -107,7 +133,8 @@ def test_a_malformed_reflection_list_is_refused_with_file_and_line(
     path = write(tmp_path / "bad.hkl", GOOD.format(symmetry="4/mmm").replace(old, new))
     with pytest.raises(ValueError) as caught:
         read_hkl(path)
-    assert str(caught.value).startswith(f"{path}, line {line}: ") and what in str(caught.value)
+    assert str(caught.value).startswith(f"{path}, line {line}: ")
+    assert what in str(caught.value)
 
 
 def test_a_cut_gzip_list_is_refused(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 It is strict: an image that is missing, out of order or not as announced ends it.
 """
 
-import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,14 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import hdf5plugin
 import numpy as np
 import pytest
 
 from sim_replay.replay import ReplaySettings, run_replay
+from tests.support import poisson, require, write_data_file
 
-PEER = "libertem_dectris"
 IMAGES, SHAPE = 6, (64, 96)
 
 # In a process of its own: it has threads that only the end of the process ends.
@@ -49,14 +46,6 @@ os._exit(0)
 """
 
 
-def require_peer() -> None:
-    """Skip without the peer, unless the environment says that it has to be here."""
-    if importlib.util.find_spec(PEER) is None:
-        if PEER in os.environ.get("CXLS_TEST_REQUIRE", "").split(","):
-            pytest.fail(f"{PEER} is required (CXLS_TEST_REQUIRE) and not installed")
-        pytest.skip(f"{PEER} is not installed (package libertem-dectris)")
-
-
 @pytest.mark.parametrize(
     ("dtype", "filters", "first_id"),
     [
@@ -71,11 +60,9 @@ def require_peer() -> None:
 def test_libertem_receives_what_lies_in_the_file(
     tmp_path: Path, dtype: str, filters: Mapping[str, Any], first_id: int
 ) -> None:
-    require_peer()
-    pixels = np.random.default_rng(5).poisson(2, (IMAGES, *SHAPE)).astype(dtype)
-    file = tmp_path / "run_data_000001.h5"
-    with h5py.File(file, "w") as data:
-        data.create_dataset("entry/data/data", data=pixels, chunks=(1, *SHAPE), **filters)
+    require("libertem_dectris", "libertem-dectris")
+    pixels = poisson(IMAGES, SHAPE, dtype)
+    file = write_data_file(tmp_path / "run_data_000001.h5", pixels, filters)
     # A Unix socket's path has to be short, and pytest's folders are not.
     with tempfile.TemporaryDirectory(prefix="lt") as folder:
         out = Path(folder) / "frames.npy"

@@ -41,9 +41,11 @@ def test_a_hit_shows_its_true_spots_and_its_photons(crystal: Crystal) -> None:
     assert counted == pytest.approx(expected, abs=5.0 * np.sqrt(expected))
     assert len(shots[0].spots) > 10
     for shot in shots:
-        assert shot.hit and shot.counts.dtype == np.uint16
+        assert shot.hit
+        assert shot.counts.dtype == np.uint16
         assert np.all(shot.counts[SMALL.mask] == 65535)
-        assert np.all(shot.spots.photons >= 0.5) and np.all(np.diff(shot.spots.photons) <= 0)
+        assert np.all(shot.spots.photons >= 0.5)
+        assert np.all(np.diff(shot.spots.photons) <= 0)
         for ss, fs, photons in zip(shot.spots.ss, shot.spots.fs, shot.spots.photons, strict=True):
             row, column = max(round(ss), 3), max(round(fs), 3)
             if photons > 100 and live[row - 3 : row + 4, column - 3 : column + 4].all():
@@ -52,7 +54,9 @@ def test_a_hit_shows_its_true_spots_and_its_photons(crystal: Crystal) -> None:
 
 def test_an_empty_shot_has_water_only() -> None:
     shot = simulate_shot(CONDITION, None, SMALL, frame_rng(1, 0))
-    assert not shot.hit and len(shot.spots) == 0 and shot.bragg_photons == 0.0
+    assert not shot.hit
+    assert len(shot.spots) == 0
+    assert shot.bragg_photons == 0.0
     assert np.isnan(shot.orientation).all()
     counted = shot.counts[~SMALL.mask].sum(dtype=np.int64)
     assert counted == pytest.approx(shot.water_photons, abs=5.0 * np.sqrt(shot.water_photons))
@@ -112,4 +116,5 @@ def test_a_4m_hit_is_simulated_in_well_under_the_time_of_a_slow_frame() -> None:
 
 def test_a_plain_panel_has_no_gap() -> None:
     shot = simulate_shot(CONDITIONS[9], None, plain_panel((100, 90)), frame_rng(0, 0))
-    assert shot.counts.shape == (100, 90) and shot.counts.max() < 65535
+    assert shot.counts.shape == (100, 90)
+    assert shot.counts.max() < 65535

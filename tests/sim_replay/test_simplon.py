@@ -13,41 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-import hdf5plugin
 import numpy as np
 import pytest
 import zmq
 
 from sim_replay.replay import Replay, ReplayReport, ReplaySettings, run_replay
-from sim_replay.simplon import SimplonServer
+from sim_replay.simplon_http import SimplonServer
 from streamer.files import CHANNEL, BadInput
 from streamer.messages import ConfigMessage, EndMessage, ImageData, ImageMessage, Message, StartMessage
 from streamer.receiver import parse
-
-SHAPE = (37, 51)
-IMAGES = 4
+from tests.support import read_chunks, write_series
 
 
 @pytest.fixture
 def master(tmp_path: Path) -> Path:
-    """An Eiger series of four images as the file writer lays it out."""
-    return write_series(tmp_path / "run_master.h5")
-
-
-def write_series(path: Path, energy_ev: float = 7000.0) -> Path:
-    pixels = np.random.default_rng(3).poisson(2, (IMAGES, *SHAPE)).astype("u2")
-    data_name = path.name.replace("master", "data_000001")
-    with h5py.File(path.with_name(data_name), "w") as data:
-        data.create_dataset("entry/data/data", data=pixels, chunks=(1, *SHAPE), **hdf5plugin.Bitshuffle())
-    with h5py.File(path, "w") as file:
-        file["entry/data/data_000001"] = h5py.ExternalLink(data_name, "/entry/data/data")
-        file["entry/instrument/detector/detector_distance"] = 0.15
-        file["entry/instrument/detector/detectorSpecific/photon_energy"] = energy_ev
-        mask = np.zeros(SHAPE, "u4")
-        mask[3, 4] = 1
-        file["entry/instrument/detector/detectorSpecific/pixel_mask"] = mask
-    return path
+    return write_series(tmp_path, images=4)
 
 
 @dataclass
@@ -254,10 +234,8 @@ def test_images_wrap_around_the_file(detector: Detector, master: Path) -> None:
         for message in detector.receive_all()
         if isinstance(message, ImageMessage) and isinstance(image := message.channels[CHANNEL], ImageData)
     ]
-    assert data[4:] == data[:2]
-    with h5py.File(master) as file:
-        stack = file["entry/data/data_000001"]
-        assert data[:4] == [stack.id.read_direct_chunk((k, 0, 0))[1] for k in range(4)]
+    chunks = read_chunks(master)
+    assert data == chunks + chunks[:2]
 
 
 def test_series_ids_rise_with_every_arm(detector: Detector) -> None:
@@ -368,8 +346,10 @@ def test_exts_needs_no_trigger_command(detector: Detector) -> None:
 
 
 def test_each_arm_plays_the_next_file(tmp_path: Path) -> None:
-    first = write_series(tmp_path / "a_master.h5", 6000.0)
-    second = write_series(tmp_path / "b_master.h5", 8000.0)
+    first, second = (
+        write_series(tmp_path, name, metadata={"detectorSpecific/photon_energy": energy})
+        for name, energy in (("a", 6000.0), ("b", 8000.0))
+    )
     with serving(first, second) as detector:
         energies = []
         for _ in range(3):
