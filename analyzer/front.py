@@ -213,14 +213,21 @@ class Front:
 
     def _publish(self) -> None:
         while (item := self._results.get()) is not None:
-            if isinstance(item, BatchOutcome):
-                self._publish_results(item)
-            elif isinstance(item, FrameResult):
-                self._publish_results(BatchOutcome([item]))
-            else:
-                self._publish_event(item)
+            try:
+                self._publish_one(item)
+            except Exception:
+                # Whatever one item does, the next ones are published and the outputs closed.
+                log.exception("publishing failed")
         for sink in self.sinks:
             sink.close()
+
+    def _publish_one(self, item: _Published) -> None:
+        if isinstance(item, BatchOutcome):
+            self._publish_results(item)
+        elif isinstance(item, FrameResult):
+            self._publish_results(BatchOutcome([item]))
+        else:
+            self._publish_event(item)
 
     def _publish_results(self, outcome: BatchOutcome) -> None:
         began = time.perf_counter()
@@ -229,10 +236,16 @@ class Front:
             replace(result, latency_s=round(now - result.received_at, 6)) if result.status == Status.OK else result
             for result in outcome.results
         ]
-        for sink in self.sinks:
-            sink.write(results)
-        outcome.stage_seconds["publish"] = time.perf_counter() - began
-        self.running.add(results, outcome.profiles, outcome.stage_seconds)
+        try:
+            for sink in self.sinks:
+                sink.write(results)
+            outcome.stage_seconds["publish"] = time.perf_counter() - began
+            self.running.add(results, outcome.profiles, outcome.stage_seconds)
+        finally:
+            self._settle(results)
+
+    def _settle(self, results: Sequence[FrameResult]) -> None:
+        """Enter results in the account and in the tally of their series."""
         account = self.account
         touched = set()
         for result in results:
@@ -260,6 +273,7 @@ class Front:
         series = event.series
         if isinstance(event, SeriesClosed):
             self._tallies.setdefault(series.ordinal, _Tally()).closed = event
+            self.running.end(series, event.accepted + event.missing["head"] + event.missing["gap"])
             self._finish_if_complete(series.ordinal)
             return
         self.running.begin(series)

@@ -90,7 +90,7 @@ PROFILE_FEATURES = 3 * PROFILE_BINS * AZIMUTH_CLASSES + 1
 def profile_index(geometry: Geometry, radial_bins: int) -> npt.NDArray[np.intp]:
     """For each bin of a ``BinMap`` the bin of the profile it belongs to, -1 beyond its reach."""
     radius_m = (np.arange(radial_bins) + 0.5) * RADIAL_BIN_PX * geometry.pixel_size_m
-    coarse = (radius_m / PROFILE_BIN_M).astype(np.intp)
+    coarse = np.minimum(radius_m / PROFILE_BIN_M, PROFILE_BINS).astype(np.intp)
     coarse[coarse >= PROFILE_BINS] = -1
     index = coarse[:, None] * AZIMUTH_CLASSES + np.arange(AZIMUTH_CLASSES)
     index[coarse < 0] = -1

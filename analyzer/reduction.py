@@ -25,7 +25,7 @@ CELL = 8
 """Pixels a side of a cell of the significance map."""
 
 FALSE_PEAKS_PER_FRAME = 0.02
-"""Chance peaks allowed in a frame of pure background; sets the peak threshold."""
+"""Chance peaks allowed in a frame of pure background, for each of the three windows; sets the peak threshold."""
 
 MAX_PEAKS = 2048
 _PEAK_SEPARATION = 3
@@ -210,6 +210,13 @@ def _surprise(counts: Any, expected: float, log_expected: float, log_factorial: 
         return float(expected - counts * log_expected + log_factorial[counts])
     # Stirling; reached only by spots far beyond doubt.
     return float(expected - counts * log_expected + counts * (np.log(float(counts)) - 1.0))
+
+
+@numba.njit(nogil=True, cache=True)
+def _tail_surprise(counts: Any, expected: float, log_factorial: Any) -> float:
+    """-ln of the chance of so many counts or more, by the geometric bound of the Poisson tail."""
+    surprise = _surprise(counts, expected, np.log(expected), log_factorial)
+    return surprise + np.log(1.0 - expected / (counts + 1.0)) if surprise > 0.0 else 0.0
 
 
 @numba.njit(nogil=True, cache=True)
@@ -455,11 +462,9 @@ def _reduce_kernel(
                 best_four = max(best_four, four)
         value = np.int64(pixels[i])
         score = max(
-            _surprise(value, local, np.log(local), _LOG_FACTORIAL),
-            max(
-                _surprise(best_four, 4.0 * local, np.log(4.0 * local), _LOG_FACTORIAL),
-                _surprise(nine, nine_area * local, np.log(max(nine_area, 1) * local), _LOG_FACTORIAL),
-            ),
+            _tail_surprise(value, local, _LOG_FACTORIAL),
+            _tail_surprise(best_four, 4.0 * local, _LOG_FACTORIAL),
+            _tail_surprise(nine, max(nine_area, 1) * local, _LOG_FACTORIAL),
         )
         if score <= threshold or net <= 0.0 or found_peaks >= peaks.size:
             continue
@@ -492,7 +497,8 @@ def _signature(pixel: Any) -> Any:
     return types.int64(
         array(types.uint64), array(pixel), types.int64, types.int64, array(u1), array(types.uint16), array(f8),
         types.int64, f8, array(types.int32), array(u1), array(u1), array(f8), array(f8), array(f8), array(f8, 2),
-        array(types.float32, 3), array(types.int64), array(f8), array(types.int64), array(numba.from_dtype(PEAK_DTYPE)), array(types.int64),
+        array(types.float32, 3), array(types.int64), array(f8), array(types.int64),
+        array(numba.from_dtype(PEAK_DTYPE)), array(types.int64),
     )  # fmt: skip
 
 

@@ -26,6 +26,9 @@ PROFILE_MEMORY_FRAMES = 1000
 LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 STAGE_BUCKETS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _HISTORY = 2000
+_SERIES_KEPT = 16
+_MOST_IMAGES = 1 << 40
+"""Beyond this a detector's ids are no count of images; the windows leave them out."""
 
 
 class ImageWindow:
@@ -94,7 +97,7 @@ class Running:
     last: FrameResult | None = None
     history: list[tuple[int, int, float]] = field(default_factory=list)
     _ordinal: int = 0
-    _offset: int = 0
+    _offsets: dict[int, int] = field(default_factory=dict)
     _next_offset: int = 0
 
     def begin(self, series: Series) -> None:
@@ -102,11 +105,25 @@ class Running:
         with self.lock:
             if series.ordinal != self._ordinal:
                 self._ordinal = series.ordinal
-                self._offset = self._next_offset
+                self._place_series(series.ordinal)
                 self.series_began += 1
                 self.profile[:] = 0.0
                 self.profile_frames = 0.0
             self.series_id, self.metadata = series.series_id, series.metadata
+
+    def end(self, series: Series, images: int) -> None:
+        """A series is over; ``images`` is its highest image id and one."""
+        with self.lock:
+            if images <= _MOST_IMAGES:
+                self._next_offset = max(self._next_offset, self._place_series(series.ordinal) + images)
+
+    def _place_series(self, ordinal: int) -> int:
+        """Where a series' images lie among all; late results of an earlier one keep their place."""
+        if ordinal not in self._offsets:
+            self._offsets[ordinal] = self._next_offset
+            if len(self._offsets) > _SERIES_KEPT:
+                del self._offsets[next(iter(self._offsets))]
+        return self._offsets[ordinal]
 
     def received(self, seconds: float) -> None:
         """A frame went from its arrival to the queue in so many seconds."""
@@ -139,13 +156,15 @@ class Running:
                 self.profile_frames = self.profile_frames * kept + len(profiles)
 
     def _add_one(self, result: FrameResult) -> None:
-        place = self._offset + result.image_id if result.ordinal == self._ordinal else result.image_id
+        if result.hit:
+            self.last_hit = result
+        if result.image_id >= _MOST_IMAGES:
+            return
+        place = self._place_series(result.ordinal) + result.image_id
         self._next_offset = max(self._next_offset, place + 1)
         counted = result.decision != Decision.NO_BEAM
         self.hits.add(place, int(bool(result.hit)) if counted else -1)
         self.indexable.add(place, int(bool(result.indexable)) if counted else -1)
-        if result.hit:
-            self.last_hit = result
         self.history.append((place, result.peak_count or 0, result.hit_probability or 0.0))
         if len(self.history) > 2 * _HISTORY:
             del self.history[:_HISTORY]

@@ -4,6 +4,7 @@ A line is written whole and flushed with its batch; a part is written under anot
 renamed when complete. So a killed run leaves every record it finished readable.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -41,6 +42,7 @@ _TYPES = {
 }
 
 Pair = tuple[int, int]
+_FIRST_FIELD = b'{"series_id":'
 
 
 class _FileSink:
@@ -71,14 +73,32 @@ class JsonLinesSink(_FileSink):
             known = _pairs_of_lines(path)
         super().__init__(path, known)
         # Unbuffered: what is written is in the kernel, whatever becomes of us.
+        self._end = path.stat().st_size if append and path.exists() else 0
         self._file: IO[bytes] = open(path, "ab" if append else "wb", buffering=0)  # noqa: SIM115
 
     def write(self, results: Sequence[FrameResult]) -> None:
         new = self._new(results)
         try:
-            self._file.write(b"".join(map(to_json_line, new)))
-        except (OSError, ValueError) as error:
+            data = b"".join(map(to_json_line, new))
+        except (ValueError, TypeError) as error:
             self._failed(len(new), error)
+            return
+        written = 0
+        try:
+            while written < len(data):
+                written += self._file.write(data[written:])
+        except OSError as error:
+            whole = data.rfind(b"\n", 0, written) + 1
+            self._cut_back(whole)
+            self._failed(len(new) - data.count(b"\n", 0, whole), error)
+        else:
+            self._end += len(data)
+
+    def _cut_back(self, whole: int) -> None:
+        """Take back the part of a line that was written when the disk filled up."""
+        self._end += whole
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file.fileno(), self._end)
 
     def close(self) -> None:
         self._file.close()
@@ -97,6 +117,10 @@ def _pairs_of_lines(path: Path) -> set[Pair]:
             except (ValueError, KeyError, TypeError):
                 raise ResultsExist(f"{path}: not a results file (line {len(pairs) + 1}); choose another name") from None
             whole += len(line)
+        else:
+            return pairs
+    if not line.startswith(_FIRST_FIELD[: len(line)]):
+        raise ResultsExist(f"{path}: not a results file (its last line); choose another name")
     os.truncate(path, whole)
     return pairs
 

@@ -19,10 +19,15 @@ from starlette.routing import Route
 from analyzer.front import Front
 
 _STOP_S = 3.0
+_MOST_CONNECTIONS = 500
+"""Idle connections count too, so a few dozen forgotten browsers must not shut out Prometheus."""
 
 
 class WebServer:
-    """Serves one front. ``address`` is HOST:PORT as bound; ``ready`` turns /readyz to 200."""
+    """Serves one front. ``address`` is HOST:PORT as bound; ``ready`` turns /readyz to 200.
+
+    ``estimate`` gives the running parameters; ``facts`` (bundle, threshold) go into /status.
+    """
 
     def __init__(
         self,
@@ -47,7 +52,7 @@ class WebServer:
             ]
         )
         config = uvicorn.Config(
-            app, log_level="warning", lifespan="off", access_log=False, ws="none", limit_concurrency=64
+            app, log_level="warning", lifespan="off", access_log=False, ws="none", limit_concurrency=_MOST_CONNECTIONS
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([bound],), name="http", daemon=True)
@@ -115,21 +120,13 @@ class WebServer:
         self._thread.join(_STOP_S)
 
 
-def serve(
-    listen: str,
-    front: Front,
-    registry: CollectorRegistry,
-    estimate: Callable[[], dict[str, Any]],
-    facts: dict[str, Any],
-) -> WebServer:
-    """Bind HOST:PORT (port 0: a free one) and serve in a thread.
+def bind(listen: str) -> socket.socket:
+    """Bind HOST:PORT; port 0 takes a free one.
 
-    ``estimate`` gives the running parameters; ``facts`` (bundle, threshold) go into /status.
     Raises ``ValueError`` for an address that is none, ``OSError`` when it cannot be bound.
     """
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise ValueError("an address is HOST:PORT, for instance 127.0.0.1:8080")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.create_server((host.strip("[]"), int(port)), family=family)
-    return WebServer(bound, front, registry, estimate, facts)
+    return socket.create_server((host.strip("[]"), int(port)), family=family)

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import socket
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from analyzer.metrics import make_registry
 from analyzer.results import HitRule
 from analyzer.sinks import DetachedSink, Sink, open_results
 from analyzer.warm import warm_up
-from analyzer.web.server import WebServer, serve
+from analyzer.web.server import WebServer, bind
 from cxls.cli import Failed, Interrupted, listening, on_signals
 from cxls.settings import AnalyzeSettings, BadSettings, Resolved
 from streamer.files import FileSource
@@ -86,35 +87,21 @@ class Session:
             )
         self.stop = threading.Event()
         self._live = where.live
-        self._files: FileSource | None = None
+        # What can be refused is looked at before anything is written or slow.
+        self._files = None if where.live else FileSource(sources)
+        bound = _bind(where.listen) if where.listen else None
         device = choose_device(settings.device)
         torch.set_num_threads(1)
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
-        cascade = CascadeSettings(
-            hit_rule=HitRule(settings.hit_rule),
-            min_peaks=settings.min_peaks,
-            indexable_peaks=settings.indexable_peaks,
-            threshold=settings.threshold,
-            mask=_read_mask(settings.mask) if settings.mask else None,
-            tags=tuple(tag.strip() for tag in settings.tags.split(",") if tag.strip()),
-        )
-        source = self._open_source(settings, sources, where)
-        sinks: list[Sink] = []
-        if settings.results is not None:
-            try:
-                results = open_results(settings.results, append=settings.append, overwrite=settings.overwrite)
-                sinks.append(DetachedSink(results))
-            except OSError as error:
-                raise BadSettings(
-                    f"{settings.results}: {error.strerror or error}; choose a place that can be written"
-                ) from None
-            except ValueError as error:
-                raise BadSettings(str(error)) from None
+        cascade = _cascade_settings(settings)
+        sinks: list[Sink] = [_open_results(settings)] if settings.results else []
         workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
         plans = PlanCache()
         analysers = [Analyser(bundle, cascade, device, plans) for _ in range(workers)]
+        self._estimator = Analyser(bundle, cascade, device, plans)
         warm_up(analysers[0])
-        self._estimator = Analyser(bundle, cascade, device)
+        # Connected last: from here on the detector hands us its images.
+        source: Source = self._files or _connect(settings, sources)
         self.front = Front(
             source,
             analysers,
@@ -129,33 +116,24 @@ class Session:
             on_series=_report_series,
         )
         threshold = bundle.card.hit.threshold if cascade.threshold is None else cascade.threshold
-        self.web = self._serve(where.listen, bundle, threshold) if where.listen else None
+        self.web = self._serve(bound, bundle, threshold) if bound else None
 
     @property
     def problems(self) -> list[str]:
+        """Parts of the input that could not be read, a sentence each."""
         return self._files.problems if self._files else []
 
-    def _open_source(self, settings: AnalyzeSettings, sources: list[str], where: _Where) -> Source:
-        if where.live:
-            try:
-                return StreamReceiver(sources, settings.stream, settings.max_message_mib << 20)
-            except ValueError as error:
-                raise BadSettings(str(error)) from None
-        self._files = FileSource(sources)
-        return self._files
-
-    def _serve(self, listen: str, bundle: Bundle, threshold: float) -> WebServer:
-        card = bundle.card.hit.performance
-        rate = card.get("false_hit_rate", (0.0, 0.0, 0.0))
-        build = {"version": version("cxls-analyzer"), "torch": torch.__version__, "bundle": bundle.label,
-                 "python": platform.python_version()}  # fmt: skip
+    def _serve(self, bound: socket.socket, bundle: Bundle, threshold: float) -> WebServer:
+        rate = bundle.card.hit.performance.get("false_hit_rate", (0.0, 0.0, 0.0))
+        build = {
+            "version": version("cxls-analyzer"),
+            "torch": torch.__version__,
+            "bundle": bundle.label,
+            "python": platform.python_version(),
+        }
         registry = make_registry(self.front, self.running_estimate, (rate[0], rate[1], rate[2]), build)
-        try:
-            web = serve(
-                listen, self.front, registry, self.running_estimate, {"bundle": bundle.label, "threshold": threshold}
-            )
-        except (OSError, ValueError) as error:
-            raise BadSettings(f"--listen {listen}: {error}; choose another HOST:PORT") from None
+        facts = {"bundle": bundle.label, "threshold": threshold}
+        web = WebServer(bound, self.front, registry, self.running_estimate, facts)
         listening("http", web.address)
         return web
 
@@ -210,6 +188,42 @@ class Session:
                 progress.update(
                     task, total=account.announced or None, completed=account.settled, description=_hit_text(self.front)
                 )
+
+
+def _bind(listen: str) -> socket.socket:
+    try:
+        return bind(listen)
+    except (OSError, ValueError) as error:
+        raise BadSettings(f"--listen {listen}: {error}; choose another HOST:PORT") from None
+
+
+def _connect(settings: AnalyzeSettings, addresses: list[str]) -> StreamReceiver:
+    try:
+        return StreamReceiver(addresses, settings.stream, settings.max_message_mib << 20)
+    except ValueError as error:
+        raise BadSettings(str(error)) from None
+
+
+def _open_results(settings: AnalyzeSettings) -> Sink:
+    assert settings.results is not None
+    try:
+        return DetachedSink(open_results(settings.results, append=settings.append, overwrite=settings.overwrite))
+    except OSError as error:
+        why = error.strerror or error
+        raise BadSettings(f"{settings.results}: {why}; choose a place that can be written") from None
+    except ValueError as error:
+        raise BadSettings(str(error)) from None
+
+
+def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
+    return CascadeSettings(
+        hit_rule=HitRule(settings.hit_rule),
+        min_peaks=settings.min_peaks,
+        indexable_peaks=settings.indexable_peaks,
+        threshold=settings.threshold,
+        mask=_read_mask(settings.mask) if settings.mask else None,
+        tags=tuple(tag.strip() for tag in settings.tags.split(",") if tag.strip()),
+    )
 
 
 def choose_device(wanted: str) -> str:

@@ -150,9 +150,6 @@ class LateAnalyser(Analyser):
         return super().process(frames)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the offset of a series is taken from what is published, not from what was accepted"
-)
 def test_late_images_of_a_series_do_not_take_the_places_of_the_next(bundle: Bundle) -> None:
     analysers = [LateAnalyser(bundle, CascadeSettings()) for _ in range(3)]
     run = Run(bundle, [*whole_series(10), *whole_series(10, 2)], analysers=analysers, batch_frames=1)
@@ -336,9 +333,6 @@ def test_an_id_far_beyond_all_others_is_refused_where_nothing_was_announced(bund
         1 << 40,
         pytest.param(
             (1 << 63) - 2,
-            marks=pytest.mark.xfail(
-                strict=True, reason="places overflow int64 in ImageWindow, which ends the publisher"
-            ),
         ),
     ],
 )

@@ -156,7 +156,6 @@ def test_a_listening_address_that_is_none_is_refused(master: Path, bundle_folder
     assert "--listen" in refusal("analyze", master, "--listen", address, "--bundle", bundle_folder)
 
 
-@pytest.mark.xfail(strict=True, reason="the results file is made before the listening address is bound")
 def test_a_refused_address_leaves_no_results_file_behind(
     master: Path, bundle_folder: Path, tmp_path: Path, taken: socket.socket
 ) -> None:
