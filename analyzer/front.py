@@ -247,11 +247,9 @@ class Front:
     def _settle(self, results: Sequence[FrameResult]) -> None:
         """Enter results in the account and in the tally of their series."""
         account = self.account
-        touched = set()
         for result in results:
             tally = self._tallies.setdefault(result.ordinal, _Tally())
             tally.published += 1
-            touched.add(result.ordinal)
             if result.status == Status.OK and result.decision is not None:
                 account.processed[result.decision] += 1
                 tally.analysed += 1
@@ -266,15 +264,14 @@ class Front:
                 )
             else:
                 account.drop(result.reason or "shutdown")
-        for ordinal in touched:
-            self._finish_if_complete(ordinal)
+        self._finish_complete()
 
     def _publish_event(self, event: SeriesOpened | SeriesUpdated | SeriesClosed) -> None:
         series = event.series
         if isinstance(event, SeriesClosed):
             self._tallies.setdefault(series.ordinal, _Tally()).closed = event
             self.running.end(series, event.accepted + event.missing["head"] + event.missing["gap"])
-            self._finish_if_complete(series.ordinal)
+            self._finish_complete()
             return
         self.running.begin(series)
         for problem in series.metadata.problems:
@@ -288,12 +285,16 @@ class Front:
                 "no" if announced is None else announced,
             )
 
-    def _finish_if_complete(self, ordinal: int) -> None:
-        tally = self._tallies[ordinal]
-        closed = tally.closed
-        if closed is None or tally.published < closed.accepted:
-            return
-        del self._tallies[ordinal]
+    def _finish_complete(self) -> None:
+        """Report series that are over and published, in the order they were measured."""
+        for ordinal in sorted(self._tallies):
+            tally = self._tallies[ordinal]
+            if tally.closed is None or tally.published < tally.closed.accepted:
+                return
+            del self._tallies[ordinal]
+            self._finish(tally, tally.closed)
+
+    def _finish(self, tally: _Tally, closed: SeriesClosed) -> None:
         workspaces = [w for analyser in self._analysers for w in analyser.workspaces(closed.series)]
         alike = [w for w in workspaces if w.plan.geometry == workspaces[0].plan.geometry]
         suspects = len(suspect_pixels(alike)) if alike else 0

@@ -94,7 +94,8 @@ def profile_index(geometry: Geometry, radial_bins: int) -> npt.NDArray[np.intp]:
     coarse[coarse >= PROFILE_BINS] = -1
     index = coarse[:, None] * AZIMUTH_CLASSES + np.arange(AZIMUTH_CLASSES)
     index[coarse < 0] = -1
-    return index.reshape(-1)
+    flat: npt.NDArray[np.intp] = index.reshape(-1)
+    return flat
 
 
 def coarse_profile(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
 
 from sim_replay.detector import Condition, Detector, beam_center_px
 
@@ -28,7 +29,8 @@ WATER_REFERENCE_THICKNESS_M = 100e-6
 REFERENCE_PHOTONS = 3e8
 
 # F^2 of liquid water per molecule at 25 C in electrons^2 (already squared) against q = 4 pi sin(theta)/lambda in
-# 1/angstrom: Clark et al. 2010 at low q joined to Hura et al. 2003 at high q; linear in between.
+# 1/angstrom: Clark et al. 2010 at low q joined to Hura et al. 2003 at high q. A straight line between these points is
+# 2.4 % too high where the ring rises, enough to shift an energy fitted to it by 5 %; a cubic spline stays within 0.3 %.
 _WATER_TABLE = np.array(
     [
         (0.0, 6.50), (0.2, 6.32), (0.4, 6.19), (0.6, 6.31), (0.8, 6.75), (1.0, 7.87), (1.2, 10.7), (1.4, 17.3),
@@ -37,8 +39,8 @@ _WATER_TABLE = np.array(
         (8.0, 3.29), (10.0, 2.50),
     ]
 )  # fmt: skip
-WATER_Q_INV_ANGSTROM = np.ascontiguousarray(_WATER_TABLE[:, 0])
-WATER_F2_ELECTRONS2 = np.ascontiguousarray(_WATER_TABLE[:, 1])
+WATER_Q_STEP_INV_ANGSTROM = 0.005
+WATER_F2_ELECTRONS2 = CubicSpline(_WATER_TABLE[:, 0], _WATER_TABLE[:, 1])(np.arange(2001) * WATER_Q_STEP_INV_ANGSTROM)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +78,7 @@ def expected_water(condition: Condition, detector: Detector) -> NDArray[np.float
         * WATER_MOLECULES_PER_M3
         * WATER_REFERENCE_THICKNESS_M
         * condition.water_scale,
-        WATER_Q_INV_ANGSTROM,
+        WATER_Q_STEP_INV_ANGSTROM,
         WATER_F2_ELECTRONS2,
     )
     return reference
@@ -161,7 +163,7 @@ _EVERY_PIXEL = np.empty(0, dtype=np.int64)
 
 
 def _fill_water_py(  # type: ignore[no-untyped-def]
-    image, center_fs, center_ss, pixel_m, distance_m, wavelength_angstrom, factor, table_q, table_f2
+    image, center_fs, center_ss, pixel_m, distance_m, wavelength_angstrom, factor, step, table_f2
 ):
     for ss in range(image.shape[0]):
         y = (ss - center_ss) * pixel_m
@@ -172,15 +174,9 @@ def _fill_water_py(  # type: ignore[no-untyped-def]
             # sin^2(theta) = (1 - cos 2theta)/2, written so that it keeps its digits near the beam
             sine2 = (x * x + y * y) / r2 / (1.0 + cosine) / 2.0
             q = 4.0 * math.pi * math.sqrt(sine2) / wavelength_angstrom
-            low, high = 0, table_q.shape[0] - 1
-            while high - low > 1:
-                middle = (low + high) // 2
-                if table_q[middle] <= q:
-                    low = middle
-                else:
-                    high = middle
-            t = min(1.0, (q - table_q[low]) / (table_q[high] - table_q[low]))
-            f2 = table_f2[low] + t * (table_f2[high] - table_f2[low])
+            place = min(q / step, table_f2.shape[0] - 1.0)
+            low = min(int(place), table_f2.shape[0] - 2)
+            f2 = table_f2[low] + (place - low) * (table_f2[low + 1] - table_f2[low])
             image[ss, fs] = factor * (1.0 - x * x / r2) * pixel_m * pixel_m * cosine / r2 * f2
 
 

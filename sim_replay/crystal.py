@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,8 @@ def reciprocal_basis(cell: Cell) -> NDArray[np.float64]:
     Raises ValueError when the cell is not one (an edge or the volume is not positive).
     """
     a, b, c, alpha, beta, gamma = cell
+    if not all(map(math.isfinite, cell)):
+        raise ValueError(f"{cell} is no unit cell: edges and angles must be finite (angstrom, degrees)")
     ca, cb, cg = (math.cos(math.radians(angle)) for angle in (alpha, beta, gamma))
     sg = math.sin(math.radians(gamma))
     volume_factor = 1.0 - ca * ca - cb * cb - cg * cg + 2.0 * ca * cb * cg
@@ -144,8 +147,9 @@ def proteinase_k(
     exp(-2 B s^2), s = 1/(2d), scaled so that the mean over unique reflections is `mean_intensity` electrons^2.
     Raises ValueError when d_min or the mean is not positive.
     """
-    if d_min_angstrom <= 0.0 or mean_intensity <= 0.0:
-        raise ValueError("d_min_angstrom and mean_intensity must be above 0")
+    for name, value in (("d_min_angstrom", d_min_angstrom), ("mean_intensity", mean_intensity)):
+        if not (math.isfinite(value) and value > 0.0):
+            raise ValueError(f"{name} must be above 0, not {value}")
     cell = PROTEINASE_K_CELL
     h_max, l_max = int(cell[0] / d_min_angstrom), int(cell[2] / d_min_angstrom)
     h, k, l = np.meshgrid(  # noqa: E741
@@ -176,7 +180,7 @@ def read_hkl(path: str | os.PathLike[str], cell: Cell = PROTEINASE_K_CELL, name:
     raw = path.read_bytes()
     try:
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("ascii")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable text or gzip reflection list ({error})") from None
     lines = text.splitlines()
 

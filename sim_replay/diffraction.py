@@ -73,6 +73,8 @@ class Sample:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0.0):
                 raise ValueError(f"{name} must be above 0, not {value}")
+        if not all(map(math.isfinite, self.offset_m)):
+            raise ValueError(f"offset_m must be two finite lengths, not {self.offset_m}")
         if self.bandwidth >= 1.0:
             raise ValueError(f"bandwidth is a relative width and must be below 1, not {self.bandwidth}")
         for name in ("mosaicity_deg", "divergence_rad"):
@@ -289,12 +291,14 @@ def _near_bragg_py(  # type: ignore[no-untyped-def]
     hkl, ub, shortest, longest, flat_sigma, size_sigma, reach, q_max
 ):
     """Reflections within reach of the band: their numbers (n,), q (n, 3) in 1/angstrom and sin(theta_h) (n,)."""
+    # theta_h >= -reach sigma, so that q_z <= q reach sigma, with cos(theta_h) above 1/2 in sigma's part of the size.
+    highest_qz = reach * (q_max * flat_sigma + 2.0 * size_sigma)
     count = 0
     near = np.empty(256, dtype=np.int64)
     for i in range(hkl.shape[0]):
         h, k, m = hkl[i, 0], hkl[i, 1], hkl[i, 2]
         qz = ub[2, 0] * h + ub[2, 1] * k + ub[2, 2] * m
-        if qz > 0.1 * q_max:
+        if qz > highest_qz:
             continue
         qx = ub[0, 0] * h + ub[0, 1] * k + ub[0, 2] * m
         qy = ub[1, 0] * h + ub[1, 1] * k + ub[1, 2] * m
@@ -332,6 +336,7 @@ def _near_bragg_py(  # type: ignore[no-untyped-def]
 
 
 _MAX_PIECES = 400
+_LARGEST_THETA_RAD = 0.78  # a streak ends before 2 theta = 90 degrees, where it never meets the panel
 
 
 def _normal_share_py(low, high, mean, sigma):  # type: ignore[no-untyped-def]
@@ -352,15 +357,14 @@ def _lay_spots_py(  # type: ignore[no-untyped-def]
     live = np.zeros((n, 3))
     ends = np.empty((n, 2))
     boxes = np.zeros((n, 4), dtype=np.int64)
-    room = 0
     largest = 1
     for s in range(n):
         low = max(theta_low[s], theta_mean[s] - reach * theta_sigma[s])
-        high = min(theta_high[s], theta_mean[s] + reach * theta_sigma[s])
+        high = min(theta_high[s], theta_mean[s] + reach * theta_sigma[s], _LARGEST_THETA_RAD)
         if not low < high:  # a sharp crystal: all of it at one angle
             low = high = min(max(theta_mean[s], theta_low[s]), theta_high[s])
         ends[s, 0], ends[s, 1] = low, high
-        r_low, r_high = distance_px * math.tan(2.0 * low), distance_px * math.tan(2.0 * min(high, 0.78))
+        r_low, r_high = distance_px * math.tan(2.0 * low), distance_px * math.tan(2.0 * high)
         pad = max(4.0, 5.0 * cross_sigma[s])
         fs_low = origin_fs + min(r_low * direction_fs[s], r_high * direction_fs[s]) - pad
         fs_high = origin_fs + max(r_low * direction_fs[s], r_high * direction_fs[s]) + pad
@@ -370,11 +374,9 @@ def _lay_spots_py(  # type: ignore[no-untyped-def]
             continue
         boxes[s, 0], boxes[s, 1] = max(0, math.floor(ss_low)), min(rows, math.ceil(ss_high) + 1)
         boxes[s, 2], boxes[s, 3] = max(0, math.floor(fs_low)), min(columns, math.ceil(fs_high) + 1)
-        area = (boxes[s, 1] - boxes[s, 0]) * (boxes[s, 3] - boxes[s, 2])
-        room += area
-        largest = max(largest, area)
-    index = np.empty(room, dtype=np.int64)
-    values = np.empty(room)
+        largest = max(largest, (boxes[s, 1] - boxes[s, 0]) * (boxes[s, 3] - boxes[s, 2]))
+    index = np.empty(largest, dtype=np.int64)
+    values = np.empty(largest)
     box = np.empty(largest)
     along_fs = np.empty(columns + 1)
     along_ss = np.empty(rows + 1)
@@ -385,7 +387,11 @@ def _lay_spots_py(  # type: ignore[no-untyped-def]
         width = fs1 - fs0
         if ss1 <= ss0 or width <= 0:
             continue
-        box[: (ss1 - ss0) * width] = 0.0
+        area = (ss1 - ss0) * width
+        if count + area > index.shape[0]:
+            index = np.append(index, np.empty(index.shape[0] + area, dtype=np.int64))
+            values = np.append(values, np.empty(values.shape[0] + area))
+        box[:area] = 0.0
         low, high, sigma = ends[s, 0], ends[s, 1], theta_sigma[s]
         streak_px = distance_px * (math.tan(2.0 * high) - math.tan(2.0 * low))
         pieces = int(min(max(math.ceil(streak_px / cross_sigma[s]), 1), _MAX_PIECES))

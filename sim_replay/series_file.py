@@ -36,6 +36,15 @@ from sim_replay.shots import Shot, TrueSpots, frame_rng, simulate_shot
 IMAGES_PER_FILE = 1000
 """The file writer's default."""
 
+MAX_FLUX_PHOTONS = 1e15
+"""A thousand times a free-electron laser's pulse; from 1e23 a pixel's counts pass 64 bits."""
+
+MAX_WATER_SCALE = 1e4
+"""A metre of water."""
+
+MAX_MOSAICITY_DEG = 3.0
+"""Protein crystals stay below 1; the memory of a frame grows with the length of its streaks."""
+
 TruthValue = float | int | str | NDArray[Any]
 
 
@@ -348,10 +357,15 @@ class SimulationSettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0.0):
                 raise ValueError(f"{name} is {value}; give {unit} above 0")
-        for name, unit in (("water_scale", "multiples of 100 um"), ("mosaicity_deg", "degrees")):
+        if self.flux_photons > MAX_FLUX_PHOTONS:
+            raise ValueError(f"flux_photons is {self.flux_photons}; give photons a pulse up to {MAX_FLUX_PHOTONS:g}")
+        for name, unit, most in (
+            ("water_scale", "multiples of 100 um", MAX_WATER_SCALE),
+            ("mosaicity_deg", "degrees", MAX_MOSAICITY_DEG),
+        ):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0.0):
-                raise ValueError(f"{name} is {value}; give {unit}, 0 or more")
+            if not 0.0 <= value <= most:
+                raise ValueError(f"{name} is {value}; give {unit}, from 0 to {most:g}")
         if not 0.0 <= self.hit_fraction <= 1.0:
             raise ValueError(f"hit_fraction is {self.hit_fraction}; give a number from 0 to 1")
         if not 0.0 < self.bandwidth < 1.0:

@@ -7,9 +7,10 @@ stream; everything else is read by h5py.
 """
 
 import glob
+import logging
 import re
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -46,6 +47,14 @@ _JOULE_PER_EV = 1.602176634e-19
 _LIST_LINE = re.compile(r"^(.*?)(?:\s+//(\d+))?$")
 
 
+Member = tuple[Path, list[int] | None]
+"""A file and which of its images; ``None`` is all of them."""
+
+_ALIKE = ("shape", "dtype", "photon_energy_eV", "camera_length_m", "beam_center_x_px", "beam_center_y_px")
+
+log = logging.getLogger(__name__)
+
+
 class BadInput(ValueError):
     """An input that cannot be analysed: one line with what, where and what to do."""
 
@@ -60,7 +69,7 @@ class _Stack:
 
 
 class FileSeries:
-    """The images of one file (or of a run of single-image files) as one series.
+    """The images of one file as one series.
 
     ``metadata`` is what the file says of the detector; ``problems`` names parts that are
     announced but cannot be read, such as the data file of a master.
@@ -277,12 +286,12 @@ def _dataset(file: h5py.File, path: str) -> h5py.Dataset | None:
     return found if isinstance(found, h5py.Dataset) else None
 
 
-def expand(sources: Sequence[str]) -> list[tuple[Path, list[int] | None]]:
+def expand(sources: Sequence[str]) -> list[Member]:
     """Files (and, from a list, the events of each) that the given paths, globs and lists name.
 
     Raises ``BadInput`` for a glob without a match, a missing file or an empty list.
     """
-    found: list[tuple[Path, list[int] | None]] = []
+    found: list[Member] = []
     for source in sources:
         if source.endswith(".lst"):
             found += _read_list(Path(source))
@@ -298,12 +307,12 @@ def expand(sources: Sequence[str]) -> list[tuple[Path, list[int] | None]]:
     return found
 
 
-def _read_list(path: Path) -> list[tuple[Path, list[int] | None]]:
+def _read_list(path: Path) -> list[Member]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: the list cannot be read: {error}") from None
-    found: list[tuple[Path, list[int] | None]] = []
+    found: list[Member] = []
     for line in lines:
         match = _LIST_LINE.match(line.strip())
         if match is None or not match[1] or match[1].startswith("#"):
@@ -320,6 +329,39 @@ def _read_list(path: Path) -> list[tuple[Path, list[int] | None]]:
     return found
 
 
+def grouped(
+    files: Sequence[Member], refuse: Callable[[BadInput], None] | None = None
+) -> Iterator[tuple[FileSeries, Sequence[Member]]]:
+    """Series by series: the first file, open, and all files of the series.
+
+    Consecutive single-image files of the same layout and metadata make one series. A file
+    that holds no series goes to ``refuse`` and is passed over; without it, it raises.
+    """
+    position = 0
+    while position < len(files):
+        try:
+            first, end = FileSeries(*files[position]), position + 1
+        except BadInput as error:
+            if refuse is None:
+                raise
+            refuse(error)
+            position += 1
+            continue
+        while len(first) == 1 and end < len(files) and _continues(first, files[end]):
+            end += 1
+        yield first, files[position:end]
+        position = end
+
+
+def _continues(first: FileSeries, member: Member) -> bool:
+    try:
+        other = FileSeries(*member)
+    except BadInput:
+        return False
+    other.close()
+    return len(other) == 1 and all(getattr(first.metadata, key) == getattr(other.metadata, key) for key in _ALIKE)
+
+
 class FileSource:
     """Series of files, in order, as messages; series ids count from 1, image ids are positions.
 
@@ -330,6 +372,8 @@ class FileSource:
 
     def __init__(self, sources: Sequence[str]) -> None:
         self._files = expand(sources)
+        # The first file has to be good, so that a wrong name is refused before anything is written.
+        FileSeries(*self._files[0]).close()
         self.problems: list[str] = []
         self.exhausted = False
         self._messages = self._run()
@@ -349,33 +393,24 @@ class FileSource:
         self._messages.close()
 
     def _run(self) -> Generator[Received, None, None]:
-        numbers, position = count(1), 0
-        while position < len(self._files):
-            first = FileSeries(*self._files[position])
-            group = self._files[position : self._end_of_group(first, position)]
-            yield from self._series(next(numbers), first, group)
-            position += len(group)
+        for number, (first, group) in enumerate(grouped(self._files, self._refuse), 1):
+            yield from self._series(number, first, group)
 
-    def _end_of_group(self, first: FileSeries, position: int) -> int:
-        """Where the run of single-image files like ``first`` ends."""
-        end = position + 1
-        while len(first) == 1 and end < len(self._files):
-            other = FileSeries(*self._files[end])
-            other.close()
-            if len(other) != 1 or not _alike(first, other):
-                break
-            end += 1
-        return end
+    def _refuse(self, error: BadInput) -> None:
+        self._report([str(error)])
 
-    def _series(
-        self, series_id: int, first: FileSeries, group: Sequence[tuple[Path, list[int] | None]]
-    ) -> Iterator[Received]:
+    def _report(self, problems: Sequence[str]) -> None:
+        for problem in problems:
+            log.warning("%s", problem)
+        self.problems += problems
+
+    def _series(self, series_id: int, first: FileSeries, group: Sequence[Member]) -> Iterator[Received]:
         announced = first.metadata.number_of_images if len(group) == 1 else len(group)
         yield _now(StartMessage(series_id, first.metadata.with_changes(number_of_images=announced)))
         ids = count()
         for member in group:
             series = first if member is group[0] else FileSeries(*member)
-            self.problems += series.problems
+            self._report(series.problems)
             try:
                 for position in range(len(series)):
                     yield self._image(series_id, next(ids), series, position)
@@ -403,11 +438,6 @@ class FileSource:
             time.time(),
             nbytes,
         )
-
-
-def _alike(first: FileSeries, other: FileSeries) -> bool:
-    same = ("shape", "dtype", "photon_energy_eV", "camera_length_m", "beam_center_x_px", "beam_center_y_px")
-    return all(getattr(first.metadata, key) == getattr(other.metadata, key) for key in same)
 
 
 def _now(message: StartMessage | EndMessage) -> Received:

@@ -28,7 +28,11 @@ COVERAGE_GOAL = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterRecipe:
-    """Hyper-parameters and the ranges of the prior. ``tables``: water images the profiles come from."""
+    """Hyper-parameters and the ranges of the prior.
+
+    ``tables``: water images the profiles come from; ``shape_error``: relative size of a smooth
+    distortion of the profile, for what the water model does not know.
+    """
 
     steps: int = 6000
     batch: int = 512
@@ -39,6 +43,7 @@ class ParameterRecipe:
     flat_fraction: float = 0.03
     air_fraction: float = 0.03
     bragg_fraction: float = 0.02
+    shape_error: float = 0.005
     tables: int = 2400
     seed: int = 1
 
@@ -115,6 +120,11 @@ def draw_profiles(
     bragg = flat * torch.exp(1.5 * torch.randn(mean.shape, generator=generator))
     hits = (uniform(count, 1) < 0.5).float()
     mean = mean + recipe.bragg_fraction * uniform(count, 1) * hits * bragg / bragg.sum(1, keepdim=True)
+    # No table of the water's structure factor is perfect: a smooth distortion of each profile
+    # keeps the network from claiming more than such a table can carry.
+    phase = torch.arange(1, 4) * math.pi * (radial / radial.max())[:, None]
+    waves = torch.randn(count, 3, generator=generator) @ torch.cos(phase).T
+    mean = mean * torch.exp(recipe.shape_error * waves)
     counts = torch.poisson(mean * total, generator=generator)
     energy, distance = torch.from_numpy(table.energy_eV)[chosen], torch.from_numpy(table.distance_m)[chosen]
     target = torch.stack([energy.log(), distance.log(), (distance / energy).log()], 1).float()

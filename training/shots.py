@@ -42,7 +42,7 @@ class ShotRecipe:
     camera_length_m: tuple[float, float] = (0.10, 0.45)
     crystal_size_m: tuple[float, float] = (3e-6, 15e-6)
     center_error_px: float = 10.0
-    one_per_pulse_fraction: float = 0.15
+    one_per_pulse_fraction: float = 0.25
     sampled_fraction: float = 0.5
     hit_fraction: float = 0.5
 

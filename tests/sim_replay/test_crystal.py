@@ -1,4 +1,5 @@
 import gzip
+import math
 from pathlib import Path
 
 import numpy as np

@@ -33,6 +33,11 @@ def shell_of_equal_reflections(d_low: float, d_high: float, intensity: float = 1
     return Crystal("shell", cell, hkl, np.full(len(hkl), intensity))
 
 
+def test_a_sample_names_the_setting_that_makes_no_sense() -> None:
+    with pytest.raises(ValueError, match="offset_m must be two finite lengths"):
+        Sample(proteinase_k(d_min_angstrom=10.0), offset_m=(0.0, math.nan))
+
+
 def powder_photons(sample: Sample, condition: Condition) -> float:
     """Photons into all rings, for one grain averaged over orientations.
 
