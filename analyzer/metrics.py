@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from analyzer.cascade import STAGES
 from analyzer.front import Front
+from analyzer.intervals import wilson
 from analyzer.results import Decision
 from analyzer.running import LATENCY_BUCKETS_S, STAGE_BUCKETS_S, WINDOWS, Histogram
 from streamer.account import DROP_REASONS, MISSING_PLACES
@@ -176,16 +177,13 @@ def corrected_ratio(hits: int, counted: int, false_hit_rate: tuple[float, float,
     joins Wilson's 95 % interval of p with the interval of f.
     """
     estimate, low, high = false_hit_rate
-    z = 1.96
-    p = hits / counted
-    centre = (p + z * z / (2 * counted)) / (1 + z * z / counted)
-    reach = z / (1 + z * z / counted) * math.sqrt(p * (1 - p) / counted + z * z / (4 * counted * counted))
+    ratio_low, ratio_high = wilson(hits, counted)
 
     def solve(ratio: float, false: float) -> float:
         return min(1.0, max(0.0, (ratio - false) / (1.0 - false)))
 
     return {
-        "estimate": solve(p, estimate),
-        "low": solve(centre - reach, high),
-        "high": solve(centre + reach, low),
+        "estimate": solve(hits / counted, estimate),
+        "low": solve(ratio_low, high),
+        "high": solve(ratio_high, low),
     }

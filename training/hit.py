@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from analyzer.intervals import wilson
 from analyzer.networks import HitNetwork
 from training.shots import MapSet
-from training.statistics import area_under_curve, confusion, wilson
+from training.statistics import area_under_curve, confusion
 
 Progress = Callable[[int, int, str], None]
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from training.statistics import area_under_curve, confusion, wilson
+from analyzer.intervals import wilson
+from training.statistics import area_under_curve, confusion
 
 
 def test_wilson_matches_its_formula_at_known_points() -> None:
