@@ -112,7 +112,7 @@ class Analyser:
             try:
                 prepared = self._decode(frame)
             except UndecodableImage as error:
-                results.append(undecodable(frame, error.reason, str(error)))
+                results.append(undecodable(frame, error.reason, str(error), self._settings.tags))
                 continue
             decoded = time.perf_counter()
             reduced = prepared.workspace.reduce()
@@ -245,8 +245,7 @@ class Analyser:
         no_beam = fields.pop("no_beam")
         hit = hit and not no_beam
         return FrameResult(
-            **_identity(frame),
-            tags=_tags(frame.user_data, settings.tags),
+            **_identity(frame, settings.tags),
             decision=Decision.NO_BEAM if no_beam else Decision.HIT if hit else Decision.MISS,
             hit=hit,
             hit_probability=0.0 if no_beam else probability,
@@ -257,8 +256,9 @@ class Analyser:
         )
 
 
-def _identity(frame: Frame) -> dict[str, Any]:
+def _identity(frame: Frame, tags: tuple[str, ...]) -> dict[str, Any]:
     return {
+        "tags": _tags(frame.user_data, tags),
         "series_id": frame.series.series_id,
         "image_id": frame.image_id,
         "channel": frame.channel,
@@ -269,14 +269,14 @@ def _identity(frame: Frame) -> dict[str, Any]:
     }
 
 
-def undecodable(frame: Frame, reason: str, text: str) -> FrameResult:
-    """The result of an image that cannot be decoded."""
-    return FrameResult(**_identity(frame), status=Status.UNDECODABLE, status_text=text, reason=reason)
+def undecodable(frame: Frame, reason: str, text: str, tags: tuple[str, ...] = ()) -> FrameResult:
+    """The result of an image that cannot be decoded; ``tags`` are the keys of user data to keep."""
+    return FrameResult(**_identity(frame, tags), status=Status.UNDECODABLE, status_text=text, reason=reason)
 
 
-def dropped(frame: Frame, reason: str) -> FrameResult:
+def dropped(frame: Frame, reason: str, tags: tuple[str, ...] = ()) -> FrameResult:
     """The result of an image that was accepted but not analysed."""
-    return FrameResult(**_identity(frame), status=Status.DROPPED, status_text=reason, reason=reason)
+    return FrameResult(**_identity(frame, tags), status=Status.DROPPED, status_text=reason, reason=reason)
 
 
 def _tags(user_data: Any, wanted: tuple[str, ...]) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 _REPORTS_KEPT = 1000
-DRAIN_S = 15.0
+DRAIN_S = 8.0
 """How long a stopped run goes on with what it has already received."""
 
 
@@ -49,7 +49,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontSettings:
-    """``block``: wait when the ring is full (else drop and count). ``series``: end after so many."""
+    """``block``: wait when the ring is full (else drop and count). ``series``: end after so many.
+    ``tags``: keys of user data to keep in records.
+    """
 
     block: bool = False
     batch_frames: int = 8
@@ -58,6 +60,7 @@ class FrontSettings:
     ring_frames: int = DEFAULT_RING_FRAMES
     channel: str | None = None
     series: int | None = None
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +147,7 @@ class Front:
             publisher.join()
 
     def _read(self, stop: threading.Event) -> None:
-        limit = self._settings.series
-        while not stop.is_set() and (limit is None or self._closed < limit):
+        while not stop.is_set() and not self._enough:
             received = self.source.receive(POLL_S)
             now = time.monotonic() - self._blocked_s
             if received is None:
@@ -162,6 +164,10 @@ class Front:
                 self.account.refuse_message(error.reason)
                 self._warn(error.reason, f"message refused ({error.reason}): {error}")
 
+    @property
+    def _enough(self) -> bool:
+        return self._settings.series is not None and self._closed >= self._settings.series
+
     def _dispatch(self, events: Iterable[Event], received_at: float, stop: threading.Event) -> None:
         for event in events:
             if isinstance(event, ImageAccepted):
@@ -169,10 +175,13 @@ class Front:
                 self.running.received(max(0.0, time.time() - received_at))
                 if not self._queue(frame, stop):
                     reason = "shutdown" if stop.is_set() else "queue_full"
-                    self._results.put(dropped(frame, reason))
+                    self._results.put(dropped(frame, reason, self._settings.tags))
             else:
-                self._closed += isinstance(event, SeriesClosed)
                 self._results.put(event)
+                self._closed += isinstance(event, SeriesClosed)
+                if self._enough:
+                    # What follows, such as the next series' start, is not ours any more.
+                    return
 
     def _queue(self, frame: Frame, stop: threading.Event) -> bool:
         if self.ring.put(frame):
@@ -186,13 +195,13 @@ class Front:
         return placed
 
     def _drain(self, workers: Sequence[threading.Thread], stop: threading.Event) -> None:
+        deadline = time.monotonic() + DRAIN_S
         for worker in workers:
-            deadline = time.monotonic() + DRAIN_S
             while worker.is_alive() and (not stop.is_set() or time.monotonic() < deadline):
                 worker.join(POLL_S)
         while left := self.ring.take(64, 0.0, 0.0):
             for frame in left:
-                self._results.put(dropped(frame, "shutdown"))
+                self._results.put(dropped(frame, "shutdown", self._settings.tags))
         for worker in workers:
             worker.join()
 
@@ -232,10 +241,7 @@ class Front:
     def _publish_results(self, outcome: BatchOutcome) -> None:
         began = time.perf_counter()
         now = time.time()
-        results = [
-            replace(result, latency_s=round(now - result.received_at, 6)) if result.status == Status.OK else result
-            for result in outcome.results
-        ]
+        results = [replace(result, latency_s=round(now - result.received_at, 6)) for result in outcome.results]
         try:
             for sink in self.sinks:
                 sink.write(results)

@@ -67,8 +67,8 @@ class FrameResult:
     received_at: float
     latency_s: float | None = None
     tags: dict[str, Any] | None = None
-    status: Status = Status.OK
     status_text: str | None = None
+    status: Status = Status.OK
     decision: Decision | None = None
     hit: bool | None = None
     hit_probability: float | None = None

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 from pydantic.fields import FieldInfo
 
-from cxls.settings import COMMANDS, BadSettings, Resolved, resolve
+from cxls.settings import COMMANDS, BadSettings, resolve, resolve_all
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -128,10 +128,6 @@ def config() -> None:
     """Effective settings and where each came from."""
 
 
-def _show(config_file: Path | None) -> list[tuple[str, Resolved[Any]]]:
-    return [(name, resolve(model, {}, config_file)) for name, model in COMMANDS.items()]
-
-
 _config_option = click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file of settings")
 
 
@@ -139,17 +135,20 @@ _config_option = click.option("--config", "config_file", type=click.Path(path_ty
 @_config_option
 def config_show(config_file: Path | None) -> None:
     """Print every setting of every command with its value and origin."""
-    for name, resolved in _show(config_file):
-        click.echo(f"[{name}]")
-        for key, origin in resolved.origin.items():
-            click.echo(f"  {key} = {getattr(resolved.settings, key)!s:<28} # {origin}")
+    for name, outcome in resolve_all(config_file):
+        click.echo(f"# cxls {name}")
+        if isinstance(outcome, BadSettings):
+            click.echo(f"  # not for this command: {outcome}")
+            continue
+        for key, origin in outcome.origin.items():
+            click.echo(f"  {key} = {getattr(outcome.settings, key)!s:<28} # {origin}")
 
 
 @config.command("check")
 @_config_option
 def config_check(config_file: Path | None) -> None:
     """Exit 0 when file and environment are good, 2 with one line when not."""
-    _show(config_file)
+    resolve_all(config_file)
     click.echo("settings are good")
 
 
@@ -211,8 +210,9 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
-        sys.exit(EXIT_USAGE)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "cxls"
+        _end(f"{error.format_message()}; see `{command} --help`", EXIT_USAGE)
     except BadSettings as error:
         _end(str(error), EXIT_USAGE)
     except Interrupted as error:

@@ -26,7 +26,14 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class BadSettings(ValueError):
-    """A setting that is unknown or has no sense: one line with what, where and what to do."""
+    """A setting that is unknown or has no sense: one line with what, where and what to do.
+
+    ``key`` is the setting, where one is to blame.
+    """
+
+    def __init__(self, text: str, key: str | None = None) -> None:
+        super().__init__(text)
+        self.key = key
 
 
 class _Settings(BaseModel):
@@ -190,8 +197,30 @@ def resolve(
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0]) if first["loc"] else "?"
         raise BadSettings(
-            f"{_spelling(key, origin.get(key, ''))} = {first.get('input')!r} ({origin.get(key, '?')}): {first['msg']}"
+            f"{_spelling(key, origin.get(key, ''))} = {first.get('input')!r} ({origin.get(key, '?')}): {first['msg']}",
+            key,
         ) from None
+
+
+def resolve_all(config: Path | None) -> list[tuple[str, Resolved[Any] | BadSettings]]:
+    """Settings of every command, or what is wrong with them.
+
+    A value is wrong only if no command that has the setting takes it. Raises ``BadSettings``.
+    """
+    found: list[tuple[str, Resolved[Any] | BadSettings]] = []
+    for name, model in COMMANDS.items():
+        try:
+            found.append((name, resolve(model, {}, config)))
+        except BadSettings as error:
+            if error.key is None:
+                raise
+            found.append((name, error))
+    for _, outcome in found:
+        if isinstance(outcome, BadSettings):
+            takers = (r for _, r in found if isinstance(r, Resolved) and outcome.key in r.origin)
+            if next(takers, None) is None:
+                raise outcome
+    return found
 
 
 def _spelling(key: str, origin: str) -> str:

@@ -9,7 +9,7 @@ _NOT_ACCEPTED = ("duplicate", "stale_series", "out_of_range")
 
 @dataclass(slots=True)
 class Account:
-    """The counts of a run. One writer a field, so no lock; a reader may be an image behind.
+    """The counts of a run. One writer a count, so no lock; a reader may be an image behind.
 
     With the queues empty, ``received == processed + dropped + undecodable``; for series whose
     start was seen and that are over, ``announced == accepted + missing``.

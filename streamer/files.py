@@ -61,11 +61,15 @@ class BadInput(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Stack:
-    """A dataset of images and how its chunks are packed (``None``: h5py has to read it)."""
+    """A dataset of images and how its chunks are packed (``None``: h5py has to read it).
+
+    ``first_id`` is the id of its first image in the series, where the data file says so.
+    """
 
     dataset: h5py.Dataset
     images: int
     algorithm: Algorithm | None
+    first_id: int | None = None
 
 
 class FileSeries:
@@ -80,13 +84,15 @@ class FileSeries:
         self.problems: list[str] = []
         self._file = _open(path)
         try:
-            self._stacks = list(self._find_stacks())
+            slots = list(self._find_stacks())
+            self._stacks = [slot for slot in slots if slot is not None]
             if not self._stacks:
                 known = ", ".join(IMAGE_PATHS[:3])
                 missing = f" ({'; '.join(self.problems)})" if self.problems else ""
                 raise BadInput(f"{path}: no images found at {known}{missing}")
             self.shape: tuple[int, int] = self._stacks[0].dataset.shape[-2:]
             self.dtype = _pixel_dtype(self._stacks[0].dataset.dtype)
+            self._first_ids = _first_ids(slots)
             present = sum(stack.images for stack in self._stacks)
             self._events = range(present) if events is None else list(events)
             if bad := [event for event in self._events if not 0 <= event < present]:
@@ -102,7 +108,8 @@ class FileSeries:
     def close(self) -> None:
         self._file.close()
 
-    def _find_stacks(self) -> Iterator[_Stack]:
+    def _find_stacks(self) -> Iterator[_Stack | None]:
+        """The stacks in order; ``None`` stands for one that is announced but cannot be read."""
         data = self._file.get("entry/data")
         names = [n for n in data if re.fullmatch(r"data_\d+", n)] if isinstance(data, h5py.Group) else []
         names.sort(key=lambda name: int(name.removeprefix("data_")))
@@ -115,6 +122,7 @@ class FileSeries:
                 self.problems.append(
                     f"{self.path}: data file {target} is missing or unreadable; put it beside the master"
                 )
+                yield None
         if names:
             return
         for path in IMAGE_PATHS:
@@ -122,6 +130,17 @@ class FileSeries:
             if isinstance(found, h5py.Dataset):
                 yield _stack(found, f"{self.path}:/{path}")
                 return
+
+    def image_id(self, position: int) -> int:
+        """The id of the image at ``position``: the position, moved on by data files that are lost."""
+        if not self.problems or not isinstance(self._events, range):
+            return position
+        index = position
+        for stack, first_id in zip(self._stacks, self._first_ids, strict=True):
+            if index < stack.images:
+                return first_id + index
+            index -= stack.images
+        raise IndexError(position)
 
     def image(self, position: int) -> ImageData:
         """The image at ``position``, packed as it lies in the file. Raises ``OSError`` when unreadable."""
@@ -168,7 +187,22 @@ def _stack(dataset: Any, where: str) -> _Stack:
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in (2, 3) or dataset.dtype.kind not in "uif":
         raise BadInput(f"{where}: not a stack of images (ss, fs) or (N, ss, fs)")
     images = dataset.shape[0] if dataset.ndim == 3 else 1
-    return _Stack(dataset, images, _packing(dataset))
+    low = dataset.attrs.get("image_nr_low")
+    first_id = int(low) - 1 if isinstance(low, np.integer) and 1 <= low < 1 << 40 else None
+    return _Stack(dataset, images, _packing(dataset), first_id)
+
+
+def _first_ids(slots: Sequence[_Stack | None]) -> list[int]:
+    """The id of the first image of each stack that is there; a lost one is taken as long as the longest."""
+    longest = max((slot.images for slot in slots if slot is not None), default=0)
+    first_ids, position = [], 0
+    for slot in slots:
+        if slot is None:
+            position += longest
+        else:
+            first_ids.append(max(position, slot.first_id or 0))
+            position = first_ids[-1] + slot.images
+    return first_ids
 
 
 def _packing(dataset: h5py.Dataset) -> Algorithm | None:
@@ -299,12 +333,19 @@ def expand(sources: Sequence[str]) -> list[Member]:
             matches = sorted(glob.glob(source, recursive=True))
             if not matches:
                 raise BadInput(f"{source}: no file matches; check the folder and the pattern")
-            found += [(Path(match), None) for match in matches]
+            found += [(Path(match), None) for match in _without_parts(matches)]
         else:
             found.append((Path(source), None))
     for path, _ in found:
         _open(path).close()
     return found
+
+
+def _without_parts(matches: Sequence[str]) -> list[str]:
+    """Without the data files whose master is there too: their images come with the master."""
+    masters = {match.removesuffix("_master.h5") for match in matches if match.endswith("_master.h5")}
+    part = re.compile(r"(.*)_data_\d+\.h5")
+    return [match for match in matches if not ((found := part.fullmatch(match)) and found[1] in masters)]
 
 
 def _read_list(path: Path) -> list[Member]:
@@ -317,7 +358,10 @@ def _read_list(path: Path) -> list[Member]:
         match = _LIST_LINE.match(line.strip())
         if match is None or not match[1] or match[1].startswith("#"):
             continue
-        file = Path(match[1]) if Path(match[1]).is_absolute() else path.parent / match[1]
+        # Beside the list, else where we run, as CrystFEL reads it.
+        file = path.parent / match[1]
+        if not file.exists() and Path(match[1]).exists():
+            file = Path(match[1])
         if match[2] is None:
             found.append((file, None))
         elif found and found[-1][0] == file and found[-1][1] is not None:
@@ -378,10 +422,6 @@ class FileSource:
         self.exhausted = False
         self._messages = self._run()
 
-    @property
-    def files(self) -> int:
-        return len(self._files)
-
     def receive(self, timeout_s: float) -> Received | None:
         """The next message at once; ``None`` when there are no more."""
         del timeout_s
@@ -408,12 +448,14 @@ class FileSource:
         announced = first.metadata.number_of_images if len(group) == 1 else len(group)
         yield _now(StartMessage(series_id, first.metadata.with_changes(number_of_images=announced)))
         ids = count()
+        alone = len(group) == 1
         for member in group:
             series = first if member is group[0] else FileSeries(*member)
             self._report(series.problems)
             try:
                 for position in range(len(series)):
-                    yield self._image(series_id, next(ids), series, position)
+                    image_id = series.image_id(position) if alone else next(ids)
+                    yield self._image(series_id, image_id, series, position)
             finally:
                 series.close()
         yield _now(EndMessage(series_id))

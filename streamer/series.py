@@ -26,6 +26,8 @@ from streamer.messages import (
 
 JOIN_AFTER = 3
 GRACE_S = 1.0
+PENDING_S = 30.0
+"""How long a lone foreign image may wait for the next of its series before it is stale."""
 MAX_UNANNOUNCED_ID = 1 << 40
 """Images from here on are out of range where nothing was announced: 35 years at 1 kHz. One flipped
 bit in an id must not fill the account with missing images that never were."""
@@ -125,6 +127,7 @@ class SeriesTracker:
         self._running: _Running | None = None
         self._over: deque[_Key] = deque(maxlen=_REMEMBERED_SERIES)
         self._pending: list[ImageMessage] = []
+        self._pending_until_s = 0.0
         self._opened = 0
 
     @property
@@ -154,6 +157,8 @@ class SeriesTracker:
         running = self._running
         if running is not None and running.deadline_s is not None and now_s >= running.deadline_s:
             yield from self._close("last announced image")
+        if self._pending and now_s >= self._pending_until_s:
+            self._drop_pending()
 
     def finish(self) -> Iterator[Event]:
         """The source is exhausted or we stop: the running series is over."""
@@ -216,6 +221,7 @@ class SeriesTracker:
         if self._pending and not _same_series(self._pending[0], message):
             self._drop_pending()
         self._pending.append(message)
+        self._pending_until_s = now_s + PENDING_S
         if len(self._pending) >= JOIN_AFTER:
             yield from self._join(now_s)
 
@@ -286,7 +292,10 @@ def _repeats(running: _Running, message: StartMessage) -> bool:
     if message.unique_id and series.unique_id:
         return message.unique_id == series.unique_id
     old, new = series.metadata.arm_date, message.metadata.arm_date
-    return not (old and new) or old == new
+    if old and new:
+        return old == new
+    # Without a date to tell: after its last image a series has no use for another start.
+    return not running.last_came
 
 
 def _belongs(series: Series, message: ImageMessage | EndMessage) -> bool:

@@ -18,4 +18,7 @@ class Sink(Protocol):
 
     def write(self, results: Sequence[FrameResult]) -> None: ...
 
+    def tick(self) -> None:
+        """Time passes without records."""
+
     def close(self) -> None: ...

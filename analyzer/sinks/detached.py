@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 MAX_WAITING_BATCHES = 20_000
 """A batch is at most a few hundred records of a few kilobytes; a minute at a kilohertz fits."""
 
+TICK_S = 1.0
+"""How often a sink without new records may finish what it holds."""
+
 CLOSE_S = 60.0
 """How long the end of a run waits for a sink that is behind."""
 
@@ -41,6 +44,9 @@ class DetachedSink:
                 log.error("an output is %d batches behind; its records are lost and counted", self._waiting.maxsize)
             self._overflow += len(results)
 
+    def tick(self) -> None:
+        """Nothing to do: the thread ticks the sink behind."""
+
     def close(self) -> None:
         """Write what waits, then close; gives up after ``CLOSE_S`` seconds and counts the rest as lost."""
         with contextlib.suppress(queue.Full):
@@ -52,6 +58,13 @@ class DetachedSink:
             log.error("an output did not finish in %.0f s; %d records are lost", CLOSE_S, self._overflow)
 
     def _run(self) -> None:
-        while (results := self._waiting.get()) is not None:
+        while True:
+            try:
+                results = self._waiting.get(timeout=TICK_S)
+            except queue.Empty:
+                self._sink.tick()
+                continue
+            if results is None:
+                break
             self._sink.write(results)
         self._sink.close()

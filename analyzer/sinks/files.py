@@ -23,7 +23,8 @@ from analyzer.sinks.base import ResultsExist, Sink
 log = logging.getLogger(__name__)
 
 PART_RECORDS = 10_000
-PART_SECONDS = 10.0
+PART_SECONDS = 2.0
+"""A killed run loses at most the records of this long."""
 
 _PEAK = pa.struct(
     [("fs", pa.float32()), ("ss", pa.float32()), ("intensity_photons", pa.float32()), ("snr", pa.float32()),
@@ -52,11 +53,19 @@ class _FileSink:
         self.path = path
         self.lost = 0
         self._known = known
+        self._repeated = 0
+
+    def tick(self) -> None:
+        """Finish what waits, where a sink holds records back."""
 
     def _new(self, results: Sequence[FrameResult]) -> list[FrameResult]:
         if not self._known:
             return list(results)
-        return [result for result in results if (result.series_id, result.image_id) not in self._known]
+        new = [result for result in results if (result.series_id, result.image_id) not in self._known]
+        if len(new) < len(results) and not self._repeated:
+            log.warning("%s: holds records of these images already; they are not written again", self.path)
+        self._repeated += len(results) - len(new)
+        return new
 
     def _failed(self, records: int, error: Exception) -> None:
         if self.lost == 0:
@@ -139,7 +148,13 @@ class ParquetSink(_FileSink):
 
     def write(self, results: Sequence[FrameResult]) -> None:
         self._waiting += self._new(results)
-        if len(self._waiting) >= PART_RECORDS or time.monotonic() - self._since >= PART_SECONDS:
+        if len(self._waiting) >= PART_RECORDS:
+            self._flush()
+        self.tick()
+
+    def tick(self) -> None:
+        """A part is complete after ``PART_SECONDS`` even when no further record comes."""
+        if self._waiting and time.monotonic() - self._since >= PART_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
@@ -187,6 +202,8 @@ def open_results(path: Path, *, append: bool = False, overwrite: bool = False) -
     Raises ``ResultsExist`` when it is there and neither option was given, ``ValueError`` for
     another suffix, ``OSError`` when it cannot be opened.
     """
+    if append and overwrite:
+        raise ValueError(f"{path}: --append and --overwrite exclude each other; give one")
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"{path}: results are written as .jsonl or .parquet; choose one of these endings")
     if path.exists() and not (append or overwrite):

@@ -38,7 +38,7 @@ class WebServer:
         facts: dict[str, Any],
     ) -> None:
         host, port = bound.getsockname()[:2]
-        self.address = f"{host}:{port}"
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.ready = False
         self._front, self._registry, self._estimate, self._facts = front, registry, estimate, facts
         self._page = (files("analyzer.web") / "page.html").read_text()
@@ -82,6 +82,12 @@ class WebServer:
 
     def _snapshot(self) -> dict[str, Any]:
         front, account = self._front, self._front.account
+        # Outcomes before arrivals, so that a frame in between is in flight and not lost.
+        settled = {
+            "processed": dict(account.processed),
+            "dropped": dict(account.dropped),
+            "undecodable": dict(account.undecodable),
+        }
         metadata = front.running.metadata
         geometry = None
         if metadata is not None:
@@ -102,9 +108,7 @@ class WebServer:
             "account": {
                 "announced": account.announced,
                 "received": account.received,
-                "processed": account.processed,
-                "dropped": account.dropped,
-                "undecodable": account.undecodable,
+                **settled,
                 "missing": account.missing,
                 "messages_invalid": account.invalid,
                 "identity": account.identity(),

@@ -1,5 +1,7 @@
 """``cxls analyze``: one analysis, live or of files."""
 
+import contextlib
+import ctypes
 import logging
 import os
 import platform
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 import h5py
 import numpy as np
 import torch
@@ -36,6 +39,7 @@ from streamer.validity import Validity
 log = logging.getLogger(__name__)
 
 STATUS_LINE_S = 10.0
+_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES = -3, 1 << 20
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
 
@@ -90,6 +94,7 @@ class Session:
         # What can be refused is looked at before anything is written or slow.
         self._files = None if where.live else FileSource(sources)
         bound = _bind(where.listen) if where.listen else None
+        _give_back_large_buffers()
         device = choose_device(settings.device)
         torch.set_num_threads(1)
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
@@ -112,6 +117,7 @@ class Session:
                 ring_bytes=settings.queue_mib << 20,
                 channel=settings.channel,
                 series=settings.series,
+                tags=cascade.tags,
             ),
             on_series=_report_series,
         )
@@ -226,6 +232,12 @@ def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
     )
 
 
+def _give_back_large_buffers() -> None:
+    """Keep glibc from raising its threshold: freed messages and frames go back to the system."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES)
+
+
 def choose_device(wanted: str) -> str:
     """The torch device for a setting. Raises ``BadSettings`` when CUDA is asked for and not there."""
     available = torch.cuda.is_available()
@@ -278,13 +290,12 @@ def print_summary(front: Front) -> None:
     account = front.account
     analysed = sum(account.processed.values())
     hits = account.processed["hit"]
-    console = Console(highlight=False)
-    console.print(
+    click.echo(
         f"{front.finished} series, {analysed} frames analysed, {hits} hits"
         + (f" ({hits / analysed:.1%})" if analysed else "")
     )
-    console.print(account.identity())
+    click.echo(account.identity())
     for title, counts in (("dropped", account.dropped), ("undecodable", account.undecodable),
                           ("missing", account.missing), ("messages refused", account.invalid)):  # fmt: skip
         if any(counts.values()):
-            console.print(f"{title}: " + ", ".join(f"{reason} {n}" for reason, n in counts.items() if n))
+            click.echo(f"{title}: " + ", ".join(f"{reason} {n}" for reason, n in counts.items() if n))

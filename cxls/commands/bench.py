@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from pathlib import Path
 
 import click
 
@@ -30,10 +31,12 @@ def run(resolved: Resolved[BenchSettings], name: str) -> None:
     report = importlib.import_module("cxls.bench.report")
     module = importlib.import_module("cxls.bench." + name.replace("-", "_"))
     settings = resolved.settings
-    if settings.json_file is not None and not settings.json_file.parent.is_dir():
-        raise BadSettings(f"--json-file {settings.json_file}: no such folder; make it first")
+    target = settings.json_file or Path("runs") / f"bench-{name}.json"
+    if settings.json_file is not None and not target.parent.is_dir():
+        raise BadSettings(f"--json-file {target}: no such folder; make it first")
     where = report.machine()
     found = module.run(settings)
     report.show(found, where)
-    if settings.json_file is not None:
-        settings.json_file.write_text(report.as_json(name, found, where))
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(report.as_json(name, found, where))
+    click.echo(f"figures in {target}")

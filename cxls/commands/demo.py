@@ -54,5 +54,5 @@ def _analyse(settings: DemoSettings, replay: Replay) -> None:
         stop_replay.set()
         player.join()
     print_summary(session.front)
-    if interrupted and not settings.exit:
+    if interrupted:
         raise Interrupted(interrupted[0])

@@ -23,7 +23,8 @@ def run(resolved: Resolved[ReplaySettings], files: Sequence[str]) -> None:
         stop.set()
 
     on_signals(on_signal)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("waiting for a consumer", total=None)
 
         def progress(done: int, total: int) -> None:
@@ -34,7 +35,7 @@ def run(resolved: Resolved[ReplaySettings], files: Sequence[str]) -> None:
         f"{report.series} series, {report.sent} images sent, {report.dropped} dropped, "
         f"{report.unreadable} unreadable, {report.seconds:.1f} s"
     )
-    for problem in report.problems:
+    for problem in report.problems[1:]:
         click.echo(f"cxls: {problem}", err=True)
     if interrupted:
         raise Interrupted(interrupted[0])

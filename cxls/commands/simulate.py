@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from cxls.cli import Interrupted, on_signals
 from cxls.settings import BadSettings, Resolved, SimulateSettings, SimulationOptions
 from sim_replay.series_file import SimulationSettings, simulate_series
 
@@ -23,7 +24,11 @@ def run(resolved: Resolved[SimulateSettings], out: Path) -> None:
         shard=(part, parts),
         overwrite=settings.overwrite,
     )
-    click.echo(f"{master}: {settings.frames} frames, truth in /entry/truth")
+    click.echo(f"{master}: {_shard_text(settings.frames, part, parts)}, truth in /entry/truth")
+
+
+def _shard_text(frames: int, part: int, parts: int) -> str:
+    return f"{frames} frames" if parts == 1 else f"part {part} of {parts} of {frames} frames"
 
 
 def write(
@@ -36,7 +41,9 @@ def write(
     shard: tuple[int, int] = (0, 1),
     overwrite: bool = False,
 ) -> Path:
-    """Simulate with a progress bar; returns the master's path."""
+    """Simulate with a progress bar; returns the master's path. A signal leaves no file behind."""
+    interrupted: list[int] = []
+    on_signals(interrupted.append)
     try:
         settings = SimulationSettings(
             frames=frames,
@@ -54,11 +61,17 @@ def write(
             overwrite=overwrite,
         )
         out.parent.mkdir(parents=True, exist_ok=True)
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("simulating", total=None)
-            return simulate_series(
-                out, settings, lambda done, total: progress.update(task, total=total, completed=done)
-            )
+
+            def after_frame(done: int, total: int) -> None:
+                progress.update(task, total=total, completed=done)
+                # Between frames: an exception thrown inside HDF5's callbacks would be swallowed there.
+                if interrupted:
+                    raise Interrupted(interrupted[0])
+
+            return simulate_series(out, settings, after_frame)
     except FileExistsError as error:
         raise BadSettings(f"{error}; use --overwrite to replace") from None
     except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:

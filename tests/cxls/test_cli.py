@@ -4,6 +4,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,3 +236,16 @@ def test_a_bundle_shows_its_card(bundle_folder: Path) -> None:
 
 def test_a_bundle_that_is_none_is_refused(tmp_path: Path) -> None:
     assert "bundle.json" in refusal("models", "show", tmp_path)
+
+
+def test_an_interrupted_simulation_leaves_nothing_behind_and_says_so_in_its_exit_code(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "cxls", "simulate", str(tmp_path / "long"), "--frames", "100000", "--flux", "3e6"]
+    process = subprocess.Popen(
+        program, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert not list(tmp_path.iterdir())

@@ -108,6 +108,22 @@ def test_a_missing_data_file_is_named_and_its_images_are_missing(tmp_path: Path)
     assert "run_data_000003.h5 is missing or unreadable" in source.problems[0]
 
 
+def test_images_after_a_lost_data_file_keep_their_ids(tmp_path: Path) -> None:
+    master = write_series(tmp_path, images=6, per_file=2)
+    (tmp_path / "run_data_000002.h5").unlink()
+    ids = [message.image_id for message in messages(master)[1:-1]]
+    assert ids == [0, 1, 4, 5]
+
+
+def test_a_glob_takes_the_data_files_of_a_master_with_it(tmp_path: Path) -> None:
+    write_series(tmp_path, images=4, per_file=2)
+    source = FileSource([str(tmp_path / "*.h5")])
+    starts = 0
+    while (received := source.receive(0)) is not None:
+        starts += type(received.message).__name__ == "StartMessage"
+    assert starts == 1
+
+
 def test_a_chunk_that_is_damaged_costs_only_its_image(tmp_path: Path) -> None:
     master = write_series(tmp_path, images=3)
     with h5py.File(tmp_path / "run_data_000001.h5", "r+") as file:

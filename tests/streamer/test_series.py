@@ -166,8 +166,12 @@ def test_a_repeated_start_never_makes_missing_negative() -> None:
 def test_a_repeated_start_that_announces_less_still_ends_after_a_second() -> None:
     run = Run().feed(start(1, 10), *images(1, 0, 1), start(1, 2)).wait(1.1)
     assert run.closed[0].why == "last announced image"
-    run = Run().feed(start(1, 2), *images(1, 0, 1), start(1, 4)).wait(5)
-    assert not run.closed
+
+
+def test_a_start_without_a_date_after_the_last_image_is_a_rebooted_detector() -> None:
+    run = Run().feed(start(1, 2), *images(1, 0, 1), start(1, 2), *images(1, 0, 1), EndMessage(1))
+    assert [closed.why for closed in run.closed] == ["new start", "end message"]
+    assert run.account.announced == run.account.accepted == 4
 
 
 def test_a_foreign_image_or_end_never_ends_the_running_series() -> None:
