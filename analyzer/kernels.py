@@ -142,25 +142,28 @@ _PEAKS = _array(numba.from_dtype(PEAK_DTYPE))
 
 @_compiled(_WORDS, None, types.int64, types.int64, _U8, _BINS, _LIST, _U8, _F64, _F64, _F64, _I64, returns=types.int64)
 def list_counts(
-    words: Any, pixels: Any, top: int, saturation: int, inside: Any, bin_of: Any, index: Any, seen: Any,
+    words: Any, padded: Any, top: int, saturation: int, inside: Any, bin_of: Any, index: Any, seen: Any,
     photons: Any, occupied: Any, lost: Any, totals: Any,
 ) -> int:  # fmt: skip
     """List the valid pixels that counted; returns how many.
 
-    ``words`` is the frame as 64-bit words: most are zero and are passed over whole. Sets the
+    ``words`` is the frame as 64-bit words: most are zero and are passed over whole. ``padded``
+    is the same memory as pixels, up to the end of the last word, with zeros after the frame. Sets the
     photons, counting pixels and pixels without data (``top``) of each bin, ``seen``, and
     ``totals``: photons and saturated pixels.
     """
-    per_word = 8 // pixels.itemsize
-    photons[:] = 0.0
-    occupied[:] = 0.0
-    lost[:] = 0.0
+    per_word = 8 // padded.itemsize
+    for b in range(photons.size):
+        photons[b] = 0.0
+        occupied[b] = 0.0
+        lost[b] = 0.0
     found, total, saturated = 0, np.int64(0), 0
     for w in range(words.size):
         if words[w] == 0:
             continue
-        for i in range(w * per_word, min((w + 1) * per_word, pixels.size)):
-            value = pixels[i]
+        for k in range(per_word):
+            i = w * per_word + k
+            value = padded[i]
             if value == 0 or inside[i] == 0:
                 continue
             b = bin_of[i]

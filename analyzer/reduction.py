@@ -95,7 +95,8 @@ class Workspace:
         self.dtype = dtype
         # Rounded up to whole 64-bit words for the scan; the tail stays zero.
         self._words = np.zeros(-(-count * dtype.itemsize // 8), np.uint64)
-        self._flat = self._words.view(dtype)[:count]
+        self._padded = self._words.view(dtype)
+        self._flat = self._padded[:count]
         self.pixels = self._flat.reshape(rows, columns)
         self._index = np.empty(count, np.int32)
         self._claimed = np.zeros(count, np.uint8)
@@ -119,7 +120,7 @@ class Workspace:
         pixels, top, inside, bin_of = self._flat, sentinel(self.dtype), plan.inside, plan.bins.bin_of
         columns, occupied, scratch, logs = plan.shape[1], self._occupied, self._scratch, self._log_background
         counts = kernels.list_counts(
-            self._words, pixels, top, plan.saturation, inside, bin_of, self._index, self.seen,
+            self._words, self._padded, top, plan.saturation, inside, bin_of, self._index, self.seen,
             self.photons, occupied, scratch, self._totals,
         )  # fmt: skip
         np.subtract(plan.bin_pixels, scratch, out=self.pixels_counted)
