@@ -172,8 +172,8 @@ def models_show(bundle: Path | None, markdown: bool) -> None:
 
 
 def listening(name: str, address: str) -> None:
-    """Say on stderr where something can be reached."""
-    click.echo(f"listening {name} {address}", err=True)
+    """Say on stderr where something can be reached; HOST:PORT, as the option has it, for HTTP."""
+    click.echo(f"listening {name} {address.removeprefix('http://')}", err=True)
 
 
 def on_signals(handler: Callable[[int], None]) -> None:
