@@ -90,6 +90,7 @@ class Session:
                 "--channel difference: negative results read as all ones there; analyse threshold_1 or threshold_2"
             )
         self.stop = threading.Event()
+        self._done = threading.Event()
         self._live = where.live
         # What can be refused is looked at before anything is written or slow.
         self._files = None if where.live else FileSource(sources)
@@ -153,15 +154,13 @@ class Session:
     def run(self) -> None:
         """Run to the end; every output is complete when it returns."""
         talker = threading.Thread(target=self._talk, name="status", daemon=True)
-        done = threading.Event()
-        self._done = done
         talker.start()
         if self.web is not None:
             self.web.ready = True
         try:
             self.front.run(self.stop)
         finally:
-            done.set()
+            self._done.set()
             talker.join()
             if self.web is not None:
                 self.web.close()
