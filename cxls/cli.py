@@ -212,7 +212,8 @@ def main() -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "cxls"
-        _end(f"{error.format_message()}; see `{command} --help`", EXIT_USAGE)
+        message = error.format_message().rstrip(".")
+        _end(f"{message}; see `{command} --help`", EXIT_USAGE)
     except BadSettings as error:
         _end(str(error), EXIT_USAGE)
     except Interrupted as error:
