@@ -23,7 +23,7 @@ from streamer.frames import Frame, make_frame
 from streamer.messages import InvalidMessage
 from streamer.receiver import Received
 from streamer.ring import DEFAULT_RING_BYTES, DEFAULT_RING_FRAMES, FrameRing
-from streamer.series import Event, ImageAccepted, Series, SeriesClosed, SeriesOpened, SeriesTracker, SeriesUpdated
+from streamer.series import Event, ImageAccepted, SeriesClosed, SeriesOpened, SeriesTracker, SeriesUpdated
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +118,6 @@ class Front:
     @property
     def results_waiting(self) -> int:
         return self._results.qsize()
-
-    @property
-    def series(self) -> Series | None:
-        return self._tracker.running
 
     def run(self, stop: threading.Event) -> None:
         """Read until the source is exhausted, enough series are over or ``stop`` is set; then drain.

@@ -4,6 +4,7 @@ import importlib
 import logging
 import signal
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable
@@ -176,17 +177,24 @@ def listening(name: str, address: str) -> None:
     click.echo(f"listening {name} {address.removeprefix('http://')}", err=True)
 
 
-def on_signals(handler: Callable[[int], None]) -> None:
-    """Call ``handler`` on Ctrl-C and SIGTERM; a second one ends the process at once."""
+def stop_on_signals(*stops: threading.Event) -> list[int]:
+    """Set these events on Ctrl-C or SIGTERM; the list then holds the signal's number.
+
+    A second signal ends the process at once.
+    """
+    received: list[int] = []
 
     def handle(number: int, frame: types.FrameType | None) -> None:
         del frame
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        handler(number)
+        received.append(number)
+        for event in stops:
+            event.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
+    return received
 
 
 def _end(text: str, code: int) -> NoReturn:

@@ -32,6 +32,17 @@ _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _OUT = types.Array(types.uint8, 1, "C")
 
 
+@numba.njit(types.int64(_BYTES, types.int64), nogil=True, cache=True, inline="always")
+def _big_endian_u32(payload: Any, position: Any) -> int:
+    """The four bytes at ``position``, which the caller knows to be there."""
+    return int(
+        (np.int64(payload[position]) << 24)
+        | (np.int64(payload[position + 1]) << 16)
+        | (np.int64(payload[position + 2]) << 8)
+        | np.int64(payload[position + 3])
+    )
+
+
 @numba.njit(types.int64(_BYTES, types.int64, types.int64, types.int64), nogil=True, cache=True)
 def _walk_blocks(payload: Any, elements: int, element_bytes: int, block_elements: int) -> int:
     """0 when the block lengths end exactly at the payload's end, else -1 - (number of the bad block)."""
@@ -44,12 +55,7 @@ def _walk_blocks(payload: Any, elements: int, element_bytes: int, block_elements
     for block in range(blocks):
         if end - position < 4:
             return -1 - block
-        length = (
-            (np.int64(payload[position]) << 24)
-            | (np.int64(payload[position + 1]) << 16)
-            | (np.int64(payload[position + 2]) << 8)
-            | np.int64(payload[position + 3])
-        )
+        length = _big_endian_u32(payload, int(position))
         position += 4 + length
         if length == 0 or position > end:
             return -1 - block
@@ -118,12 +124,7 @@ def _lz4_hdf5(payload: Any, block_bytes: int, out: Any) -> int:
         want = min(block_bytes, out.size - target)
         if end - position < 4:
             return -1 - block
-        length = (
-            (np.int64(payload[position]) << 24)
-            | (np.int64(payload[position + 1]) << 16)
-            | (np.int64(payload[position + 2]) << 8)
-            | np.int64(payload[position + 3])
-        )
+        length = _big_endian_u32(payload, int(position))
         position += 4
         if length == 0 or length > end - position:
             return -1 - block

@@ -13,7 +13,6 @@ from training.hit import HitRecipe, evaluate_hit, train_hit
 from training.parameters import ParameterRecipe, evaluate_parameters, make_table, train_parameters
 from training.shots import ShotRecipe, make_shots
 
-Say = Callable[[str], None]
 Progress = Callable[[int, int, str], None]
 _VALIDATION_SHARE, _TEST_SHARE = 6, 4
 

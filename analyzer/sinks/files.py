@@ -212,7 +212,7 @@ def open_results(path: Path, *, append: bool = False, overwrite: bool = False) -
         return JsonLinesSink(path, append)
     if path.exists() and not path.is_dir():
         raise ResultsExist(f"{path}: is a file; .parquet results are a folder, remove the file or choose another name")
-    if path.exists() and overwrite and not append:
+    if path.exists() and overwrite:
         _clear_parts(path)
     return ParquetSink(path, append)
 

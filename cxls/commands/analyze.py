@@ -29,7 +29,7 @@ from analyzer.results import HitRule
 from analyzer.sinks import DetachedSink, Sink, open_results
 from analyzer.warm import warm_up
 from analyzer.web.server import WebServer, bind
-from cxls.cli import Failed, Interrupted, listening, on_signals
+from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.settings import AnalyzeSettings, BadSettings, Resolved
 from streamer.files import FileSource
 from streamer.frames import DIFFERENCE
@@ -46,13 +46,7 @@ DEFAULT_LISTEN = "127.0.0.1:8080"
 def run(resolved: Resolved[AnalyzeSettings], source: Sequence[str]) -> None:
     """Analyse until the source ends, enough series are over, or a signal comes."""
     session = Session(resolved.settings, list(source))
-    interrupted: list[int] = []
-
-    def stop(number: int) -> None:
-        interrupted.append(number)
-        session.stop.set()
-
-    on_signals(stop)
+    interrupted = stop_on_signals(session.stop)
     session.run()
     print_summary(session.front)
     lost = sum(sink.lost for sink in session.front.sinks)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cxls.cli import Interrupted, listening, on_signals
+from cxls.cli import Interrupted, listening, stop_on_signals
 from cxls.commands.analyze import Session, print_summary
 from cxls.commands.simulate import write
 from cxls.settings import AnalyzeSettings, DemoSettings, Resolved
@@ -35,15 +35,8 @@ def _analyse(settings: DemoSettings, replay: Replay) -> None:
     session = Session(
         AnalyzeSettings(listen=settings.listen, on_full="block", series=1 if settings.exit else None), [replay.endpoint]
     )
-    interrupted: list[int] = []
     stop_replay = threading.Event()
-
-    def on_signal(number: int) -> None:
-        interrupted.append(number)
-        session.stop.set()
-        stop_replay.set()
-
-    on_signals(on_signal)
+    interrupted = stop_on_signals(session.stop, stop_replay)
     where = session.web.address if session.web else settings.listen
     click.echo(f"live page http://{where}/ and metrics http://{where}/metrics; Ctrl-C ends")
     player = threading.Thread(target=replay.play, args=(stop_replay,), name="replay", daemon=True)

@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from cxls.cli import Interrupted, listening, on_signals
+from cxls.cli import Interrupted, listening, stop_on_signals
 from cxls.settings import BadSettings, ReplaySettings, Resolved
 from sim_replay import replay
 
@@ -16,13 +16,7 @@ def run(resolved: Resolved[ReplaySettings], files: Sequence[str]) -> None:
     """Replay until everything is handed over; with ``rest``, until a signal."""
     settings = resolved.settings
     stop = threading.Event()
-    interrupted: list[int] = []
-
-    def on_signal(number: int) -> None:
-        interrupted.append(number)
-        stop.set()
-
-    on_signals(on_signal)
+    interrupted = stop_on_signals(stop)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("waiting for a consumer", total=None)

@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from cxls.cli import Interrupted, on_signals
+from cxls.cli import Interrupted, stop_on_signals
 from cxls.settings import BadSettings, Resolved, SimulateSettings, SimulationOptions
 from sim_replay.series_file import SimulationSettings, simulate_series
 
@@ -42,8 +42,7 @@ def write(
     overwrite: bool = False,
 ) -> Path:
     """Simulate with a progress bar; returns the master's path. A signal leaves no file behind."""
-    interrupted: list[int] = []
-    on_signals(interrupted.append)
+    interrupted = stop_on_signals()
     try:
         settings = SimulationSettings(
             frames=frames,
