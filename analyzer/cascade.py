@@ -4,6 +4,7 @@ One ``Analyser`` belongs to one worker and reuses its buffers; a result is a fun
 frame, its series' header, the bundle and the settings alone.
 """
 
+import itertools
 import math
 import threading
 import time
@@ -65,7 +66,7 @@ class _Prepared:
     plan: FramePlan
     workspace: Workspace
     profile_index: npt.NDArray[np.intp]
-    cell_valid: torch.Tensor
+    network_input: torch.Tensor
 
 
 class PlanCache:
@@ -105,7 +106,8 @@ class Analyser:
         seconds = dict.fromkeys(("decode", "reduce", "peaks", "infer"), 0.0)
         results: list[FrameResult | None] = []
         judged: list[tuple[int, Frame, dict[str, Any]]] = []
-        maps: dict[tuple[int, int], list[tuple[int, torch.Tensor]]] = {}
+        logits: list[torch.Tensor] = []
+        maps: list[torch.Tensor] = []
         profiles: list[npt.NDArray[np.float32]] = []
         for frame in frames:
             began = time.perf_counter()
@@ -121,14 +123,19 @@ class Analyser:
             seconds["reduce"] += done - decoded
             judged.append((len(results), frame, self._classical(prepared, reduced)))
             results.append(None)
-            rows_columns = (reduced.significance.shape[1], reduced.significance.shape[2])
-            stacked = torch.cat([torch.from_numpy(reduced.significance), prepared.cell_valid])
-            maps.setdefault(rows_columns, []).append((len(judged) - 1, stacked))
             profiles.append(coarse_profile(reduced.photons, reduced.pixels_counted, prepared.profile_index))
-            seconds["peaks"] += time.perf_counter() - done
+            listed = time.perf_counter()
+            if self._device.type == "cpu":
+                # At once, from the worker's own buffer: here a batch is no faster, and it rounds
+                # differently, where a record must not depend on its neighbours.
+                logits.append(self._bundle.hit(prepared.network_input))
+            else:
+                maps.append(prepared.network_input.to(self._device))
+            seconds["peaks"] += listed - done
+            seconds["infer"] += time.perf_counter() - listed
         if judged:
             began = time.perf_counter()
-            probabilities = self._hit_probabilities(maps, len(judged))
+            probabilities = self._hit_probabilities(torch.cat(logits or self._batched_logits(maps)))
             parameters = self._parameters(np.stack(profiles))
             seconds["infer"] += time.perf_counter() - began
             for (place, frame, fields), probability, estimate in zip(judged, probabilities, parameters, strict=True):
@@ -180,12 +187,13 @@ class Analyser:
         geometry = series_geometry(metadata, shape)
         top = sentinel(dtype)
         plan = self._plans.get(geometry, validity, min(metadata.saturation_value or top, top - 1))
+        workspace = Workspace(plan, dtype)
         return _Prepared(
             metadata,
             plan,
-            Workspace(plan, dtype),
+            workspace,
             profile_index(geometry, plan.bins.radial_bins),
-            torch.from_numpy(plan.cell_valid)[None],
+            torch.from_numpy(workspace.network_input)[None],
         )
 
     def _classical(self, prepared: _Prepared, reduced: Reduced) -> dict[str, Any]:
@@ -210,24 +218,20 @@ class Analyser:
             "no_beam": reduced.total_photons < self._bundle.card.no_beam_photons,
         }
 
-    def _hit_probabilities(
-        self, maps: dict[tuple[int, int], list[tuple[int, torch.Tensor]]], count: int
-    ) -> list[float]:
-        card = self._bundle.card.hit
-        probabilities = [0.0] * count
-        for members in maps.values():
-            logits = torch.cat([self._bundle.hit(part) for part in self._split(torch.stack([m for _, m in members]))])
-            calibrated = torch.sigmoid((logits.double() + card.bias) / card.temperature)
-            for (place, _), probability in zip(members, calibrated.tolist(), strict=True):
-                probabilities[place] = round(probability, 6)
-        return probabilities
+    def _batched_logits(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Logits of maps on the device, those of one shape that follow each other in one call."""
+        runs = [list(run) for _, run in itertools.groupby(maps, key=lambda each: each.shape)]
+        return [self._bundle.hit(torch.cat(run)) for run in runs]
 
-    def _split(self, batch: torch.Tensor) -> Sequence[torch.Tensor]:
-        """One by one on a CPU, where a batch is no faster but rounds differently: records must not depend on it."""
-        return torch.split(batch, 1) if self._device.type == "cpu" else (batch.to(self._device),)
+    def _hit_probabilities(self, logits: torch.Tensor) -> list[float]:
+        card = self._bundle.card.hit
+        calibrated = torch.sigmoid((logits.double() + card.bias) / card.temperature)
+        return [round(probability, 6) for probability in calibrated.tolist()]
 
     def _parameters(self, profiles: npt.NDArray[np.float32]) -> list[list[float]]:
-        parts = [self._bundle.parameters(profile_features(part)) for part in self._split(torch.from_numpy(profiles))]
+        whole = torch.from_numpy(profiles).to(self._device)
+        size = 1 if self._device.type == "cpu" else len(whole)
+        parts = [self._bundle.parameters(profile_features(part)) for part in torch.split(whole, size)]
         out: list[list[float]] = torch.cat(parts).double().tolist()
         return out
 

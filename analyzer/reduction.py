@@ -82,10 +82,11 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
 class Workspace:
     """The buffers one worker reuses for frames of one shape and type; nothing is allocated a frame.
 
-    ``pixels`` (ss, fs) is where the decoder writes. After ``reduce``: ``significance``
-    (2, rows, columns) float32, ``photons`` and ``pixels_counted`` (bins,) without the pixels
-    of peaks, ``background`` (bins,) photons a pixel. Over all frames: ``seen`` (ss * fs,)
-    uint8, set where a pixel has ever counted, and ``expected`` (bins,), the background summed.
+    ``pixels`` (ss, fs) is where the decoder writes. After ``reduce``: ``network_input``
+    (3, rows, columns) float32, of which ``significance`` is the first two and the share of valid
+    pixels the third; ``photons`` and ``pixels_counted`` (bins,) without the pixels of spots;
+    ``background`` (bins,) photons a pixel. Over all frames: ``seen`` (ss * fs,) uint8, set where
+    a pixel has ever counted, and ``expected`` (bins,), the background summed.
     """
 
     def __init__(self, plan: FramePlan, dtype: np.dtype[Any]) -> None:
@@ -107,7 +108,9 @@ class Workspace:
         self.background = np.zeros(bins)
         self.expected = np.zeros(bins)
         self._occupied, self._scratch, self._log_background = np.zeros(bins), np.zeros(bins), np.zeros(bins)
-        self.significance = np.zeros((2, *plan.cell_valid.shape), np.float32)
+        self.network_input = np.zeros((3, *plan.cell_valid.shape), np.float32)
+        self.network_input[2] = plan.cell_valid
+        self.significance = self.network_input[:2]
         self._candidate_index = np.empty(65536, np.int64)
         self._candidate_score = np.empty(65536)
         self._claim_index = np.empty(1 << 20, np.int64)
