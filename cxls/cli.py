@@ -56,7 +56,10 @@ def _metavar(annotation: Any) -> str:
 
 
 def _command(name: str, run: str, arguments: list[click.Parameter] | None = None, epilog: str = "") -> click.Command:
-    """A command whose options are the settings of ``name``; ``run`` is ``module:function``."""
+    """A command whose options are the settings of ``name``; ``run`` is ``module:function``.
+
+    Of a name such as ``data check`` the last word is the command's, in the group of the first.
+    """
     model = COMMANDS[name]
     own = [argument.name for argument in arguments or []]
 
@@ -70,9 +73,34 @@ def _command(name: str, run: str, arguments: list[click.Parameter] | None = None
 
     options: list[click.Parameter] = [_parameter(key, field) for key, field in model.model_fields.items()]
     config_option = click.Option(["--config"], type=click.Path(path_type=Path), help="TOML file of settings")
-    return click.Command(
-        name, callback=callback, params=[*(arguments or []), *options, config_option], help=model.__doc__, epilog=epilog
-    )
+    params = [*(arguments or []), *options, config_option]
+    command = _Grouped(name.split()[-1], callback=callback, params=params, help=model.__doc__, epilog=epilog)
+    command.groups = {key: _group_of(field) for key, field in model.model_fields.items()}
+    return command
+
+
+_OPTIONS = "Options"
+
+
+def _group_of(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    return str(extra.get("group", _OPTIONS)) if isinstance(extra, dict) else _OPTIONS
+
+
+class _Grouped(click.Command):
+    """A command whose help lists its options by group."""
+
+    groups: dict[str, str]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(self.groups.get(str(parameter.name), _OPTIONS), []).append(record)
+        for section, records in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -122,6 +150,64 @@ cli.add_command(
     )
 )
 cli.add_command(_command("bench", "cxls.commands.bench:run", [click.Argument(["name"])], "cxls bench list names them."))
+
+
+@cli.group(
+    epilog="Example, from nothing to a split: cxls data make-tree my_set --per-dataset 20 && cxls data check my_set && "
+    "cxls data split my_set --out my_set/split.json"
+)
+def data() -> None:
+    """Data sets to train on: check, count, label, overlay, split, simulate, convert.
+
+    A PATH is a tree of the 2024 paper (images/{peaks,labels,peaks_water_overlay,water}/01 to 09), a series with
+    truth (Eiger master), a folder of masters, or a glob of any.
+    """
+
+
+def _data_command(name: str, arguments: list[click.Parameter], epilog: str) -> None:
+    function = name.replace("-", "_")
+    data.add_command(_command(f"data {name}", f"cxls.commands.data:{function}", arguments, epilog))
+
+
+def _paths() -> click.Argument:
+    return click.Argument(["paths"], nargs=-1, required=True, metavar="PATH...")
+
+
+_data_command("check", [_paths()], "A split is a PATH too. Example: cxls data check my_set runs/*_master.h5 split.json")
+_data_command(
+    "counts",
+    [_paths(), click.Option(["--json", "as_json"], is_flag=True, help="as JSON")],
+    "A tree is counted by the names of its files. Example: cxls data counts my_set --datasets 1,5-9 --json",
+)
+_data_command(
+    "label",
+    [_paths()],
+    "A series is labelled from the true spots in its master. Example: cxls data label my_set --kind threshold --force",
+)
+_data_command(
+    "overlay",
+    [click.Argument(["tree"], type=click.Path(path_type=Path))],
+    "Example, the paper's mistake beside the right way: cxls data overlay my_set --frozen-noise --force; "
+    "cxls data check my_set; cxls data overlay my_set --force",
+)
+_data_command(
+    "make-tree",
+    [click.Argument(["out"], type=click.Path(path_type=Path))],
+    "Writes OUT/images/... Example: cxls data make-tree my_set --per-dataset 30 --datasets 1,5",
+)
+_data_command(
+    "split",
+    [_paths()],
+    "Example, the paper's shares: cxls data split my_set --train 0.8 --validation 0 --test 0.2 --out split.json",
+)
+_data_command(
+    "export-tree",
+    [
+        click.Argument(["series"], nargs=-1, required=True, metavar="SERIES..."),
+        click.Argument(["out"], type=click.Path(path_type=Path)),
+    ],
+    "Writes OUT/images/... Example: cxls data export-tree runs/*_master.h5 my_set",
+)
 
 
 @cli.group()

@@ -55,18 +55,89 @@ class SimulationOptions(_Settings):
     seed: int = Field(0, ge=0, lt=1 << 63, description="same seed, same frames")
 
 
+def _in(group: str, default: Any, description: str, **limits: Any) -> Any:
+    """A setting that ``--help`` lists under its group."""
+    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+
+
 class SimulateSettings(SimulationOptions):
     """Write a simulated Eiger series with its truth."""
 
     frames: int = Field(100, ge=1, description="frames to write")
-    hkl: Path | None = Field(
-        None, description="CrystFEL reflection list of the crystal (default: a proteinase K stand-in)"
-    )
     dtype: Literal["uint16", "uint32"] = Field("uint16", description="pixel type")
     shard: str = Field(
         "0/1", pattern=r"^\d+/\d+$", description="write part i of n, i/n counting from 0; same frames as one run"
     )
+    workers: int = Field(0, ge=0, le=256, description="processes; 0 takes one a core. The frames do not depend on it")
     overwrite: bool = Field(False, description="replace files that are there")
+
+    crystal: str = _in("Crystal", "proteinase-k", "ready cell with random intensities; `cxls crystals` lists them")
+    pdb: Path | None = _in("Crystal", None, "structure of the crystal, PDB or mmCIF, plain or gzip")
+    bulk_solvent: bool = _in("Crystal", True, "flat bulk solvent around the --pdb structure")
+    hkl: Path | None = _in("Crystal", None, "CrystFEL reflection list of the crystal")
+    cell: Path | None = _in("Crystal", None, "cell of --hkl: CrystFEL .cell or PDB file (default: proteinase K's)")
+    d_min: float | None = _in(
+        "Crystal", None, "finest spacing simulated, angstrom (default: 1.8, or what the cell allows)", ge=0.5, le=20
+    )
+    crystal_seed: int = _in("Crystal", 1, "seed of the random intensities of --crystal", ge=0, lt=1 << 32)
+    crystals: int = _in("Crystal", 1, "crystals in a hit, each with its own orientation", ge=1, le=16)
+    orientation: str = _in(
+        "Crystal", "", "rotation matrix of every hit, 9 numbers row by row (default: random); a along x, b in xy"
+    )
+    mosaicity: float = _in("Crystal", 0.05, "full width at half maximum of the blocks' turn, degrees", ge=0, le=3)
+    strain: float = _in("Crystal", 0.0, "standard deviation of the relative lattice spacing", ge=0, le=0.05)
+    crystal_offset: float = _in("Crystal", 0.0, "crystal's centre off the beam, m")
+
+    bandwidth: float = _in(
+        "Beam", 0.01, "relative width of the spectrum: full (tophat), half maximum (gaussian)", gt=0, lt=0.5
+    )
+    spectrum: Literal["tophat", "gaussian"] = _in("Beam", "tophat", "shape of the spectrum")
+    spectrum_file: Path | None = _in("Beam", None, "measured spectrum: photon energy in eV and photons a line")
+    divergence: float = _in("Beam", 0.0, "standard deviation of the direction, rad", ge=0, le=0.05)
+    polarisation: float = _in("Beam", 1.0, "degree of linear polarisation", ge=0, le=1)
+    polarisation_angle: float = _in("Beam", 0.0, "electric field's angle from fs towards ss, degrees", ge=-360, le=360)
+    beam_radius: float = _in("Beam", 5e-6, "radius of the disc, half FWHM of the Gaussian, m", gt=0, le=1e-2)
+    beam_profile: Literal["disc", "gaussian"] = _in("Beam", "disc", "fluence across the beam")
+    crystfel_fluence: bool = _in("Beam", False, "the disc's fluence over the whole crystal, as pattern_sim has it")
+
+    water_temperature: float = _in("Surroundings", 298.15, "temperature of the water, K", ge=274.15, le=350.15)
+    air: float = _in("Surroundings", 0.0, "path of the direct beam through air behind the sample, m", ge=0, le=10)
+    helium: float = _in("Surroundings", 0.0, "the same through helium, m", ge=0, le=10)
+    capillary: float = _in("Surroundings", 0.0, "glass in the beam, both walls, m", ge=0, le=1e-2)
+    beam_stop: float = _in("Surroundings", 0.0, "radius of the beam stop, m", ge=0, le=0.05)
+    stray: float = _in("Surroundings", 0.0, "stray photons a pixel at 3e8 photons a pulse", ge=0, le=1e3)
+
+    jitter_pulse_energy: float = _in("Jitter", 0.0, "relative spread of the pulse energy (log-normal)", ge=0, le=2)
+    jitter_thickness: float = _in("Jitter", 0.0, "relative spread of the water's thickness (log-normal)", ge=0, le=2)
+    jitter_center: float = _in("Jitter", 0.0, "spread of the beam centre on each axis, pixels", ge=0, le=100)
+    jitter_energy: float = _in("Jitter", 0.0, "spread of the photon energy, eV", ge=0)
+    jitter_distance: float = _in("Jitter", 0.0, "spread of the camera length, m", ge=0)
+    jitter_crystal: float = _in("Jitter", 0.0, "spread of the crystals' place on each axis, m", ge=0, le=1e-2)
+
+    salt: float = _in("Distractors", 0.0, "share of frames with salt crystals", ge=0, le=1)
+    ice: float = _in("Distractors", 0.0, "share of frames with ice rings", ge=0, le=1)
+    lipid: float = _in("Distractors", 0.0, "share of frames with rings of a lipidic phase", ge=0, le=1)
+    polymer: float = _in("Distractors", 0.0, "share of frames with spotty rings of PEG", ge=0, le=1)
+    no_beam: float = _in("Distractors", 0.0, "share of frames without a pulse", ge=0, le=1)
+
+    detector: Literal["eiger2-4m", "eiger1-4m", "paper"] = _in(
+        "Detector", "eiger2-4m", "paper is the gapless 2163 x 2069 panel of the 2024 study"
+    )
+    geometry: Path | None = _in("Detector", None, "CrystFEL .geom of one flat panel grid, instead of --detector")
+    point_spread: float = _in("Detector", 0.4, "standard deviation of the sensor's blur, pixels", gt=0, le=50)
+    response: Literal["integrating", "one_per_pulse", "retrigger"] = _in(
+        "Detector", "integrating", "what a pixel counts of the photons that one pulse puts into it"
+    )
+    pulses_per_frame: int = _in("Detector", 1, "pulses in a frame", ge=1, le=1000)
+    pixel_threshold: float = _in("Detector", 0.5, "threshold as a part of the photon energy", ge=0.1, lt=1)
+    charge_sigma: float = _in("Detector", 0.0, "size of the charge cloud, m; 8e-6 is usual in 450 um of silicon", ge=0)
+    retrigger_ratio: float = _in("Detector", 1.0, "shaper's decay time over the retrigger time", gt=0, le=10)
+    dead_pixels: int = _in("Detector", 0, "pixels that never count", ge=0, le=1_000_000)
+    hot_pixels: int = _in("Detector", 0, "pixels that count in every frame", ge=0, le=100_000)
+    flicker_pixels: int = _in("Detector", 0, "pixels that count in some frames", ge=0, le=100_000)
+    cosmic_rate: float = _in("Detector", 0.0, "cosmic hits a frame", ge=0, le=1000)
+    dark_counts: float = _in("Detector", 0.0, "noise counts a pixel and frame", ge=0, le=1)
+    edge_glow: float = _in("Detector", 0.0, "share of frames in which a module edge glows", ge=0, le=1)
 
 
 class ReplaySettings(_Settings):
@@ -146,6 +217,85 @@ class BenchSettings(_Settings):
     json_file: Path | None = Field(None, description="write the figures here as JSON too")
 
 
+class DataSettings(_Settings):
+    """What every command on data sets has."""
+
+    datasets: str | None = Field(None, description="numbers of the paper's nine data sets, as in 1,5-9 (default: all)")
+
+
+class DataCheckSettings(DataSettings):
+    """Say everything that is wrong with data sets: files, attributes, pairs, truth, leaks.
+
+    All problems are printed, each with its file and dataset. Exit code 0: none, 1: some, 2: bad usage.
+    """
+
+
+class DataCountsSettings(DataSettings):
+    """Count images by data set: hits, empty images, classes."""
+
+
+class DataLabelSettings(DataSettings):
+    """Mark the peaks of noise-free images: labels/NN/label_*.h5 of a tree, PREFIX_labels.h5 of a series."""
+
+    kind: Literal["threshold", "maxima"] = Field(
+        "maxima", description="every pixel above the threshold, or one pixel a local maximum above it"
+    )
+    label_threshold: float = Field(1.0, ge=0, description="photons that a peak's pixel exceeds")
+    min_distance: int = Field(3, ge=1, le=100, description="least distance of two local maxima, pixels")
+    force: bool = Field(False, description="replace files that are there")
+
+
+class DataOverlaySettings(DataSettings):
+    """Add water to a tree's peak images, with fresh noise in each, and make its empty images."""
+
+    percent_empty: float = Field(0.3, ge=0, le=10, description="empty images for each peak image, a fraction")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="same seed, same noise")
+    flux_scale: float = Field(1.0, gt=0, le=1e6, description="factor on the photons of peaks and water alike")
+    frozen_noise: bool = Field(
+        False, description="one draw of the water for a whole data set, the paper's way: shows why it misled"
+    )
+    new_water: bool = Field(False, description="put the simulator's expectation in place of the tree's water")
+    flux: float = Field(3e8, gt=0, le=1e15, description="photons a pulse, for water that is made")
+    water_scale: float = Field(1.0, ge=0, le=1e4, description="water that is made, in units of 100 micrometres")
+    force: bool = Field(False, description="replace files that are there")
+
+
+class DataMakeTreeSettings(DataSettings):
+    """Simulate a tree of the paper's kind: peaks, labels, water, overlays and empty images."""
+
+    per_dataset: int = Field(10, ge=1, le=99_999, description="peak images a data set")
+    percent_empty: float = Field(0.3, ge=0, le=10, description="empty images for each peak image, a fraction")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="same seed, same images")
+    flux: float = Field(3e8, gt=0, le=1e15, description="photons a pulse at the sample")
+    water_scale: float = Field(1.0, ge=0, le=1e4, description="water in the beam, in units of 100 micrometres")
+    crystal_size: float = Field(10e-6, gt=0, lt=1e-2, description="edge of the crystal, m")
+    hkl: Path | None = Field(
+        None, description="CrystFEL reflection list of the crystal (default: a proteinase K stand-in)"
+    )
+    panel: str = Field("2163x2069", pattern=r"^[1-9]\d{1,3}x[1-9]\d{1,3}$", description="rows x columns of the panel")
+    force: bool = Field(False, description="replace files that are there")
+
+
+class DataSplitSettings(DataSettings):
+    """Split data sets into train, validation and test so that nothing is on two sides.
+
+    Images that share a crystal orientation, a draw of the background or random numbers stay together.
+    """
+
+    out: Path = Field(Path("split.json"), description="where the split is written")
+    train: float = Field(0.8, ge=0, le=1, description="share of the images to train on")
+    validation: float = Field(0.1, ge=0, le=1, description="share to choose and calibrate on")
+    test: float = Field(0.1, ge=0, le=1, description="share to report on")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="same seed, same split")
+    force: bool = Field(False, description="replace a split that is there")
+
+
+class DataExportTreeSettings(DataSettings):
+    """Write simulated series as a tree of the paper's kind."""
+
+    force: bool = Field(False, description="replace files that are there")
+
+
 COMMANDS: dict[str, type[_Settings]] = {
     "demo": DemoSettings,
     "simulate": SimulateSettings,
@@ -153,6 +303,13 @@ COMMANDS: dict[str, type[_Settings]] = {
     "analyze": AnalyzeSettings,
     "train": TrainSettings,
     "bench": BenchSettings,
+    "data check": DataCheckSettings,
+    "data counts": DataCountsSettings,
+    "data label": DataLabelSettings,
+    "data overlay": DataOverlaySettings,
+    "data make-tree": DataMakeTreeSettings,
+    "data split": DataSplitSettings,
+    "data export-tree": DataExportTreeSettings,
 }
 
 

@@ -8,14 +8,22 @@ files and streams, so index = centre - 0.5.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim_replay.beam import Beam
+
 HC_EV_ANGSTROM = 12398.4198
 """Planck's constant times the speed of light."""
+
+MAX_FLUX_PHOTONS = 1e15
+"""A thousand times a free-electron laser's pulse; from 1e23 a pixel's counts pass 64 bits."""
+
+SMALLEST_CAMERA_LENGTH_M = 0.01
+"""Nearer than this the detector would stand inside the sample's surroundings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,8 @@ class Detector:
     """One flat panel of square pixels; gaps are half-open ranges of rows (ss) and columns (fs) without sensor.
 
     shape is (ss, fs) in pixels; dtype is 'uint8', 'uint16' or 'uint32', the type its images are written in.
+    point_spread_px is the standard deviation by which the sensor blurs a spot. bad holds rectangles
+    (ss low, ss high, fs low, fs high), half-open, that are masked although there is sensor.
     """
 
     name: str
@@ -31,6 +41,8 @@ class Detector:
     gaps_ss: tuple[tuple[int, int], ...] = ()
     gaps_fs: tuple[tuple[int, int], ...] = ()
     dtype: str = "uint16"
+    point_spread_px: float = 0.4
+    bad: tuple[tuple[int, int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.shape) != 2 or min(self.shape) < 1:
@@ -39,6 +51,11 @@ class Detector:
             raise ValueError(f"pixel_size_m must be above 0, not {self.pixel_size_m}")
         if self.dtype not in ("uint8", "uint16", "uint32"):
             raise ValueError(f"dtype must be uint8, uint16 or uint32, not '{self.dtype}'")
+        if not 0.0 < self.point_spread_px <= 50.0:
+            raise ValueError(f"point_spread_px is {self.point_spread_px}; give pixels above 0, at most 50")
+        for ss_low, ss_high, fs_low, fs_high in self.bad:
+            if not (0 <= ss_low < ss_high <= self.shape[0] and 0 <= fs_low < fs_high <= self.shape[1]):
+                raise ValueError(f"bad region {(ss_low, ss_high, fs_low, fs_high)} is outside a panel {self.shape}")
         for axis, gaps in enumerate((self.gaps_ss, self.gaps_fs)):
             for low, high in gaps:
                 if not 0 <= low < high <= self.shape[axis]:
@@ -65,7 +82,9 @@ class Detector:
         return _mask(self)
 
     def fill_gaps(self, image: NDArray[np.unsignedinteger]) -> None:
-        """Write the sentinel into the gaps of an image (ss, fs), in place."""
+        """Write the sentinel where the mask is set in an image (ss, fs), in place."""
+        for ss_low, ss_high, fs_low, fs_high in self.bad:
+            image[ss_low:ss_high, fs_low:fs_high] = self.sentinel
         for low, high in self.gaps_ss:
             image[low:high] = self.sentinel
         for low, high in self.gaps_fs:
@@ -79,6 +98,8 @@ def _mask(detector: Detector) -> NDArray[np.bool_]:
         mask[low:high] = True
     for low, high in detector.gaps_fs:
         mask[:, low:high] = True
+    for ss_low, ss_high, fs_low, fs_high in detector.bad:
+        mask[ss_low:ss_high, fs_low:fs_high] = True
     mask.setflags(write=False)
     return mask
 
@@ -94,6 +115,17 @@ def eiger2_4m(dtype: str = "uint16") -> Detector:
     )
 
 
+def eiger1_4m(dtype: str = "uint16") -> Detector:
+    """The EIGER X 4M: 2 x 4 modules of 1030 x 514 pixels of 75 um, gaps of 10 columns and 37 rows."""
+    return Detector(
+        "Dectris EIGER Si 4M",
+        (2167, 2070),
+        gaps_ss=((514, 551), (1065, 1102), (1616, 1653)),
+        gaps_fs=((1030, 1040),),
+        dtype=dtype,
+    )
+
+
 def plain_panel(shape: tuple[int, int] = (2163, 2069), dtype: str = "uint16", pixel_size_m: float = 75e-6) -> Detector:
     """A panel without gaps; the default shape is the one of the 2024 CXLS hit-finding paper."""
     return Detector(f"panel {shape[0]}x{shape[1]}", shape, pixel_size_m, dtype=dtype)
@@ -103,25 +135,30 @@ def plain_panel(shape: tuple[int, int] = (2163, 2069), dtype: str = "uint16", pi
 class Condition:
     """What a pulse is and where the detector stands.
 
-    flux_photons is photons a pulse at the sample, spread evenly over a disc of radius beam_radius_m; water_scale is
-    the water's thickness in units of 100 um. Beam centres are edge-based pixels; None means the panel's middle.
+    flux_photons is photons a pulse at the sample. Beam centres are edge-based pixels; None means the panel's middle.
     """
 
     photon_energy_eV: float
     camera_length_m: float
     flux_photons: float = 3e8
-    water_scale: float = 1.0
     beam_center_x_px: float | None = None
     beam_center_y_px: float | None = None
-    beam_radius_m: float = 5e-6
+    beam: Beam = field(default_factory=Beam)
 
     def __post_init__(self) -> None:
-        for name in ("photon_energy_eV", "camera_length_m", "flux_photons", "beam_radius_m"):
+        for name in ("photon_energy_eV", "camera_length_m"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0.0):
                 raise ValueError(f"{name} must be above 0, not {value}")
-        if not (math.isfinite(self.water_scale) and self.water_scale >= 0.0):
-            raise ValueError(f"water_scale must be 0 or more, not {self.water_scale}")
+        if self.camera_length_m < SMALLEST_CAMERA_LENGTH_M:
+            raise ValueError(
+                f"camera_length_m is {self.camera_length_m}, inside the sample chamber; "
+                f"give {SMALLEST_CAMERA_LENGTH_M} m or more"
+            )
+        if not 0.0 <= self.flux_photons <= MAX_FLUX_PHOTONS:
+            raise ValueError(
+                f"flux_photons is {self.flux_photons}; give photons a pulse from 0 to {MAX_FLUX_PHOTONS:g}"
+            )
         for name in ("beam_center_x_px", "beam_center_y_px"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):

@@ -1,29 +1,33 @@
-"""Bragg diffraction of one crystal, in one orientation, under one pulse with a band of photon energies.
+"""Bragg diffraction of a crystal in one orientation, under one pulse with a band of photon energies.
 
 The crystal is an ideal mosaic: blocks turned about its mean orientation by Gaussian angles. A reflection q = U B hkl
-(1/angstrom, beam along +z) makes the angle theta_h = asin(-q_z/|q|) with the planes' Bragg condition, so a block turned
-by delta reflects lambda = 2 d sin(theta_h + delta). With a top hat band that is a window of angles
-[theta(lambda_min), theta(lambda_max)], and the photons of a reflection are
+(1/angstrom, beam along +z) makes the angle theta_h = asin(-q_z/|q|) with the planes' Bragg condition. Blocks turn it,
+the beam's divergence turns the light, strain and finite size lengthen or shorten q; each moves the angle at which the
+reflection is met, and together they make it Gaussian about theta_h with the variance
 
-    N = J * W * r_e^2 P |F|^2 (V / V_c^2) lambda^4 / (2 sin^2 theta),      J = fluence / (bandwidth lambda_0)
+    sigma^2 = m^2 + v^2 + (e d)^2 + tan^2(theta) (s^2 + (e d)^2)
 
-where W is the share of blocks inside the window. With W = 1 this is Laue's formula for a still crystal in
-polychromatic light (Zachariasen, Theory of X-ray Diffraction in Crystals, 1945, ch. III; it follows from
-integrating r_e^2 |F|^2 (V/V_c^2) delta^3(q - h) over solid angle and wavelength, d^3q = 2 sin^2(theta)/lambda^4
-dlambda dOmega). W smears the edges of the band: since lambda = 2 d sin theta, dlambda/lambda = cot(theta) dtheta.
-Working in the angle keeps this exact at small theta, where cot(theta) dtheta is no longer small.
+m mosaic spread, v divergence, s relative strain, and e = 0.376/L the standard deviation of the reciprocal-lattice
+point of a cube of edge L (FWHM 0.886/L, Scherrer, sinc^2), across q as an angle e d and along q as a strain e d. What
+meets the angle theta reflects lambda = 2 d sin(theta), and the photons of a reflection are
 
-The angular width sums, in quadrature, the mosaic spread m, the divergence of the beam v and the finite size L of the
-crystal: a cube's reciprocal-lattice points have the FWHM 0.886/L (Scherrer, sinc^2), standard deviation e = 0.376/L.
-Along q that shifts lambda by e/q, across q it turns q by e/q; together dlambda/lambda = (e/q)/sin(theta), as an angle
-e d / cos(theta). Hence sigma_theta^2 = m^2 + v^2 + (e d / cos theta)^2.
+    N = n l r_e^2 P |F|^2 / V_c^2 * integral S(lambda) lambda^4 / (2 sin^2 theta) g(theta - theta_h) dtheta
 
-A block turned by delta reflects into 2 (theta_h + delta), like a mirror, in the azimuth of q: the spot is a radial
-streak over the window's part of the mosaic distribution. Where sigma_theta is small this is the one direction
-q + z/lambda_h with lambda_h = -2 q_z/|q|^2. Across the streak turning moves a spot by 2 sin(theta) m and size
-broadens it by e lambda.
+with n photons a pulse, l their path through the crystal (`lit_path_m`: fluence times volume, a photon), S the share
+of the photons a unit of wavelength and g the Gaussian. For a top hat wider than g this is Laue's formula for a still
+crystal in polychromatic light, J W r_e^2 P |F|^2 (V/V_c^2) lambda^4/(2 sin^2 theta) with J = n/(area bandwidth
+lambda) (Zachariasen, Theory of X-ray Diffraction in Crystals, 1945, ch. III; it follows from integrating
+r_e^2 |F|^2 (V/V_c^2) delta^3(q - h) over solid angle and wavelength, d^3q = 2 sin^2(theta)/lambda^4 dlambda dOmega).
+The check is the powder average, in the tests. Working in the angle keeps the edges of the band exact at small theta,
+where dlambda/lambda = cot(theta) dtheta is no longer small.
 
-Kept out on purpose: extinction, absorption, energy-dependent detector efficiency, point spread.
+A block turned by t reflects into 2 (theta_h + t), like a mirror; light tilted by v leaves v further out; strain moves
+nothing. Given the total u = theta - theta_h, the mean exit angle is therefore 2 theta_h + k u with
+k = (2 t^2 + v^2)/sigma^2 (t^2 = m^2 + (e d)^2), and what u leaves open has the variance 4 t^2 + v^2 - k^2 sigma^2: the
+spot is a radial streak, blurred. Across it, turning moves light by 2 sin(theta) m, size by e lambda, divergence by v.
+The lit part of the crystal and the sensor blur it evenly.
+
+Kept out on purpose: extinction, absorption, parallax in the sensor, energy-dependent detector efficiency.
 """
 
 from __future__ import annotations
@@ -39,48 +43,47 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from sim_replay.background import CLASSICAL_ELECTRON_RADIUS_M
+from sim_replay.beam import FWHM_PER_SIGMA, lit_path_m
 from sim_replay.crystal import Crystal, reciprocal_basis
 from sim_replay.detector import Condition, Detector, beam_center_px
+from sim_replay.scatter import CLASSICAL_ELECTRON_RADIUS_M
 
-FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 SIZE_SIGMA_TIMES_LENGTH = 0.8859 / FWHM_PER_SIGMA
 """Standard deviation of the Gaussian with the FWHM of sinc^2, times the length (Scherrer)."""
 
-_REACH_SIGMA = 5.0  # the mosaic Gaussian is cut here: 6e-7 of it is lost
-_MIN_PIXEL_PHOTONS = 1e-6
+MAX_MOSAICITY_DEG = 3.0
+"""Protein crystals stay below 1; the memory of a frame grows with the length of its streaks."""
+
+MAX_STRAIN = 0.05
+
+_REACH_SIGMA = 5.0  # the Gaussian of angles is cut here: 6e-7 of it is lost
+_MIN_PIXEL_PHOTONS = 1e-5
+_LARGEST_TWO_THETA_RAD = math.radians(85.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """A crystal in the beam: a cube of side size_m, faces along the laboratory's axes, offset_m (x, y) off the beam.
 
-    mosaicity_deg is the full width at half maximum of the blocks' turn about any axis; divergence_rad the standard
-    deviation of the beam's direction; bandwidth the relative full width of the top hat of wavelengths;
-    spot_sigma_px the standard deviation of a spot as the detector sees it (focus, crystal and pixel crosstalk).
+    mosaicity_deg is the full width at half maximum of the blocks' turn about any axis; strain the standard deviation
+    of the relative lattice spacing. Raises ValueError naming what makes no sense.
     """
 
     crystal: Crystal
     size_m: float = 10e-6
     mosaicity_deg: float = 0.05
-    bandwidth: float = 0.01
-    spot_sigma_px: float = 0.6
+    strain: float = 0.0
     offset_m: tuple[float, float] = (0.0, 0.0)
-    divergence_rad: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("size_m", "bandwidth", "spot_sigma_px"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0.0):
-                raise ValueError(f"{name} must be above 0, not {value}")
+        if not 1e-9 <= self.size_m <= 1e-2:
+            raise ValueError(f"size_m is {self.size_m}; give a crystal edge from 1e-9 to 0.01 m")
         if not all(map(math.isfinite, self.offset_m)):
             raise ValueError(f"offset_m must be two finite lengths, not {self.offset_m}")
-        if self.bandwidth >= 1.0:
-            raise ValueError(f"bandwidth is a relative width and must be below 1, not {self.bandwidth}")
-        for name in ("mosaicity_deg", "divergence_rad"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0.0):
-                raise ValueError(f"{name} must be 0 or more, not {value}")
+        if not 0.0 <= self.mosaicity_deg <= MAX_MOSAICITY_DEG:
+            raise ValueError(f"mosaicity_deg is {self.mosaicity_deg}; give degrees, from 0 to {MAX_MOSAICITY_DEG:g}")
+        if not 0.0 <= self.strain <= MAX_STRAIN:
+            raise ValueError(f"strain is {self.strain}; give a relative width from 0 to {MAX_STRAIN:g}")
 
     @property
     def mosaic_sigma_rad(self) -> float:
@@ -92,23 +95,28 @@ class Sample:
 class Spots:
     """Reflections that a pulse excites; every array has the length n, in the order of the crystal's list.
 
-    hkl (n, 3) int32; photons expected into the whole spot, on or off the detector; theta_rad and wavelength_angstrom
-    of the excited blocks' mean; fs, ss the pixel index where that mean falls (unbounded); the rest describes the
-    streak: theta_mean_rad theta_h of the mean orientation, theta_sigma_rad, the window theta_low_rad..theta_high_rad,
-    cross_sigma_px across it and the unit direction (direction_fs, direction_ss) of growing angle.
+    hkl (n, 3) int32; photons expected into the whole spot, on or off the detector; partiality, what the pulse excites
+    of what light of one wavelength at exact Bragg angle would of all blocks, spectrum-weighted (0 to 1); theta_rad
+    and wavelength_angstrom, the mean of what reflects; fs, ss the pixel index where that mean falls (unbounded).
+    The rest describes the streak: theta_mean_rad (theta_h), theta_sigma_rad, d_angstrom, slope (k), what is left open
+    along (radial_sigma_rad) and across (cross_sigma_rad), the round blur blur_px, and the unit direction
+    (direction_fs, direction_ss) of growing angle.
     """
 
     hkl: NDArray[np.int32]
     photons: NDArray[np.float64]
+    partiality: NDArray[np.float64]
     theta_rad: NDArray[np.float64]
     wavelength_angstrom: NDArray[np.float64]
     fs: NDArray[np.float64]
     ss: NDArray[np.float64]
     theta_mean_rad: NDArray[np.float64]
     theta_sigma_rad: NDArray[np.float64]
-    theta_low_rad: NDArray[np.float64]
-    theta_high_rad: NDArray[np.float64]
-    cross_sigma_px: NDArray[np.float64]
+    d_angstrom: NDArray[np.float64]
+    slope: NDArray[np.float64]
+    radial_sigma_rad: NDArray[np.float64]
+    cross_sigma_rad: NDArray[np.float64]
+    blur_px: NDArray[np.float64]
     direction_fs: NDArray[np.float64]
     direction_ss: NDArray[np.float64]
 
@@ -118,18 +126,22 @@ class Spots:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Footprint:
-    """Expected photons of spots, pixel by pixel, live pixels only.
+    """Expected photons of n spots, pixel by pixel, live pixels only.
 
-    index (m,) int64 flat pixel (ss * columns + fs) and photons (m,) float64; a pixel may appear more than once. For
-    each of the n spots: live_photons, the part that live pixels collect, and its centroid live_fs, live_ss (NaN for
-    a spot that none of it reaches).
+    index (m,) int64 flat pixel (ss * columns + fs), photons (m,) float64 and spot (m,) int32, which spot they belong
+    to; a pixel may appear more than once, the entries of a spot stand together.
     """
 
     index: NDArray[np.int64]
     photons: NDArray[np.float64]
-    live_photons: NDArray[np.float64]
-    live_fs: NDArray[np.float64]
-    live_ss: NDArray[np.float64]
+    spot: NDArray[np.int32]
+
+    def spot_sums(self, values: NDArray[np.float64], spots: int) -> NDArray[np.float64]:
+        """Sum of one value an entry over each spot, (spots,) float64."""
+        return np.bincount(self.spot, values, spots).astype(np.float64)
+
+
+NO_FOOTPRINT = Footprint(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.int32))
 
 
 def random_orientation(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -144,29 +156,6 @@ def random_orientation(rng: np.random.Generator) -> NDArray[np.float64]:
     )
 
 
-def disc_square_overlap_m2(radius_m: float, side_m: float, offset_m: tuple[float, float] = (0.0, 0.0)) -> float:
-    """Area shared by a disc at the origin and a square centred at offset_m, faces along the axes (m^2).
-
-    The disc's chords are summed at x = r sin(u), which is smooth at its rim: 4096 midpoints give better than 1e-6.
-    """
-    steps = 4096
-    u = (np.arange(steps) + 0.5) / steps * math.pi - math.pi / 2.0
-    x, half_chord = radius_m * np.sin(u), radius_m * np.cos(u)
-    inside = np.abs(x - offset_m[0]) <= side_m / 2.0
-    top = np.minimum(half_chord, offset_m[1] + side_m / 2.0)
-    bottom = np.maximum(-half_chord, offset_m[1] - side_m / 2.0)
-    chord = np.where(inside, np.maximum(top - bottom, 0.0), 0.0)
-    return float(np.sum(chord * half_chord) * math.pi / steps)
-
-
-@lru_cache(maxsize=64)
-def illuminated_volume_m3(
-    beam_radius_m: float, crystal_size_m: float, offset_m: tuple[float, float] = (0.0, 0.0)
-) -> float:
-    """Volume of a cube inside a cylinder of light along z (m^3)."""
-    return disc_square_overlap_m2(beam_radius_m, crystal_size_m, offset_m) * crystal_size_m
-
-
 def diffract(
     sample: Sample,
     condition: Condition,
@@ -179,104 +168,153 @@ def diffract(
     orientation (3, 3) is U: it takes the crystal's Cartesian frame (a along x, b in xy) to the laboratory's.
     Reflections beyond the panel's farthest corner are left out.
     """
-    crystal = sample.crystal
+    crystal, beam = sample.crystal, condition.beam
     ub = np.ascontiguousarray(orientation @ reciprocal_basis(crystal.cell))
     wavelength = condition.wavelength_angstrom
-    size_sigma = SIZE_SIGMA_TIMES_LENGTH / (sample.size_m * 1e10)  # 1/angstrom
-    flat_sigma = math.hypot(sample.mosaic_sigma_rad, sample.divergence_rad)
-    shortest, longest = wavelength * (1.0 - sample.bandwidth / 2.0), wavelength * (1.0 + sample.bandwidth / 2.0)
-    q_max = 2.0 * math.sin(_largest_two_theta(condition, detector) / 2.0) / shortest
+    edges = wavelength * np.asarray(beam.spectrum.edges)
+    density = np.asarray(beam.spectrum.shares) / np.diff(edges)  # share of the photons an angstrom
+    size_sigma = SIZE_SIGMA_TIMES_LENGTH / (sample.size_m * 1e10)  # e, 1/angstrom
+    mosaic, divergence = sample.mosaic_sigma_rad, beam.divergence_rad
+    q_max = 2.0 * math.sin(_largest_two_theta(condition, detector) / 2.0) / edges[0]
 
-    near, q_all, sine_all = _near_bragg(
-        crystal.hkl, ub, shortest, longest, flat_sigma, size_sigma, _REACH_SIGMA, q_max * 1.01
-    )
-    q = q_all[:, 0], q_all[:, 1], q_all[:, 2]
-    length = np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2)
-    d = 1.0 / length
-    theta_h = np.arcsin(sine_all)
-    sigma = np.sqrt(flat_sigma**2 + (size_sigma * d / np.cos(theta_h)) ** 2)
-    theta_low, theta_high = np.arcsin(shortest / (2.0 * d)), np.arcsin(longest / (2.0 * d))
+    near, q, sine = _near_bragg(
+        crystal.hkl, ub, edges[0], edges[-1], math.hypot(mosaic, divergence), size_sigma, sample.strain,
+        _REACH_SIGMA, q_max * 1.01,
+    )  # fmt: skip
+    d = 1.0 / np.sqrt(np.sum(q * q, axis=1))
+    theta_h = np.arcsin(sine)
+    turn2 = mosaic**2 + (size_sigma * d) ** 2
+    sigma = np.sqrt(turn2 + divergence**2 + np.tan(theta_h) ** 2 * (sample.strain**2 + (size_sigma * d) ** 2))
 
-    # Share of the blocks inside the window, and their mean turn (a truncated normal distribution).
-    alpha, beta = (theta_low - theta_h) / sigma, (theta_high - theta_h) / sigma
-    # Of the two tails take the one that does not cancel.
-    share = np.where(alpha > 0.0, ndtr(-alpha) - ndtr(-beta), ndtr(beta) - ndtr(alpha))
+    theta_edges = np.arcsin(np.minimum(edges[None, :] / (2.0 * d[:, None]), 1.0))
+    density_met, theta = _meet(theta_edges, theta_h, sigma, density)
+    slope = (2.0 * turn2 + divergence**2) / sigma**2
+    exit_angle = 2.0 * theta_h + slope * (theta - theta_h)
+    in_plane = np.hypot(q[:, 0], q[:, 1])
     with np.errstate(divide="ignore", invalid="ignore"):
-        turn = (np.exp(-0.5 * alpha**2) - np.exp(-0.5 * beta**2)) / (math.sqrt(2.0 * math.pi) * share)
-    theta = np.clip(theta_h + sigma * np.nan_to_num(turn), theta_low, theta_high)
-
-    lambda_m = 2.0 * d * np.sin(theta) * 1e-10
-    in_plane = np.hypot(q[0], q[1])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ux, uy = q[0] / in_plane, q[1] / in_plane
-    polarisation = 1.0 - (np.sin(2.0 * theta) * ux) ** 2
-    fluence_per_wavelength = (
-        condition.flux_photons / (math.pi * condition.beam_radius_m**2) / (sample.bandwidth * wavelength * 1e-10)
-    )
-    cell_volume_m3 = crystal.volume_angstrom3 * 1e-30
-    volume = illuminated_volume_m3(condition.beam_radius_m, sample.size_m, sample.offset_m)
+        ux, uy = q[:, 0] / in_plane, q[:, 1] / in_plane
+    xx, xy, yy = beam.polarisation_terms
+    polarisation = 1.0 - np.sin(exit_angle) ** 2 * (xx * ux * ux + 2.0 * xy * ux * uy + yy * uy * uy)
+    # integral S lambda^4/(2 sin^2) g with lambda = 2 d sin(theta); density is an angstrom^-1, so angstrom^3 remain.
+    lambda_met = 2.0 * d * np.sin(theta)
+    laue_m3 = density_met * lambda_met**4 / (2.0 * np.sin(theta) ** 2) * 1e-30
     photons = (
-        fluence_per_wavelength
-        * share
+        condition.flux_photons
+        * lit_path_m(beam, sample.size_m, sample.offset_m)
         * CLASSICAL_ELECTRON_RADIUS_M**2
         * polarisation
         * crystal.intensity[near]
-        * (volume / cell_volume_m3**2)
-        * lambda_m**4
-        / (2.0 * np.sin(theta) ** 2)
+        / (crystal.volume_angstrom3 * 1e-30) ** 2
+        * laue_m3
     )
 
-    keep = (photons >= min_photons) & (2.0 * theta < math.radians(85.0)) & (in_plane > 0.0)
-    theta, ux, uy, sigma = theta[keep], ux[keep], uy[keep], sigma[keep]
+    keep = (photons >= min_photons) & (photons > 0.0) & (exit_angle < _LARGEST_TWO_THETA_RAD)
+    keep &= (in_plane > 0.0) & (exit_angle > 0.0)
     center_x, center_y = beam_center_px(condition, detector)
     distance_px = condition.camera_length_m / detector.pixel_size_m
-    radius_px = distance_px * np.tan(2.0 * theta)
-    cross_px = (
-        distance_px
-        / np.cos(2.0 * theta)
-        * np.hypot(2.0 * np.sin(theta) * sample.mosaic_sigma_rad, size_sigma * lambda_m[keep] * 1e10)
-    )
+    theta, ux, uy, sigma, slope, d = theta[keep], ux[keep], uy[keep], sigma[keep], slope[keep], d[keep]
+    turn2, exit_angle = turn2[keep], exit_angle[keep]
+    radius_px = distance_px * np.tan(exit_angle)
+    lit_width_m = sample.size_m if beam.profile == "uniform" else min(sample.size_m, 2.0 * beam.radius_m)
+    blur_px = math.hypot(detector.point_spread_px, lit_width_m / math.sqrt(12.0) / detector.pixel_size_m)
+    left_open = 4.0 * turn2 + divergence**2 - slope**2 * sigma**2
+    cross2 = (2.0 * np.sin(theta) * mosaic) ** 2 + (size_sigma * lambda_met[keep]) ** 2 + divergence**2
     return Spots(
         hkl=crystal.hkl[near][keep],
         photons=photons[keep],
+        partiality=np.minimum(density_met[keep] / density.max(), 1.0),
         theta_rad=theta,
-        wavelength_angstrom=lambda_m[keep] * 1e10,
+        wavelength_angstrom=lambda_met[keep],
         fs=center_x - 0.5 + radius_px * ux,
         ss=center_y - 0.5 + radius_px * uy,
         theta_mean_rad=theta_h[keep],
         theta_sigma_rad=sigma,
-        theta_low_rad=theta_low[keep],
-        theta_high_rad=theta_high[keep],
-        cross_sigma_px=np.hypot(sample.spot_sigma_px, cross_px),
+        d_angstrom=d,
+        slope=slope,
+        radial_sigma_rad=np.sqrt(np.maximum(left_open, 0.0)),
+        cross_sigma_rad=np.sqrt(cross2),
+        blur_px=np.full(len(theta), blur_px),
         direction_fs=ux,
         direction_ss=uy,
     )
 
 
-def footprint(spots: Spots, condition: Condition, detector: Detector) -> Footprint:
+def _meet(
+    theta_edges: NDArray[np.float64],
+    theta_h: NDArray[np.float64],
+    sigma: NDArray[np.float64],
+    density: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Integral of the spectrum's density over each reflection's Gaussian of angles, and the mean angle that is met."""
+    x = (theta_edges - theta_h[:, None]) / sigma[:, None]
+    low, high = x[:, :-1], x[:, 1:]
+    # Of the two tails take the one that does not cancel.
+    share = np.where(low > 0.0, ndtr(-low) - ndtr(-high), ndtr(high) - ndtr(low))
+    bell = np.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+    met = share @ density
+    with np.errstate(divide="ignore", invalid="ignore"):
+        turn = (bell[:, :-1] - bell[:, 1:]) @ density / met
+    theta = theta_h + sigma * np.nan_to_num(turn, posinf=0.0, neginf=0.0)
+    return met, np.clip(theta, theta_edges[:, 0], theta_edges[:, -1])
+
+
+def footprint(
+    spots: Spots, condition: Condition, detector: Detector, transmission: NDArray[np.float32] | None = None
+) -> Footprint:
     """Lay the spots' streaks over the pixels.
 
-    A streak is a row of Gaussians, at most one standard deviation apart, each integrated over the pixels with the
-    error function; their weights are the shares of blocks that reflect into each piece.
+    A streak is a row of Gaussians about one blur apart, each integrated over the pixels with the error function;
+    their weights are the shares of what reflects into each piece. transmission (ss, fs) float32, if given, is what a
+    beam stop lets through.
     """
+    if len(spots) == 0:
+        return NO_FOOTPRINT
     center_x, center_y = beam_center_px(condition, detector)
-    index, photons, live = _lay_spots(
-        spots.photons,
-        spots.theta_mean_rad,
-        spots.theta_sigma_rad,
-        spots.theta_low_rad,
-        spots.theta_high_rad,
-        spots.cross_sigma_px,
-        spots.direction_fs,
-        spots.direction_ss,
-        center_x - 0.5,
-        center_y - 0.5,
-        condition.camera_length_m / detector.pixel_size_m,
-        detector.mask,
-        _REACH_SIGMA,
-        _MIN_PIXEL_PHOTONS,
-    )
-    return Footprint(index, photons, live[:, 0], live[:, 1], live[:, 2])
+    spectrum = condition.beam.spectrum
+    edges = condition.wavelength_angstrom * np.asarray(spectrum.edges)
+    kernels = _streak_kernels(
+        spots.photons, spots.theta_mean_rad, spots.theta_sigma_rad, spots.d_angstrom, spots.slope,
+        spots.radial_sigma_rad, spots.cross_sigma_rad, spots.blur_px, spots.direction_fs, spots.direction_ss,
+        edges, np.asarray(spectrum.shares) / np.diff(edges), center_x - 0.5, center_y - 0.5,
+        condition.camera_length_m / detector.pixel_size_m, _REACH_SIGMA,
+    )  # fmt: skip
+    return _laid(*kernels, len(spots), detector, transmission)
+
+
+def lay_gaussians(
+    fs: NDArray[np.float64],
+    ss: NDArray[np.float64],
+    photons: NDArray[np.float64],
+    sigma_px: NDArray[np.float64],
+    detector: Detector,
+    transmission: NDArray[np.float32] | None = None,
+) -> Footprint:
+    """Lay round spots over the pixels, one Gaussian each; all arrays (n,) float64, places as pixel indices."""
+    spot = np.arange(len(fs), dtype=np.int32)
+    return _laid(spot, fs, ss, sigma_px, photons, len(fs), detector, transmission)
+
+
+def _laid(
+    spot: NDArray[np.int32],
+    fs: NDArray[np.float64],
+    ss: NDArray[np.float64],
+    sigma_px: NDArray[np.float64],
+    photons: NDArray[np.float64],
+    spots: int,
+    detector: Detector,
+    transmission: NDArray[np.float32] | None,
+) -> Footprint:
+    if spots == 0:
+        return NO_FOOTPRINT
+    live = _live(detector) if transmission is None else transmission
+    return Footprint(*_lay_kernels(spot, fs, ss, sigma_px, photons, spots, live, detector.mask, _MIN_PIXEL_PHOTONS))
+
+
+@lru_cache(maxsize=4)
+def _live(detector: Detector) -> NDArray[np.float32]:
+    live = np.ones(detector.shape, dtype=np.float32)
+    live.setflags(write=False)
+    return live
 
 
 def _largest_two_theta(condition: Condition, detector: Detector) -> float:
@@ -288,11 +326,11 @@ def _largest_two_theta(condition: Condition, detector: Detector) -> float:
 
 
 def _near_bragg_py(  # type: ignore[no-untyped-def]
-    hkl, ub, shortest, longest, flat_sigma, size_sigma, reach, q_max
+    hkl, ub, shortest, longest, flat_sigma, size_sigma, strain, reach, q_max
 ):
     """Reflections within reach of the band: their numbers (n,), q (n, 3) in 1/angstrom and sin(theta_h) (n,)."""
     # theta_h >= -reach sigma, so that q_z <= q reach sigma, with cos(theta_h) above 1/2 in sigma's part of the size.
-    highest_qz = reach * (q_max * flat_sigma + 2.0 * size_sigma)
+    highest_qz = reach * (q_max * (flat_sigma + strain) + 2.0 * size_sigma)
     count = 0
     near = np.empty(256, dtype=np.int64)
     for i in range(hkl.shape[0]):
@@ -309,8 +347,10 @@ def _near_bragg_py(  # type: ignore[no-untyped-def]
         if longest * q >= 2.0:
             continue
         sine = max(-1.0, min(1.0, -qz / q))
+        cosine2 = max(1.0 - sine * sine, 1e-6)
+        # (e d)^2 (1 + tan^2) and strain^2 tan^2
+        sigma = math.sqrt(flat_sigma**2 + ((size_sigma / q) ** 2 + strain**2 * sine * sine) / cosine2)
         theta = math.asin(sine)
-        sigma = math.sqrt(flat_sigma**2 + (size_sigma / (q * max(math.cos(theta), 1e-3))) ** 2)
         if theta < math.asin(shortest * q / 2.0) - reach * sigma:
             continue
         if theta > math.asin(longest * q / 2.0) + reach * sigma:
@@ -335,8 +375,11 @@ def _near_bragg_py(  # type: ignore[no-untyped-def]
     return near, q_vectors, sines
 
 
-_MAX_PIECES = 400
 _LARGEST_THETA_RAD = 0.78  # a streak ends before 2 theta = 90 degrees, where it never meets the panel
+_MOST_PIECES = 400
+_MOST_NODES = 41
+_LEAST_SHARE = 1e-5  # pieces of a streak with less of its photons are left out
+_WEAK_SPOT_PHOTONS = 1.0  # a weaker spot shows no shape: half the pieces do
 
 
 def _normal_share_py(low, high, mean, sigma):  # type: ignore[no-untyped-def]
@@ -344,106 +387,182 @@ def _normal_share_py(low, high, mean, sigma):  # type: ignore[no-untyped-def]
     return 0.5 * (math.erf((high - mean) / root2_sigma) - math.erf((low - mean) / root2_sigma))
 
 
+def _bell_py(x):  # type: ignore[no-untyped-def]
+    return math.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+
+
 _normal_share: Callable[..., float] = njit(cache=True)(_normal_share_py)
+_bell: Callable[..., float] = njit(cache=True)(_bell_py)
 
 
-def _lay_spots_py(  # type: ignore[no-untyped-def]
-    photons, theta_mean, theta_sigma, theta_low, theta_high, cross_sigma, direction_fs, direction_ss,
-    origin_fs, origin_ss, distance_px, mask, reach, min_pixel_photons,
+def _streak_kernels_py(  # type: ignore[no-untyped-def]
+    photons, theta_mean, theta_sigma, d, slope, radial_sigma, cross_sigma, blur_px, direction_fs, direction_ss,
+    edges, density, origin_fs, origin_ss, distance_px, reach,
 ):  # fmt: skip
-    """Index (m,), photons (m,) and, per spot, live photons and their centroid fs, ss (n, 3)."""
-    rows, columns = mask.shape
-    n = photons.shape[0]
-    live = np.zeros((n, 3))
-    ends = np.empty((n, 2))
-    boxes = np.zeros((n, 4), dtype=np.int64)
-    largest = 1
-    for s in range(n):
-        low = max(theta_low[s], theta_mean[s] - reach * theta_sigma[s])
-        high = min(theta_high[s], theta_mean[s] + reach * theta_sigma[s], _LARGEST_THETA_RAD)
-        if not low < high:  # a sharp crystal: all of it at one angle
-            low = high = min(max(theta_mean[s], theta_low[s]), theta_high[s])
-        ends[s, 0], ends[s, 1] = low, high
-        r_low, r_high = distance_px * math.tan(2.0 * low), distance_px * math.tan(2.0 * high)
-        pad = max(4.0, 5.0 * cross_sigma[s])
-        fs_low = origin_fs + min(r_low * direction_fs[s], r_high * direction_fs[s]) - pad
-        fs_high = origin_fs + max(r_low * direction_fs[s], r_high * direction_fs[s]) + pad
-        ss_low = origin_ss + min(r_low * direction_ss[s], r_high * direction_ss[s]) - pad
-        ss_high = origin_ss + max(r_low * direction_ss[s], r_high * direction_ss[s]) + pad
-        if fs_high < 0.0 or ss_high < 0.0 or fs_low > columns or ss_low > rows:
-            continue
-        boxes[s, 0], boxes[s, 1] = max(0, math.floor(ss_low)), min(rows, math.ceil(ss_high) + 1)
-        boxes[s, 2], boxes[s, 3] = max(0, math.floor(fs_low)), min(columns, math.ceil(fs_high) + 1)
-        largest = max(largest, (boxes[s, 1] - boxes[s, 0]) * (boxes[s, 3] - boxes[s, 2]))
-    index = np.empty(largest, dtype=np.int64)
-    values = np.empty(largest)
-    box = np.empty(largest)
-    along_fs = np.empty(columns + 1)
-    along_ss = np.empty(rows + 1)
-    root2 = math.sqrt(2.0)
+    """Each streak as Gaussians: spot (m,), fs, ss, sigma in pixels and photons (m,)."""
+    n, bins = photons.shape[0], density.shape[0]
+    spot = np.empty(64 * n, dtype=np.int32)
+    table = np.empty((64 * n, 4))
+    places, weights = np.empty(2 * _MOST_PIECES + bins), np.empty(2 * _MOST_PIECES + bins)
     count = 0
     for s in range(n):
-        ss0, ss1, fs0, fs1 = boxes[s, 0], boxes[s, 1], boxes[s, 2], boxes[s, 3]
+        mean, sigma = theta_mean[s], theta_sigma[s]
+        lowest = math.asin(min(edges[0] / (2.0 * d[s]), 1.0))
+        highest = math.asin(min(edges[bins] / (2.0 * d[s]), 1.0))
+        low, high = max(lowest, mean - reach * sigma), min(highest, mean + reach * sigma, _LARGEST_THETA_RAD)
+
+        # What the angle leaves open, split into a round blur and what one direction has more of than the other.
+        exit_angle = max(2.0 * mean, 0.0)
+        stretch = distance_px / math.cos(min(exit_angle, 1.5)) ** 2
+        radial = (radial_sigma[s] * stretch) ** 2
+        across = (cross_sigma[s] * distance_px / math.cos(min(exit_angle, 1.5))) ** 2
+        round2 = blur_px[s] ** 2 + min(radial, across)
+        length_px = max(high - low, 0.0) * slope[s] * stretch
+        streak2 = min(length_px * length_px / 12.0, (sigma * slope[s] * stretch) ** 2)
+        excess = abs(across - radial)
+        if excess < 0.1 * (round2 + streak2):  # too little to see beside the streak itself
+            round2 += excess
+            excess = 0.0
+        kernel = math.sqrt(round2)
+        spacing = max(1.5 * kernel, 0.5)  # Gaussians 1.5 sigma apart ripple by 3e-4
+        if photons[s] < _WEAK_SPOT_PHOTONS:
+            spacing *= 2.0
+
+        pieces = 0
+        if not low < high:  # a sharp crystal: all of it at one angle
+            places[0], weights[0], pieces = min(max(mean, lowest), highest), 1.0, 1
+        else:
+            share, moment, span = 0.0, 0.0, 0.0
+            for b in range(bins):
+                start = max(low, math.asin(min(edges[b] / (2.0 * d[s]), 1.0)))
+                stop = min(high, math.asin(min(edges[b + 1] / (2.0 * d[s]), 1.0)))
+                if not start < stop:
+                    continue
+                part_px = (stop - start) * slope[s] * stretch
+                parts = int(min(max(math.ceil(part_px / spacing), 1.0), _MOST_PIECES // bins + 1.0))
+                if bins == 1 and part_px > 0.05:
+                    parts = max(parts, 4)  # at the band's edge blocks crowd at one end; keeps the centroid to 0.03 px
+                step = (stop - start) / parts
+                for part in range(parts):
+                    a = start + part * step
+                    weight = _normal_share(a, a + step, mean, sigma)
+                    share += density[b] * weight
+                    # The mean angle of the piece: on the slope of the Gaussian its middle would be too far out.
+                    moment += density[b] * (
+                        mean * weight + sigma * (_bell((a - mean) / sigma) - _bell((a + step - mean) / sigma))
+                    )
+                    span += part_px / parts
+                    if bins == 1 or span > 0.75 * spacing:
+                        if share > 0.0:
+                            places[pieces], weights[pieces] = moment / share, share
+                            pieces += 1
+                        share, moment, span = 0.0, 0.0, 0.0
+            if share > 0.0:
+                places[pieces], weights[pieces] = moment / share, share
+                pieces += 1
+        total = 0.0
+        for p in range(pieces):
+            total += weights[p]
+        if not total > 0.0:
+            continue
+
+        nodes, node_step, wide = 1, 0.0, math.sqrt(excess)
+        if excess > 0.0:
+            nodes = int(min(2.0 * math.ceil(3.5 * wide / spacing) + 1.0, _MOST_NODES))
+            node_step = 7.0 * wide / (nodes - 1)
+        along_radius = radial > across
+        if count + pieces * nodes > spot.shape[0]:
+            more = pieces * nodes + spot.shape[0]
+            spot = np.append(spot, np.empty(more, dtype=np.int32))
+            table = np.concatenate((table, np.empty((more, 4))))
+        for node in range(nodes):
+            away, node_share = 0.0, 1.0
+            if nodes > 1:
+                away = (node - (nodes - 1) / 2.0) * node_step
+                node_share = _normal_share(away - node_step / 2.0, away + node_step / 2.0, 0.0, wide)
+            for p in range(pieces):
+                weight = weights[p] / total * node_share
+                if weight < _LEAST_SHARE:
+                    continue
+                angle = 2.0 * mean + slope[s] * (places[p] - mean)
+                r = distance_px * math.tan(min(max(angle, 0.0), 1.5))
+                fs, ss = origin_fs + r * direction_fs[s], origin_ss + r * direction_ss[s]
+                if along_radius:
+                    fs, ss = fs + away * direction_fs[s], ss + away * direction_ss[s]
+                else:
+                    fs, ss = fs - away * direction_ss[s], ss + away * direction_fs[s]
+                spot[count] = s
+                table[count, 0], table[count, 1] = fs, ss
+                table[count, 2], table[count, 3] = kernel, weight * photons[s]
+                count += 1
+    table = table[:count]
+    return spot[:count].copy(), table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy(), table[:, 3].copy()
+
+
+def _lay_kernels_py(  # type: ignore[no-untyped-def]
+    spot, fs, ss, sigma, photons, spots, live, mask, min_pixel_photons
+):
+    """Index (m,), photons (m,) and spot (m,) of the pixels that the Gaussians, in order of their spots, fall on."""
+    rows, columns = mask.shape
+    n = spot.shape[0]
+    capacity = 1 << 14
+    index, values, owner = np.empty(capacity, dtype=np.int64), np.empty(capacity), np.empty(capacity, dtype=np.int32)
+    box = np.empty(1024)
+    along_fs, along_ss = np.empty(columns + 1), np.empty(rows + 1)
+    count = 0
+    first = 0
+    while first < n:
+        last = first
+        fs_low, fs_high, ss_low, ss_high = 1e18, -1e18, 1e18, -1e18
+        while last < n and spot[last] == spot[first]:
+            reach = 4.5 * sigma[last] + 0.5
+            fs_low, fs_high = min(fs_low, fs[last] - reach), max(fs_high, fs[last] + reach)
+            ss_low, ss_high = min(ss_low, ss[last] - reach), max(ss_high, ss[last] + reach)
+            last += 1
+        fs0, fs1 = int(max(0.0, math.floor(fs_low))), int(min(columns * 1.0, math.ceil(fs_high) + 1.0))
+        ss0, ss1 = int(max(0.0, math.floor(ss_low))), int(min(rows * 1.0, math.ceil(ss_high) + 1.0))
         width = fs1 - fs0
-        if ss1 <= ss0 or width <= 0:
+        if width <= 0 or ss1 <= ss0:
+            first = last
             continue
         area = (ss1 - ss0) * width
-        if count + area > index.shape[0]:
-            index = np.append(index, np.empty(index.shape[0] + area, dtype=np.int64))
-            values = np.append(values, np.empty(values.shape[0] + area))
+        if area > box.shape[0]:
+            box = np.empty(2 * area)
         box[:area] = 0.0
-        low, high, sigma = ends[s, 0], ends[s, 1], theta_sigma[s]
-        streak_px = distance_px * (math.tan(2.0 * high) - math.tan(2.0 * low))
-        pieces = int(min(max(math.ceil(streak_px / cross_sigma[s]), 1), _MAX_PIECES))
-        if streak_px > 0.05:  # at the band's edge the blocks crowd at one end; four pieces keep the centroid to 0.03 px
-            pieces = max(pieces, 4)
-        step = (high - low) / pieces
-        whole = 1.0
-        if pieces > 1:
-            whole = _normal_share(low, high, theta_mean[s], sigma)
-        reach_px = max(4.0, 5.0 * cross_sigma[s])
-        for piece in range(pieces):
-            a, b = low + piece * step, low + (piece + 1) * step
-            weight = 1.0
-            if pieces > 1:
-                weight = _normal_share(a, b, theta_mean[s], sigma)
-                weight = weight / whole if whole > 0.0 else 1.0 / pieces
-            if weight <= 0.0:
-                continue
-            r = distance_px * math.tan(a + b)
-            fs, ss = origin_fs + r * direction_fs[s], origin_ss + r * direction_ss[s]
-            f0, f1 = max(fs0, math.floor(fs - reach_px)), min(fs1, math.ceil(fs + reach_px) + 1)
-            s0, s1 = max(ss0, math.floor(ss - reach_px)), min(ss1, math.ceil(ss + reach_px) + 1)
+        for g in range(first, last):
+            reach = 4.5 * sigma[g] + 0.5
+            f0, f1 = max(fs0, math.floor(fs[g] - reach)), min(fs1, math.ceil(fs[g] + reach) + 1)
+            s0, s1 = max(ss0, math.floor(ss[g] - reach)), min(ss1, math.ceil(ss[g] + reach) + 1)
             if f1 <= f0 or s1 <= s0:
                 continue
+            scale = 1.0 / (math.sqrt(2.0) * sigma[g])
             for edge in range(f0, f1 + 1):
-                along_fs[edge - f0] = 0.5 * math.erf((edge - 0.5 - fs) / (root2 * cross_sigma[s]))
+                along_fs[edge - f0] = 0.5 * math.erf((edge - 0.5 - fs[g]) * scale)
             for edge in range(s0, s1 + 1):
-                along_ss[edge - s0] = 0.5 * math.erf((edge - 0.5 - ss) / (root2 * cross_sigma[s]))
+                along_ss[edge - s0] = 0.5 * math.erf((edge - 0.5 - ss[g]) * scale)
             for row in range(s0, s1):
-                in_row = photons[s] * weight * (along_ss[row - s0 + 1] - along_ss[row - s0])
+                in_row = photons[g] * (along_ss[row - s0 + 1] - along_ss[row - s0])
                 base = (row - ss0) * width - fs0
                 for column in range(f0, f1):
                     box[base + column] += in_row * (along_fs[column - f0 + 1] - along_fs[column - f0])
+        if count + area > index.shape[0]:
+            more = index.shape[0] + area
+            index = np.append(index, np.empty(more, dtype=np.int64))
+            values = np.append(values, np.empty(more))
+            owner = np.append(owner, np.empty(more, dtype=np.int32))
         for row in range(ss0, ss1):
             for column in range(fs0, fs1):
                 value = box[(row - ss0) * width + column - fs0]
                 if value < min_pixel_photons or mask[row, column]:
                     continue
-                index[count] = row * columns + column
-                values[count] = value
-                count += 1
-                live[s, 0] += value
-                live[s, 1] += value * column
-                live[s, 2] += value * row
-    for s in range(n):
-        if live[s, 0] > 0.0:
-            live[s, 1] /= live[s, 0]
-            live[s, 2] /= live[s, 0]
-        else:
-            live[s, 1] = live[s, 2] = math.nan
-    return index[:count].copy(), values[:count].copy(), live
+                value *= live[row, column]
+                if value > 0.0:
+                    index[count], values[count], owner[count] = row * columns + column, value, spot[first]
+                    count += 1
+        first = last
+    return index[:count].copy(), values[:count].copy(), owner[:count].copy()
 
 
 _near_bragg: Callable[..., tuple[Any, Any, Any]] = njit(cache=True)(_near_bragg_py)
-_lay_spots: Callable[..., tuple[Any, Any, Any]] = njit(cache=True)(_lay_spots_py)
+_streak_kernels: Callable[..., tuple[Any, Any, Any, Any, Any]] = njit(cache=True)(_streak_kernels_py)
+_lay_kernels: Callable[..., tuple[Any, Any, Any]] = njit(cache=True)(_lay_kernels_py)

@@ -1,65 +1,47 @@
-"""One shot: water and perhaps a crystal under a pulse, as a detector image with its truth."""
+"""One shot: what stands in the beam under a pulse, as a detector image with its truth.
+
+Every photon comes from the same pulse and gets fresh Poisson noise. Expected photons (Bragg spots pixel by pixel,
+diffuse light layer by layer) are drawn, then counted as the detector's pixels count, then the detector's own faults
+are added.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
-from sim_replay.background import Background, draw_background, draw_sparse, water_background
-from sim_replay.detector import CONDITIONS, Condition, Detector
-from sim_replay.diffraction import Footprint, Sample, Spots, diffract, footprint, random_orientation
+from sim_replay import artefacts
+from sim_replay.artefacts import FixedPixels
+from sim_replay.background import draw_background, make_background, mix, scales, shadow
+from sim_replay.detector import Condition, Detector
+from sim_replay.diffraction import NO_FOOTPRINT, Sample, diffract, footprint, lay_gaussians, random_orientation
+from sim_replay.distractors import Kind, draw_distractors
+from sim_replay.poisson import draw_sparse
+from sim_replay.response import ResponseWorkspace, count
+from sim_replay.scene import Scene, jittered
+from sim_replay.truth import NO_SPOTS, Lit, ShotTruth, expect, true_spots
 
-__all__ = [
-    "CONDITIONS",
-    "Condition",
-    "Sample",
-    "Shot",
-    "TrueSpots",
-    "frame_rng",
-    "merge_spots",
-    "simulate_shot",
-]
-
-TRUE_SPOT_MIN_PHOTONS = 0.5
-"""Spots that live pixels are expected to collect fewer photons from are not listed as true."""
-
-MERGE_RADIUS_PX = 2.0
-"""Reflections closer than this are one spot on the detector."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrueSpots:
-    """Spots of a frame: pixel index ss, fs (n,) float64, expected photons (n,) float64 on live pixels, hkl (n, 3)."""
-
-    ss: NDArray[np.float64]
-    fs: NDArray[np.float64]
-    photons: NDArray[np.float64]
-    hkl: NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.photons)
+__all__ = ["Buffers", "Shot", "frame_rng", "simulate_shot"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shot:
-    """An image and what is true of it.
-
-    counts (ss, fs) in the detector's dtype; hit says whether a crystal was in the beam; orientation (3, 3) float64 is
-    NaN without one; bragg_photons and water_photons are expected on live pixels.
-    """
+    """An image, counts (ss, fs) in the detector's dtype, and what is true of it."""
 
     counts: NDArray[np.unsignedinteger]
-    hit: bool
-    spots: TrueSpots
-    orientation: NDArray[np.float64]
-    condition: Condition
-    bragg_photons: float
-    water_photons: float
+    truth: ShotTruth
+
+
+class Buffers:
+    """Memory that one process reuses from shot to shot."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.photons = np.zeros(detector.shape, dtype=np.uint32)
+        self.diffuse = np.zeros(detector.shape, dtype=np.float32)
+        self.response = ResponseWorkspace()
 
 
 def frame_rng(seed: int, frame_index: int) -> np.random.Generator:
@@ -71,78 +53,126 @@ def frame_rng(seed: int, frame_index: int) -> np.random.Generator:
 
 
 def simulate_shot(
-    condition: Condition,
-    sample: Sample | None,
-    detector: Detector,
+    scene: Scene,
     rng: np.random.Generator,
-    out: NDArray[np.unsignedinteger] | None = None,
     *,
-    orientation: NDArray[np.float64] | None = None,
-    background: Background | None = None,
+    fixed: FixedPixels | None = None,
+    buffers: Buffers | None = None,
+    out: NDArray[np.unsignedinteger] | None = None,
 ) -> Shot:
-    """Simulate one pulse. Water and Bragg photons come from the same pulse and get fresh Poisson noise.
+    """Simulate one frame of a scene.
 
-    sample None is an empty shot (water only). out, if given, is a C-contiguous array (ss, fs) of the detector's dtype
-    that becomes `counts`. orientation defaults to a random one; background to the remembered water of the condition.
-    Raises ValueError when out or background does not fit the detector.
+    fixed: the faulty pixels of the series. buffers: made anew when None. out, if given, is a C-contiguous array
+    (ss, fs) of the detector's dtype that becomes `counts`. Raises ValueError when out does not fit the detector.
     """
+    detector = scene.detector
     if out is None:
         out = np.zeros(detector.shape, dtype=detector.dtype)
     elif out.shape != detector.shape or out.dtype != np.dtype(detector.dtype) or not out.flags.c_contiguous:
         raise ValueError(f"out must be a C-contiguous {detector.shape} array of {detector.dtype}")
-    else:
-        out[...] = 0
-    if background is None:
-        background = water_background(condition, detector)
-    elif background.expected.shape != detector.shape:
-        raise ValueError(f"the background is {background.expected.shape}, the detector {detector.shape}")
+    buffers = Buffers(detector) if buffers is None else buffers
 
-    true_spots, bragg_photons = _NO_SPOTS, 0.0
-    if sample is None:
-        orientation = np.full((3, 3), np.nan)
-    else:
-        if orientation is None:
-            orientation = random_orientation(rng)
-        spots = diffract(sample, condition, detector, orientation)
-        laid = footprint(spots, condition, detector)
-        bragg_photons = float(laid.photons.sum())
-        true_spots = merge_spots(spots, laid)
-        draw_sparse(laid.index, laid.photons, rng, out, detector.largest_count)
-    scale = background.scale(condition)
-    draw_background(background, scale, rng, out, detector.largest_count)
+    hit = bool(rng.random() < scene.hit_fraction)
+    drawn = jittered(scene, rng)
+    pulses = scene.response.pulses
+    frame_condition = dataclasses.replace(drawn.condition, flux_photons=drawn.condition.flux_photons * pulses)
+    orientations = _orientations(scene, hit, rng)
+    distractors = draw_distractors(scene.distractors, frame_condition, detector, rng)
+    if Kind.NO_BEAM in distractors.kinds:
+        hit, orientations = False, np.empty((0, 3, 3))
+        frame_condition = dataclasses.replace(frame_condition, flux_photons=0.0)
+        drawn = dataclasses.replace(drawn, condition=dataclasses.replace(drawn.condition, flux_photons=0.0))
+
+    stop = shadow(frame_condition, detector, drawn.surroundings)
+    crystals = tuple(
+        _lit(dataclasses.replace(scene.sample, offset_m=offset), frame_condition, detector, turn, stop)
+        for offset, turn in zip(drawn.offsets_m, orientations, strict=False)
+    )
+    salts = tuple(_lit(each, frame_condition, detector, random_orientation(rng), stop) for each in distractors.salts)
+    grains = NO_FOOTPRINT
+    if len(distractors.grain_photons):
+        grains = lay_gaussians(
+            distractors.grain_fs, distractors.grain_ss, distractors.grain_photons, distractors.grain_sigma_px,
+            detector, stop,
+        )  # fmt: skip
+    background = make_background(frame_condition, detector, drawn.surroundings, distractors.smooth_per_sr)
+    diffuse = scales(frame_condition, drawn.surroundings)
+
+    salt_spots, image, scale = NO_SPOTS, background.water.expected, diffuse[0]
+    if background.rest is not None or salts or len(grains.index):
+        image, scale = mix(background, diffuse, buffers.diffuse), 1.0
+        footprints = tuple(each.footprint for each in salts)
+        salt = expect(footprints, image, scale, scene.response, detector, buffers.response)
+        salt_spots = true_spots(salts, salt.counts, detector)
+        for each in (*footprints, grains):
+            np.add.at(image.reshape(-1), each.index, each.photons)
+    footprints = tuple(each.footprint for each in crystals)
+    protein = expect(footprints, image, scale, scene.response, detector, buffers.response)
+
+    counts_once = scene.response.kind == "integrating"
+    target, limit = (out, detector.largest_count) if counts_once else (buffers.photons, _LARGEST_PHOTON_NUMBER)
+    target[...] = 0
+    sparse = [*(each.footprint for each in (*crystals, *salts)), grains]
+    draw_sparse(
+        np.concatenate([each.index for each in sparse]), np.concatenate([each.photons for each in sparse]),
+        rng, target, limit,
+    )  # fmt: skip
+    draw_background(background, diffuse, rng, target, limit)
+    if not counts_once:
+        count(target, scene.response, detector.pixel_size_m, rng, out, detector.largest_count, buffers.response)
+    kinds = distractors.kinds
+    if not len(salt_spots):
+        kinds &= ~Kind.SALT
+    if hit:
+        kinds |= Kind.PROTEIN
+    if fixed is not None:
+        faults = artefacts.apply(
+            scene.artefacts, fixed, out, rng, detector.largest_count, detector.sentinel, image, scale
+        )
+        for name in faults.names:
+            kinds |= _FAULTS[name]
     detector.fill_gaps(out)
-    return Shot(out, sample is not None, true_spots, orientation, condition, bragg_photons, scale * background.total)
+
+    def photons(lit: tuple[Lit, ...]) -> float:
+        return sum(float(each.footprint.photons.sum()) for each in lit)
+
+    return Shot(
+        out,
+        ShotTruth(
+            kinds=kinds or Kind.WATER,
+            condition=drawn.condition,
+            water_thickness_m=drawn.surroundings.water_thickness_m,
+            orientations=orientations,
+            offsets_m=np.array(drawn.offsets_m if hit else ()).reshape(-1, 2),
+            spots=true_spots(crystals, protein.counts, detector),
+            distractor_spots=salt_spots,
+            bragg_photons=photons(crystals),
+            background_photons=photons(salts) + float(grains.photons.sum()) + background.photons(diffuse),
+            log_likelihood_ratio=protein.log_likelihood_ratio,
+            rings=distractors.rings,
+            salt_names=distractors.salt_names if len(salt_spots) else (),
+        ),
+    )
 
 
-def merge_spots(
-    spots: Spots,
-    laid: Footprint,
-    min_photons: float = TRUE_SPOT_MIN_PHOTONS,
-    radius_px: float = MERGE_RADIUS_PX,
-) -> TrueSpots:
-    """Join reflections that fall within radius_px into one spot, brightest first, and keep those above min_photons.
-
-    A spot stands at the centroid of its photons on live pixels and bears the hkl of its brightest reflection.
-    """
-    # Reflections too weak to lift a spot over the limit are left out of the search for neighbours.
-    bright = np.flatnonzero(laid.live_photons > 0.02 * min_photons)
-    if len(bright) == 0:
-        return _NO_SPOTS
-    photons = laid.live_photons[bright]
-    place = np.stack([laid.live_ss[bright], laid.live_fs[bright]], axis=1)
-    pairs = cKDTree(place).query_pairs(radius_px, output_type="ndarray")
-    links = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(len(bright),) * 2)
-    groups, label = connected_components(links, directed=False)
-    total: NDArray[np.float64] = np.bincount(label, photons, groups).astype(np.float64)
-    ss = np.bincount(label, photons * place[:, 0], groups) / total
-    fs = np.bincount(label, photons * place[:, 1], groups) / total
-    brightest = np.empty(groups, dtype=np.int64)
-    order = np.argsort(photons, kind="stable")
-    brightest[label[order]] = order  # the last write, the brightest, stays
-    hkl = spots.hkl[bright[brightest]]
-    keep = np.argsort(-total, kind="stable")
-    keep = keep[total[keep] >= min_photons]
-    return TrueSpots(ss[keep], fs[keep], total[keep], hkl[keep])
+_LARGEST_PHOTON_NUMBER = (1 << 32) - 1
+_FAULTS = {"hot": Kind.HOT_PIXEL, "flicker": Kind.FLICKER, "cosmic": Kind.COSMIC, "edge": Kind.EDGE}
 
 
-_NO_SPOTS = TrueSpots(np.empty(0), np.empty(0), np.empty(0), np.empty((0, 3), dtype=np.int32))
+def _orientations(scene: Scene, hit: bool, rng: np.random.Generator) -> NDArray[np.float64]:
+    if not hit:
+        return np.empty((0, 3, 3))
+    if scene.fixed_orientation is not None:
+        return np.tile(np.array(scene.fixed_orientation).reshape(1, 3, 3), (scene.crystals, 1, 1))
+    return np.stack([random_orientation(rng) for _ in range(scene.crystals)])
+
+
+def _lit(
+    sample: Sample,
+    condition: Condition,
+    detector: Detector,
+    orientation: NDArray[np.float64],
+    transmission: NDArray[np.float32] | None,
+) -> Lit:
+    spots = diffract(sample, condition, detector, orientation)
+    return Lit(spots, footprint(spots, condition, detector, transmission))

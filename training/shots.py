@@ -18,14 +18,18 @@ import numpy.typing as npt
 
 from analyzer.geometry import series_geometry
 from analyzer.reduction import Workspace, make_plan
-from sim_replay.background import water_background
+from sim_replay.background import Surroundings
+from sim_replay.beam import Beam, top_hat
 from sim_replay.crystal import proteinase_k
-from sim_replay.detector import Condition, eiger2_4m
+from sim_replay.detector import Condition, Detector, beam_center_px, eiger2_4m
 from sim_replay.diffraction import Sample
-from sim_replay.shots import frame_rng, simulate_shot
+from sim_replay.response import Response
+from sim_replay.scene import Scene
+from sim_replay.shots import Buffers, frame_rng, simulate_shot
 from streamer.messages import SeriesMetadata
 from streamer.validity import series_validity
 
+_WATER_UNIT_M = 100e-6
 _MOST_WATER = 60.0
 """Largest water in units of 100 micrometres at 3e8 photons: 2 photons a pixel, dense enough."""
 
@@ -69,14 +73,14 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
-def _draw_group(recipe: ShotRecipe, rng: np.random.Generator) -> tuple[Condition, Sample]:
-    detector = eiger2_4m()
+def _draw_group(recipe: ShotRecipe, detector: Detector, rng: np.random.Generator) -> Scene:
     center = (detector.shape[1] / 2, detector.shape[0] / 2)
     condition = Condition(
         photon_energy_eV=rng.uniform(*recipe.photon_energy_eV),
         camera_length_m=rng.uniform(*recipe.camera_length_m),
         beam_center_x_px=center[0] + rng.uniform(-20, 20),
         beam_center_y_px=center[1] + rng.uniform(-20, 20),
+        beam=Beam(spectrum=top_hat(_log_uniform(rng, 0.002, 0.03))),
     )
     crystal = proteinase_k(seed=int(rng.integers(1 << 30)), wilson_b_angstrom2=rng.uniform(5, 40), d_min_angstrom=2.2)
     # Other cells by stretching this one: the scattering grows with what the cell holds.
@@ -85,30 +89,31 @@ def _draw_group(recipe: ShotRecipe, rng: np.random.Generator) -> tuple[Condition
     cell = (a * stretch[0], b * stretch[1], c * stretch[2], *angles)
     crystal = replace(crystal, cell=cell, intensity=crystal.intensity * float(np.prod(stretch)))
     sample = Sample(
-        crystal,
-        size_m=_log_uniform(rng, *recipe.crystal_size_m),
-        mosaicity_deg=_log_uniform(rng, 0.01, 0.3),
-        bandwidth=_log_uniform(rng, 0.002, 0.03),
-        spot_sigma_px=rng.uniform(0.3, 1.2),
+        crystal, size_m=_log_uniform(rng, *recipe.crystal_size_m), mosaicity_deg=_log_uniform(rng, 0.01, 0.3)
     )
-    return condition, sample
+    return Scene(sample, condition, replace(detector, point_spread_px=rng.uniform(0.3, 1.2)))
 
 
-def _draw_shot(
-    recipe: ShotRecipe, condition: Condition, sample: Sample, rng: np.random.Generator
-) -> tuple[Condition, Sample | None]:
+def _draw_shot(recipe: ShotRecipe, scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene of one shot of a group; its hit_fraction is 0 or 1."""
     flux = _log_uniform(rng, *recipe.flux_photons)
-    water = _log_uniform(rng, *recipe.water_scale)
-    water = min(water, _MOST_WATER * 3e8 / flux)
-    condition = replace(condition, flux_photons=flux, water_scale=water)
-    if rng.random() >= recipe.hit_fraction:
-        return condition, None
-    if rng.random() < recipe.sampled_fraction:
+    water = min(_log_uniform(rng, *recipe.water_scale), _MOST_WATER * 3e8 / flux)
+    sample = scene.sample
+    hit = rng.random() < recipe.hit_fraction
+    if hit and rng.random() < recipe.sampled_fraction:
         # A perfect crystal in a narrow beam meets few reflections and meets them hard.
         width = rng.uniform(0.5, 2.5)
         factor = np.exp(width * rng.standard_normal(len(sample.crystal.intensity)) - width * width / 2)
         sample = replace(sample, crystal=replace(sample.crystal, intensity=sample.crystal.intensity * factor))
-    return condition, sample
+    one_per_pulse = rng.random() < recipe.one_per_pulse_fraction
+    return replace(
+        scene,
+        sample=sample,
+        condition=replace(scene.condition, flux_photons=flux),
+        surroundings=Surroundings(water_thickness_m=water * _WATER_UNIT_M),
+        response=Response("one_per_pulse" if one_per_pulse else "integrating"),
+        hit_fraction=float(hit),
+    )
 
 
 def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> MapSet:
@@ -120,14 +125,17 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> MapSet:
     names = ("photon_energy_eV", "camera_length_m", "flux_photons", "water_scale", "bragg_photons", "group", "response")
     facts = {name: np.zeros(count) for name in names}
     maps: npt.NDArray[np.float16] | None = None
-    counts = np.zeros(detector.shape, np.uint16)
+    buffers = Buffers(detector)
     for group in range(recipe.groups_per_shard):
         number = shard * recipe.groups_per_shard + group
         rng = frame_rng(seed, number)
-        condition, sample = _draw_group(recipe, rng)
-        center_x = condition.beam_center_x_px + rng.uniform(-1, 1) * recipe.center_error_px  # type: ignore[operator]
-        center_y = condition.beam_center_y_px + rng.uniform(-1, 1) * recipe.center_error_px  # type: ignore[operator]
-        metadata = SeriesMetadata(shape=(rows, columns), beam_center_x_px=center_x, beam_center_y_px=center_y)
+        scene = _draw_group(recipe, detector, rng)
+        center_x, center_y = beam_center_px(scene.condition, detector)
+        metadata = SeriesMetadata(
+            shape=(rows, columns),
+            beam_center_x_px=center_x + rng.uniform(-1, 1) * recipe.center_error_px,
+            beam_center_y_px=center_y + rng.uniform(-1, 1) * recipe.center_error_px,
+        )
         plan = make_plan(
             series_geometry(metadata, detector.shape),
             series_validity(metadata, detector.shape, "threshold_1"),
@@ -136,27 +144,22 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> MapSet:
         workspace = Workspace(plan, np.dtype(np.uint16))
         if maps is None:
             maps = np.zeros((count, 2, *plan.cell_valid.shape), np.float16)
-        background = water_background(condition, detector)
         for member in range(recipe.shots_per_group):
             place = group * recipe.shots_per_group + member
-            shot_condition, shot_sample = _draw_shot(recipe, condition, sample, rng)
-            shot = simulate_shot(shot_condition, shot_sample, detector, rng, counts, background=background)
-            workspace.pixels[:] = shot.counts
-            one_per_pulse = rng.random() < recipe.one_per_pulse_fraction
-            if one_per_pulse:
-                live = workspace.pixels != np.iinfo(np.uint16).max
-                np.minimum(workspace.pixels, 1, out=workspace.pixels, where=live)
+            shot_scene = _draw_shot(recipe, scene, rng)
+            # Simulated where the reduction reads it: no frame is copied, compressed or stored.
+            truth = simulate_shot(shot_scene, rng, buffers=buffers, out=workspace.pixels).truth
             reduced = workspace.reduce()
             maps[place] = np.minimum(reduced.significance, 6e4)
-            hit[place] = shot.hit
+            hit[place] = truth.hit
             for name, value in (
-                ("photon_energy_eV", condition.photon_energy_eV),
-                ("camera_length_m", condition.camera_length_m),
-                ("flux_photons", shot_condition.flux_photons),
-                ("water_scale", shot_condition.water_scale),
-                ("bragg_photons", shot.bragg_photons),
+                ("photon_energy_eV", truth.condition.photon_energy_eV),
+                ("camera_length_m", truth.condition.camera_length_m),
+                ("flux_photons", truth.condition.flux_photons),
+                ("water_scale", truth.water_thickness_m / _WATER_UNIT_M),
+                ("bragg_photons", truth.bragg_photons),
                 ("group", number),
-                ("response", one_per_pulse),
+                ("response", shot_scene.response.kind == "one_per_pulse"),
             ):
                 facts[name][place] = value
     assert maps is not None

@@ -1,6 +1,7 @@
 """What benchmarks measure on: frames of our own simulator, so that anybody can run them."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -8,7 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cxls.settings import AnalyzeSettings, resolve
-from sim_replay.series_file import SimulationSettings, simulate_series
+from sim_replay.crystal import proteinase_k
+from sim_replay.detector import CONDITIONS
+from sim_replay.diffraction import Sample
+from sim_replay.scene import Scene
+from sim_replay.simulation import Plan, simulate_series
 from streamer.decoding import decode
 from streamer.files import CHANNEL, FileSeries
 from streamer.frames import Frame
@@ -22,8 +27,8 @@ BRIGHT_FLUX = 3e10
 
 def simulate(folder: Path, frames: int, condition: int = 5, flux: float = NORMAL_FLUX) -> Path:
     """A series of EIGER2 4M frames, uint16, half of them with a crystal; its master file."""
-    settings = SimulationSettings(frames=frames, condition=condition, flux_photons=flux, seed=1)
-    return simulate_series(folder / f"condition{condition}-{flux:.0e}", settings)
+    scene = Scene(Sample(proteinase_k()), replace(CONDITIONS[condition], flux_photons=flux))
+    return simulate_series(folder / f"condition{condition}-{flux:.0e}", scene, Plan(frames, seed=1))
 
 
 def repeated(master: Path, times: int) -> Path:

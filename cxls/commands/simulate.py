@@ -4,11 +4,12 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cxls.cli import Interrupted, stop_on_signals
+from cxls.scene import scene_of
 from cxls.settings import BadSettings, Resolved, SimulateSettings, SimulationOptions
-from sim_replay.series_file import SimulationSettings, simulate_series
+from sim_replay.simulation import Plan, simulate_series
 
 
 def run(resolved: Resolved[SimulateSettings], out: Path) -> None:
@@ -19,9 +20,8 @@ def run(resolved: Resolved[SimulateSettings], out: Path) -> None:
         out,
         settings,
         settings.frames,
-        hkl=settings.hkl,
-        dtype=settings.dtype,
         shard=(part, parts),
+        workers=settings.workers,
         overwrite=settings.overwrite,
     )
     click.echo(f"{master}: {_shard_text(settings.frames, part, parts)}, truth in /entry/truth")
@@ -36,32 +36,21 @@ def write(
     options: SimulationOptions,
     frames: int,
     *,
-    hkl: Path | None = None,
-    dtype: str = "uint16",
     shard: tuple[int, int] = (0, 1),
+    workers: int = 1,
     overwrite: bool = False,
 ) -> Path:
     """Simulate with a progress bar; returns the master's path. A signal leaves no file behind."""
     interrupted = stop_on_signals()
     try:
-        settings = SimulationSettings(
-            frames=frames,
-            condition=options.condition,
-            camera_length_m=options.camera_length,
-            photon_energy_eV=options.energy,
-            flux_photons=options.flux,
-            water_scale=options.water_scale,
-            hit_fraction=options.hit_fraction,
-            seed=options.seed,
-            hkl_path=hkl,
-            crystal_size_m=options.crystal_size,
-            dtype=dtype,
-            shard=shard,
-            overwrite=overwrite,
-        )
+        plan = Plan(frames, options.seed, shard, workers, overwrite=overwrite)
+        scene = scene_of(options)
         out.parent.mkdir(parents=True, exist_ok=True)
         console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
+        with Progress(
+            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        ) as progress:
             task = progress.add_task("simulating", total=None)
 
             def after_frame(done: int, total: int) -> None:
@@ -70,7 +59,7 @@ def write(
                 if interrupted:
                     raise Interrupted(interrupted[0])
 
-            return simulate_series(out, settings, after_frame)
+            return simulate_series(out, scene, plan, after_frame)
     except FileExistsError as error:
         raise BadSettings(f"{error}; use --overwrite to replace") from None
     except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:

@@ -1,19 +1,30 @@
 import dataclasses
+import errno
+import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin
 import numpy as np
 import pytest
 
+from sim_replay.crystal import proteinase_k
 from sim_replay.detector import CONDITIONS, Detector
-from sim_replay.series_file import SeriesWriter, SimulationSettings, simulate_series, write_series
+from sim_replay.diffraction import Sample
+from sim_replay.distractors import Distractors, Kind
+from sim_replay.scene import Jitter, Scene
+from sim_replay.series_file import SeriesWriter, packed, write_series
 from sim_replay.shots import frame_rng, simulate_shot
+from sim_replay.simulation import Plan, simulate_series
+from streamer.files import FileSeries
 from tests.support import read_pixels
 
 SMALL = Detector("small", (540, 520), 300e-6, gaps_ss=((250, 262),), gaps_fs=((130, 136),))
-SETTINGS = SimulationSettings(frames=12, condition=2, seed=4)
+SCENE = Scene(Sample(proteinase_k(d_min_angstrom=2.5)), CONDITIONS[2], SMALL)
+PLAN = Plan(12, seed=4, workers=1)
 
 
 def truth(master: Path) -> dict[str, Any]:
@@ -23,7 +34,7 @@ def truth(master: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return simulate_series(tmp_path_factory.mktemp("series") / "run", SETTINGS, detector=SMALL)
+    return simulate_series(tmp_path_factory.mktemp("series") / "run", SCENE, PLAN)
 
 
 def test_a_series_has_the_file_writers_layout(master: Path) -> None:
@@ -71,13 +82,21 @@ def test_truth_agrees_with_the_images(master: Path) -> None:
     lengths = {len(t[f"spot_{name}"]) for name in ("frame", "ss", "fs", "photons", "h", "k", "l")}
     assert len(lengths) == 1
     assert t["spot_photons"].min() >= 0.5
-    assert (t["photon_energy_eV"], t["camera_length_m"], t["flux_photons"], t["water_scale"], t["seed"]) == (
-        7000.0,
-        0.15,
-        3e8,
-        1.0,
-        4,
-    )
+    for name, value in (
+        ("photon_energy_eV", 7000.0), ("camera_length_m", 0.15), ("flux_photons", 3e8), ("water_thickness_m", 100e-6),
+        ("beam_center_x_px", 260.0), ("beam_center_y_px", 270.0),
+    ):  # fmt: skip
+        assert t[name].shape == (12,)
+        assert np.all(t[name] == value), f"without jitter every shot has the series' {name}"
+    np.testing.assert_array_equal(t["crystal"], t["hit"])
+    np.testing.assert_array_equal(t["classes"] == int(Kind.PROTEIN), t["hit"])
+    np.testing.assert_array_equal(t["detectable"], t["log_likelihood_ratio"] > 3.0)
+    assert not t["detectable"][~t["hit"]].any()
+    np.testing.assert_allclose(t["spot_counts"], t["spot_photons"], err_msg="an integrating detector counts photons")
+    assert ((t["spot_partiality"] > 0.0) & (t["spot_partiality"] <= 1.0)).all()
+    assert (t["spot_crystal"] == 0).all()
+    assert (t["seed"], t["response"], t["pulses_per_frame"]) == (4, b"integrating", 1)
+    assert json.loads(t["scene"])["condition"]["photon_energy_eV"] == 7000.0
     n = int(np.argmax(t["spot_photons"]))
     row, column = round(t["spot_ss"][n]), round(t["spot_fs"][n])
     near = frames[t["spot_frame"][n], max(row - 3, 0) : row + 4, max(column - 3, 0) : column + 4]
@@ -88,36 +107,33 @@ def test_truth_agrees_with_the_images(master: Path) -> None:
 
 def test_the_same_seed_writes_the_same_frames_and_shards_join_to_the_whole(master: Path, tmp_path: Path) -> None:
     whole = read_pixels(master)
-    np.testing.assert_array_equal(read_pixels(simulate_series(tmp_path / "again", SETTINGS, detector=SMALL)), whole)
-    parts = [
-        simulate_series(tmp_path / f"part{i}", dataclasses.replace(SETTINGS, shard=(i, 5)), detector=SMALL)
-        for i in range(5)
-    ]
+    np.testing.assert_array_equal(read_pixels(simulate_series(tmp_path / "again", SCENE, PLAN)), whole)
+    parts = [simulate_series(tmp_path / f"part{i}", SCENE, dataclasses.replace(PLAN, shard=(i, 5))) for i in range(5)]
     np.testing.assert_array_equal(np.concatenate([read_pixels(p) for p in parts]), whole)
     for name in ("hit", "frame_index", "spot_photons", "spot_h"):
         joined = np.concatenate([truth(p)[name] for p in parts])
         np.testing.assert_array_equal(joined, truth(master)[name])
-    other = simulate_series(tmp_path / "other", dataclasses.replace(SETTINGS, seed=5, frames=2), detector=SMALL)
+    other = simulate_series(tmp_path / "other", SCENE, dataclasses.replace(PLAN, seed=5, frames=2))
     assert not np.array_equal(read_pixels(other), whole[:2])
 
 
 def test_a_longer_series_goes_on_in_further_data_files(master: Path, tmp_path: Path) -> None:
-    split = simulate_series(tmp_path / "run", dataclasses.replace(SETTINGS, images_per_file=5), detector=SMALL)
+    split = simulate_series(tmp_path / "run", SCENE, dataclasses.replace(PLAN, images_per_file=5))
     assert len(list(tmp_path.glob("run_data_*.h5"))) == 3
     np.testing.assert_array_equal(read_pixels(split), read_pixels(master))
     with h5py.File(tmp_path / "run_data_000003.h5") as f:
         attributes = f["entry/data/data"].attrs
         assert (attributes["image_nr_low"], attributes["image_nr_high"]) == (11, 12)
     # fewer files the next time: none of the old ones stays
-    simulate_series(tmp_path / "run", dataclasses.replace(SETTINGS, overwrite=True), detector=SMALL)
+    simulate_series(tmp_path / "run", SCENE, dataclasses.replace(PLAN, overwrite=True))
     assert sorted(os.listdir(tmp_path)) == ["run_data_000001.h5", "run_master.h5"]
 
 
 def test_existing_outputs_are_refused_unless_told(master: Path, tmp_path: Path) -> None:
-    simulate_series(tmp_path / "run", dataclasses.replace(SETTINGS, frames=1), detector=SMALL)
+    simulate_series(tmp_path / "run", SCENE, dataclasses.replace(PLAN, frames=1))
     before = (tmp_path / "run_master.h5").read_bytes()
     with pytest.raises(FileExistsError, match=r"run_data_000001\.h5 exists already") as caught:
-        simulate_series(tmp_path / "run", SETTINGS, detector=SMALL)
+        simulate_series(tmp_path / "run", SCENE, PLAN)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "run_master.h5").read_bytes() == before
 
@@ -132,12 +148,12 @@ def test_an_interrupted_write_leaves_nothing_and_spares_what_was_there(
             raise error
 
     with pytest.raises(error):
-        simulate_series(tmp_path / "run", SETTINGS, stop, detector=SMALL)
+        simulate_series(tmp_path / "run", SCENE, PLAN, stop)
     assert os.listdir(tmp_path) == []
 
-    old = simulate_series(tmp_path / "run", dataclasses.replace(SETTINGS, frames=2), detector=SMALL)
+    old = simulate_series(tmp_path / "run", SCENE, dataclasses.replace(PLAN, frames=2))
     with pytest.raises(error):
-        simulate_series(tmp_path / "run", dataclasses.replace(SETTINGS, overwrite=True), stop, detector=SMALL)
+        simulate_series(tmp_path / "run", SCENE, dataclasses.replace(PLAN, overwrite=True), stop)
     assert sorted(os.listdir(tmp_path)) == ["run_data_000001.h5", "run_master.h5"]
     assert len(read_pixels(old)) == 2
 
@@ -152,67 +168,83 @@ def test_a_rename_that_fails_leaves_no_half_series(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("sim_replay.series_file.os.replace", replace)
     with pytest.raises(OSError, match="disk went away"):
-        simulate_series(tmp_path / "run", SETTINGS, detector=SMALL)
+        simulate_series(tmp_path / "run", SCENE, PLAN)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_no_half_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: h5py.h5d.DatasetID, *given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sim_replay.series_file.write_chunk", full)
+    with pytest.raises(OSError, match="No space left"):
+        simulate_series(tmp_path / "run", SCENE, PLAN)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_series_of_given_shots_is_written(tmp_path: Path) -> None:
-    condition = CONDITIONS[1]
-    shots = [simulate_shot(condition, None, SMALL, frame_rng(0, i)) for i in range(3)]
-    path = write_series(tmp_path / "deep" / "water", shots, SMALL, condition, truth_constants={"note": "blank"})
+    dry = dataclasses.replace(SCENE, hit_fraction=0.0)
+    shots = [simulate_shot(dry, frame_rng(0, i)) for i in range(3)]
+    path = write_series(tmp_path / "deep" / "water", shots, SMALL, SCENE.condition, truth_constants={"note": "blank"})
     np.testing.assert_array_equal(read_pixels(path), np.stack([s.counts for s in shots]))
     assert truth(path)["note"] == b"blank"
     assert truth(path)["spot_frame"].shape == (0,)
+    assert set(truth(path)["class"]) == {b"water"}
     with pytest.raises(ValueError, match="at least one frame"):
-        write_series(tmp_path / "none", [], SMALL, condition)
+        write_series(tmp_path / "none", [], SMALL, SCENE.condition)
     with pytest.raises(ValueError, match="images_per_file"):
-        SeriesWriter(tmp_path / "x", SMALL, condition, images_per_file=0)
+        SeriesWriter(tmp_path / "x", SMALL, SCENE.condition, images_per_file=0)
 
 
-def test_hits_are_decided_frame_by_frame_at_the_fraction_asked(tmp_path: Path) -> None:
-    tiny = Detector("tiny", (32, 32), 4e-3)
-    some = dataclasses.replace(SETTINGS, frames=200, hit_fraction=0.2)
-    hits = truth(simulate_series(tmp_path / "some", some, detector=tiny))["hit"]
-    assert 20 <= hits.sum() <= 62
-    for fraction in (0.0, 1.0):
-        settings = dataclasses.replace(some, frames=5, hit_fraction=fraction)
-        path = simulate_series(tmp_path / f"f{fraction}", settings, detector=tiny)
-        assert truth(path)["hit"].tolist() == [bool(fraction)] * 5
+def test_a_packed_image_is_the_chunk_that_hdf5s_own_filter_writes(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).poisson(0.1, SMALL.shape).astype(np.uint32)
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        data = f.create_dataset("d", data=image[None], chunks=(1, *SMALL.shape), **hdf5plugin.Bitshuffle(cname="lz4"))
+        assert data.id.read_direct_chunk((0, 0, 0))[1] == packed(image)
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"frames": 0}, "frames is 0"),
-        ({"condition": 10}, "condition is 10; give 1 to 9"),
-        ({"condition": 5, "camera_length_m": 0.2}, "condition fixes"),
-        ({"camera_length_m": 0.2}, "photon_energy_eV is missing"),
-        ({"photon_energy_eV": 7000.0}, "camera_length_m is missing"),
-        ({"camera_length_m": -0.2, "photon_energy_eV": 7e3}, "camera_length_m is -0.2"),
-        ({"flux_photons": 0.0}, "flux_photons is 0.0; give photons a pulse above 0"),
-        ({"flux_photons": float("nan")}, "flux_photons is nan"),
-        ({"flux_photons": 1e30}, "flux_photons is 1e+30; give photons a pulse up to 1e+15"),
-        ({"water_scale": -1.0}, "water_scale is -1.0"),
-        ({"water_scale": 1e300}, "water_scale is 1e+300; give multiples of 100 um, from 0 to 10000"),
-        ({"hit_fraction": 1.5}, "hit_fraction is 1.5; give a number from 0 to 1"),
-        ({"seed": -1}, "seed is -1"),
-        ({"crystal_size_m": 0.0}, "crystal_size_m is 0.0"),
-        ({"mosaicity_deg": -0.1}, "mosaicity_deg is -0.1"),
-        ({"mosaicity_deg": 100.0}, "mosaicity_deg is 100.0; give degrees, from 0 to 3"),
-        ({"bandwidth": 0.0}, "bandwidth is 0.0"),
-        ({"dtype": "float32"}, "dtype is 'float32'"),
-        ({"shard": (3, 3)}, "shard is 3/3"),
-        ({"frames": 2, "shard": (0, 3)}, "shard 0/3 of 2 frames is empty"),
-    ],
-)
-def test_bad_settings_are_refused_in_one_line_naming_the_setting(changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        SimulationSettings(**changes)
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_the_truth_tells_each_shot_its_jitter_its_crystals_and_its_distractors(tmp_path: Path) -> None:
+    scene = dataclasses.replace(
+        SCENE,
+        crystals=2,
+        jitter=Jitter(0.3, 0.2, 2.0, 30.0, 1e-3, 2e-6),
+        distractors=Distractors(salt=0.5, ice_ring=0.5, no_beam=0.2),
+    )
+    t = truth(simulate_series(tmp_path / "run", scene, dataclasses.replace(PLAN, frames=60)))
+    beam = t["class"] != b"no_beam"
+    assert 0 < (~beam).sum() < 30
+    assert not t["hit"][~beam].any()
+    assert (t["flux_photons"][~beam] == 0.0).all()
+    assert (t["background_photons"][~beam] == 0.0).all()
+    assert t["orientation_all"].shape == (60, 2, 3, 3)
+    np.testing.assert_array_equal(t["orientation_all"][:, 0], t["orientation"])
+    assert np.isfinite(t["orientation_all"][t["hit"]]).all()
+    assert np.isnan(t["orientation_all"][~t["hit"]]).all()
+    assert set(t["spot_crystal"]) == {0, 1}
+    for name, middle, sigma in (
+        ("photon_energy_eV", 7000.0, 30.0), ("camera_length_m", 0.15, 1e-3),
+        ("beam_center_x_px", 260.0, 2.0), ("beam_center_y_px", 270.0, 2.0),
+    ):  # fmt: skip
+        assert t[name].mean() == pytest.approx(middle, abs=4 * sigma / math.sqrt(60))
+        assert t[name].std() == pytest.approx(sigma, rel=0.4)
+    assert np.log(t["flux_photons"][beam]).std() == pytest.approx(0.3, rel=0.4)
+    assert np.log(t["water_thickness_m"]).std() == pytest.approx(0.2, rel=0.4)
+    offsets = t["crystal_offset_m"][t["hit"]]
+    assert offsets.std() == pytest.approx(2e-6, rel=0.4)
+    ice = (t["classes"] & int(Kind.ICE)) != 0
+    assert set(t["ring_frame"]) == set(np.flatnonzero(ice))
+    assert set(t["ring_kind"]) == {int(Kind.ICE)}
+    salt = (t["classes"] & int(Kind.SALT)) != 0
+    assert salt.any()
+    assert set(t["salt_spot_frame"]) == set(np.flatnonzero(salt))
+    assert [bool(name) for name in t["salt"]] == salt.tolist()
 
 
-def test_settings_default_to_condition_five_and_take_an_own_one() -> None:
-    assert SimulationSettings().shot_condition == CONDITIONS[5]
-    own = SimulationSettings(camera_length_m=0.2, photon_energy_eV=9000.0, water_scale=2.0).shot_condition
-    assert (own.camera_length_m, own.photon_energy_eV, own.water_scale) == (0.2, 9000.0, 2.0)
+def test_our_own_reader_opens_what_was_written(master: Path) -> None:
+    series = FileSeries(master)
+    try:
+        assert len(series) == 12
+        assert series.metadata.photon_energy_eV == pytest.approx(7000.0)
+        assert series.metadata.camera_length_m == 0.15
+    finally:
+        series.close()

@@ -1,0 +1,610 @@
+"""Bragg spots of many crystals at once, on small windows of one detector, in torch.
+
+The physics is that of `sim_replay.diffraction`, whose docstring has the formulas; this module only orders the work for
+vectors. A matrix product finds the reflections that could meet Bragg's condition: for q = U B hkl and any reach s, a
+reflection is met between the wavelengths a and b only if -q_z >= a q^2/2 - s q and -q_z <= b q^2/2 + s q, two planes
+over (q_x, q_y, q_z, q^2, q, 1), since the sine is flatter than its argument. What is left is tested exactly, in
+float64. Streaks are sums of round Gaussians, each the product of two rows of error functions, so a streak over a box of
+pixels is a product of two matrices; streaks of like size share one batched product.
+
+Nothing loops over crystals of one reflection list, over reflections or over pixels. The device is asked for sizes (the
+count of what is left, which sizes of streaks there are), which waits for it; there is no other wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sim_replay.beam import lit_path_m
+from sim_replay.crystal import Cell, Crystal, reciprocal_basis
+from sim_replay.detector import Condition, Detector, beam_center_px
+from sim_replay.diffraction import SIZE_SIGMA_TIMES_LENGTH, Sample
+from sim_replay.scatter import CLASSICAL_ELECTRON_RADIUS_M
+
+_REACH_SIGMA = 5.0  # the Gaussian of angles is cut here, as in `diffract`
+_DROP_NATS = 9.2  # pieces whose density is below exp(-9.2) = 1e-4 of the streak's densest are not laid
+_KERNEL_REACH_SIGMA = 4.5
+_NODE_REACH_SIGMA = 3.5
+_LARGEST_THETA_RAD = 0.78
+_LARGEST_TWO_THETA_RAD = math.radians(85.0)
+_LARGEST_TANGENT_RAD = 1.5
+_WEAK_SPOT_PHOTONS = 1.0
+_LEAST_STREAK_PX = 0.05
+
+_PIECES = (1, 4, 8, 16, 32, 64, 128, 256, 512)
+_NODES = (1, 5, 9, 17, 29, 41)
+_Q_MAX = 6  # where in a row of `_Settings`
+_BOX_PX = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
+
+_CANDIDATE_BYTES = 8 * 60  # of a reflection that is tested exactly: arrays of float64 alive at once
+_BIN_BYTES = 8 * 12  # the same for each bin of the spectrum
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LitCrystal:
+    """A crystal in a pulse and the window it is seen through.
+
+    orientation (3, 3) as for `diffract`; the condition's flux is that of the whole frame; item is the number of the
+    window, ss0 and fs0 its first pixel; own says whether the crystal is the sample's, not a salt's.
+    """
+
+    sample: Sample
+    condition: Condition
+    orientation: NDArray[np.float64]
+    item: int
+    ss0: int
+    fs0: int
+    own: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Columns:
+    """Tensors of one length on one device."""
+
+    def at(self, rows: torch.Tensor) -> Self:
+        return type(self)(*(getattr(self, each.name).index_select(0, rows) for each in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Settings(_Columns):
+    """What a lit crystal's reflections share; (n,) float64 each, place in pixels of the window."""
+
+    shortest_angstrom: torch.Tensor
+    longest_angstrom: torch.Tensor
+    mosaic_rad: torch.Tensor
+    divergence_rad: torch.Tensor
+    size_sigma: torch.Tensor
+    strain: torch.Tensor
+    q_max: torch.Tensor
+    strength: torch.Tensor
+    polarisation_xx: torch.Tensor
+    polarisation_xy: torch.Tensor
+    polarisation_yy: torch.Tensor
+    distance_px: torch.Tensor
+    beam_fs: torch.Tensor
+    beam_ss: torch.Tensor
+    blur_px: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Streaks(_Columns):
+    """Reflections whose light meets their window, (n,) each, float64 where nothing else is said.
+
+    item int64 and own bool as in `LitCrystal`, crystal int64 its place in the list; photons into the whole spot.
+    theta_mean, theta_sigma, d (angstrom), slope, direction_fs and direction_ss are those of `Spots`; low and high bound
+    the angles that are laid. kernel_px: the round Gaussian; wide_px: how much wider it is one way, 0 for round, along
+    the radius where along_radius (bool) says so. pieces and nodes (int64): Gaussians along the streak and for its width;
+    box_px (int64): side of its pixel box, whose first pixel is (box_ss, box_fs) int64 in the window.
+    """
+
+    item: torch.Tensor
+    crystal: torch.Tensor
+    own: torch.Tensor
+    photons: torch.Tensor
+    theta_mean: torch.Tensor
+    theta_sigma: torch.Tensor
+    d: torch.Tensor
+    slope: torch.Tensor
+    direction_fs: torch.Tensor
+    direction_ss: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    kernel_px: torch.Tensor
+    wide_px: torch.Tensor
+    along_radius: torch.Tensor
+    distance_px: torch.Tensor
+    beam_fs: torch.Tensor
+    beam_ss: torch.Tensor
+    pieces: torch.Tensor
+    nodes: torch.Tensor
+    box_px: torch.Tensor
+    box_ss: torch.Tensor
+    box_fs: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.photons)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectra:
+    """Band edges (crystals, bins + 1) in angstrom and share of the photons an angstrom (crystals, bins), float64.
+
+    A spectrum of fewer bins than the longest ends in bins of no width.
+    """
+
+    edges: torch.Tensor
+    density: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patch:
+    """Some streaks over boxes of one size: row (m,) int64 of the streaks, pixel (m, h, w) int64 flat over (items, ss,
+    fs), photons (m, h, w) float32 expected without regard to gaps."""
+
+    row: torch.Tensor
+    pixel: torch.Tensor
+    photons: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _List:
+    """One reflection list; equal only to itself, so that what is made of it can be remembered."""
+
+    hkl: NDArray[np.int32]
+    cell: Cell
+
+    def __hash__(self) -> int:
+        return hash((id(self.hkl), self.cell))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _List) and other.hkl is self.hkl and other.cell == self.cell
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reflections:
+    """A list by rising |q|: features (6, N) float32, q (N, 3) float64 in the crystal's frame, order (N,) int64 in the
+    crystal's list, and |q| (N,) on the host."""
+
+    features: torch.Tensor
+    q: torch.Tensor
+    order: torch.Tensor
+    length: NDArray[np.float64]
+
+
+@lru_cache(maxsize=8)
+def _reflections(listed: _List, device: torch.device) -> _Reflections:
+    q = listed.hkl @ reciprocal_basis(listed.cell).T
+    length = np.linalg.norm(q, axis=1)
+    order = np.argsort(length, kind="stable")
+    order = order[np.searchsorted(length[order], 0.0, side="right") :]  # 000 is the beam itself
+    q, length = q[order], length[order]
+    features = np.stack([*q.T, length**2, length, np.ones(len(q))]).astype(np.float32)
+    return _Reflections(
+        torch.from_numpy(features).to(device),
+        torch.from_numpy(q).to(device),
+        torch.from_numpy(order).to(device),
+        length,
+    )
+
+
+def excite(
+    lit: Sequence[LitCrystal],
+    detector: Detector,
+    shape: tuple[int, int],
+    device: torch.device,
+    memory_bytes: int,
+    min_photons: float = 1e-3,
+) -> tuple[Streaks, Spectra]:
+    """The streaks of every crystal that meet its window of `shape` (ss, fs), and the spectra that they are met with.
+
+    Reflections of fewer than min_photons expected photons are left out. memory_bytes bounds what is alive at once
+    besides the result, as long as one reflection list and one streak fit.
+    """
+    settings, spectra, q_max = _settings(lit, detector, shape, device)
+    turns = torch.from_numpy(np.stack([each.orientation for each in lit]).astype(np.float64)).to(device)
+    items = torch.tensor([each.item for each in lit], device=device)
+    own = torch.tensor([each.own for each in lit], device=device)
+    members: dict[_List, list[int]] = {}
+    for number, each in enumerate(lit):
+        members.setdefault(_List(each.sample.crystal.hkl, each.sample.crystal.cell), []).append(number)
+    rows = max(1, memory_bytes // (_BIN_BYTES * spectra.edges.shape[1]))
+    parts = []
+    for listed, numbers in members.items():
+        reflections = _reflections(listed, device)
+        group = torch.tensor(numbers, device=device)
+        crystals = [lit[number].sample.crystal for number in numbers]
+        longest = max(q_max[number] for number in numbers)
+        for reflection, member in _candidates(reflections, settings.at(group), turns[group], longest, memory_bytes):
+            near = _met(reflections, reflection, member, group.index_select(0, member), settings, turns, shape)
+            for start in range(0, len(near), rows):
+                some = near.at(torch.arange(start, min(start + rows, len(near)), device=device))
+                intensity = _intensity(crystals, reflections.order.index_select(0, some.reflection), some.member)
+                parts.append(_streaks(some, intensity, settings, spectra, items, own, shape, min_photons))
+    return (Streaks.joined(parts) if parts else _no_streaks(device)), spectra
+
+
+def _no_streaks(device: torch.device) -> Streaks:
+    kinds = dict.fromkeys(("item", "crystal", "pieces", "nodes", "box_px", "box_ss", "box_fs"), torch.int64)
+    kinds |= dict.fromkeys(("own", "along_radius"), torch.bool)
+    return Streaks(
+        *(torch.empty(0, dtype=kinds.get(each.name, torch.float64), device=device) for each in fields(Streaks))
+    )
+
+
+def _settings(
+    lit: Sequence[LitCrystal], detector: Detector, shape: tuple[int, int], device: torch.device
+) -> tuple[_Settings, Spectra, list[float]]:
+    """Settings and spectra of all crystals, and the longest q that each can light its window with."""
+    bins = max(len(each.condition.beam.spectrum.shares) for each in lit)
+    rows, edges, density = [], np.empty((len(lit), bins + 1)), np.zeros((len(lit), bins))
+    for i, each in enumerate(lit):
+        sample, condition, beam = each.sample, each.condition, each.condition.beam
+        own_edges = condition.wavelength_angstrom * np.asarray(beam.spectrum.edges)
+        own_bins = len(own_edges) - 1
+        edges[i, : own_bins + 1], edges[i, own_bins + 1 :] = own_edges, own_edges[-1]
+        density[i, :own_bins] = np.asarray(beam.spectrum.shares) / np.diff(own_edges)
+        center_x, center_y = beam_center_px(condition, detector)
+        distance_px = condition.camera_length_m / detector.pixel_size_m
+        size_sigma = SIZE_SIGMA_TIMES_LENGTH / (sample.size_m * 1e10)
+        lit_width_m = sample.size_m if beam.profile == "uniform" else min(sample.size_m, 2.0 * beam.radius_m)
+        strength = (
+            condition.flux_photons
+            * lit_path_m(beam, sample.size_m, sample.offset_m)
+            * (CLASSICAL_ELECTRON_RADIUS_M / (sample.crystal.volume_angstrom3 * 1e-30)) ** 2
+            * 1e-30  # the spectrum's integral is in cubic angstrom
+        )
+        rows.append((
+            own_edges[0], own_edges[-1], sample.mosaic_sigma_rad, beam.divergence_rad, size_sigma, sample.strain,
+            _largest_q(each, center_x, center_y, distance_px, detector, shape, own_edges[0]), strength,
+            *beam.polarisation_terms, distance_px, center_x - 0.5 - each.fs0, center_y - 0.5 - each.ss0,
+            math.hypot(detector.point_spread_px, lit_width_m / math.sqrt(12.0) / detector.pixel_size_m),
+        ))  # fmt: skip
+    table = torch.from_numpy(np.array(rows, dtype=np.float64).T.copy()).to(device)
+    return (
+        _Settings(*table.unbind(0)),
+        Spectra(torch.from_numpy(edges).to(device), torch.from_numpy(density).to(device)),
+        [float(row[_Q_MAX]) for row in rows],
+    )
+
+
+def _largest_q(
+    lit: LitCrystal,
+    center_x: float,
+    center_y: float,
+    distance_px: float,
+    detector: Detector,
+    shape: tuple[int, int],
+    shortest_angstrom: float,
+) -> float:
+    """Longest q (1/angstrom) that can light the window, and `diffract`'s own limit where that is shorter."""
+
+    def farthest_two_theta(ss_low: float, ss_high: float, fs_low: float, fs_high: float) -> float:
+        x = max(abs(center_x - fs_low), abs(fs_high - center_x))
+        y = max(abs(center_y - ss_low), abs(ss_high - center_y))
+        return math.atan(math.hypot(x, y) / distance_px)
+
+    panel = 2.0 * math.sin(farthest_two_theta(0, detector.shape[0], 0, detector.shape[1]) / 2.0) / shortest_angstrom
+    window = farthest_two_theta(lit.ss0, lit.ss0 + shape[0], lit.fs0, lit.fs0 + shape[1])
+    # Light leaves a reflection up to 2 reach sigma off the angle that Bragg's condition gives, and is blurred.
+    spread = math.hypot(lit.sample.mosaic_sigma_rad, lit.condition.beam.divergence_rad) + lit.sample.strain
+    window = min(window + 4.0 * _REACH_SIGMA * spread + 50.0 / distance_px, math.pi / 2.0)
+    return min(panel * 1.01, 2.0 * math.sin(window / 2.0) / shortest_angstrom * 1.01)
+
+
+def _candidates(
+    reflections: _Reflections, settings: _Settings, turns: torch.Tensor, q_max: float, memory_bytes: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Reflections that could be met, as (reflection, member of the group) int64, a bounded number at a time."""
+    # Angles of the Gaussian times q, with the size's part e d q = e doubled, as cos(theta) is above 1/2.
+    per_q = _REACH_SIGMA * (torch.hypot(settings.mosaic_rad, settings.divergence_rad) + settings.strain)
+    constant = _REACH_SIGMA * 2.0 * settings.size_sigma + 1e-6  # float32's rounding
+    z = turns[:, 2]
+    at_least = torch.stack([-z[:, 0], -z[:, 1], -z[:, 2], -settings.shortest_angstrom / 2.0, per_q, constant], dim=1)
+    at_most = torch.stack([z[:, 0], z[:, 1], z[:, 2], settings.longest_angstrom / 2.0, per_q, constant], dim=1)
+    planes = torch.stack([at_least, at_most]).to(torch.float32)
+    n, members = int(np.searchsorted(reflections.length, q_max, side="right")), len(z)
+    columns = max(1, memory_bytes // (16 * members))
+    rows = max(1, memory_bytes // _CANDIDATE_BYTES)
+    for start in range(0, n, columns):
+        features = reflections.features[:, start : min(start + columns, n)]
+        margin = torch.matmul(planes, features)
+        member, reflection = (torch.minimum(margin[0], margin[1]) >= 0.0).nonzero().unbind(1)
+        for first in range(0, len(member), rows):
+            some = slice(first, first + rows)
+            yield reflection[some] + start, member[some]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Met(_Columns):
+    """Reflections that may light their window: reflection (n,) int64 in the sorted list, member of the group and
+    crystal int64, the rest (n,) float64 as in `Streaks`."""
+
+    reflection: torch.Tensor
+    member: torch.Tensor
+    crystal: torch.Tensor
+    theta_mean: torch.Tensor
+    theta_sigma: torch.Tensor
+    d: torch.Tensor
+    direction_fs: torch.Tensor
+    direction_ss: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.reflection)
+
+
+def _met(
+    reflections: _Reflections,
+    reflection: torch.Tensor,
+    member: torch.Tensor,
+    crystal: torch.Tensor,
+    settings: _Settings,
+    turns: torch.Tensor,
+    shape: tuple[int, int],
+) -> _Met:
+    """Candidates within reach of the band whose streak may meet the window."""
+    own = settings.at(crystal)
+    in_crystal = reflections.q.index_select(0, reflection)
+    qx, qy, qz = (turns.index_select(0, crystal) * in_crystal[:, None, :]).sum(dim=2).unbind(1)
+    q2 = in_crystal.square().sum(dim=1)
+    q = q2.sqrt()
+    sine = (-qz / q).clamp(-1.0, 1.0)
+    cosine2 = (1.0 - sine * sine).clamp(min=1e-6)
+    flat2 = own.mosaic_rad.square() + own.divergence_rad.square()
+    sigma = (flat2 + ((own.size_sigma / q).square() + own.strain.square() * sine * sine) / cosine2).sqrt()
+    theta = torch.asin(sine)
+    reach = _REACH_SIGMA * sigma
+    lowest, highest = (
+        torch.asin((edge * q / 2.0).clamp(max=1.0)) for edge in (own.shortest_angstrom, own.longest_angstrom)
+    )
+    keep = (q <= own.q_max) & (own.longest_angstrom * q < 2.0) & (theta >= lowest - reach) & (theta <= highest + reach)
+
+    # The streak runs along a radius from the smallest to the largest angle that is left; widths are at their largest.
+    low, high = torch.maximum(lowest, theta - reach), torch.minimum(highest, theta + reach)
+    turn2 = own.mosaic_rad.square() + (own.size_sigma / q).square()
+    slope = (2.0 * turn2 + own.divergence_rad.square()) / sigma.square()
+    ends = (_exit_radius(theta, slope, end, own.distance_px) for end in (low, high))
+    in_plane = torch.hypot(qx, qy)
+    ux, uy = qx / in_plane, qy / in_plane
+    stretch = own.distance_px / torch.cos((2.0 * high).clamp(0.0, _LARGEST_TANGENT_RAD)).square()
+    across2 = 4.0 * turn2 + own.divergence_rad.square() + (own.size_sigma * own.longest_angstrom).square()
+    margin = _KERNEL_REACH_SIGMA * (own.blur_px + across2.sqrt() * stretch) + 1.0
+    near, far = ends
+    for beam, direction, size in ((own.beam_fs, ux, shape[1]), (own.beam_ss, uy, shape[0])):
+        first, last = beam + near * direction, beam + far * direction
+        keep &= (torch.maximum(first, last) + margin >= -0.5) & (torch.minimum(first, last) - margin <= size - 0.5)
+    keep &= in_plane > 0.0
+    row = keep.nonzero().squeeze(1)
+    return _Met(reflection, member, crystal, theta, sigma, 1.0 / q, ux, uy).at(row)
+
+
+def _exit_radius(
+    theta_mean: torch.Tensor, slope: torch.Tensor, theta: torch.Tensor, distance_px: torch.Tensor
+) -> torch.Tensor:
+    exit_angle = 2.0 * theta_mean + slope * (theta - theta_mean)
+    return distance_px * torch.tan(exit_angle.clamp(0.0, _LARGEST_TANGENT_RAD))
+
+
+def _intensity(crystals: list[Crystal], place: torch.Tensor, member: torch.Tensor) -> torch.Tensor:
+    """|F|^2 of reflections (n,) of the group's crystals, which share a list but not always the intensities."""
+    numbers: dict[int, list[int]] = {}
+    for number, crystal in enumerate(crystals):
+        numbers.setdefault(id(crystal.intensity), []).append(number)
+    values = torch.zeros(len(place), dtype=torch.float64, device=place.device)
+    for mine in numbers.values():
+        table = torch.from_numpy(crystals[mine[0]].intensity).to(place.device)
+        who = torch.zeros(len(crystals), dtype=torch.bool)
+        who[mine] = True
+        values = torch.where(who.to(place.device)[member], table.index_select(0, place), values)
+    return values
+
+
+def _streaks(
+    met: _Met,
+    intensity: torch.Tensor,
+    settings: _Settings,
+    spectra: Spectra,
+    items: torch.Tensor,
+    is_own: torch.Tensor,
+    shape: tuple[int, int],
+    min_photons: float,
+) -> Streaks:
+    own = settings.at(met.crystal)
+    mean, sigma, d = met.theta_mean, met.theta_sigma, met.d
+    density = spectra.density.index_select(0, met.crystal)
+    edges = _band_angles(spectra, met.crystal, d)
+    lowest, highest = edges[:, 0], edges[:, -1]
+    density_met, theta = _meet(edges, mean, sigma, density)
+
+    size_angle2 = (own.size_sigma * d).square()
+    turn2 = own.mosaic_rad.square() + size_angle2
+    divergence2 = own.divergence_rad.square()
+    slope = (2.0 * turn2 + divergence2) / sigma.square()
+    exit_angle = 2.0 * mean + slope * (theta - mean)
+    ux, uy = met.direction_fs, met.direction_ss
+    dipole = own.polarisation_xx * ux * ux + 2.0 * own.polarisation_xy * ux * uy + own.polarisation_yy * uy * uy
+    wavelength = 2.0 * d * torch.sin(theta)
+    laue = density_met * wavelength**4 / (2.0 * torch.sin(theta).square())
+    photons = own.strength * (1.0 - torch.sin(exit_angle).square() * dipole) * intensity * laue
+    keep = (photons >= min_photons) & (photons > 0.0) & (exit_angle < _LARGEST_TWO_THETA_RAD) & (exit_angle > 0.0)
+
+    # What the angle leaves open, as a round Gaussian and what one direction has more of than the other.
+    low = torch.maximum(lowest, mean - _REACH_SIGMA * sigma)
+    high = torch.minimum(highest, mean + _REACH_SIGMA * sigma).clamp(max=_LARGEST_THETA_RAD)
+    cosine = torch.cos((2.0 * mean).clamp(0.0, _LARGEST_TANGENT_RAD))
+    stretch = own.distance_px / cosine.square()
+    left_open = (4.0 * turn2 + divergence2 - slope.square() * sigma.square()).clamp(min=0.0)
+    cross2 = (2.0 * torch.sin(theta) * own.mosaic_rad).square() + (own.size_sigma * wavelength).square() + divergence2
+    radial, across = left_open * stretch.square(), cross2 * (own.distance_px / cosine).square()
+    round2 = own.blur_px.square() + torch.minimum(radial, across)
+    scale_px = slope * stretch
+    length_px = (high - low).clamp(min=0.0) * scale_px
+    streak2 = torch.minimum(length_px.square() / 12.0, (sigma * scale_px).square())
+    excess = (across - radial).abs()
+    unseen = excess < 0.1 * (round2 + streak2)
+    kernel = (round2 + torch.where(unseen, excess, 0.0)).sqrt()
+    wide = torch.where(unseen, 0.0, excess).sqrt()
+
+    # Of the angles keep those that are dense enough to show.
+    reach = ((torch.maximum(lowest - mean, mean - highest) / sigma).clamp(min=0.0).square() + 2.0 * _DROP_NATS).sqrt()
+    low, high = torch.maximum(low, mean - reach * sigma), torch.minimum(high, mean + reach * sigma)
+    sharp = torch.minimum(torch.maximum(mean, lowest), highest)
+    is_sharp = ~(low < high)
+    low, high = torch.where(is_sharp, sharp, low), torch.where(is_sharp, sharp, high)
+
+    spacing = (1.5 * kernel).clamp(min=0.5) * torch.where(photons < _WEAK_SPOT_PHOTONS, 2.0, 1.0)
+    length_px = (high - low) * scale_px
+    pieces = torch.where(length_px > _LEAST_STREAK_PX, (length_px / spacing).clamp(min=4.0), 1.0)
+    nodes = torch.where(wide > 0.0, 2.0 * torch.ceil(_NODE_REACH_SIGMA * wide / spacing) + 1.0, 1.0)
+
+    across_reach = _NODE_REACH_SIGMA * wide
+    margin = _KERNEL_REACH_SIGMA * kernel + 0.5
+    ends = [_exit_radius(mean, slope, end, own.distance_px) for end in (low, high)]
+    along_radius = radial > across
+    first_px, extent_px = [], []
+    for beam, direction, other, size in ((own.beam_ss, uy, ux, shape[0]), (own.beam_fs, ux, uy, shape[1])):
+        one, two = (beam + end * direction for end in ends)
+        more = margin + across_reach * torch.where(along_radius, direction, other).abs()
+        first = torch.floor(torch.minimum(one, two) - more).clamp(0.0, float(size))
+        last = torch.ceil(torch.maximum(one, two) + more + 1.0).clamp(0.0, float(size))
+        keep &= last > first
+        first_px.append(first)
+        extent_px.append(last - first)
+    box = _rounded_up(torch.maximum(*extent_px), _BOX_PX)
+    # Boxes stay inside the window, so that no pixel needs a check; one as large as the window begins where it does.
+    box_ss, box_fs = (
+        torch.minimum(first.to(torch.int64), (size - box).clamp(min=0))
+        for first, size in zip(first_px, shape, strict=True)
+    )
+    return Streaks(
+        items.index_select(0, met.crystal), met.crystal, is_own.index_select(0, met.crystal), photons, mean, sigma, d,
+        slope, ux, uy, low, high, kernel, wide, along_radius, own.distance_px, own.beam_fs, own.beam_ss,
+        _rounded_up(pieces, _PIECES), _rounded_up(nodes, _NODES), box, box_ss, box_fs,
+    ).at(keep.nonzero().squeeze(1))  # fmt: skip
+
+
+def _rounded_up(values: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+    """The smallest of the sizes that is no smaller, or the largest there is."""
+    table = torch.tensor(sizes, device=values.device)
+    place = torch.searchsorted(table.to(values.dtype), values.contiguous()).clamp(max=len(sizes) - 1)
+    return table.index_select(0, place)
+
+
+def _band_angles(spectra: Spectra, crystal: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """Angles (n, bins + 1) that reflect the spectrum's edges."""
+    return torch.asin((spectra.edges.index_select(0, crystal) / (2.0 * d[:, None])).clamp(max=1.0))
+
+
+def _bell(x: torch.Tensor) -> torch.Tensor:
+    return torch.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+
+
+def _meet(
+    edges: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor, density: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `diffraction._meet`: the spectrum's density under each Gaussian of angles, and the mean angle met."""
+    x = (edges - mean[:, None]) / sigma[:, None]
+    low, high = x[:, :-1], x[:, 1:]
+    above = low > 0.0  # of the two tails take the one that does not cancel
+    share = torch.special.ndtr(torch.where(above, -low, high)) - torch.special.ndtr(torch.where(above, -high, low))
+    bell = _bell(x)
+    met = (share * density).sum(dim=1)
+    turn = ((bell[:, :-1] - bell[:, 1:]) * density).sum(dim=1) / met
+    theta = mean + sigma * torch.nan_to_num(turn, nan=0.0, posinf=0.0, neginf=0.0)
+    return met, torch.minimum(torch.maximum(theta, edges[:, 0]), edges[:, -1])
+
+
+def lay(streaks: Streaks, spectra: Spectra, shape: tuple[int, int], memory_bytes: int) -> Iterator[Patch]:
+    """Lay streaks over the pixels of their windows, those of like size together, within the memory given."""
+    if len(streaks) == 0:
+        return
+    sizes = torch.stack([streaks.pieces, streaks.nodes, streaks.box_px], dim=1)
+    kinds, kind, counts = torch.unique(sizes, dim=0, return_inverse=True, return_counts=True)
+    rows = torch.argsort(kind, stable=True)
+    start = 0
+    for (pieces, nodes, box), count in zip(kinds.tolist(), counts.tolist(), strict=True):
+        gaussians, height, width = pieces * nodes, min(box, shape[0]), min(box, shape[1])
+        each_bytes = 4 * (4 * gaussians * (height + width + 2) + 6 * height * width) + 16 * _BIN_BYTES * (
+            pieces + spectra.edges.shape[1]
+        )
+        step = max(1, memory_bytes // each_bytes)
+        for first in range(start, start + count, step):
+            row = rows[first : min(first + step, start + count)]
+            yield _patch(row, streaks.at(row), spectra, pieces, nodes, height, width, shape)
+        start += count
+
+
+def _patch(
+    row: torch.Tensor, streaks: Streaks, spectra: Spectra, pieces: int, nodes: int, height: int, width: int,
+    shape: tuple[int, int],
+) -> Patch:  # fmt: skip
+    theta, weight = _split(streaks, spectra, pieces)
+    exit_angle = 2.0 * streaks.theta_mean[:, None] + streaks.slope[:, None] * (theta - streaks.theta_mean[:, None])
+    radius = streaks.distance_px[:, None] * torch.tan(exit_angle.clamp(0.0, _LARGEST_TANGENT_RAD))
+    ux, uy = streaks.direction_fs[:, None], streaks.direction_ss[:, None]
+    fs = (streaks.beam_fs - streaks.box_fs)[:, None] + radius * ux
+    ss = (streaks.beam_ss - streaks.box_ss)[:, None] + radius * uy
+    weight = weight * streaks.photons[:, None]
+    if nodes > 1:
+        step = 2.0 * _NODE_REACH_SIGMA / (nodes - 1)
+        at = torch.arange(nodes, dtype=theta.dtype, device=theta.device) * step - _NODE_REACH_SIGMA
+        share = torch.special.ndtr(at + step / 2.0) - torch.special.ndtr(at - step / 2.0)
+        share = share / share.sum()
+        away = streaks.wide_px[:, None] * at
+        along = streaks.along_radius[:, None]
+        fs = (fs[:, :, None] + (away * torch.where(along, ux, -uy))[:, None, :]).flatten(1)
+        ss = (ss[:, :, None] + (away * torch.where(along, uy, ux))[:, None, :]).flatten(1)
+        weight = (weight[:, :, None] * share).flatten(1)
+    scale = (1.0 / (math.sqrt(2.0) * streaks.kernel_px)).to(torch.float32)
+    rows, columns = (_pixel_shares(place, scale, size) for place, size in ((ss, height), (fs, width)))
+    photons = torch.bmm((rows * weight.to(torch.float32)[:, :, None]).transpose(1, 2), columns)
+    first = (streaks.item * shape[0] + streaks.box_ss) * shape[1] + streaks.box_fs
+    box = torch.arange(height, device=row.device)[:, None] * shape[1] + torch.arange(width, device=row.device)
+    return Patch(row, first[:, None, None] + box, photons)
+
+
+def _pixel_shares(place: torch.Tensor, scale: torch.Tensor, size: int) -> torch.Tensor:
+    """Shares (n, gaussians, size) float32 of Gaussians at `place` (n, gaussians) in the pixels 0 to size - 1."""
+    edge = torch.arange(size + 1, dtype=torch.float32, device=place.device) - 0.5
+    return (0.5 * torch.erf((edge - place.to(torch.float32)[:, :, None]) * scale[:, None, None])).diff(dim=2)
+
+
+def _split(streaks: Streaks, spectra: Spectra, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut the angles of streaks into pieces of one width: mean angle and share of the photons, (n, pieces) each."""
+    cuts = torch.linspace(0.0, 1.0, pieces + 1, dtype=torch.float64, device=streaks.low.device)
+    cuts = streaks.low[:, None] + (streaks.high - streaks.low)[:, None] * cuts
+    mean, sigma = streaks.theta_mean[:, None], streaks.theta_sigma[:, None]
+    below, moment = (each.diff(dim=1) for each in _cumulative(streaks, spectra, (cuts - mean) / sigma))
+    total = below.sum(dim=1, keepdim=True)
+    some = below > 0.0
+    theta = mean + sigma * torch.where(some, moment / torch.where(some, below, 1.0), 0.0)
+    theta = torch.where(some, torch.minimum(torch.maximum(theta, cuts[:, :-1]), cuts[:, 1:]), cuts[:, :-1])
+    return theta, torch.where(total > 0.0, below / torch.where(total > 0.0, total, 1.0), 1.0 / pieces)
+
+
+def _cumulative(streaks: Streaks, spectra: Spectra, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the spectrum's density times the Gaussian of angles, and times its argument, sum to below x (n, m)."""
+    if spectra.density.shape[1] == 1:
+        return torch.special.ndtr(x), -_bell(x)
+    edges = (_band_angles(spectra, streaks.crystal, streaks.d) - streaks.theta_mean[:, None]) / streaks.theta_sigma[
+        :, None
+    ]
+    density = spectra.density.index_select(0, streaks.crystal)
+    bin_of = (torch.searchsorted(edges, x.contiguous(), right=True) - 1).clamp(0, density.shape[1] - 1)
+    sums = []
+    for at_edges, at_x in ((torch.special.ndtr(edges), torch.special.ndtr(x)), (-_bell(edges), -_bell(x))):
+        before = torch.nn.functional.pad((at_edges.diff(dim=1) * density).cumsum(dim=1), (1, 0))
+        within = density.gather(1, bin_of) * (at_x - at_edges.gather(1, bin_of))
+        sums.append(before.gather(1, bin_of) + within)
+    return sums[0], sums[1]
