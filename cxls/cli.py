@@ -121,7 +121,49 @@ cli.add_command(
         "simulate",
         "cxls.commands.simulate:run",
         [click.Argument(["out"], type=click.Path(path_type=Path))],
-        "Writes OUT_master.h5 and OUT_data_000001.h5. Example: cxls simulate runs/test --condition 1 --frames 500",
+        "Writes OUT_master.h5 and OUT_data_000001.h5. Example, photons counted as a pulsed source lets a pixel count "
+        "them, some frames with salt: cxls simulate runs/test --crystal lysozyme --response one_per_pulse --salt 0.1",
+    )
+)
+
+
+@cli.command("crystals")
+def crystals() -> None:
+    """Ready crystals for ``cxls simulate --crystal``."""
+    importlib.import_module("cxls.commands.crystals").run()
+
+
+@cli.group("crystfel")
+def crystfel() -> None:
+    """Hand geometry to CrystFEL, and take patterns from its pattern_sim."""
+
+
+crystfel.add_command(
+    _command(
+        "crystfel geometry",
+        "cxls.commands.crystfel:geometry",
+        [click.Argument(["out"], type=click.Path(path_type=Path))],
+        "Example: cxls crystfel geometry eiger.geom --condition 5 --mask-file runs/test_master.h5",
+    )
+)
+crystfel.add_command(
+    _command(
+        "crystfel inputs",
+        "cxls.commands.crystfel:inputs",
+        [click.Argument(["folder"], type=click.Path(path_type=Path))],
+        "Example: cxls crystfel inputs lyso --crystal lysozyme --condition 2 --patterns 30 && sh lyso/run.sh",
+    )
+)
+crystfel.add_command(
+    _command(
+        "crystfel import",
+        "cxls.commands.crystfel:import_",
+        [
+            click.Argument(["out"], type=click.Path(path_type=Path)),
+            click.Argument(["sources"], nargs=-1, required=True, metavar="SOURCE..."),
+        ],
+        "SOURCE is a folder of pattern_sim's output or a .npz of sparse patterns. Example: cxls crystfel import "
+        "runs/crystfel lyso --flux 3e7 --repeat 3 --hit-fraction 0.5",
     )
 )
 cli.add_command(

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from cxls.settings import BadSettings, SimulateSettings, SimulationOptions
+from cxls.settings import BadSettings, SceneOptions, SimulationOptions
 from sim_replay.artefacts import Artefacts
 from sim_replay.background import Surroundings
 from sim_replay.beam import Beam, Spectrum, gaussian, read_spectrum, top_hat
@@ -25,7 +25,10 @@ def scene_of(options: SimulationOptions) -> Scene:
 
     Also ValueError and OSError, of the files that they name.
     """
-    more = options if isinstance(options, SimulateSettings) else SimulateSettings(**options.model_dump())
+    if isinstance(options, SceneOptions):
+        more = options
+    else:
+        more = SceneOptions(**{name: getattr(options, name) for name in SimulationOptions.model_fields})
     detector, condition = _detector_and_condition(more)
     return Scene(
         sample=Sample(
@@ -74,7 +77,7 @@ def scene_of(options: SimulationOptions) -> Scene:
     )
 
 
-def _detector_and_condition(options: SimulateSettings) -> tuple[Detector, Condition]:
+def _detector_and_condition(options: SceneOptions) -> tuple[Detector, Condition]:
     detectors = {
         "eiger2-4m": eiger2_4m(options.dtype),
         "eiger1-4m": eiger1_4m(options.dtype),
@@ -111,13 +114,13 @@ def _detector_and_condition(options: SimulateSettings) -> tuple[Detector, Condit
     )
 
 
-def _spectrum(options: SimulateSettings) -> Spectrum:
+def _spectrum(options: SceneOptions) -> Spectrum:
     if options.spectrum_file is not None:
         return read_spectrum(options.spectrum_file)
     return gaussian(options.bandwidth) if options.spectrum == "gaussian" else top_hat(options.bandwidth)
 
 
-def _crystal(options: SimulateSettings) -> Crystal:
+def _crystal(options: SceneOptions) -> Crystal:
     if options.pdb is not None and options.hkl is not None:
         raise BadSettings("--pdb and --hkl are both given; the crystal comes from one of them")
     if options.cell is not None and options.hkl is None:

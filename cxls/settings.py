@@ -60,16 +60,8 @@ def _in(group: str, default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
 
 
-class SimulateSettings(SimulationOptions):
-    """Write a simulated Eiger series with its truth."""
-
-    frames: int = Field(100, ge=1, description="frames to write")
-    dtype: Literal["uint16", "uint32"] = Field("uint16", description="pixel type")
-    shard: str = Field(
-        "0/1", pattern=r"^\d+/\d+$", description="write part i of n, i/n counting from 0; same frames as one run"
-    )
-    workers: int = Field(0, ge=0, le=256, description="processes; 0 takes one a core. The frames do not depend on it")
-    overwrite: bool = Field(False, description="replace files that are there")
+class SceneOptions(SimulationOptions):
+    """Everything that stands in the beam, and the detector."""
 
     crystal: str = _in("Crystal", "proteinase-k", "ready cell with random intensities; `cxls crystals` lists them")
     pdb: Path | None = _in("Crystal", None, "structure of the crystal, PDB or mmCIF, plain or gzip")
@@ -124,6 +116,7 @@ class SimulateSettings(SimulationOptions):
         "Detector", "eiger2-4m", "paper is the gapless 2163 x 2069 panel of the 2024 study"
     )
     geometry: Path | None = _in("Detector", None, "CrystFEL .geom of one flat panel grid, instead of --detector")
+    dtype: Literal["uint16", "uint32"] = _in("Detector", "uint16", "pixel type")
     point_spread: float = _in("Detector", 0.4, "standard deviation of the sensor's blur, pixels", gt=0, le=50)
     response: Literal["integrating", "one_per_pulse", "retrigger"] = _in(
         "Detector", "integrating", "what a pixel counts of the photons that one pulse puts into it"
@@ -138,6 +131,37 @@ class SimulateSettings(SimulationOptions):
     cosmic_rate: float = _in("Detector", 0.0, "cosmic hits a frame", ge=0, le=1000)
     dark_counts: float = _in("Detector", 0.0, "noise counts a pixel and frame", ge=0, le=1)
     edge_glow: float = _in("Detector", 0.0, "share of frames in which a module edge glows", ge=0, le=1)
+
+
+class SimulateSettings(SceneOptions):
+    """Write a simulated Eiger series with its truth."""
+
+    frames: int = Field(100, ge=1, description="frames to write")
+    shard: str = Field(
+        "0/1", pattern=r"^\d+/\d+$", description="write part i of n, i/n counting from 0; same frames as one run"
+    )
+    workers: int = Field(0, ge=0, le=256, description="processes; 0 takes one a core. The frames do not depend on it")
+    overwrite: bool = Field(False, description="replace files that are there")
+
+
+class CrystfelGeometrySettings(SceneOptions):
+    """Write a CrystFEL .geom of the detector where the settings put it."""
+
+    mask_file: Path | None = Field(None, description="HDF5 master whose pixel mask the geometry is to name")
+
+
+class CrystfelInputsSettings(SceneOptions):
+    """Write what CrystFEL 0.10.2's pattern_sim needs: .geom, .cell, .hkl, orientations and the command."""
+
+    patterns: int = Field(10, ge=1, le=1_000_000, description="patterns, each in a random orientation")
+    point_group: str = Field("4/mmm", description="symmetry of the intensities, as CrystFEL writes it")
+
+
+class CrystfelImportSettings(SceneOptions):
+    """Turn noise-free patterns of pattern_sim into a series with water, noise and truth."""
+
+    repeat: int = Field(1, ge=1, le=1_000_000, description="frames of each pattern, each with its own noise")
+    overwrite: bool = Field(False, description="replace files that are there")
 
 
 class ReplaySettings(_Settings):
@@ -299,6 +323,9 @@ class DataExportTreeSettings(DataSettings):
 COMMANDS: dict[str, type[_Settings]] = {
     "demo": DemoSettings,
     "simulate": SimulateSettings,
+    "crystfel geometry": CrystfelGeometrySettings,
+    "crystfel inputs": CrystfelInputsSettings,
+    "crystfel import": CrystfelImportSettings,
     "replay": ReplaySettings,
     "analyze": AnalyzeSettings,
     "train": TrainSettings,

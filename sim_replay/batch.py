@@ -11,7 +11,7 @@ Images are float32; angles and places float64. On one device the same generator 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from sim_replay.background import PENUMBRA_PX, REFERENCE_PHOTONS, Surroundings
-from sim_replay.batch_diffraction import LitCrystal, Spectra, Streaks, excite, lay
+from sim_replay.batch_diffraction import LitCrystal, Streaks, excite, lay
 from sim_replay.detector import Condition, Detector, beam_center_px
 from sim_replay.diffraction import Sample
 from sim_replay.response import Response
@@ -39,6 +39,7 @@ MEMORY_BYTES = 1 << 28
 """Bound on what is alive at once besides the result and the reflection lists, by default."""
 
 _PIXEL_BYTES = 4 * 16  # images of float32 alive at once
+_CACHED_PIXELS = 1 << 19  # on a CPU images are worked on in blocks of 2 MB, which stay in its caches
 _PATCH_PIXEL_BYTES = 24
 _RADIUS_STEP_PX = 0.25  # of the table over the distance from the beam
 _UNIT_M = 0.01  # every material may be this thick; w is linear in it
@@ -118,17 +119,32 @@ def make_crops(
     """
     device = torch.device(device)
     _check(crops, detector, shape)
-    step = max(1, memory_bytes // (_PIXEL_BYTES * shape[0] * shape[1]))
-    parts = [
-        _make(crops[first : first + step], first, detector, shape, device, generator, memory_bytes)
-        for first in range(0, len(crops), step)
+    frames = [
+        replace(crop.condition, flux_photons=crop.condition.flux_photons * crop.response.pulses) for crop in crops
     ]
-    if len(parts) == 1:
-        return parts[0]
-    names = ("item", "fs", "ss", "photons", "counts")
-    spots = CropSpots(*(torch.cat([getattr(part.spots, name) for part in parts]) for name in names))
-    names = ("counts", "bragg", "background", "valid", "hit", "log_likelihood_ratio")
-    return CropBatch(*(torch.cat([getattr(part, name) for part in parts]) for name in names), spots)
+    counts, background = (torch.empty((len(crops), *shape), dtype=torch.float32, device=device) for _ in range(2))
+    bragg = torch.zeros_like(background)
+    valid = torch.empty(background.shape, dtype=torch.bool, device=device)
+    stops = any(crop.surroundings.beam_stop_radius_m > 0.0 for crop in crops)
+    live = torch.empty_like(background) if stops else valid
+    most = memory_bytes // _PIXEL_BYTES if device.type != "cpu" else min(memory_bytes // _PIXEL_BYTES, _CACHED_PIXELS)
+    step = max(1, most // (shape[0] * shape[1]))
+    blocks = [slice(first, first + step) for first in range(0, len(crops), step)]
+    for block in blocks:
+        _fill_valid(crops[block], detector, valid[block])
+        _fill_diffuse(crops[block], frames[block], detector, valid[block], live[block], background[block])
+    spots = _add_crystals(crops, frames, detector, bragg, background, live, memory_bytes)
+    for block in blocks:
+        _count(bragg[block] + background[block], crops[block], detector.largest_count, generator, counts[block])
+    return CropBatch(
+        counts=counts,
+        bragg=bragg,
+        background=background,
+        valid=valid,
+        hit=torch.tensor([bool(crop.crystals) and crop.condition.flux_photons > 0.0 for crop in crops], device=device),
+        log_likelihood_ratio=_log_likelihood_ratio(bragg, background, crops),
+        spots=spots,
+    )
 
 
 def _check(crops: Sequence[Crop], detector: Detector, shape: tuple[int, int]) -> None:
@@ -136,7 +152,7 @@ def _check(crops: Sequence[Crop], detector: Detector, shape: tuple[int, int]) ->
         raise ValueError("no crops to make; give at least one")
     for number, crop in enumerate(crops):
         for name, first, size, panel in zip(("ss0", "fs0"), (crop.ss0, crop.fs0), shape, detector.shape, strict=True):
-            if not (0 <= first and 1 <= size and first + size <= panel):
+            if first < 0 or size < 1 or first + size > panel:
                 raise ValueError(
                     f"crop {number}: {name} {first} and {size} pixels from there leave the panel of {panel}; "
                     "give a window inside"
@@ -163,61 +179,22 @@ def _check(crops: Sequence[Crop], detector: Detector, shape: tuple[int, int]) ->
             )
 
 
-def _make(
-    crops: Sequence[Crop],
-    first: int,
-    detector: Detector,
-    shape: tuple[int, int],
-    device: torch.device,
-    generator: torch.Generator | None,
-    memory_bytes: int,
-) -> CropBatch:
-    frames = [
-        replace(crop.condition, flux_photons=crop.condition.flux_photons * crop.response.pulses) for crop in crops
-    ]
-    valid = _valid(crops, detector, shape, device)
-    background, live = _diffuse(crops, frames, detector, shape, valid)
-    bragg = torch.zeros_like(background)
-    spots: list[tuple[torch.Tensor, ...]] = []
-    lit = [
-        LitCrystal(sample, frame, orientation, item, crop.ss0, crop.fs0, own)
-        for item, (crop, frame) in enumerate(zip(crops, frames, strict=True))
-        for own, each in ((True, crop.crystals), (False, crop.salts))
-        for sample, orientation in each
-    ]
-    if lit:
-        streaks, spectra = excite(lit, detector, shape, device, memory_bytes)
-        both = {True: bragg, False: background}
-        for own in (False, True):  # salts first: a spot's counts depend on all that is beside it
-            mine = streaks.at((streaks.own == own).nonzero().squeeze(1))
-            spots = _add_streaks(mine, spectra, both[own], background, live, crops, shape, memory_bytes)
-    table = [torch.cat(column) for column in zip(*spots, strict=True)] if spots else _no_reflections(device)
-    return CropBatch(
-        counts=_count(bragg + background, crops, detector.largest_count, generator),
-        bragg=bragg,
-        background=background,
-        valid=valid,
-        hit=torch.tensor([bool(crop.crystals) and crop.condition.flux_photons > 0.0 for crop in crops], device=device),
-        log_likelihood_ratio=_log_likelihood_ratio(bragg, background, crops),
-        spots=_joined(*table, first=first, height=shape[0]),
-    )
-
-
-def _valid(crops: Sequence[Crop], detector: Detector, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+def _fill_valid(crops: Sequence[Crop], detector: Detector, out: torch.Tensor) -> None:
     rows, columns = (
-        torch.tensor(first, device=device)[:, None] + torch.arange(size, device=device)
-        for first, size in zip(([crop.ss0 for crop in crops], [crop.fs0 for crop in crops]), shape, strict=True)
+        torch.tensor(first, device=out.device)[:, None] + torch.arange(size, device=out.device)
+        for first, size in zip(([crop.ss0 for crop in crops], [crop.fs0 for crop in crops]), out.shape[1:], strict=True)
     )
     if detector.bad:
-        good = torch.from_numpy(~detector.mask).to(device)
-        return good[rows[:, :, None], columns[:, None, :]]
+        good = torch.from_numpy(~detector.mask).to(out.device)
+        out.copy_(good[rows[:, :, None], columns[:, None, :]])
+        return
     sensor = []
     for gaps, size in zip((detector.gaps_ss, detector.gaps_fs), detector.shape, strict=True):
         line = np.ones(size, dtype=np.bool_)
         for low, high in gaps:
             line[low:high] = False
-        sensor.append(torch.from_numpy(line).to(device))
-    return sensor[0][rows][:, :, None] & sensor[1][columns][:, None, :]
+        sensor.append(torch.from_numpy(line).to(out.device))
+    torch.logical_and(sensor[0][rows][:, :, None], sensor[1][columns][:, None, :], out=out)
 
 
 @lru_cache(maxsize=64)
@@ -247,11 +224,16 @@ def _per_sr(crops: Sequence[Crop], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(per_sr).to(device)
 
 
-def _diffuse(
-    crops: Sequence[Crop], frames: Sequence[Condition], detector: Detector, shape: tuple[int, int], valid: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Expected diffuse photons, and what gaps and beam stop let through; (B, H, W) float32 each."""
-    device = valid.device
+def _fill_diffuse(
+    crops: Sequence[Crop],
+    frames: Sequence[Condition],
+    detector: Detector,
+    valid: torch.Tensor,
+    live: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """Expected diffuse photons into out, and what gaps and beam stops let through into live unless that is valid."""
+    device, shape = valid.device, valid.shape[1:]
     rows = []
     for crop, frame in zip(crops, frames, strict=True):
         center_x, center_y = beam_center_px(frame, detector)
@@ -306,55 +288,88 @@ def _diffuse(
     if np.any(host[7]):
         across = across + 2.0 * image(xy) * fx * fy
     photons *= 1.0 - across / (radius2 + image(distance.square()))
-    live = valid.to(torch.float32)
-    if np.any(np.isfinite(host[9])):
+    if live.dtype != torch.bool:
         outside = from_beam - image(radius)
         beside = (fx * image(arm_y) - fy * image(arm_x)).abs() - image(half_arm)
         is_arm = (fx * image(arm_x) + fy * image(arm_y)) > 0.0
         outside = torch.where(is_arm, torch.minimum(outside, beside), outside)
-        live = live * (outside / PENUMBRA_PX + 0.5).clamp(0.0, 1.0)
-    photons *= live
+        live.copy_((outside / PENUMBRA_PX + 0.5).clamp(0.0, 1.0).mul_(valid))
+    torch.mul(photons, live, out=out)
     if np.any(host[5]):
-        photons += image(flat) * valid
-    return photons, live
+        out += image(flat) * valid
 
 
-def _add_streaks(
-    streaks: Streaks,
-    spectra: Spectra,
-    image: torch.Tensor,
+def _add_crystals(
+    crops: Sequence[Crop],
+    frames: Sequence[Condition],
+    detector: Detector,
+    bragg: torch.Tensor,
     background: torch.Tensor,
     live: torch.Tensor,
-    crops: Sequence[Crop],
-    shape: tuple[int, int],
     memory_bytes: int,
-) -> list[tuple[torch.Tensor, ...]]:
-    """Add streaks to an image; item, fs, ss, photons and counts of each on live pixels, the places times counts."""
-    found = []
-    area = torch.bincount(streaks.item, (streaks.box_px.clamp(max=max(shape)) ** 2).to(torch.float64), len(crops))
+) -> CropSpots:
+    """Add the light of the crystals to bragg and of the salts to the background; the crystals' true spots."""
+    shape = (bragg.shape[1], bragg.shape[2])
+    lit = [
+        LitCrystal(sample, frame, orientation, item, crop.ss0, crop.fs0, own)
+        for item, (crop, frame) in enumerate(zip(crops, frames, strict=True))
+        for own, each in ((True, crop.crystals), (False, crop.salts))
+        for sample, orientation in each
+    ]
+    none = torch.empty(0, dtype=torch.float64, device=bragg.device)
+    if not lit:
+        return CropSpots(none.to(torch.int64), none, none, none, none)
+    streaks, spectra = excite(lit, detector, shape, bragg.device, memory_bytes)
+    spots = [(none.to(torch.int64), none, none, none, none)]
+    # Salts first: what a spot's photons count depends on all that is beside them.
+    for own, image in ((False, background), (True, bragg)):
+        mine = streaks.at((streaks.own == own).nonzero().squeeze(1))
+        for some in _runs(mine, len(crops), shape, memory_bytes):
+            patches = []
+            for patch in lay(some, spectra, shape, memory_bytes):
+                pixel = patch.pixel.flatten()
+                photons = patch.photons * live.view(-1).index_select(0, pixel).view_as(patch.photons)
+                _add_at(image.view(-1), pixel, photons.flatten())
+                patches.append((patch.row, pixel, photons))
+            if own:
+                spots += [_summed(some, *patch, bragg, background, crops) for patch in patches]
+    return _joined(CropSpots(*(torch.cat(column) for column in zip(*spots, strict=True))), shape[0])
+
+
+def _runs(streaks: Streaks, crops: int, shape: tuple[int, int], memory_bytes: int) -> Iterator[Streaks]:
+    """The streaks in parts of whole windows whose boxes fit the memory."""
+    area = torch.bincount(streaks.item, streaks.box_px.clamp(max=max(shape)).to(torch.float64) ** 2, crops)
     run = torch.div(area.cumsum(0) - area, max(1.0, memory_bytes / _PATCH_PIXEL_BYTES), rounding_mode="floor")
-    run = run.to(torch.int64)
-    one_per_pulse = any(crop.response.kind == "one_per_pulse" for crop in crops)
-    for number in range(int(run[-1]) + 1):
-        rows = (run.index_select(0, streaks.item) == number).nonzero().squeeze(1)
-        some = streaks.at(rows)
-        patches = []
-        for patch in lay(some, spectra, shape, memory_bytes):
-            pixel = patch.pixel.flatten()
-            photons = patch.photons * live.view(-1).index_select(0, pixel).view_as(patch.photons)
-            _add_at(image.view(-1), pixel, photons.flatten())
-            patches.append((patch.row, pixel, photons))
-        share = _counted_share(image, background, crops) if one_per_pulse else None
-        for row, pixel, photons in patches:
-            counts = photons if share is None else photons * share.view(-1).index_select(0, pixel).view_as(photons)
-            by_ss, by_fs = counts.sum(2, dtype=torch.float64), counts.sum(1, dtype=torch.float64)
-            ss, fs = ((sums * torch.arange(sums.shape[1], device=sums.device)).sum(1) for sums in (by_ss, by_fs))
-            total = by_ss.sum(1)
-            found.append((
-                some.item.index_select(0, row), fs + total * some.box_fs.index_select(0, row),
-                ss + total * some.box_ss.index_select(0, row), photons.sum((1, 2), dtype=torch.float64), total,
-            ))  # fmt: skip
-    return found
+    run = run.index_select(0, streaks.item)
+    for number in torch.unique(run).tolist():
+        yield streaks.at((run == number).nonzero().squeeze(1))
+
+
+def _summed(
+    streaks: Streaks,
+    row: torch.Tensor,
+    pixel: torch.Tensor,
+    photons: torch.Tensor,
+    bragg: torch.Tensor,
+    background: torch.Tensor,
+    crops: Sequence[Crop],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Item, fs, ss, photons and counts of the streaks of a patch on live pixels, the places times counts."""
+    item = streaks.item.index_select(0, row)
+    counts = photons
+    if any(crop.response.kind == "one_per_pulse" for crop in crops):
+        of_all = (image.view(-1).index_select(0, pixel).view_as(photons) for image in (bragg, background))
+        counts = photons * _counted_share(*of_all, *(each[item][:, None, None] for each in _pulses(crops, row.device)))
+    by_ss, by_fs = counts.sum(2, dtype=torch.float64), counts.sum(1, dtype=torch.float64)
+    ss, fs = ((sums * torch.arange(sums.shape[1], device=sums.device)).sum(1) for sums in (by_ss, by_fs))
+    total = by_ss.sum(1)
+    return (
+        item,
+        fs + total * streaks.box_fs.index_select(0, row),
+        ss + total * streaks.box_ss.index_select(0, row),
+        photons.sum((1, 2), dtype=torch.float64),
+        total,
+    )
 
 
 def _add_at(values: torch.Tensor, index: torch.Tensor, more: torch.Tensor) -> None:
@@ -365,53 +380,53 @@ def _add_at(values: torch.Tensor, index: torch.Tensor, more: torch.Tensor) -> No
         values.index_add_(0, index, more)
 
 
-def _no_reflections(device: torch.device) -> list[torch.Tensor]:
-    return [torch.empty(0, dtype=torch.int64, device=device), *torch.empty(4, 0, dtype=torch.float64, device=device)]
-
-
 def _pulses(crops: Sequence[Crop], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pulses (B, 1, 1) float32, and which crops count at most once a pulse (B,) bool."""
+    """Pulses (B,) float32, and which crops count at most once a pulse (B,) bool."""
     pulses = torch.tensor([float(crop.response.pulses) for crop in crops], device=device)
-    once = torch.tensor([crop.response.kind == "one_per_pulse" for crop in crops], device=device)
-    return pulses[:, None, None], once
+    return pulses, torch.tensor([crop.response.kind == "one_per_pulse" for crop in crops], device=device)
 
 
-def _counted_share(bragg: torch.Tensor, background: torch.Tensor, crops: Sequence[Crop]) -> torch.Tensor:
-    """Counts that the spots are expected to add for each of their photons, (B, H, W) float32."""
-    pulses, once = _pulses(crops, bragg.device)
+def _counted_share(
+    bragg: torch.Tensor, background: torch.Tensor, pulses: torch.Tensor, once: torch.Tensor
+) -> torch.Tensor:
+    """Counts that all spots are expected to add for each of their photons, in pixels."""
     a_pulse = bragg / pulses
     share = torch.where(a_pulse > 0.0, -torch.expm1(-a_pulse) / a_pulse, 1.0) * torch.exp(-background / pulses)
-    return torch.where(once[:, None, None], share, 1.0)
+    return torch.where(once, share, 1.0)
 
 
 def _log_likelihood_ratio(bragg: torch.Tensor, background: torch.Tensor, crops: Sequence[Crop]) -> torch.Tensor:
-    pulses, once = _pulses(crops, bragg.device)
-    least = background.clamp(min=_LEAST_BACKGROUND_COUNTS)
-    ratio = ((least + bragg) * torch.log1p(bragg / least) - bragg).sum((1, 2), dtype=torch.float64)
-    if any(crop.response.kind == "one_per_pulse" for crop in crops):
-        # With p = 1 - exp(-m) of the photons m a pulse, ln((1 - p)/(1 - q)) is minus the spots' photons.
-        added = -torch.expm1(-bragg / pulses) * torch.exp(-background / pulses)
-        without = (-torch.expm1(-background / pulses)).clamp(min=_LEAST_BACKGROUND_COUNTS)
-        p = without + added
-        bits = p * torch.log1p(added / without) - (1.0 - p) * bragg / pulses
-        ratio = torch.where(once, (bits * pulses).sum((1, 2), dtype=torch.float64), ratio)
+    """See `CropBatch`; only pixels with Bragg light count."""
+    pixel = (bragg.view(-1) > 0.0).nonzero().squeeze(1)
+    item = torch.div(pixel, bragg[0].numel(), rounding_mode="floor")
+    spots, other = (image.view(-1).index_select(0, pixel).to(torch.float64) for image in (bragg, background))
+    least = other.clamp(min=_LEAST_BACKGROUND_COUNTS)
+    told = (least + spots) * torch.log1p(spots / least) - spots
+    pulses, once = (each.index_select(0, item) for each in _pulses(crops, bragg.device))
+    # With 1 - exp(-m) of m photons a pulse, ln((1 - p)/(1 - q)) is minus the spots' photons.
+    added = -torch.expm1(-spots / pulses) * torch.exp(-other / pulses)
+    without = (-torch.expm1(-other / pulses)).clamp(min=_LEAST_BACKGROUND_COUNTS)
+    p = (without + added).clamp(max=1.0)
+    told_once = pulses * p * torch.log1p(added / without) - (1.0 - p) * spots
+    ratio = torch.zeros(len(crops), dtype=torch.float64, device=bragg.device)
+    _add_at(ratio, item, torch.where(once, told_once, told))
     return ratio
 
 
 def _count(
-    mean: torch.Tensor, crops: Sequence[Crop], largest_count: int, generator: torch.Generator | None
-) -> torch.Tensor:
-    """Draw photons and count them, (B, H, W) float32."""
+    mean: torch.Tensor,
+    crops: Sequence[Crop],
+    largest_count: int,
+    generator: torch.Generator | None,
+    out: torch.Tensor,
+) -> None:
+    """Draw photons and count them."""
     laws: dict[int, list[int]] = {}
     for number, crop in enumerate(crops):
         laws.setdefault(0 if crop.response.kind == "integrating" else crop.response.pulses, []).append(number)
-    if len(laws) == 1:
-        return _drawn(mean, next(iter(laws)), largest_count, generator)
-    counts = torch.empty_like(mean)
     for pulses, numbers in laws.items():
         mine = torch.tensor(numbers, device=mean.device)
-        counts.index_copy_(0, mine, _drawn(mean.index_select(0, mine), pulses, largest_count, generator))
-    return counts
+        out.index_copy_(0, mine, _drawn(mean.index_select(0, mine), pulses, largest_count, generator))
 
 
 def _drawn(mean: torch.Tensor, pulses: int, largest_count: int, generator: torch.Generator | None) -> torch.Tensor:
@@ -425,16 +440,10 @@ def _drawn(mean: torch.Tensor, pulses: int, largest_count: int, generator: torch
     return torch.binomial(torch.full_like(mean, pulses), chance, generator).clamp_(max=largest_count)
 
 
-def _joined(
-    item: torch.Tensor,
-    fs: torch.Tensor,
-    ss: torch.Tensor,
-    photons: torch.Tensor,
-    counts: torch.Tensor,
-    first: int,
-    height: int,
-) -> CropSpots:
-    """Join reflections closer than the merging radius, as `truth.true_spots` does; places come times counts."""
+def _joined(reflections: CropSpots, height: int) -> CropSpots:
+    """Join reflections closer than the merging radius, as `truth.true_spots` does; fs and ss come times counts."""
+    item, fs, ss = reflections.item, reflections.fs, reflections.ss
+    photons, counts = reflections.photons, reflections.counts
     # Reflections too weak to lift a spot over the limit are left out of the search for neighbours.
     rows = ((photons > 0.02 * TRUE_SPOT_MIN_PHOTONS) & (counts > 0.0)).nonzero().squeeze(1)
     key = item.index_select(0, rows) * (2.0 * height) + (ss / counts).index_select(0, rows)
@@ -465,4 +474,4 @@ def _joined(
     heads = heads.index_select(0, torch.argsort(-sums[2].index_select(0, heads), stable=True))
     heads = heads.index_select(0, torch.argsort(item.index_select(0, heads), stable=True))
     fs, ss, photons, counts = sums.index_select(1, heads)
-    return CropSpots(item.index_select(0, heads) + first, fs / counts, ss / counts, photons, counts)
+    return CropSpots(item.index_select(0, heads), fs / counts, ss / counts, photons, counts)

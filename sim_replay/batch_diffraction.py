@@ -3,7 +3,7 @@
 The physics is that of `sim_replay.diffraction`, whose docstring has the formulas; this module only orders the work for
 vectors. A matrix product finds the reflections that could meet Bragg's condition: for q = U B hkl and any reach s, a
 reflection is met between the wavelengths a and b only if -q_z >= a q^2/2 - s q and -q_z <= b q^2/2 + s q, two planes
-over (q_x, q_y, q_z, q^2, q, 1), since the sine is flatter than its argument. What is left is tested exactly, in
+over the products of h, k and l, since the sine is flatter than its argument. What is left is tested exactly, in
 float64. Streaks are sums of round Gaussians, each the product of two rows of error functions, so a streak over a box of
 pixels is a product of two matrices; streaks of like size share one batched product.
 
@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from sim_replay.beam import lit_path_m
-from sim_replay.crystal import Cell, Crystal, reciprocal_basis
+from sim_replay.crystal import Crystal, reciprocal_basis
 from sim_replay.detector import Condition, Detector, beam_center_px
 from sim_replay.diffraction import SIZE_SIGMA_TIMES_LENGTH, Sample
 from sim_replay.scatter import CLASSICAL_ELECTRON_RADIUS_M
@@ -41,9 +41,10 @@ _LEAST_STREAK_PX = 0.05
 
 _PIECES = (1, 4, 8, 16, 32, 64, 128, 256, 512)
 _NODES = (1, 5, 9, 17, 29, 41)
-_Q_MAX = 6  # where in a row of `_Settings`
 _BOX_PX = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
 
+_FLOAT32_SLACK = 1e-5  # 1/angstrom, for planes in float32
+_CACHED_BYTES = 1 << 22  # on a CPU blocks of this size stay in its caches
 _CANDIDATE_BYTES = 8 * 60  # of a reflection that is tested exactly: arrays of float64 alive at once
 _BIN_BYTES = 8 * 12  # the same for each bin of the spectrum
 
@@ -105,8 +106,8 @@ class Streaks(_Columns):
     item int64 and own bool as in `LitCrystal`, crystal int64 its place in the list; photons into the whole spot.
     theta_mean, theta_sigma, d (angstrom), slope, direction_fs and direction_ss are those of `Spots`; low and high bound
     the angles that are laid. kernel_px: the round Gaussian; wide_px: how much wider it is one way, 0 for round, along
-    the radius where along_radius (bool) says so. pieces and nodes (int64): Gaussians along the streak and for its width;
-    box_px (int64): side of its pixel box, whose first pixel is (box_ss, box_fs) int64 in the window.
+    the radius where along_radius (bool) says so. pieces and nodes (int64): Gaussians along the streak and for its
+    width; box_px (int64): side of its pixel box, whose first pixel is (box_ss, box_fs) int64 in the window.
     """
 
     item: torch.Tensor
@@ -160,43 +161,24 @@ class Patch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _List:
-    """One reflection list; equal only to itself, so that what is made of it can be remembered."""
+    """The indices of a reflection list; equal only to themselves, so that what is made of them can be remembered."""
 
     hkl: NDArray[np.int32]
-    cell: Cell
 
     def __hash__(self) -> int:
-        return hash((id(self.hkl), self.cell))
+        return id(self.hkl)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _List) and other.hkl is self.hkl and other.cell == self.cell
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Reflections:
-    """A list by rising |q|: features (6, N) float32, q (N, 3) float64 in the crystal's frame, order (N,) int64 in the
-    crystal's list, and |q| (N,) on the host."""
-
-    features: torch.Tensor
-    q: torch.Tensor
-    order: torch.Tensor
-    length: NDArray[np.float64]
+        return isinstance(other, _List) and other.hkl is self.hkl
 
 
 @lru_cache(maxsize=8)
-def _reflections(listed: _List, device: torch.device) -> _Reflections:
-    q = listed.hkl @ reciprocal_basis(listed.cell).T
-    length = np.linalg.norm(q, axis=1)
-    order = np.argsort(length, kind="stable")
-    order = order[np.searchsorted(length[order], 0.0, side="right") :]  # 000 is the beam itself
-    q, length = q[order], length[order]
-    features = np.stack([*q.T, length**2, length, np.ones(len(q))]).astype(np.float32)
-    return _Reflections(
-        torch.from_numpy(features).to(device),
-        torch.from_numpy(q).to(device),
-        torch.from_numpy(order).to(device),
-        length,
-    )
+def _reflections(listed: _List, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices (N, 3) float64, and features (10, N) float32: what q and q^2 are sums of, whatever the cell."""
+    hkl = torch.from_numpy(listed.hkl).to(device)
+    h, k, m = hkl.to(torch.float32).unbind(1)
+    features = torch.stack([h, k, m, h * h, k * k, m * m, h * k, h * m, k * m, torch.ones_like(h)])
+    return hkl.to(torch.float64), features
 
 
 def excite(
@@ -212,25 +194,25 @@ def excite(
     Reflections of fewer than min_photons expected photons are left out. memory_bytes bounds what is alive at once
     besides the result, as long as one reflection list and one streak fit.
     """
-    settings, spectra, q_max = _settings(lit, detector, shape, device)
-    turns = torch.from_numpy(np.stack([each.orientation for each in lit]).astype(np.float64)).to(device)
+    settings, spectra = _settings(lit, detector, shape, device)
+    ub = np.stack([each.orientation @ reciprocal_basis(each.sample.crystal.cell) for each in lit])
+    bases = torch.from_numpy(ub).to(device)
     items = torch.tensor([each.item for each in lit], device=device)
     own = torch.tensor([each.own for each in lit], device=device)
     members: dict[_List, list[int]] = {}
     for number, each in enumerate(lit):
-        members.setdefault(_List(each.sample.crystal.hkl, each.sample.crystal.cell), []).append(number)
+        members.setdefault(_List(each.sample.crystal.hkl), []).append(number)
     rows = max(1, memory_bytes // (_BIN_BYTES * spectra.edges.shape[1]))
     parts = []
     for listed, numbers in members.items():
-        reflections = _reflections(listed, device)
+        hkl, features = _reflections(listed, device)
         group = torch.tensor(numbers, device=device)
         crystals = [lit[number].sample.crystal for number in numbers]
-        longest = max(q_max[number] for number in numbers)
-        for reflection, member in _candidates(reflections, settings.at(group), turns[group], longest, memory_bytes):
-            near = _met(reflections, reflection, member, group.index_select(0, member), settings, turns, shape)
+        for reflection, member in _candidates(features, settings.at(group), bases[group], memory_bytes):
+            near = _met(hkl, reflection, member, group.index_select(0, member), settings, bases, shape)
             for start in range(0, len(near), rows):
                 some = near.at(torch.arange(start, min(start + rows, len(near)), device=device))
-                intensity = _intensity(crystals, reflections.order.index_select(0, some.reflection), some.member)
+                intensity = _intensity(crystals, some.reflection, some.member)
                 parts.append(_streaks(some, intensity, settings, spectra, items, own, shape, min_photons))
     return (Streaks.joined(parts) if parts else _no_streaks(device)), spectra
 
@@ -245,8 +227,7 @@ def _no_streaks(device: torch.device) -> Streaks:
 
 def _settings(
     lit: Sequence[LitCrystal], detector: Detector, shape: tuple[int, int], device: torch.device
-) -> tuple[_Settings, Spectra, list[float]]:
-    """Settings and spectra of all crystals, and the longest q that each can light its window with."""
+) -> tuple[_Settings, Spectra]:
     bins = max(len(each.condition.beam.spectrum.shares) for each in lit)
     rows, edges, density = [], np.empty((len(lit), bins + 1)), np.zeros((len(lit), bins))
     for i, each in enumerate(lit):
@@ -275,7 +256,6 @@ def _settings(
     return (
         _Settings(*table.unbind(0)),
         Spectra(torch.from_numpy(edges).to(device), torch.from_numpy(density).to(device)),
-        [float(row[_Q_MAX]) for row in rows],
     )
 
 
@@ -304,32 +284,48 @@ def _largest_q(
 
 
 def _candidates(
-    reflections: _Reflections, settings: _Settings, turns: torch.Tensor, q_max: float, memory_bytes: int
+    features: torch.Tensor, settings: _Settings, bases: torch.Tensor, memory_bytes: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Reflections that could be met, as (reflection, member of the group) int64, a bounded number at a time."""
-    # Angles of the Gaussian times q, with the size's part e d q = e doubled, as cos(theta) is above 1/2.
-    per_q = _REACH_SIGMA * (torch.hypot(settings.mosaic_rad, settings.divergence_rad) + settings.strain)
-    constant = _REACH_SIGMA * 2.0 * settings.size_sigma + 1e-6  # float32's rounding
-    z = turns[:, 2]
-    at_least = torch.stack([-z[:, 0], -z[:, 1], -z[:, 2], -settings.shortest_angstrom / 2.0, per_q, constant], dim=1)
-    at_most = torch.stack([z[:, 0], z[:, 1], z[:, 2], settings.longest_angstrom / 2.0, per_q, constant], dim=1)
-    planes = torch.stack([at_least, at_most]).to(torch.float32)
-    n, members = int(np.searchsorted(reflections.length, q_max, side="right")), len(z)
-    columns = max(1, memory_bytes // (16 * members))
+    x, y, z = bases.unbind(1)
+    square = [
+        x[:, i] * x[:, j] + y[:, i] * y[:, j] + z[:, i] * z[:, j]
+        for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+    ]
+    q2 = torch.stack([part if i < 3 else 2.0 * part for i, part in enumerate(square)], dim=1)
+    # Of the Gaussian of angles, times q; the size's part e d q = e twice, as cos(theta) is above 1/2. A q is at most
+    # (q^2/a + a)/2, whatever a.
+    per_q = _REACH_SIGMA * (torch.hypot(settings.mosaic_rad, settings.divergence_rad) + settings.strain)[:, None]
+    middle = 0.7 * settings.q_max[:, None]
+    constant = per_q * middle / 2.0 + (_REACH_SIGMA * 2.0 * settings.size_sigma + _FLOAT32_SLACK)[:, None]
+    spread2 = per_q / middle / 2.0
+    shortest, longest = settings.shortest_angstrom[:, None] / 2.0, settings.longest_angstrom[:, None] / 2.0
+    planes = torch.stack(
+        [
+            torch.cat([-z, (spread2 - shortest) * q2, constant], dim=1),
+            torch.cat([z, (spread2 + longest) * q2, constant], dim=1),
+        ]
+    ).to(torch.float32)
+    block_bytes = memory_bytes if features.is_cuda else min(memory_bytes, _CACHED_BYTES)
+    columns = max(1, block_bytes // (16 * len(z)))
     rows = max(1, memory_bytes // _CANDIDATE_BYTES)
-    for start in range(0, n, columns):
-        features = reflections.features[:, start : min(start + columns, n)]
-        margin = torch.matmul(planes, features)
-        member, reflection = (torch.minimum(margin[0], margin[1]) >= 0.0).nonzero().unbind(1)
-        for first in range(0, len(member), rows):
-            some = slice(first, first + rows)
-            yield reflection[some] + start, member[some]
+    found, waiting = [], 0
+    for start in range(0, features.shape[1], columns):
+        margin = torch.matmul(planes, features[:, start : start + columns])
+        near = (torch.minimum(margin[0], margin[1]) >= 0.0).nonzero()
+        near[:, 1] += start
+        found.append(near)
+        waiting += len(near)
+        if waiting >= rows or start + columns >= features.shape[1]:
+            for some in torch.split(torch.cat(found), rows):
+                yield some[:, 1].contiguous(), some[:, 0].contiguous()
+            found, waiting = [], 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Met(_Columns):
-    """Reflections that may light their window: reflection (n,) int64 in the sorted list, member of the group and
-    crystal int64, the rest (n,) float64 as in `Streaks`."""
+    """Reflections that may light their window: reflection (n,) int64 in its list, member of the group and crystal (n,)
+    int64, the rest (n,) float64 as in `Streaks`."""
 
     reflection: torch.Tensor
     member: torch.Tensor
@@ -345,20 +341,18 @@ class _Met(_Columns):
 
 
 def _met(
-    reflections: _Reflections,
+    hkl: torch.Tensor,
     reflection: torch.Tensor,
     member: torch.Tensor,
     crystal: torch.Tensor,
     settings: _Settings,
-    turns: torch.Tensor,
+    bases: torch.Tensor,
     shape: tuple[int, int],
 ) -> _Met:
     """Candidates within reach of the band whose streak may meet the window."""
     own = settings.at(crystal)
-    in_crystal = reflections.q.index_select(0, reflection)
-    qx, qy, qz = (turns.index_select(0, crystal) * in_crystal[:, None, :]).sum(dim=2).unbind(1)
-    q2 = in_crystal.square().sum(dim=1)
-    q = q2.sqrt()
+    qx, qy, qz = (bases.index_select(0, crystal) * hkl.index_select(0, reflection)[:, None, :]).sum(dim=2).unbind(1)
+    q = (qx * qx + qy * qy + qz * qz).sqrt()
     sine = (-qz / q).clamp(-1.0, 1.0)
     cosine2 = (1.0 - sine * sine).clamp(min=1e-6)
     flat2 = own.mosaic_rad.square() + own.divergence_rad.square()

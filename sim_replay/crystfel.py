@@ -312,20 +312,33 @@ class Pattern:
     pixel_size_m: float
 
 
+def group_spots(index: NDArray[np.int64], photons: NDArray[np.float64], columns: int) -> NDArray[np.int64]:
+    """Which of n spots each entry (m,) belongs to, numbered from 0; n for pixels of none.
+
+    A spot is a group of neighbouring pixels (8 neighbours) above SPOT_PIXEL_PHOTONS.
+    """
+    bright = np.flatnonzero(photons > SPOT_PIXEL_PHOTONS)
+    groups, spot = 0, np.empty(0, dtype=np.int64)
+    if len(bright):
+        places = np.stack(np.divmod(index[bright], columns), axis=1)
+        pairs = cKDTree(places).query_pairs(1.0, p=math.inf, output_type="ndarray")
+        links = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(len(bright),) * 2)
+        groups, spot = connected_components(links, directed=False)
+    labels = np.full(len(photons), groups, dtype=np.int64)
+    labels[bright] = spot
+    return labels
+
+
 def find_spots(
     index: NDArray[np.int64], photons: NDArray[np.float64], columns: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Centroids ss, fs and photons, (n,) float64 each, of the groups of pixels above SPOT_PIXEL_PHOTONS."""
-    bright = photons > SPOT_PIXEL_PHOTONS
-    ss, fs = np.divmod(index[bright], columns)
-    weight = photons[bright]
-    if len(weight) == 0:
-        return np.empty(0), np.empty(0), np.empty(0)
-    pairs = cKDTree(np.stack([ss, fs], axis=1)).query_pairs(1.0, p=math.inf, output_type="ndarray")
-    links = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(len(weight),) * 2)
-    groups, label = connected_components(links, directed=False)
-    total = np.bincount(label, weight, groups).astype(np.float64)
-    return np.bincount(label, weight * ss, groups) / total, np.bincount(label, weight * fs, groups) / total, total
+    """Centroids ss, fs and photons, (n,) float64 each, of the spots of a pattern (see `group_spots`)."""
+    label = group_spots(index, photons, columns)
+    of_a_spot = photons > SPOT_PIXEL_PHOTONS
+    label, weight = label[of_a_spot], photons[of_a_spot]
+    ss, fs = np.divmod(index[of_a_spot], columns)
+    total = np.bincount(label, weight).astype(np.float64)
+    return np.bincount(label, weight * ss) / total, np.bincount(label, weight * fs) / total, total
 
 
 def read_patterns(sources: Iterable[str | os.PathLike[str]], detector: Detector | None = None) -> Iterator[Pattern]:

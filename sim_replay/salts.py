@@ -170,4 +170,3 @@ def _sites(space_group: gemmi.SpaceGroup, position: tuple[float, float, float]) 
     rounded = np.round(places % 1.0, 6) % 1.0
     _, first = np.unique(rounded, axis=0, return_index=True)
     return np.asarray(places[first])
-

@@ -21,6 +21,7 @@ Everything is written under temporary names and renamed when complete, the maste
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
@@ -58,8 +59,13 @@ def packed(image: NDArray[np.unsignedinteger]) -> bytes:
 
 
 def write_chunk(images: h5py.Dataset, number: int, chunk: bytes) -> None:
-    """Store a `packed` image as it is. Raises OSError when the disk is full."""
-    images.id.write_direct_chunk((number, 0, 0), chunk)
+    """Store a `packed` image as it is. Raises OSError when the disk is full, of one line where HDF5's has several."""
+    try:
+        images.id.write_direct_chunk((number, 0, 0), chunk)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), images.file.filename) from None
 
 
 class SeriesWriter:
@@ -171,7 +177,10 @@ class SeriesWriter:
         self._images.attrs["image_nr_high"] = last
         self._file["entry"].attrs["NX_class"] = "NXentry"
         self._file["entry/data"].attrs["NX_class"] = "NXdata"
-        self._file.close()
+        try:
+            self._file.close()
+        except RuntimeError as error:  # HDF5's word for a write that fails this late
+            raise OSError(f"{self._data_path(1).parent}: closing a data file failed: {error}") from None
         self._file = self._images = None
 
     def __exit__(
@@ -182,7 +191,8 @@ class SeriesWriter:
                 self._finish()
         finally:
             if self._file is not None:
-                self._file.close()
+                with contextlib.suppress(RuntimeError, OSError):  # on a full disk it cannot even be closed
+                    self._file.close()
                 self._file = self._images = None
             for temporary, _ in self._temporaries:
                 temporary.unlink(missing_ok=True)
@@ -192,7 +202,10 @@ class SeriesWriter:
             raise ValueError("a series needs at least one frame")
         self._close_data()
         data_files = len(self._temporaries)
-        self._write_master(self._temporary(self.master_path), data_files)
+        try:
+            self._write_master(self._temporary(self.master_path), data_files)
+        except RuntimeError as error:  # HDF5's word for a write that fails when it closes the file
+            raise OSError(f"{self.master_path}: writing failed: {error}") from None
         self._refuse_existing()  # another writer may have been quicker
         # Without the old master no reader can mix old metadata with new images, whenever this is interrupted.
         self.master_path.unlink(missing_ok=True)

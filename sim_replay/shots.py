@@ -15,14 +15,24 @@ from numpy.typing import NDArray
 
 from sim_replay import artefacts
 from sim_replay.artefacts import FixedPixels
-from sim_replay.background import draw_background, make_background, mix, scales, shadow
+from sim_replay.background import Background, draw_background, make_background, mix, scales, shadow
+from sim_replay.crystfel import Pattern, group_spots
 from sim_replay.detector import Condition, Detector
-from sim_replay.diffraction import NO_FOOTPRINT, Sample, diffract, footprint, lay_gaussians, random_orientation
+from sim_replay.diffraction import (
+    NO_FOOTPRINT,
+    Footprint,
+    Sample,
+    diffract,
+    footprint,
+    lay_gaussians,
+    random_orientation,
+)
+from sim_replay.distractors import Drawn as DrawnDistractors
 from sim_replay.distractors import Kind, draw_distractors
 from sim_replay.poisson import draw_sparse
 from sim_replay.response import ResponseWorkspace, count
-from sim_replay.scene import Scene, jittered
-from sim_replay.truth import NO_SPOTS, Lit, ShotTruth, expect, true_spots
+from sim_replay.scene import Drawn, Scene, jittered
+from sim_replay.truth import Expected, Lit, ShotTruth, expect, true_spots
 
 __all__ = ["Buffers", "Shot", "frame_rng", "simulate_shot"]
 
@@ -56,115 +66,169 @@ def simulate_shot(
     scene: Scene,
     rng: np.random.Generator,
     *,
+    pattern: Pattern | None = None,
     fixed: FixedPixels | None = None,
     buffers: Buffers | None = None,
     out: NDArray[np.unsignedinteger] | None = None,
 ) -> Shot:
     """Simulate one frame of a scene.
 
-    fixed: the faulty pixels of the series. buffers: made anew when None. out, if given, is a C-contiguous array
-    (ss, fs) of the detector's dtype that becomes `counts`. Raises ValueError when out does not fit the detector.
+    pattern: light of a crystal computed elsewhere, fitted to the detector, which takes the place of the scene's own
+    crystals. fixed: the faulty pixels of the series. buffers: made anew when None. out, if given, is a C-contiguous
+    array (ss, fs) of the detector's dtype that becomes `counts`. Raises ValueError when out or pattern does not fit the
+    detector.
     """
     detector = scene.detector
     if out is None:
         out = np.zeros(detector.shape, dtype=detector.dtype)
     elif out.shape != detector.shape or out.dtype != np.dtype(detector.dtype) or not out.flags.c_contiguous:
         raise ValueError(f"out must be a C-contiguous {detector.shape} array of {detector.dtype}")
+    if pattern is not None and pattern.shape != detector.shape:
+        raise ValueError(f"the pattern has {pattern.shape} pixels, the detector {detector.shape}")
     buffers = Buffers(detector) if buffers is None else buffers
 
-    hit = bool(rng.random() < scene.hit_fraction)
-    drawn = jittered(scene, rng)
-    pulses = scene.response.pulses
-    frame_condition = dataclasses.replace(drawn.condition, flux_photons=drawn.condition.flux_photons * pulses)
-    orientations = _orientations(scene, hit, rng)
-    distractors = draw_distractors(scene.distractors, frame_condition, detector, rng)
-    if Kind.NO_BEAM in distractors.kinds:
-        hit, orientations = False, np.empty((0, 3, 3))
-        frame_condition = dataclasses.replace(frame_condition, flux_photons=0.0)
-        drawn = dataclasses.replace(drawn, condition=dataclasses.replace(drawn.condition, flux_photons=0.0))
-
-    stop = shadow(frame_condition, detector, drawn.surroundings)
-    crystals = tuple(
-        _lit(dataclasses.replace(scene.sample, offset_m=offset), frame_condition, detector, turn, stop)
-        for offset, turn in zip(drawn.offsets_m, orientations, strict=False)
-    )
-    salts = tuple(_lit(each, frame_condition, detector, random_orientation(rng), stop) for each in distractors.salts)
-    grains = NO_FOOTPRINT
-    if len(distractors.grain_photons):
-        grains = lay_gaussians(
-            distractors.grain_fs, distractors.grain_ss, distractors.grain_photons, distractors.grain_sigma_px,
-            detector, stop,
-        )  # fmt: skip
-    background = make_background(frame_condition, detector, drawn.surroundings, distractors.smooth_per_sr)
-    diffuse = scales(frame_condition, drawn.surroundings)
-
-    salt_spots, image, scale = NO_SPOTS, background.water.expected, diffuse[0]
-    if background.rest is not None or salts or len(grains.index):
-        image, scale = mix(background, diffuse, buffers.diffuse), 1.0
-        footprints = tuple(each.footprint for each in salts)
-        salt = expect(footprints, image, scale, scene.response, detector, buffers.response)
-        salt_spots = true_spots(salts, salt.counts, detector)
-        for each in (*footprints, grains):
-            np.add.at(image.reshape(-1), each.index, each.photons)
-    footprints = tuple(each.footprint for each in crystals)
-    protein = expect(footprints, image, scale, scene.response, detector, buffers.response)
-
-    counts_once = scene.response.kind == "integrating"
-    target, limit = (out, detector.largest_count) if counts_once else (buffers.photons, _LARGEST_PHOTON_NUMBER)
-    target[...] = 0
-    sparse = [*(each.footprint for each in (*crystals, *salts)), grains]
-    draw_sparse(
-        np.concatenate([each.index for each in sparse]), np.concatenate([each.photons for each in sparse]),
-        rng, target, limit,
-    )  # fmt: skip
-    draw_background(background, diffuse, rng, target, limit)
-    if not counts_once:
-        count(target, scene.response, detector.pixel_size_m, rng, out, detector.largest_count, buffers.response)
-    kinds = distractors.kinds
-    if not len(salt_spots):
-        kinds &= ~Kind.SALT
-    if hit:
-        kinds |= Kind.PROTEIN
+    cast = _draw_cast(scene, rng, pattern is not None)
+    stop = shadow(cast.frame_condition, detector, cast.drawn.surroundings)
+    if pattern is not None and cast.hit:
+        crystals: tuple[Lit, ...] = (_from_pattern(pattern, cast.frame_condition, stop),)
+        cast = dataclasses.replace(cast, orientations=pattern.orientation[None])
+    else:
+        crystals = tuple(
+            _lit(dataclasses.replace(scene.sample, offset_m=offset), cast.frame_condition, detector, turn, stop)
+            for offset, turn in zip(cast.drawn.offsets_m, cast.orientations, strict=False)
+        )
+    light = _shine(scene, cast, crystals, stop, buffers, rng)
+    truth = _tell(scene, cast, light, buffers.response)
+    _expose(scene, light, buffers, rng, out)
     if fixed is not None:
         faults = artefacts.apply(
-            scene.artefacts, fixed, out, rng, detector.largest_count, detector.sentinel, image, scale
+            scene.artefacts, fixed, out, rng, detector.largest_count, detector.sentinel, light.diffuse, light.scale
         )
         for name in faults.names:
-            kinds |= _FAULTS[name]
+            truth = dataclasses.replace(truth, kinds=truth.kinds | _FAULTS[name])
     detector.fill_gaps(out)
+    return Shot(out, dataclasses.replace(truth, kinds=truth.kinds or Kind.WATER))
+
+
+_FAULTS = {"hot": Kind.HOT_PIXEL, "flicker": Kind.FLICKER, "cosmic": Kind.COSMIC, "edge": Kind.EDGE}
+_LARGEST_PHOTON_NUMBER = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cast:
+    """What the dice decided: frame_condition has the photons of all pulses of the frame."""
+
+    hit: bool
+    drawn: Drawn
+    frame_condition: Condition
+    orientations: NDArray[np.float64]
+    distractors: DrawnDistractors
+
+
+def _draw_cast(scene: Scene, rng: np.random.Generator, given_crystal: bool) -> _Cast:
+    hit = bool(rng.random() < scene.hit_fraction) or given_crystal
+    drawn = jittered(scene, rng)
+    flux = drawn.condition.flux_photons
+    condition = dataclasses.replace(drawn.condition, flux_photons=flux * scene.response.pulses)
+    if hit and scene.fixed_orientation is not None:
+        turn = np.array(scene.fixed_orientation).reshape(1, 3, 3)
+        orientations = np.tile(turn, (scene.crystals, 1, 1))
+    else:
+        orientations = np.array([random_orientation(rng) for _ in range(scene.crystals if hit else 0)])
+    distractors = draw_distractors(scene.distractors, condition, scene.detector, rng)
+    if Kind.NO_BEAM in distractors.kinds:
+        hit, orientations = False, np.empty(0)
+        condition = dataclasses.replace(condition, flux_photons=0.0)
+        drawn = dataclasses.replace(drawn, condition=dataclasses.replace(drawn.condition, flux_photons=0.0))
+    return _Cast(hit, drawn, condition, orientations.reshape(-1, 3, 3), distractors)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Light:
+    """Expected photons of a frame. diffuse (ss, fs) times scale is all but the crystals' and the salts' spots; it
+    lives in a buffer or in the remembered background."""
+
+    crystals: tuple[Lit, ...]
+    salts: tuple[Lit, ...]
+    grains: Footprint
+    background: Background
+    layer_scales: tuple[float, float]
+    diffuse: NDArray[np.float32]
+    scale: float
+
+
+def _shine(
+    scene: Scene,
+    cast: _Cast,
+    crystals: tuple[Lit, ...],
+    stop: NDArray[np.float32] | None,
+    buffers: Buffers,
+    rng: np.random.Generator,
+) -> _Light:
+    condition, detector, drawn = cast.frame_condition, scene.detector, cast.distractors
+    salts = tuple(_lit(salt, condition, detector, random_orientation(rng), stop) for salt in drawn.salts)
+    grains = NO_FOOTPRINT
+    if len(drawn.grain_photons):
+        place = (drawn.grain_fs, drawn.grain_ss, drawn.grain_photons, drawn.grain_sigma_px)
+        grains = lay_gaussians(*place, detector, stop)
+    background = make_background(condition, detector, cast.drawn.surroundings, drawn.smooth_per_sr)
+    layer_scales = scales(condition, cast.drawn.surroundings)
+    diffuse, scale = background.water.expected, layer_scales[0]
+    if background.rest is not None or salts or len(grains.index):
+        diffuse, scale = mix(background, layer_scales, buffers.diffuse), 1.0
+        np.add.at(diffuse.reshape(-1), grains.index, grains.photons)
+    return _Light(crystals, salts, grains, background, layer_scales, diffuse, scale)
+
+
+def _tell(scene: Scene, cast: _Cast, light: _Light, workspace: ResponseWorkspace) -> ShotTruth:
+    """The truth, but for the detector's faults."""
+    detector, response = scene.detector, scene.response
+
+    def expected(lit: tuple[Lit, ...]) -> Expected:
+        footprints = tuple(each.footprint for each in lit)
+        return expect(footprints, light.diffuse, light.scale, response, detector, workspace)
 
     def photons(lit: tuple[Lit, ...]) -> float:
         return sum(float(each.footprint.photons.sum()) for each in lit)
 
-    return Shot(
-        out,
-        ShotTruth(
-            kinds=kinds or Kind.WATER,
-            condition=drawn.condition,
-            water_thickness_m=drawn.surroundings.water_thickness_m,
-            orientations=orientations,
-            offsets_m=np.array(drawn.offsets_m if hit else ()).reshape(-1, 2),
-            spots=true_spots(crystals, protein.counts, detector),
-            distractor_spots=salt_spots,
-            bragg_photons=photons(crystals),
-            background_photons=photons(salts) + float(grains.photons.sum()) + background.photons(diffuse),
-            log_likelihood_ratio=protein.log_likelihood_ratio,
-            rings=distractors.rings,
-            salt_names=distractors.salt_names if len(salt_spots) else (),
-        ),
+    salt_spots = true_spots(light.salts, expected(light.salts).counts, detector)
+    # A crystal is to be told from all that is beside it, salt as well.
+    for salt in light.salts:
+        np.add.at(light.diffuse.reshape(-1), salt.footprint.index, salt.footprint.photons)
+    protein = expected(light.crystals)
+    kinds = cast.distractors.kinds | (Kind.PROTEIN if cast.hit else Kind(0))
+    return ShotTruth(
+        kinds=kinds if len(salt_spots) else kinds & ~Kind.SALT,
+        condition=cast.drawn.condition,
+        water_thickness_m=cast.drawn.surroundings.water_thickness_m,
+        orientations=cast.orientations,
+        offsets_m=np.array(cast.drawn.offsets_m)[: len(cast.orientations)],
+        spots=true_spots(light.crystals, protein.counts, detector),
+        distractor_spots=salt_spots,
+        bragg_photons=photons(light.crystals),
+        background_photons=photons(light.salts)
+        + float(light.grains.photons.sum())
+        + light.background.photons(light.layer_scales),
+        log_likelihood_ratio=protein.log_likelihood_ratio,
+        rings=cast.distractors.rings,
+        salt_names=cast.distractors.salt_names if len(salt_spots) else (),
     )
 
 
-_LARGEST_PHOTON_NUMBER = (1 << 32) - 1
-_FAULTS = {"hot": Kind.HOT_PIXEL, "flicker": Kind.FLICKER, "cosmic": Kind.COSMIC, "edge": Kind.EDGE}
-
-
-def _orientations(scene: Scene, hit: bool, rng: np.random.Generator) -> NDArray[np.float64]:
-    if not hit:
-        return np.empty((0, 3, 3))
-    if scene.fixed_orientation is not None:
-        return np.tile(np.array(scene.fixed_orientation).reshape(1, 3, 3), (scene.crystals, 1, 1))
-    return np.stack([random_orientation(rng) for _ in range(scene.crystals)])
+def _expose(
+    scene: Scene, light: _Light, buffers: Buffers, rng: np.random.Generator, out: NDArray[np.unsignedinteger]
+) -> None:
+    """Draw the photons and count them."""
+    detector = scene.detector
+    ideal = scene.response.kind == "integrating"
+    photons, limit = (out, detector.largest_count) if ideal else (buffers.photons, _LARGEST_PHOTON_NUMBER)
+    photons[...] = 0
+    sparse = [*(each.footprint for each in (*light.crystals, *light.salts)), light.grains]
+    index, expected = (np.concatenate([getattr(each, name) for each in sparse]) for name in ("index", "photons"))
+    draw_sparse(index, expected, rng, photons, limit)
+    draw_background(light.background, light.layer_scales, rng, photons, limit)
+    if not ideal:
+        count(photons, scene.response, detector.pixel_size_m, rng, out, detector.largest_count, buffers.response)
 
 
 def _lit(
@@ -175,4 +239,18 @@ def _lit(
     transmission: NDArray[np.float32] | None,
 ) -> Lit:
     spots = diffract(sample, condition, detector, orientation)
-    return Lit(spots, footprint(spots, condition, detector, transmission))
+    return Lit(spots.hkl, spots.partiality, footprint(spots, condition, detector, transmission))
+
+
+def _from_pattern(pattern: Pattern, condition: Condition, transmission: NDArray[np.float32] | None) -> Lit:
+    photons = pattern.photons * (condition.flux_photons / pattern.flux_photons)
+    if transmission is not None:
+        photons *= transmission.reshape(-1)[pattern.index]
+    spot = group_spots(pattern.index, pattern.photons, pattern.shape[1])
+    order = np.argsort(spot, kind="stable")
+    spots = len(pattern.spot_photons)
+    return Lit(
+        hkl=np.zeros((spots, 3), dtype=np.int32),
+        partiality=np.full(spots, np.nan),
+        footprint=Footprint(pattern.index[order], photons[order], spot[order].astype(np.int32)),
+    )

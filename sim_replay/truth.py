@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from sim_replay.detector import Condition, Detector
-from sim_replay.diffraction import Footprint, Spots
+from sim_replay.diffraction import Footprint
 from sim_replay.distractors import Kind, Ring
 from sim_replay.response import Response, ResponseWorkspace, expected_counts_at
 
@@ -88,9 +88,13 @@ class ShotTruth:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lit:
-    """The spots of one crystal on the detector."""
+    """The n spots of one crystal on the detector: hkl (n, 3) int32, partiality (n,) float64 and their footprint.
 
-    spots: Spots
+    Entries of the footprint that name spot n are light of the crystal that belongs to no spot.
+    """
+
+    hkl: NDArray[np.int32]
+    partiality: NDArray[np.float64]
     footprint: Footprint
 
 
@@ -190,17 +194,17 @@ def _reflections(
     lit: Lit, entry_counts: NDArray[np.float64], crystal: int, columns: int, min_photons: float
 ) -> TrueSpots:
     """Each reflection by itself; those too weak to lift a spot over the limit are left out."""
-    n, laid = len(lit.spots), lit.footprint
+    n, laid = len(lit.hkl), lit.footprint
     ss, fs = np.divmod(laid.index, columns)
-    photons, seen = laid.spot_sums(laid.photons, n), laid.spot_sums(entry_counts, n)
+    photons, seen = laid.spot_sums(laid.photons, n)[:n], laid.spot_sums(entry_counts, n)[:n]
     bright = np.flatnonzero((photons > min_photons) & (seen > 0.0))
     return TrueSpots(
         ss=laid.spot_sums(entry_counts * ss, n)[bright] / seen[bright],
         fs=laid.spot_sums(entry_counts * fs, n)[bright] / seen[bright],
         photons=photons[bright],
         counts=seen[bright],
-        hkl=lit.spots.hkl[bright],
-        partiality=lit.spots.partiality[bright],
+        hkl=lit.hkl[bright],
+        partiality=lit.partiality[bright],
         crystal=np.full(len(bright), crystal, dtype=np.int32),
     )
 

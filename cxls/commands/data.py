@@ -256,6 +256,8 @@ def _refusals() -> Iterator[None]:
         raise BadSettings(f"{error}; use --force to replace") from None
     except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
         raise BadSettings(f"{error.filename}: {(error.strerror or str(error)).lower()}") from None
+    except OSError as error:  # a full disk
+        raise Failed(f"cannot go on: {error}") from None
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """``cxls simulate``: a series with its truth."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cxls.cli import Interrupted, stop_on_signals
+from cxls.cli import Failed, Interrupted, stop_on_signals
 from cxls.scene import scene_of
 from cxls.settings import BadSettings, Resolved, SimulateSettings, SimulationOptions
 from sim_replay.simulation import Plan, simulate_series
@@ -41,26 +43,39 @@ def write(
     overwrite: bool = False,
 ) -> Path:
     """Simulate with a progress bar; returns the master's path. A signal leaves no file behind."""
-    interrupted = stop_on_signals()
-    try:
+    with refusals(), simulation_progress("simulating") as after_frame:
         plan = Plan(frames, options.seed, shard, workers, overwrite=overwrite)
-        scene = scene_of(options)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        console = Console(stderr=True)
-        columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
-        with Progress(
-            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-        ) as progress:
-            task = progress.add_task("simulating", total=None)
+        return simulate_series(out, scene_of(options), plan, after_frame)
 
-            def after_frame(done: int, total: int) -> None:
-                progress.update(task, total=total, completed=done)
-                # Between frames: an exception thrown inside HDF5's callbacks would be swallowed there.
-                if interrupted:
-                    raise Interrupted(interrupted[0])
 
-            return simulate_series(out, scene, plan, after_frame)
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Say what the packages refuse as the user's input, and what the system refuses as a failure."""
+    try:
+        yield
     except FileExistsError as error:
         raise BadSettings(f"{error}; use --overwrite to replace") from None
-    except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
+    except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        raise BadSettings(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
+    except ValueError as error:
         raise BadSettings(str(error)) from None
+    except OSError as error:
+        raise Failed(f"writing failed, nothing was left behind: {error.strerror or error}") from None
+
+
+@contextmanager
+def simulation_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over frames, as a function of (done, total) that raises ``Interrupted`` after a signal."""
+    interrupted = stop_on_signals()
+    console = Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+
+        def after_frame(done: int, total: int) -> None:
+            progress.update(task, total=total, completed=done)
+            # Between frames: an exception thrown inside HDF5's callbacks would be swallowed there.
+            if interrupted:
+                raise Interrupted(interrupted[0])
+
+        yield after_frame

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import h5py
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from cxls.cli import cli
-from tests.cxls.programs import cxls, refusal
+from tests.cxls.programs import Child, cxls, refusal, wait_for
 from tests.training.dataset.builders import build_series, build_tree, change_attributes
 
 COMMANDS = ("check", "counts", "label", "overlay", "make-tree", "split", "export-tree")
@@ -164,6 +165,21 @@ def test_the_papers_own_tree_is_told_what_to_do(tmp_path: Path) -> None:
     assert "--new-water" in refusal("data", "overlay", tmp_path, "--force")
     assert cxls("data", "overlay", tmp_path, "--force", "--new-water").returncode == 0
     assert "noise drawn once" not in cxls("data", "check", tmp_path).stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_simulation_leaves_whole_files_only(tmp_path: Path, number: int, code: int) -> None:
+    with Child(
+        "data", "make-tree", tmp_path, "--per-dataset", "5000", "--datasets", "1", "--panel", "500x400"
+    ) as making:
+        wait_for(lambda: len(list(tmp_path.rglob("img_*.h5"))) > 2)
+        assert making.end(number) == code
+        assert "Traceback" not in "".join(making.errors)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(path.suffix == ".h5" and not path.name.startswith(".") for path in written)
+    for path in written:
+        with h5py.File(path) as file:
+            assert file["entry/data/data"].shape == (500, 400)
 
 
 @pytest.mark.parametrize(

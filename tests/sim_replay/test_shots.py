@@ -217,14 +217,11 @@ def test_reflections_on_one_place_are_one_true_spot(scene: Scene) -> None:
     fs, ss = np.array([10.0, 11.0, 50.0, 80.0]), np.array([20.0, 20.0, 20.0, 20.0])
     photons, sigma = np.array([1.0, 3.0, 2.0, 0.3]), np.full(4, 0.3)
     laid = lay_gaussians(fs, ss, photons, sigma, panel)
-    some = diffract(scene.sample, scene.condition, SMALL, random_orientation(frame_rng(0, 0)))
-    spots = dataclasses.replace(
-        some, photons=photons, hkl=np.arange(12, dtype=np.int32).reshape(4, 3), partiality=np.ones(4)
-    )
-    merged = true_spots((Lit(spots, laid),), (laid.photons,), panel)
+    hkl = np.arange(12, dtype=np.int32).reshape(4, 3)
+    merged = true_spots((Lit(hkl, np.ones(4), laid),), (laid.photons,), panel)
     np.testing.assert_allclose(merged.photons, [4.0, 2.0], rtol=1e-3)
     np.testing.assert_allclose(merged.fs, [10.75, 50.0], atol=0.01)
-    np.testing.assert_array_equal(merged.hkl, spots.hkl[[1, 2]])
+    np.testing.assert_array_equal(merged.hkl, hkl[[1, 2]])
 
 
 def test_bad_arguments_are_refused_by_name(scene: Scene, crystal: Crystal) -> None:

@@ -14,6 +14,9 @@ from training.dataset.problems import Problem, cannot_open
 from training.dataset.series import OpenSeries, UnreadableFrame
 from training.dataset.truth import Truth, read_truth, truth_problems
 
+_DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
+"""What h5py raises when a file's own tables are broken."""
+
 
 def check_series(path: Path, after_image: AfterImage | None = None) -> Iterator[Problem]:
     """Every problem of a master with its data files, or of a data file alone; every frame is decoded."""
@@ -23,6 +26,9 @@ def check_series(path: Path, after_image: AfterImage | None = None) -> Iterator[
     except OSError as error:
         yield cannot_open(path, error)
         return
+    except _DAMAGE as error:
+        yield Problem(path, "", f"damaged: {error}")
+        return
     yield from link_problems
     try:
         files = FileSeries(path)
@@ -31,6 +37,9 @@ def check_series(path: Path, after_image: AfterImage | None = None) -> Iterator[
             rest = str(error).removeprefix(f"{path}:")
             where, _, text = rest.partition(": ") if rest.startswith("/") else ("", "", rest.strip())
             yield Problem(path, where, text)
+        return
+    except _DAMAGE as error:
+        yield Problem(path, "", f"damaged: {error}")
         return
     try:
         truth = read_truth(path, len(files))
@@ -50,7 +59,7 @@ def _links(path: Path, file: h5py.File) -> Iterator[Problem]:
     if not isinstance(data, h5py.Group):
         return
     images, whole = 0, True
-    for name in sorted(name for name in data if re.fullmatch(r"data_\d+", name)):
+    for name in sorted(name for name in map(str, data) if re.fullmatch(r"data_\d+", name)):
         where = f"/entry/data/{name}"
         link = data.get(name, getlink=True)
         target = path.parent / link.filename if isinstance(link, h5py.ExternalLink) else path

@@ -68,11 +68,18 @@ def load_image(path: Path) -> StoredImage | Problem:
             if not 0 < found.size <= MAX_PIXELS:
                 return Problem(path, DATASET, f"shape {found.shape} is no image")
             try:
-                return StoredImage(path, found[()], dict(file.attrs))
-            except (OSError, RuntimeError) as error:
+                return StoredImage(path, _plain(found[()]), dict(file.attrs))
+            except (OSError, RuntimeError, TypeError) as error:
                 return Problem(path, DATASET, f"cannot be read: {error}")
     except OSError as error:
         return cannot_open(path, error)
+
+
+def _plain(pixels: NDArray[Any]) -> NDArray[Any]:
+    """In a type that filters take: native byte order, 32 bits at least where there are fractions."""
+    if pixels.dtype == np.float16:
+        return pixels.astype(np.float32)
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
 def read_image(path: Path) -> StoredImage:

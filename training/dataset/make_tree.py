@@ -9,6 +9,7 @@ from training.dataset.images import AfterImage, condition_attributes, refuse_exi
 from training.dataset.overlay import (
     SIGNAL_NOISE,
     OverlayRecipe,
+    empty_images,
     label_tree,
     noise_index,
     overlay_tree,
@@ -55,7 +56,7 @@ def make_tree(
     refuse_existing(sorted(old), force)
     sample = make_sample(recipe.crystal_size_m, recipe.hkl_path)
     per_kind = len(images)
-    total = 3 * per_kind + len(chosen) * int(recipe.percent_empty * recipe.per_dataset)
+    total = 3 * per_kind + len(chosen) * empty_images(recipe.percent_empty, recipe.per_dataset)
 
     def after(done_before: int) -> AfterImage:
         def report(done: int, of: int) -> None:

@@ -9,7 +9,6 @@ seed and the image's id alone. The paper's way is kept behind `frozen_noise`, to
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from training.dataset.labels import LabelKind, label_image
 from training.dataset.paper import IMAGE_KINDS, PAPER, ImageId
 from training.dataset.problems import Problem
 from training.dataset.simulated import Expectation, Pulse, frame_rng, water_expectation
-from training.dataset.tree import Tree, list_tree
+from training.dataset.tree import Listing, Tree, list_tree
 
 _OVERLAY_NOISE, _FROZEN_NOISE, SIGNAL_NOISE = 0, 1, 2
 
@@ -62,6 +61,11 @@ def noise_index(image: ImageId, stream: int = _OVERLAY_NOISE) -> int:
     return stream << 60 | image.dataset << 48 | int(image.empty) << 47 | image.index
 
 
+def empty_images(percent_empty: float, peak_images: int) -> int:
+    """How many empty images so many peak images get: int(fraction * number), safe from rounding."""
+    return int(percent_empty * peak_images + 1e-9)
+
+
 def label_tree(
     tree: Tree,
     kind: LabelKind,
@@ -81,14 +85,14 @@ def label_tree(
     peaks = {image: path for image, path in listing.images["peaks"].items() if not (image.empty and image in blank)}
     if not listing.images["peaks"]:
         raise BadInput(f"{tree.images / 'peaks'}: no peak images to label; names are as img_6keV_clen01_00001.h5")
-    refuse_existing([tree.path("labels", image) for image in peaks], force)
+    refuse_existing([listing.target("labels", image) for image in peaks], force)
     for done, (image, path) in enumerate(sorted(peaks.items()), 1):
         label = label_image(read_image(path).pixels, kind, threshold, min_distance_px)
         attributes = condition_attributes(PAPER[image.dataset], not image.empty)
         attributes |= {"kind": kind, "threshold": threshold}
         if kind == "maxima":
             attributes["min_distance"] = min_distance_px
-        write_image(tree.path("labels", image), label, attributes)
+        write_image(listing.target("labels", image), label, attributes)
         if after_image is not None:
             after_image(done, len(peaks))
     return len(peaks)
@@ -114,7 +118,7 @@ def overlay_tree(
     work: list[tuple[int, list[ImageId], list[ImageId]]] = []
     for dataset in listing.datasets:
         hits = [image for image in listing.ids(dataset, "peaks") if not image.empty]
-        empties = [ImageId(dataset, True, n + 1) for n in range(int(recipe.percent_empty * len(hits)))]
+        empties = [ImageId(dataset, True, n + 1) for n in range(empty_images(recipe.percent_empty, len(hits)))]
         if hits:
             work.append((dataset, hits, empties))
     if not work:
@@ -126,14 +130,17 @@ def overlay_tree(
         for image, path in listing.images[kind].items()
         if image.dataset == dataset and image.empty
     ]
-    written = [tree.path("peaks_water_overlay", image) for _, hits, _ in work for image in hits]
+    written = [listing.target("peaks_water_overlay", image) for _, hits, _ in work for image in hits]
     written += [tree.path(kind, image) for _, _, empties in work for image in empties for kind in IMAGE_KINDS]
     refuse_existing(sorted({*written, *stale}), force)
+    shapes = {dataset: read_image(listing.images["peaks"][hits[0]]).pixels.shape for dataset, hits, _ in work}
+    for dataset, shape in shapes.items():  # refuse before anything is written
+        if tree.water_path(dataset).exists() and not recipe.new_water:
+            _read_water(tree, dataset, shape, recipe)
     total = sum(len(hits) + len(empties) for _, hits, empties in work)
     done = 0
     for dataset, hits, empties in work:
-        shape = read_image(listing.images["peaks"][hits[0]]).pixels.shape
-        water = _Water(tree, dataset, shape, recipe, pulse or Pulse())
+        water = _Water(tree, dataset, shapes[dataset], recipe, pulse or Pulse())
         keep = {tree.path(kind, image) for image in empties for kind in IMAGE_KINDS}
         for path in stale:
             if path.parent.name == PAPER[dataset].folder and path not in keep:
@@ -142,7 +149,7 @@ def overlay_tree(
             if image.empty:
                 _write_empty(tree, image, water, recipe)
             else:
-                _write_overlay(tree, image, listing.images["peaks"][image], water, recipe)
+                _write_overlay(listing, image, water, recipe)
             done += 1
             if after_image is not None:
                 after_image(done, total)
@@ -158,27 +165,33 @@ def write_water(tree: Tree, dataset: int, shape: tuple[int, int], pulse: Pulse) 
     write_image(tree.water_path(dataset), expected, attributes)
 
 
+def _read_water(tree: Tree, dataset: int, shape: tuple[int, int], recipe: OverlayRecipe) -> StoredImage:
+    """The water of a data set, fit for the recipe. Raises BadInput."""
+    path = tree.water_path(dataset)
+    stored = read_image(path)
+    if stored.pixels.shape != shape:
+        raise BadInput(f"{path}: its shape is {stored.pixels.shape}, that of the peak images {shape}")
+    if not (stored.is_expectation or recipe.frozen_noise):
+        raise BadInput(
+            f"{path}: one draw of the noise, not its expectation, so every overlay would share it; "
+            "--new-water puts the simulator's expectation there, --frozen-noise does as the paper did"
+        )
+    return stored
+
+
 class _Water:
     """The water of a data set: `add` puts its photons into an image, fresh or frozen."""
 
     def __init__(self, tree: Tree, dataset: int, shape: tuple[int, int], recipe: OverlayRecipe, pulse: Pulse) -> None:
-        path = tree.water_path(dataset)
-        if recipe.new_water or not path.exists():
+        if recipe.new_water or not tree.water_path(dataset).exists():
             write_water(tree, dataset, shape, pulse)
-        stored = read_image(path)
+        stored = _read_water(tree, dataset, shape, recipe)
         self.shape = shape
         self._recipe = recipe
         self._expected: Expectation | None = None
         self._frozen: NDArray[np.uint32] | None = None
         self.frozen_index = noise_index(ImageId(dataset, False, 0), _FROZEN_NOISE)
-        if stored.pixels.shape != shape:
-            raise BadInput(f"{path}: its shape is {stored.pixels.shape}, that of the peak images {shape}")
         if not stored.is_expectation:
-            if not recipe.frozen_noise:
-                raise BadInput(
-                    f"{path}: one draw of the noise, not its expectation, so every overlay would share it; "
-                    "--new-water puts the simulator's expectation there, --frozen-noise does as the paper did"
-                )
             self._frozen = _thinned(stored, recipe.flux_scale, frame_rng(recipe.seed, self.frozen_index))
         elif recipe.frozen_noise:
             self._frozen = np.zeros(shape, np.uint32)
@@ -194,14 +207,15 @@ class _Water:
             self._expected.draw(self._recipe.flux_scale, rng, out)
 
 
-def _write_overlay(tree: Tree, image: ImageId, peaks: Path, water: _Water, recipe: OverlayRecipe) -> None:
+def _write_overlay(listing: Listing, image: ImageId, water: _Water, recipe: OverlayRecipe) -> None:
+    peaks = listing.images["peaks"][image]
     stored = read_image(peaks)
     if stored.pixels.shape != water.shape:
         raise BadInput(f"{Problem(peaks, '', f'shape {stored.pixels.shape}')}, the water has {water.shape}")
     rng = frame_rng(recipe.seed, noise_index(image))
     overlay = _thinned(stored, recipe.flux_scale, rng)
     water.add(rng, overlay)
-    write_image(tree.path("peaks_water_overlay", image), overlay, _overlay_attributes(image, water, recipe))
+    write_image(listing.target("peaks_water_overlay", image), overlay, _overlay_attributes(image, water, recipe))
 
 
 def _write_empty(tree: Tree, image: ImageId, water: _Water, recipe: OverlayRecipe) -> None:

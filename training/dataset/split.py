@@ -29,7 +29,7 @@ from scipy.sparse.csgraph import connected_components
 
 from streamer.files import BadInput
 from training.dataset.images import AfterImage, StoredImage, digest, read_image
-from training.dataset.paper import PAPER, ImageId
+from training.dataset.paper import PAPER, ImageId, parse_id
 from training.dataset.problems import Problem
 from training.dataset.series import open_series
 from training.dataset.sources import find_sources
@@ -260,20 +260,20 @@ def _groups(items: Sequence[Item]) -> list[list[int]]:
 def _refuse_impossible(items: Sequence[Item], groups: Sequence[Sequence[int]], wanted: Sequence[Side]) -> None:
     if len(wanted) == 1:
         return
+    total = Counter(item.condition for item in items)
     for members in groups:
-        shared = Counter(key for n in members for key in items[n].keys)
-        alone = {items[n].condition for n in members} - {
-            items[n].condition for other in groups if other is not members for n in other
-        }
-        for (kind, _), count in shared.most_common(1):
-            if alone and count > 1 and count == len(members):
-                length, energy = min(alone)
-                leak = ", the paper's leak" if kind == "background" else ""
-                raise BadInput(
-                    f"all {count} images at {length:g} m and {energy:g} eV share {_WORDS[kind]}{leak}: no split has "
-                    "this condition on two sides; make a tree's overlays anew (`cxls data overlay TREE --force`) "
-                    "or add runs that share nothing"
-                )
+        mine = Counter(items[n].condition for n in members)
+        alone = sorted(c for c, count in mine.items() if count == total[c] >= len(wanted))
+        if not alone:
+            continue
+        length, energy = alone[0]
+        ((kind, _), count), *_ = Counter(key for n in members for key in items[n].keys).most_common(1)
+        how = f"share {_WORDS[kind]}" if count == len(members) else f"are linked, {count} of them by {_WORDS[kind]}"
+        leak = ", the paper's leak" if kind == "background" else ""
+        raise BadInput(
+            f"all {total[alone[0]]} images at {length:g} m and {energy:g} eV {how}{leak}: no split has this condition "
+            "on two sides; make a tree's overlays anew (`cxls data overlay TREE --force`) or add other runs"
+        )
     if len(groups) < len(wanted):
         kinds = Counter(kind for item in items for kind, _ in item.keys)
         shared_kind = f"; most share {_WORDS[kinds.most_common(1)[0][0]]}" if kinds else ""
@@ -332,6 +332,11 @@ def read_split(path: Path) -> dict[Side, list[tuple[Path, int | str]]]:
     return {side: [((folder / file).resolve(), number) for file, number in content["sides"][side]] for side in SIDES}
 
 
+def _is_number(value: Any) -> bool:
+    """Whether this is the position of a frame, or the id of an image in a tree."""
+    return parse_id(value) is not None if isinstance(value, str) else type(value) is int
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
@@ -343,7 +348,7 @@ def _load(path: Path) -> dict[str, Any]:
     inputs: Any = content.get("inputs")
     good = isinstance(sides, dict) and isinstance(inputs, list) and all(isinstance(sides.get(s), list) for s in SIDES)
     good = good and all(
-        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], int | str)
+        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and _is_number(entry[1])
         for side in SIDES
         for entry in sides[side]
     )

@@ -41,6 +41,10 @@ class Listing:
     water: dict[int, list[Path]]
     problems: list[Problem] = field(default_factory=list)
 
+    def target(self, kind: ImageKind, image: ImageId) -> Path:
+        """Where an image is written: over the file that has its id, whatever its name, else under the usual one."""
+        return self.images[kind].get(image, self.tree.path(kind, image))
+
     def ids(self, dataset: int, kind: ImageKind | None = None) -> list[ImageId]:
         """Ids of a data set in order: those of one kind of image, or of any."""
         kinds = IMAGE_KINDS if kind is None else (kind,)

@@ -126,7 +126,7 @@ def read_truth(master: Path, images: int) -> Truth | Problem | None:
             if isinstance(group, h5py.Group):
                 values = {name: np.asarray(item[()]) for name, item in group.items() if isinstance(item, h5py.Dataset)}
                 return Truth(images, values, master, GROUP)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
         return Problem(master, GROUP, f"cannot be read: {error}")
     beside = master.with_name(master.name.removesuffix("_master.h5") + "_truth.npz")
     if not beside.exists():
@@ -202,10 +202,12 @@ def _no_rotations(truth: Truth, name: str) -> Iterator[Problem]:
     if value.ndim < 3 or value.shape[-2:] != (3, 3) or value.dtype.kind != "f":
         return
     matrices = value.reshape(truth.images, -1, 3, 3).astype(np.float64)
-    known = np.isfinite(matrices).all(axis=(2, 3))
-    matrices = np.where(known[..., None, None], matrices, np.eye(3))
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(matrices).all(axis=(2, 3)))
+    # An entry of a rotation is at most 1; what is larger would overflow.
+    matrices = np.clip(np.where(known[..., None, None], matrices, np.eye(3)), -2.0, 2.0)
     error = np.abs(matrices @ matrices.swapaxes(2, 3) - np.eye(3)).max(axis=(2, 3))
-    if (bad := np.flatnonzero(((error > ROTATION_TOLERANCE) | (np.linalg.det(matrices) < 0)).any(axis=1))).size:
+    wrong: NDArray[np.bool_] = np.logical_or(error > ROTATION_TOLERANCE, np.linalg.det(matrices) < 0)
+    if (bad := np.flatnonzero(wrong.any(axis=1))).size:
         yield Problem(truth.file, truth.where(name), f"the matrix of frame {bad[0]} is no rotation{_more(bad)}")
 
 
@@ -215,7 +217,8 @@ def _values_wrong(truth: Truth) -> Iterator[Problem]:
         if value is None or value.dtype.kind not in "uif":
             continue
         # A frame without beam has no photons.
-        good = np.isfinite(value) & ((value >= 0) if name == "flux_photons" else (value > 0))
+        above = value >= 0 if name == "flux_photons" else value > 0
+        good: NDArray[np.bool_] = np.logical_and(np.isfinite(value), above)
         if (bad := np.flatnonzero(~good)).size:
             text = f"{value[bad[0]]:g} in frame {bad[0]} is out of bounds{_more(bad)}"
             yield Problem(truth.file, truth.where(name), text)

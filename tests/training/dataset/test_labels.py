@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.support import require
 from training.dataset.labels import label_image, local_maxima, threshold_mask
 
 
@@ -86,3 +87,14 @@ def test_away_from_the_edges_the_maxima_satisfy_their_definition() -> None:
     for ss, fs in np.argwhere(counts > 1):
         if counts[ss, fs] == counts[max(ss - 3, 0) : ss + 4, max(fs - 3, 0) : fs + 4].max():
             assert label[max(ss - 2, 0) : ss + 3, max(fs - 2, 0) : fs + 3].any()
+
+
+def test_the_maxima_are_those_of_scikit_image_borders_included() -> None:
+    require("skimage", "scikit-image")
+    from skimage.feature import peak_local_max
+
+    for seed in range(40):
+        counts = np.random.default_rng(seed).poisson((0.05, 0.3, 1, 3)[seed % 4], (200, 220)).astype(float)
+        for distance in (1, 2, 3, 5):
+            theirs = peak_local_max(counts, min_distance=distance, threshold_abs=1, exclude_border=False)
+            assert marked(local_maxima(counts, 1.0, distance)) == sorted((int(ss), int(fs)) for ss, fs in theirs)

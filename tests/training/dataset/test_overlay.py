@@ -15,7 +15,7 @@ from tests.training.dataset.builders import SHAPE, build_tree, change, change_at
 from training.dataset import images as images_module
 from training.dataset.check_tree import check_tree
 from training.dataset.labels import label_image
-from training.dataset.overlay import OverlayRecipe, label_tree, noise_index, overlay_tree
+from training.dataset.overlay import OverlayRecipe, empty_images, label_tree, noise_index, overlay_tree
 from training.dataset.paper import ImageId
 from training.dataset.tree import Tree
 
@@ -112,11 +112,35 @@ def test_the_number_of_empty_images_is_a_share_of_the_peak_images(tree: Tree) ->
     assert attributes(tree.path("peaks_water_overlay", ImageId(1, True, 1)))["peak"] == np.False_
 
 
+def test_a_share_is_not_rounded_down_below_a_whole_number() -> None:
+    assert 0.29 * 100 < 29
+    assert [empty_images(share, n) for share, n in ((0.29, 100), (0.3, 10), (0.3, 9), (0.5, 3), (0, 9))] == [
+        29,
+        3,
+        2,
+        1,
+        0,
+    ]
+
+
 def test_with_force_fewer_empty_images_leave_none_of_the_old(tree: Tree) -> None:
     label_tree(tree, "maxima")
     overlay_tree(tree, OverlayRecipe(percent_empty=1.0))
     overlay_tree(tree, OverlayRecipe(percent_empty=0.2), force=True)
     assert len(list(tree.images.rglob("empty_*"))) == 2 * 3
+    assert list(check_tree(tree)) == []
+
+
+def test_images_under_the_papers_raw_names_are_replaced_and_not_doubled(tree: Tree) -> None:
+    label_tree(tree, "maxima")
+    overlay_tree(tree, OverlayRecipe(percent_empty=0))
+    for kind, prefix in (("peaks", ""), ("labels", "label_"), ("peaks_water_overlay", "overlay_")):
+        folder = tree.images / kind / "01"
+        (folder / f"{prefix}img_6keV_clen01_00002.h5").rename(folder / f"{prefix}01_6keV_clen01_000002.h5")
+    with pytest.raises(FileExistsError):
+        label_tree(tree, "maxima")
+    label_tree(tree, "maxima", force=True)
+    overlay_tree(tree, OverlayRecipe(percent_empty=0), force=True)
     assert list(check_tree(tree)) == []
 
 
@@ -179,6 +203,7 @@ def test_water_of_another_shape_is_refused(tree: Tree) -> None:
     change(tree.water_path(5), "entry/data/data", np.ones((4, 4), np.float32))
     with pytest.raises(BadInput, match=r"water05\.h5: its shape is \(4, 4\), that of the peak images \(24, 30\)"):
         overlay_tree(tree, RECIPE)
+    assert not (tree.images / "peaks_water_overlay").exists(), "refused before the good data set was begun"
 
 
 # --- flux -------------------------------------------------------------------------------
@@ -213,6 +238,19 @@ def test_the_attribute_says_expectation_where_all_pixels_are_whole(tree: Tree) -
     overlay_tree(tree, OverlayRecipe(percent_empty=0), datasets={1})
     stack = np.stack(list(contents(tree, "peaks_water_overlay").values()))
     assert stack.var() == pytest.approx(11.0, rel=0.1), "peaks were drawn"
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f2", "u1", "i8", ">u4", "f8"])
+def test_peak_images_of_any_number_type_are_taken(tree: Tree, dtype: str) -> None:
+    path = tree.path("peaks", ImageId(1, False, 1))
+    before = pixels(path)
+    change(path, "entry/data/data", before.astype(dtype))
+    label_tree(tree, "maxima", datasets={1})
+    overlay_tree(tree, RECIPE, datasets={1})
+    overlay = pixels(tree.path("peaks_water_overlay", ImageId(1, False, 1)))
+    assert overlay.dtype == np.uint32
+    assert (overlay >= before).all()
+    assert list(check_tree(tree, {1})) == []
 
 
 # --- bad input, interruption ------------------------------------------------------------

@@ -151,6 +151,19 @@ def test_one_orientation_for_all_is_refused() -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_condition_linked_by_a_chain_is_refused() -> None:
+    chain = [Item(FILE, n, (0.25, 7000.0), True, (("noise", str(n)), ("noise", str(n + 1)))) for n in range(6)]
+    with pytest.raises(
+        BadInput, match=r"all 6 images at 0\.25 m and 7000 eV are linked, 2 of them by one seed of the noise"
+    ):
+        make_split([*items(30), *chain], SHARES)
+
+
+def test_ten_thousand_images_are_split_in_seconds() -> None:
+    many = [Item(FILE, n, (0.15, 6000.0 + n % 3), n % 2 == 0, (("noise", str(n // 2)),)) for n in range(10_000)]
+    assert make_split(many, SHARES).groups == 5_000
+
+
 def test_fewer_groups_than_sides_are_refused() -> None:
     with pytest.raises(BadInput, match="2 images in 2 independent groups cannot fill 3 sides"):
         make_split(items(2), SHARES)

@@ -1,0 +1,103 @@
+"""Series of patterns that another program computed: its Bragg light, our water, noise and detector."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim_replay.artefacts import fixed_pixels
+from sim_replay.crystfel import Pattern
+from sim_replay.scene import Scene
+from sim_replay.series_file import SeriesWriter
+from sim_replay.shots import Buffers, frame_rng, simulate_shot
+from sim_replay.simulation import describe
+
+_ORDER_STREAM = 0x0DE5  # apart from whatever else draws from a series' seed
+
+
+def import_series(
+    prefix: str | os.PathLike[str],
+    patterns: Sequence[Pattern],
+    scene: Scene,
+    *,
+    repeat: int = 1,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write each pattern `repeat` times and empty frames among them, shuffled; returns the master's path.
+
+    The patterns must be fitted to the scene's detector (`crystfel.fit_to`) and of one photon energy, camera length
+    and beam centre, which replace the scene's; its flux scales them. The scene's hit_fraction of the frames have a
+    pattern; the truth's `pattern` (N,) says which, -1 for none, and its spots have no hkl. Raises ValueError when the
+    patterns are none or not alike, FileExistsError and OSError like `simulate_series`.
+    """
+    if not patterns:
+        raise ValueError("there are no patterns to import")
+    first = patterns[0]
+    if any(_stands(each) != _stands(first) for each in patterns):
+        raise ValueError(
+            "the patterns are of several photon energies, camera lengths or beam centres; import each as its own series"
+        )
+    if not scene.hit_fraction > 0.0:
+        raise ValueError("hit_fraction is 0, so that no pattern would be written; give a number above 0")
+    energy, length, center_x, center_y = _stands(first)
+    scene = dataclasses.replace(
+        scene,
+        condition=dataclasses.replace(
+            scene.condition,
+            photon_energy_eV=energy,
+            camera_length_m=length,
+            beam_center_x_px=center_x,
+            beam_center_y_px=center_y,
+        ),
+    )
+    order = _order(len(patterns), repeat, scene.hit_fraction, seed)
+    empty = dataclasses.replace(scene, hit_fraction=0.0)
+    fixed = fixed_pixels(scene.artefacts, scene.detector.mask, seed)
+    buffers = Buffers(scene.detector)
+    image = np.zeros(scene.detector.shape, dtype=scene.detector.dtype)
+    constants = describe(scene) | {"crystal_name": "imported patterns", "pattern": order}
+    writer = SeriesWriter(
+        prefix,
+        scene.detector,
+        scene.condition,
+        seed=seed,
+        overwrite=overwrite,
+        frame_time_s=1e-3 * scene.response.pulses,
+        count_time_s=1e-3 * scene.response.pulses,
+        dead=fixed.dead,
+        truth_constants=constants,
+    )
+    with writer:
+        for frame, number in enumerate(order.tolist()):
+            pattern = patterns[number] if number >= 0 else None
+            shot = simulate_shot(
+                empty, frame_rng(seed, frame), pattern=pattern, fixed=fixed, buffers=buffers, out=image
+            )
+            writer.append(shot.counts, shot.truth, frame)
+            if progress is not None:
+                progress(frame + 1, len(order))
+    return writer.master_path
+
+
+def _stands(pattern: Pattern) -> tuple[float, float, float, float]:
+    return (
+        pattern.photon_energy_eV,
+        pattern.camera_length_m,
+        pattern.beam_center_x_px,
+        pattern.beam_center_y_px,
+    )
+
+
+def _order(patterns: int, repeat: int, hit_fraction: float, seed: int) -> NDArray[np.int64]:
+    hits = patterns * repeat
+    empties = round(hits * (1.0 - hit_fraction) / hit_fraction)
+    order = np.concatenate([np.repeat(np.arange(patterns), repeat), np.full(empties, -1)])
+    np.random.default_rng([seed, _ORDER_STREAM]).shuffle(order)
+    return order.astype(np.int64)
