@@ -192,6 +192,14 @@ cli.add_command(
     )
 )
 cli.add_command(_command("bench", "cxls.commands.bench:run", [click.Argument(["name"])], "cxls bench list names them."))
+cli.add_command(
+    _command(
+        "figures",
+        "cxls.commands.figures:run",
+        [click.Argument(["topic"], type=click.Choice(["simulation"]))],
+        "Example: cxls figures simulation --only spot,powder --out /tmp/figures",
+    )
+)
 
 
 @cli.group(

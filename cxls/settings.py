@@ -241,6 +241,19 @@ class BenchSettings(_Settings):
     json_file: Path | None = Field(None, description="write the figures here as JSON too")
 
 
+class FiguresSettings(_Settings):
+    """Draw the figures of docs/simulation.md with the simulator as it is, and print their tables."""
+
+    out: Path = Field(Path("docs/images"), description="folder for the PNG files; those of the same name are replaced")
+    only: str | None = Field(
+        None, description="conditions, response, distractors, background, spot, powder, crystfel; commas (default: all)"
+    )
+    orientations: int = Field(4000, ge=2, le=1_000_000, description="random crystals a condition for powder")
+    crystfel: Path | None = Field(None, description="folder of combo*.npz patterns of pattern_sim, for crystfel")
+    hkl: Path | None = Field(None, description="CrystFEL reflection list that those patterns were made with")
+    cell: Path | None = Field(None, description="cell of --hkl: CrystFEL .cell or PDB file (default: proteinase K's)")
+
+
 class DataSettings(_Settings):
     """What every command on data sets has."""
 
@@ -330,6 +343,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "analyze": AnalyzeSettings,
     "train": TrainSettings,
     "bench": BenchSettings,
+    "figures": FiguresSettings,
     "data check": DataCheckSettings,
     "data counts": DataCountsSettings,
     "data label": DataLabelSettings,

@@ -40,7 +40,7 @@ MEMORY_BYTES = 1 << 28
 
 _PIXEL_BYTES = 4 * 16  # images of float32 alive at once
 _CACHED_PIXELS = 1 << 19  # on a CPU images are worked on in blocks of 2 MB, which stay in its caches
-_PATCH_PIXEL_BYTES = 24
+_LIT_PIXEL_BYTES = 8 * 14
 _RADIUS_STEP_PX = 0.25  # of the table over the distance from the beam
 _UNIT_M = 0.01  # every material may be this thick; w is linear in it
 _LEAST_BACKGROUND_COUNTS = 1e-9  # as in `sim_replay.truth`
@@ -142,7 +142,9 @@ def make_crops(
         background=background,
         valid=valid,
         hit=torch.tensor([bool(crop.crystals) and crop.condition.flux_photons > 0.0 for crop in crops], device=device),
-        log_likelihood_ratio=_log_likelihood_ratio(bragg, background, crops),
+        log_likelihood_ratio=torch.cat(
+            [_log_likelihood_ratio(bragg[block], background[block], crops[block], memory_bytes) for block in blocks]
+        ),
         spots=spots,
     )
 
@@ -321,50 +323,38 @@ def _add_crystals(
         return CropSpots(none.to(torch.int64), none, none, none, none)
     streaks, spectra = excite(lit, detector, shape, bragg.device, memory_bytes)
     spots = [(none.to(torch.int64), none, none, none, none)]
+    once = any(crop.response.kind == "one_per_pulse" for crop in crops)
+
+    def laid(some: Streaks) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for patch in lay(some, spectra, shape, memory_bytes):
+            pixel = patch.pixel.flatten()
+            yield patch.row, pixel, patch.photons * live.view(-1).index_select(0, pixel).view_as(patch.photons)
+
     # Salts first: what a spot's photons count depends on all that is beside them.
     for own, image in ((False, background), (True, bragg)):
         mine = streaks.at((streaks.own == own).nonzero().squeeze(1))
-        for some in _runs(mine, len(crops), shape, memory_bytes):
-            patches = []
-            for patch in lay(some, spectra, shape, memory_bytes):
-                pixel = patch.pixel.flatten()
-                photons = patch.photons * live.view(-1).index_select(0, pixel).view_as(patch.photons)
-                _add_at(image.view(-1), pixel, photons.flatten())
-                patches.append((patch.row, pixel, photons))
-            if own:
-                spots += [_summed(some, *patch, bragg, background, crops) for patch in patches]
+        for row, pixel, photons in laid(mine):
+            _add_at(image.view(-1), pixel, photons.flatten())
+            if own and not once:
+                spots.append(_summed(mine, row, photons, photons))
+    if once:  # laid again: kept, they would fill the memory
+        settings = _pulses(crops, bragg.device)
+        for row, pixel, photons in laid(mine):
+            of_pixels = (image.view(-1).index_select(0, pixel).view_as(photons) for image in (bragg, background))
+            of_items = (each[mine.item[row]][:, None, None] for each in settings)
+            spots.append(_summed(mine, row, photons, photons * _counted_share(*of_pixels, *of_items)))
     return _joined(CropSpots(*(torch.cat(column) for column in zip(*spots, strict=True))), shape[0])
 
 
-def _runs(streaks: Streaks, crops: int, shape: tuple[int, int], memory_bytes: int) -> Iterator[Streaks]:
-    """The streaks in parts of whole windows whose boxes fit the memory."""
-    area = torch.bincount(streaks.item, streaks.box_px.clamp(max=max(shape)).to(torch.float64) ** 2, crops)
-    run = torch.div(area.cumsum(0) - area, max(1.0, memory_bytes / _PATCH_PIXEL_BYTES), rounding_mode="floor")
-    run = run.index_select(0, streaks.item)
-    for number in torch.unique(run).tolist():
-        yield streaks.at((run == number).nonzero().squeeze(1))
-
-
 def _summed(
-    streaks: Streaks,
-    row: torch.Tensor,
-    pixel: torch.Tensor,
-    photons: torch.Tensor,
-    bragg: torch.Tensor,
-    background: torch.Tensor,
-    crops: Sequence[Crop],
+    streaks: Streaks, row: torch.Tensor, photons: torch.Tensor, counts: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Item, fs, ss, photons and counts of the streaks of a patch on live pixels, the places times counts."""
-    item = streaks.item.index_select(0, row)
-    counts = photons
-    if any(crop.response.kind == "one_per_pulse" for crop in crops):
-        of_all = (image.view(-1).index_select(0, pixel).view_as(photons) for image in (bragg, background))
-        counts = photons * _counted_share(*of_all, *(each[item][:, None, None] for each in _pulses(crops, row.device)))
     by_ss, by_fs = counts.sum(2, dtype=torch.float64), counts.sum(1, dtype=torch.float64)
     ss, fs = ((sums * torch.arange(sums.shape[1], device=sums.device)).sum(1) for sums in (by_ss, by_fs))
     total = by_ss.sum(1)
     return (
-        item,
+        streaks.item.index_select(0, row),
         fs + total * streaks.box_fs.index_select(0, row),
         ss + total * streaks.box_ss.index_select(0, row),
         photons.sum((1, 2), dtype=torch.float64),
@@ -395,21 +385,25 @@ def _counted_share(
     return torch.where(once, share, 1.0)
 
 
-def _log_likelihood_ratio(bragg: torch.Tensor, background: torch.Tensor, crops: Sequence[Crop]) -> torch.Tensor:
-    """See `CropBatch`; only pixels with Bragg light count."""
-    pixel = (bragg.view(-1) > 0.0).nonzero().squeeze(1)
-    item = torch.div(pixel, bragg[0].numel(), rounding_mode="floor")
-    spots, other = (image.view(-1).index_select(0, pixel).to(torch.float64) for image in (bragg, background))
-    least = other.clamp(min=_LEAST_BACKGROUND_COUNTS)
-    told = (least + spots) * torch.log1p(spots / least) - spots
-    pulses, once = (each.index_select(0, item) for each in _pulses(crops, bragg.device))
-    # With 1 - exp(-m) of m photons a pulse, ln((1 - p)/(1 - q)) is minus the spots' photons.
-    added = -torch.expm1(-spots / pulses) * torch.exp(-other / pulses)
-    without = (-torch.expm1(-other / pulses)).clamp(min=_LEAST_BACKGROUND_COUNTS)
-    p = (without + added).clamp(max=1.0)
-    told_once = pulses * p * torch.log1p(added / without) - (1.0 - p) * spots
+def _log_likelihood_ratio(
+    bragg: torch.Tensor, background: torch.Tensor, crops: Sequence[Crop], memory_bytes: int
+) -> torch.Tensor:
+    """See `CropBatch`; only pixels with Bragg light tell anything."""
     ratio = torch.zeros(len(crops), dtype=torch.float64, device=bragg.device)
-    _add_at(ratio, item, torch.where(once, told_once, told))
+    settings = _pulses(crops, bragg.device)
+    lit = (bragg.reshape(-1) > 0.0).nonzero().squeeze(1)
+    for pixel in torch.split(lit, max(1, memory_bytes // _LIT_PIXEL_BYTES)):
+        item = torch.div(pixel, bragg[0].numel(), rounding_mode="floor")
+        spots, other = (image.view(-1).index_select(0, pixel).to(torch.float64) for image in (bragg, background))
+        pulses, once = (each.index_select(0, item) for each in settings)
+        least = other.clamp(min=_LEAST_BACKGROUND_COUNTS)
+        told = (least + spots) * torch.log1p(spots / least) - spots
+        # With 1 - exp(-m) of m photons a pulse, ln((1 - p)/(1 - q)) is minus the spots' photons.
+        added = -torch.expm1(-spots / pulses) * torch.exp(-other / pulses)
+        without = (-torch.expm1(-other / pulses)).clamp(min=_LEAST_BACKGROUND_COUNTS)
+        p = (without + added).clamp(max=1.0)
+        told_once = pulses * p * torch.log1p(added / without) - (1.0 - p) * spots
+        _add_at(ratio, item, torch.where(once, told_once, told))
     return ratio
 
 

@@ -33,6 +33,7 @@ _REACH_SIGMA = 5.0  # the Gaussian of angles is cut here, as in `diffract`
 _DROP_NATS = 9.2  # pieces whose density is below exp(-9.2) = 1e-4 of the streak's densest are not laid
 _KERNEL_REACH_SIGMA = 4.5
 _NODE_REACH_SIGMA = 3.5
+_MARGIN_SIGMA = 6.0  # no light of a streak falls farther off it than this, wide or blurred
 _LARGEST_THETA_RAD = 0.78
 _LARGEST_TWO_THETA_RAD = math.radians(85.0)
 _LARGEST_TANGENT_RAD = 1.5
@@ -80,7 +81,11 @@ class _Columns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Settings(_Columns):
-    """What a lit crystal's reflections share; (n,) float64 each, place in pixels of the window."""
+    """What a lit crystal's reflections share; (n,) float64 each, place in pixels of the window.
+
+    Only reflections of q_min to q_max (1/angstrom) can light the window, in directions around the beam that make an
+    angle of that cosine at most with (toward_fs, toward_ss).
+    """
 
     shortest_angstrom: torch.Tensor
     longest_angstrom: torch.Tensor
@@ -88,7 +93,11 @@ class _Settings(_Columns):
     divergence_rad: torch.Tensor
     size_sigma: torch.Tensor
     strain: torch.Tensor
+    q_min: torch.Tensor
     q_max: torch.Tensor
+    toward_fs: torch.Tensor
+    toward_ss: torch.Tensor
+    toward_cosine: torch.Tensor
     strength: torch.Tensor
     polarisation_xx: torch.Tensor
     polarisation_xy: torch.Tensor
@@ -240,6 +249,7 @@ def _settings(
         distance_px = condition.camera_length_m / detector.pixel_size_m
         size_sigma = SIZE_SIGMA_TIMES_LENGTH / (sample.size_m * 1e10)
         lit_width_m = sample.size_m if beam.profile == "uniform" else min(sample.size_m, 2.0 * beam.radius_m)
+        blur_px = math.hypot(detector.point_spread_px, lit_width_m / math.sqrt(12.0) / detector.pixel_size_m)
         strength = (
             condition.flux_photons
             * lit_path_m(beam, sample.size_m, sample.offset_m)
@@ -248,9 +258,8 @@ def _settings(
         )
         rows.append((
             own_edges[0], own_edges[-1], sample.mosaic_sigma_rad, beam.divergence_rad, size_sigma, sample.strain,
-            _largest_q(each, center_x, center_y, distance_px, detector, shape, own_edges[0]), strength,
-            *beam.polarisation_terms, distance_px, center_x - 0.5 - each.fs0, center_y - 0.5 - each.ss0,
-            math.hypot(detector.point_spread_px, lit_width_m / math.sqrt(12.0) / detector.pixel_size_m),
+            *_limits(each, detector, shape, own_edges[0], own_edges[-1], size_sigma, blur_px), strength,
+            *beam.polarisation_terms, distance_px, center_x - 0.5 - each.fs0, center_y - 0.5 - each.ss0, blur_px,
         ))  # fmt: skip
     table = torch.from_numpy(np.array(rows, dtype=np.float64).T.copy()).to(device)
     return (
@@ -259,28 +268,51 @@ def _settings(
     )
 
 
-def _largest_q(
+def _limits(
     lit: LitCrystal,
-    center_x: float,
-    center_y: float,
-    distance_px: float,
     detector: Detector,
     shape: tuple[int, int],
     shortest_angstrom: float,
-) -> float:
-    """Longest q (1/angstrom) that can light the window, and `diffract`'s own limit where that is shorter."""
+    longest_angstrom: float,
+    size_sigma: float,
+    blur_px: float,
+) -> tuple[float, float, float, float, float]:
+    """q_min, q_max, toward_fs, toward_ss and toward_cosine of `_Settings`, drawn wide."""
+    center_x, center_y = beam_center_px(lit.condition, detector)
+    distance_px = lit.condition.camera_length_m / detector.pixel_size_m
+    x_low, y_low = lit.fs0 - center_x, lit.ss0 - center_y
+    x_high, y_high = x_low + shape[1], y_low + shape[0]
 
-    def farthest_two_theta(ss_low: float, ss_high: float, fs_low: float, fs_high: float) -> float:
-        x = max(abs(center_x - fs_low), abs(fs_high - center_x))
-        y = max(abs(center_y - ss_low), abs(ss_high - center_y))
-        return math.atan(math.hypot(x, y) / distance_px)
+    # Light leaves a reflection up to 2 reach sigma off the angle that Bragg's condition gives, and is blurred about it.
+    flat = math.hypot(lit.sample.mosaic_sigma_rad, lit.condition.beam.divergence_rad)
+    spread = 4.0 * _REACH_SIGMA * (flat + lit.sample.strain) + 2.0 * _MARGIN_SIGMA * blur_px / distance_px
+    nearest = math.hypot(max(x_low, -x_high, 0.0), max(y_low, -y_high, 0.0))
+    farthest = math.hypot(max(-x_low, x_high), max(-y_low, y_high))
+    inner = max(math.atan(nearest / distance_px) - spread, 0.0)
+    outer = min(math.atan(farthest / distance_px) + spread, math.pi / 2.0)
+    by_size = 4.0 * _REACH_SIGMA * size_sigma
+    corner = math.atan(
+        math.hypot(max(center_x, detector.shape[1] - center_x), max(center_y, detector.shape[0] - center_y))
+        / distance_px
+    )
+    q_min = 2.0 * math.sin(inner / 2.0) / longest_angstrom / 1.01 - by_size
+    q_max = 2.0 * math.sin(outer / 2.0) / shortest_angstrom * 1.01 + by_size
+    q_max = min(q_max, 2.0 * math.sin(corner / 2.0) / shortest_angstrom * 1.01)  # as `diffract`
 
-    panel = 2.0 * math.sin(farthest_two_theta(0, detector.shape[0], 0, detector.shape[1]) / 2.0) / shortest_angstrom
-    window = farthest_two_theta(lit.ss0, lit.ss0 + shape[0], lit.fs0, lit.fs0 + shape[1])
-    # Light leaves a reflection up to 2 reach sigma off the angle that Bragg's condition gives, and is blurred.
-    spread = math.hypot(lit.sample.mosaic_sigma_rad, lit.condition.beam.divergence_rad) + lit.sample.strain
-    window = min(window + 4.0 * _REACH_SIGMA * spread + 50.0 / distance_px, math.pi / 2.0)
-    return min(panel * 1.01, 2.0 * math.sin(window / 2.0) / shortest_angstrom * 1.01)
+    # Streaks run along a radius; how wide they are at the far end.
+    sine = longest_angstrom * q_max / 2.0
+    wide_rad = (
+        2.0 * sine * lit.sample.mosaic_sigma_rad + lit.condition.beam.divergence_rad + size_sigma * longest_angstrom
+    )
+    margin = _MARGIN_SIGMA * (blur_px + wide_rad * distance_px / math.cos(outer * 0.95) ** 2) + 1.0
+    x_low, x_high, y_low, y_high = x_low - margin, x_high + margin, y_low - margin, y_high + margin
+    if x_low <= 0.0 <= x_high and y_low <= 0.0 <= y_high:
+        return q_min, q_max, 0.0, 0.0, -1.0
+    middle = math.atan2(y_low + y_high, x_low + x_high)
+    widest = max(
+        abs(math.remainder(math.atan2(y, x) - middle, 2.0 * math.pi)) for x in (x_low, x_high) for y in (y_low, y_high)
+    )
+    return q_min, q_max, math.cos(middle), math.sin(middle), math.cos(widest) - 1e-9
 
 
 def _candidates(
@@ -350,9 +382,21 @@ def _met(
     shape: tuple[int, int],
 ) -> _Met:
     """Candidates within reach of the band whose streak may meet the window."""
-    own = settings.at(crystal)
     qx, qy, qz = (bases.index_select(0, crystal) * hkl.index_select(0, reflection)[:, None, :]).sum(dim=2).unbind(1)
     q = (qx * qx + qy * qy + qz * qz).sqrt()
+    in_plane = torch.hypot(qx, qy)
+    q_min, q_max, toward_fs, toward_ss, cosine = (
+        each.index_select(0, crystal)
+        for each in (
+            settings.q_min, settings.q_max, settings.toward_fs, settings.toward_ss, settings.toward_cosine
+        )
+    )  # fmt: skip
+    keep = (q >= q_min) & (q <= q_max) & (qx * toward_fs + qy * toward_ss >= cosine * in_plane) & (in_plane > 0.0)
+    row = keep.nonzero().squeeze(1)
+    qx, qy, qz, q, in_plane = torch.stack([qx, qy, qz, q, in_plane]).index_select(1, row).unbind(0)
+    reflection, member, crystal = (each.index_select(0, row) for each in (reflection, member, crystal))
+
+    own = settings.at(crystal)
     sine = (-qz / q).clamp(-1.0, 1.0)
     cosine2 = (1.0 - sine * sine).clamp(min=1e-6)
     flat2 = own.mosaic_rad.square() + own.divergence_rad.square()
@@ -362,23 +406,21 @@ def _met(
     lowest, highest = (
         torch.asin((edge * q / 2.0).clamp(max=1.0)) for edge in (own.shortest_angstrom, own.longest_angstrom)
     )
-    keep = (q <= own.q_max) & (own.longest_angstrom * q < 2.0) & (theta >= lowest - reach) & (theta <= highest + reach)
+    keep = (own.longest_angstrom * q < 2.0) & (theta >= lowest - reach) & (theta <= highest + reach)
 
     # The streak runs along a radius from the smallest to the largest angle that is left; widths are at their largest.
     low, high = torch.maximum(lowest, theta - reach), torch.minimum(highest, theta + reach)
     turn2 = own.mosaic_rad.square() + (own.size_sigma / q).square()
     slope = (2.0 * turn2 + own.divergence_rad.square()) / sigma.square()
     ends = (_exit_radius(theta, slope, end, own.distance_px) for end in (low, high))
-    in_plane = torch.hypot(qx, qy)
     ux, uy = qx / in_plane, qy / in_plane
     stretch = own.distance_px / torch.cos((2.0 * high).clamp(0.0, _LARGEST_TANGENT_RAD)).square()
     across2 = 4.0 * turn2 + own.divergence_rad.square() + (own.size_sigma * own.longest_angstrom).square()
-    margin = _KERNEL_REACH_SIGMA * (own.blur_px + across2.sqrt() * stretch) + 1.0
+    margin = _MARGIN_SIGMA * (own.blur_px + across2.sqrt() * stretch) + 1.0
     near, far = ends
     for beam, direction, size in ((own.beam_fs, ux, shape[1]), (own.beam_ss, uy, shape[0])):
         first, last = beam + near * direction, beam + far * direction
         keep &= (torch.maximum(first, last) + margin >= -0.5) & (torch.minimum(first, last) - margin <= size - 0.5)
-    keep &= in_plane > 0.0
     row = keep.nonzero().squeeze(1)
     return _Met(reflection, member, crystal, theta, sigma, 1.0 / q, ux, uy).at(row)
 

@@ -26,7 +26,7 @@ from sim_replay.series_file import IMAGES_PER_FILE, SeriesWriter, packed
 from sim_replay.shots import Buffers, Shot, frame_rng, simulate_shot
 from sim_replay.truth import ShotTruth
 
-_FRAMES_WORTH_A_PROCESS = 50
+_FRAMES_WORTH_A_PROCESS = 200
 """Below this a process spends longer on starting than it saves."""
 
 

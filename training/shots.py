@@ -73,7 +73,8 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
-def _draw_group(recipe: ShotRecipe, detector: Detector, rng: np.random.Generator) -> Scene:
+def draw_group(recipe: ShotRecipe, detector: Detector, rng: np.random.Generator) -> Scene:
+    """What the shots of a group share: crystal, beam and where the detector stands."""
     center = (detector.shape[1] / 2, detector.shape[0] / 2)
     condition = Condition(
         photon_energy_eV=rng.uniform(*recipe.photon_energy_eV),
@@ -94,7 +95,7 @@ def _draw_group(recipe: ShotRecipe, detector: Detector, rng: np.random.Generator
     return Scene(sample, condition, replace(detector, point_spread_px=rng.uniform(0.3, 1.2)))
 
 
-def _draw_shot(recipe: ShotRecipe, scene: Scene, rng: np.random.Generator) -> Scene:
+def draw_shot(recipe: ShotRecipe, scene: Scene, rng: np.random.Generator) -> Scene:
     """The scene of one shot of a group; its hit_fraction is 0 or 1."""
     flux = _log_uniform(rng, *recipe.flux_photons)
     water = min(_log_uniform(rng, *recipe.water_scale), _MOST_WATER * 3e8 / flux)
@@ -129,7 +130,7 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> MapSet:
     for group in range(recipe.groups_per_shard):
         number = shard * recipe.groups_per_shard + group
         rng = frame_rng(seed, number)
-        scene = _draw_group(recipe, detector, rng)
+        scene = draw_group(recipe, detector, rng)
         center_x, center_y = beam_center_px(scene.condition, detector)
         metadata = SeriesMetadata(
             shape=(rows, columns),
@@ -146,7 +147,7 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> MapSet:
             maps = np.zeros((count, 2, *plan.cell_valid.shape), np.float16)
         for member in range(recipe.shots_per_group):
             place = group * recipe.shots_per_group + member
-            shot_scene = _draw_shot(recipe, scene, rng)
+            shot_scene = draw_shot(recipe, scene, rng)
             # Simulated where the reduction reads it: no frame is copied, compressed or stored.
             truth = simulate_shot(shot_scene, rng, buffers=buffers, out=workspace.pixels).truth
             reduced = workspace.reduce()

@@ -35,7 +35,7 @@ RESPONSES: tuple[str, ...] = get_args(get_type_hints(Response)["kind"])
 
 _INNER_PX, _OUTER_PX = 4, 16
 _ZOOM_PX = 16
-_NORM = LogNorm(0.6, 300.0)
+_NORM = LogNorm(0.2, 300.0)
 _QUANTITY = f"largest sum of {_INNER_PX} × {_INNER_PX} pixels in each {_OUTER_PX} × {_OUTER_PX}"
 
 
@@ -59,9 +59,7 @@ def draw_conditions(request: Request) -> Drawn:
     rows = []
     for number, condition in CONDITIONS.items():
         truth = shots["integrating", number].truth
-        counted = [
-            int(shots[kind, number].counts[~detector.mask].sum(dtype=np.int64)) for kind in RESPONSES
-        ]
+        counted = [int(shots[kind, number].counts[~detector.mask].sum(dtype=np.int64)) for kind in RESPONSES]
         largest = [int(shots[kind, number].counts[~detector.mask].max()) for kind in RESPONSES]
         rows.append(
             [
@@ -97,7 +95,10 @@ def _nine(shots: dict[int, Shot], detector: Detector) -> Figure:
         axes.set_xlabel("fs (pixel)")
     for axes in grid[:, 0]:
         axes.set_ylabel("ss (pixel)")
-    bar = figure.colorbar(shown, ax=grid, location="bottom", shrink=0.6, aspect=40, pad=0.015, extend="both")
+    bar = figure.colorbar(
+        shown, ax=grid, location="bottom", shrink=0.6, aspect=40, pad=0.015, extend="both", ticks=[1, 10, 100]
+    )
+    bar.ax.minorticks_off()
     bar.set_label(f"counts: {_QUANTITY} (frame); each pixel (inset)")
     return figure
 
@@ -108,7 +109,7 @@ def _zoom(axes: Axes, shot: Shot, detector: Detector) -> None:
     rows, columns = detector.shape
     inside = (spots.ss > half) & (spots.ss < rows - half) & (spots.fs > half) & (spots.fs < columns - half)
     best = int(np.argmax(spots.photons * inside))
-    ss, fs = int(round(spots.ss[best])) - half, int(round(spots.fs[best])) - half
+    ss, fs = round(spots.ss[best]) - half, round(spots.fs[best]) - half
     left = 0.01 if fs > columns / 2 else 0.68
     bottom = 0.01 if ss < rows / 2 else 0.68
     inset = axes.inset_axes((left, bottom, 0.31, 0.31))
@@ -142,14 +143,14 @@ class _Exhibit:
 
 
 _EXHIBITS = (
-    _Exhibit("salt", Distractors(salt=1.0), frame=5),
+    _Exhibit("salt", Distractors(salt=1.0), frame=30, first=(0, 1588), side_px=480, bin_px=4),
     _Exhibit("ice", Distractors(ice_ring=1.0), frame=25),
     _Exhibit("lipid", Distractors(lipid_ring=1.0), frame=12, first=(921, 874), side_px=320, bin_px=2),
     _Exhibit("PEG", Distractors(polymer_ring=1.0), frame=39),
-    _Exhibit("hot and flickering pixels", artefacts=Artefacts(hot_pixels=20, flickering_pixels=60, flicker_share=0.5)),
-    _Exhibit("cosmic rays", artefacts=Artefacts(cosmics=400.0), first=(700, 500), side_px=256),
-    _Exhibit("glowing module edge", artefacts=Artefacts(edge_glow_share=1.0)),
-    _Exhibit("no beam, dark counts", Distractors(no_beam=1.0), Artefacts(dark_counts=1e-4)),
+    _Exhibit("faulty pixels", artefacts=Artefacts(hot_pixels=20, flickering_pixels=60, flicker_share=0.5)),
+    _Exhibit("cosmic rays", artefacts=Artefacts(cosmics=400.0), first=(860, 545), side_px=96),
+    _Exhibit("module edge", artefacts=Artefacts(edge_glow_share=1.0)),
+    _Exhibit("no beam", Distractors(no_beam=1.0), Artefacts(dark_counts=1e-4)),
 )
 
 
@@ -189,7 +190,10 @@ def draw_distractors(request: Request) -> Drawn:
         axes.set_xlabel("fs (pixel)")
     for axes in grid[:, 0]:
         axes.set_ylabel("ss (pixel)")
-    bar = figure.colorbar(shown, ax=grid, location="bottom", shrink=0.6, aspect=50, pad=0.02, extend="both")
+    bar = figure.colorbar(
+        shown, ax=grid, location="bottom", shrink=0.6, aspect=50, pad=0.02, extend="both", ticks=[1, 10, 100]
+    )
+    bar.ax.minorticks_off()
     bar.set_label(f"counts (whole frames: {_QUANTITY})")
     heads = ["frame", "classes", "class", "photons, not protein", "rings", "photons in rings", "salt spots", "salt"]
     return Drawn({"sim-distractors": figure}, text_table(heads, rows))

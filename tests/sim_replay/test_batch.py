@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sim_replay.background import Surroundings, make_background, mix, scales, shadow
@@ -81,17 +82,27 @@ def of_item(batch: CropBatch, item: int) -> list[NDArray[np.float64]]:
     return [column[mine].cpu().numpy() for column in columns]
 
 
-def assert_same_spots(batch: CropBatch, item: int, spots: TrueSpots, least_photons: float) -> None:
-    """Of all spots above least_photons."""
+def assert_same_spots(
+    batch: CropBatch, item: int, spots: TrueSpots, least_photons: float, of_counts: float = 1e-3
+) -> None:
+    """Of all spots above least_photons. Those at the edge of a gap must be there, but what it cuts off depends on a
+    spot's shape, which is less exact."""
     fs, ss, photons, counts = of_item(batch, item)
+    from_edge = distance_transform_edt(np.pad(~PANEL.mask, 1))
     bright = np.flatnonzero(spots.photons > least_photons)
-    assert len(bright)
+    clear = 0
     for i in bright:
         j = np.argmin(np.hypot(fs - spots.fs[i], ss - spots.ss[i]))
-        assert math.hypot(fs[j] - spots.fs[i], ss[j] - spots.ss[i]) < 0.05
-        assert photons[j] == pytest.approx(spots.photons[i], rel=1e-3)
-        assert counts[j] == pytest.approx(spots.counts[i], rel=2e-3)
-    assert np.sum(photons > 1.001 * least_photons) <= len(bright) <= np.sum(photons > 0.999 * least_photons)
+        away = math.hypot(fs[j] - spots.fs[i], ss[j] - spots.ss[i])
+        if from_edge[round(spots.ss[i]) + 1, round(spots.fs[i]) + 1] > 25.0:
+            clear += 1
+            assert away < 0.05
+            assert photons[j] == pytest.approx(spots.photons[i], rel=1e-3)
+            assert counts[j] == pytest.approx(spots.counts[i], rel=of_counts)
+        else:
+            assert away < 0.5
+    assert clear > 3
+    assert np.sum(photons > 1.05 * least_photons) <= len(bright) <= np.sum(photons > 0.95 * least_photons)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -124,7 +135,7 @@ def test_a_window_shows_what_the_whole_frame_has_there(case: str) -> None:
         # A box cut by the window's edge may take other sizes of pieces: a spot's shape moves by less than its photons.
         np.testing.assert_allclose(batch.bragg[item].sum(), one.bragg[cut].sum(), rtol=1e-4)
         np.testing.assert_allclose(batch.bragg[item], one.bragg[cut], rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(batch.background[item], one.background[cut], rtol=1e-5)
+        np.testing.assert_allclose(batch.background[item], one.background[cut], rtol=5e-5)
         assert torch.equal(batch.valid[item], one.valid[cut])
 
 
@@ -154,7 +165,8 @@ def test_the_background_is_that_of_the_reference() -> None:
                 crops.append(Crop(condition, surroundings, 0, 0, extra_per_sr=more))
                 expected.append(reference_background(condition, surroundings, more))
     batch = whole(crops)
-    np.testing.assert_allclose(batch.background.numpy(), np.stack(expected), rtol=1e-4, atol=1e-9 * np.max(expected))
+    for item, image in enumerate(expected):
+        np.testing.assert_allclose(batch.background[item], image, rtol=1e-4, atol=1e-4 * image.mean())
     assert torch.equal(batch.valid, torch.from_numpy(~PANEL.mask).expand_as(batch.valid))
     assert not torch.any(batch.hit)
     assert not torch.any(batch.bragg)
@@ -176,8 +188,8 @@ def test_pixels_that_count_once_a_pulse_give_the_counts_of_the_reference(pulses:
     response = Response("one_per_pulse", pulses=pulses)
     surroundings = Surroundings()
     sample, beam = CASES["a gaussian spectrum"]
-    condition = dataclasses.replace(CONDITION, flux_photons=3e10, beam=beam)
-    frame = dataclasses.replace(condition, flux_photons=3e10 * pulses)
+    condition = dataclasses.replace(CONDITION, flux_photons=1e9, beam=beam)
+    frame = dataclasses.replace(condition, flux_photons=1e9 * pulses)
     turn = turns(1)[0]
     crops = [
         Crop(condition, surroundings, 0, 0, ((sample, turn),), response=response),
@@ -188,7 +200,7 @@ def test_pixels_that_count_once_a_pulse_give_the_counts_of_the_reference(pulses:
     image = reference_background(frame, surroundings)
     for item, law in enumerate((response, Response())):
         truth = expect((laid.footprint,), image, 1.0, law, PANEL, ResponseWorkspace())
-        assert_same_spots(batch, item, true_spots((laid,), truth.counts, PANEL), 50.0)
+        assert_same_spots(batch, item, true_spots((laid,), truth.counts, PANEL), 20.0, of_counts=0.02)
         assert float(batch.log_likelihood_ratio[item]) == pytest.approx(truth.log_likelihood_ratio, rel=5e-3)
 
 

@@ -208,7 +208,7 @@ def _leaks(dataset: int, seen: _Seen) -> Iterator[Problem]:
                 "paper, which a network learns by heart; draw it anew for every image with "
                 f"`cxls data overlay TREE --force --datasets {dataset}`",
             )
-    for (kind, _), paths in sorted(seen.alike.items()):
+    for (kind, _), paths in sorted(seen.alike.items(), key=lambda found: found[1]):
         if len(paths) > 1:
             yield Problem(paths[0], DATASET, f"bit for bit the same image as {_others(paths)} in {kind}")
 

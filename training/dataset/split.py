@@ -200,6 +200,7 @@ def make_split(items: Sequence[Item], fractions: Mapping[Side, float], seed: int
     that no side but one could have it.
     """
     check_fractions(fractions)
+    items = sorted(items, key=_order)
     wanted = [side for side in SIDES if fractions[side] > 0]
     groups = _groups(items)
     _refuse_impossible(items, groups, wanted)

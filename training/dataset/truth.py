@@ -254,8 +254,13 @@ def _spots_wrong(truth: Truth, shape: tuple[int, int], mask: NDArray[Any] | None
         text = f"spot {n} at ss {ss[n]:g}, fs {fs[n]:g} is outside the panel of {shape[0]} x {shape[1]}{_more(bad)}"
         yield Problem(truth.file, truth.where("spot_ss"), text)
     if mask is not None and mask.shape == shape:
-        n_ss, n_fs = np.rint(ss[inside]).astype(int), np.rint(fs[inside]).astype(int)
-        if (bad := np.flatnonzero(inside)[mask[n_ss, n_fs] != 0]).size:
+        # A centroid may lie a part of a pixel inside a gap whose edge the spot lights.
+        dead = np.ones(int(inside.sum()), dtype=np.bool_)
+        for row in (np.floor(ss[inside]), np.ceil(ss[inside])):
+            for column in (np.floor(fs[inside]), np.ceil(fs[inside])):
+                place = (np.clip(row, 0, shape[0] - 1).astype(int), np.clip(column, 0, shape[1] - 1).astype(int))
+                dead &= mask[place] != 0
+        if (bad := np.flatnonzero(inside)[dead]).size:
             n = bad[0]
             text = f"spot {n} at ss {ss[n]:g}, fs {fs[n]:g} is in a gap or on a bad pixel{_more(bad)}"
             yield Problem(truth.file, truth.where("spot_ss"), text)

@@ -172,7 +172,7 @@ def test_the_same_image_twice_is_named_and_frames_without_photons_are_not(tmp_pa
         (edited("spot_ss", 2, to=24.0), "spot_ss: spot 2 at ss 24, fs 5 is outside the panel of 24 x 30"),
         (edited("spot_fs", 0, to=-0.6), "spot_ss: spot 0 at ss 4, fs -0.6 is outside the panel of 24 x 30"),
         (edited("spot_fs", 0, to=np.nan), "spot_ss: spot 0 at ss 4, fs nan is outside the panel of 24 x 30"),
-        (edited("spot_fs", 3, to=10.2), "spot_ss: spot 3 at ss 15.2, fs 10.2 is in a gap or on a bad pixel"),
+        (edited("spot_fs", 3, to=10.0), "spot_ss: spot 3 at ss 15.2, fs 10 is in a gap or on a bad pixel"),
     ],
 )
 def test_a_wrong_truth_is_named(tmp_path: Path, changes: dict[str, Any], text: str) -> None:
@@ -189,6 +189,8 @@ def test_a_wrong_truth_is_named(tmp_path: Path, changes: dict[str, Any], text: s
         {"class": None, "orientation": None, "frame_index": None},
         {"spot_frame": None, "spot_ss": None, "spot_fs": None, "spot_photons": None},
         {"hit": np.array([1, 0, 1, 0])},
+        edited("spot_fs", 3, to=10.3),  # beside the bad column 10
+        edited("spot_ss", 3, to=-0.4),
     ],
 )
 def test_what_a_truth_may_have_more_or_less_is_no_problem(tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ def test_conditions_and_classes_are_spread_alike() -> None:
 
 
 def test_the_split_does_not_depend_on_the_order_of_the_images() -> None:
-    many = items(50)
+    many = [Item(FILE, n, (0.15, 6000.0), n % 3 == 0, (("orientation", str(n % 20)),)) for n in range(50)]
     shuffled = [many[n] for n in np.random.default_rng(0).permutation(50)]
     assert make_split(shuffled, SHARES).sides == make_split(many, SHARES).sides
 
