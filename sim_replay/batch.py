@@ -3,7 +3,7 @@
 Each window (crop) shows part of a frame of its own: other conditions, crystals, surroundings. What is expected in it
 is what `sim_replay.shots` expects in those pixels of the whole frame: Bragg streaks by `sim_replay.batch_diffraction`,
 diffuse light from w(q) of `sim_replay.scatter` over a table along the radius, as `sim_replay.background` does. Then
-photons are drawn and counted. Left out are grain spots, faulty pixels, charge sharing and retriggering.
+photons are drawn and counted. Left out are faulty pixels, charge sharing and retriggering.
 
 Images are float32; angles and places float64. On one device the same generator state gives the same counts.
 """
@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from sim_replay.background import PENUMBRA_PX, REFERENCE_PHOTONS, Surroundings
-from sim_replay.batch_diffraction import LitCrystal, Streaks, excite, lay
+from sim_replay.batch_diffraction import LitCrystal, Streaks, excite
+from sim_replay.batch_footprint import Patch, lay, lay_round
 from sim_replay.detector import Condition, Detector, beam_center_px
 from sim_replay.diffraction import Sample
 from sim_replay.response import Response
@@ -51,8 +52,9 @@ class Crop:
     """One window and what the frame it is cut from shows.
 
     ss0, fs0: the window's first pixel. crystals and salts: sample and orientation (3, 3) of each lit crystal, none in
-    a frame without; salts count as background. extra_per_sr (2001,) float64: more diffuse light w(q) on the grid of
-    `scatter.Q_INV_ANGSTROM`. The condition's flux is that of one of the response's pulses.
+    a frame without; salts count as background, as do grains (n, 4) float64: fs and ss in the frame, expected photons
+    and standard deviation in pixels of round spots. extra_per_sr (2001,) float64: more diffuse light w(q) on the grid
+    of `scatter.Q_INV_ANGSTROM`. The condition's flux is that of one of the response's pulses; grains are of the frame.
     """
 
     condition: Condition
@@ -61,6 +63,7 @@ class Crop:
     fs0: int
     crystals: tuple[tuple[Sample, NDArray[np.float64]], ...] = ()
     salts: tuple[tuple[Sample, NDArray[np.float64]], ...] = ()
+    grains: NDArray[np.float64] | None = None
     extra_per_sr: NDArray[np.float64] | None = None
     response: Response = field(default_factory=Response)
 
@@ -133,7 +136,7 @@ def make_crops(
     for block in blocks:
         _fill_valid(crops[block], detector, valid[block])
         _fill_diffuse(crops[block], frames[block], detector, valid[block], live[block], background[block])
-    spots = _add_crystals(crops, frames, detector, bragg, background, live, memory_bytes)
+    spots = _add_spots(crops, frames, detector, bragg, background, live, memory_bytes)
     for block in blocks:
         _count(bragg[block] + background[block], crops[block], detector.largest_count, generator, counts[block])
     return CropBatch(
@@ -173,6 +176,16 @@ def _check(crops: Sequence[Crop], detector: Detector, shape: tuple[int, int]) ->
             extra.shape != Q_INV_ANGSTROM.shape or not np.all(np.isfinite(extra) & (extra >= 0.0))
         ):
             raise ValueError(f"crop {number}: extra_per_sr must be {len(Q_INV_ANGSTROM)} finite numbers of 0 or more")
+        grains = crop.grains
+        if grains is not None and (
+            grains.ndim != 2
+            or grains.shape[1] != 4
+            or not np.all(np.isfinite(grains))
+            or not np.all(grains[:, 3] > 0.0)
+        ):
+            raise ValueError(
+                f"crop {number}: grains must be rows of four finite numbers (fs, ss, photons, sigma above 0 in pixels)"
+            )
         stop, length = crop.surroundings, crop.condition.camera_length_m
         if stop.beam_stop_radius_m > 0.0 and stop.beam_stop_distance_m > length:
             raise ValueError(
@@ -301,7 +314,7 @@ def _fill_diffuse(
         out += image(flat) * valid
 
 
-def _add_crystals(
+def _add_spots(
     crops: Sequence[Crop],
     frames: Sequence[Condition],
     detector: Detector,
@@ -310,7 +323,7 @@ def _add_crystals(
     live: torch.Tensor,
     memory_bytes: int,
 ) -> CropSpots:
-    """Add the light of the crystals to bragg and of the salts to the background; the crystals' true spots."""
+    """Add the crystals' light to bragg, the salts' and grains' to the background; the crystals' true spots."""
     shape = (bragg.shape[1], bragg.shape[2])
     lit = [
         LitCrystal(sample, frame, orientation, item, crop.ss0, crop.fs0, own)
@@ -319,27 +332,37 @@ def _add_crystals(
         for sample, orientation in each
     ]
     none = torch.empty(0, dtype=torch.float64, device=bragg.device)
-    if not lit:
-        return CropSpots(none.to(torch.int64), none, none, none, none)
-    streaks, spectra = excite(lit, detector, shape, bragg.device, memory_bytes)
     spots = [(none.to(torch.int64), none, none, none, none)]
     once = any(crop.response.kind == "one_per_pulse" for crop in crops)
 
-    def laid(some: Streaks) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        for patch in lay(some, spectra, shape, memory_bytes):
+    def on_live(patches: Iterator[Patch]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for patch in patches:
             pixel = patch.pixel.flatten()
             yield patch.row, pixel, patch.photons * live.view(-1).index_select(0, pixel).view_as(patch.photons)
 
+    grains = [
+        np.column_stack([np.full(len(each.grains), item), each.grains - (each.fs0, each.ss0, 0.0, 0.0)])
+        for item, each in enumerate(crops)
+        if each.grains is not None
+    ]
+    if grains:
+        item, fs, ss, expected, sigma_px = torch.from_numpy(np.concatenate(grains)).to(bragg.device).unbind(1)
+        rounds = lay_round(item.to(torch.int64), fs, ss, expected, sigma_px, shape, memory_bytes)
+        for _, pixel, photons in on_live(rounds):
+            _add_at(background.view(-1), pixel, photons.flatten())
+    if not lit:
+        return CropSpots(*spots[0])
+    streaks, spectra = excite(lit, detector, shape, bragg.device, memory_bytes)
     # Salts first: what a spot's photons count depends on all that is beside them.
     for own, image in ((False, background), (True, bragg)):
         mine = streaks.at((streaks.own == own).nonzero().squeeze(1))
-        for row, pixel, photons in laid(mine):
+        for row, pixel, photons in on_live(lay(mine, spectra, shape, memory_bytes)):
             _add_at(image.view(-1), pixel, photons.flatten())
             if own and not once:
                 spots.append(_summed(mine, row, photons, photons))
     if once:  # laid again: kept, they would fill the memory
         settings = _pulses(crops, bragg.device)
-        for row, pixel, photons in laid(mine):
+        for row, pixel, photons in on_live(lay(mine, spectra, shape, memory_bytes)):
             of_pixels = (image.view(-1).index_select(0, pixel).view_as(photons) for image in (bragg, background))
             of_items = (each[mine.item[row]][:, None, None] for each in settings)
             spots.append(_summed(mine, row, photons, photons * _counted_share(*of_pixels, *of_items)))

@@ -3,6 +3,10 @@
     PREFIX_master.h5            /entry/data/data_000001 ... (external links), /entry/instrument/..., /entry/truth/...
     PREFIX_data_000001.h5 ...   /entry/data/data (N, ss, fs), one bitshuffle-LZ4 chunk an image
 
+The master is NXmx too, a series of stills: one detector module whose place follows from the beam centre and the camera
+length, and /entry/data/data, all images as one virtual dataset. DIALS reads these; without the latter it would see
+the first data file alone.
+
 /entry/truth holds, for each of N frames: hit and crystal (bool, a crystal was lit), class (its main kind, text),
 classes (uint32, the bits of `distractors.Kind`, named by the attribute 'names'), log_likelihood_ratio and detectable
 (bool, above 3), orientation (N, 3, 3) of the first crystal and orientation_all (N, C, 3, 3) where C > 1 are in a shot,
@@ -40,6 +44,9 @@ from sim_replay.detector import HC_EV_ANGSTROM, Condition, Detector, beam_center
 from sim_replay.distractors import Kind, main_class
 from sim_replay.shots import Shot
 from sim_replay.truth import ShotTruth, TrueSpots
+
+# With HDF5_PLUGIN_PATH set, as CrystFEL's readers need it, HDF5 finds a filter there that it cannot write with.
+hdf5plugin.register("bshuf", force=True)
 
 IMAGES_PER_FILE = 1000
 """The file writer's default."""
@@ -231,9 +238,17 @@ class SeriesWriter:
             mask.reshape(-1)[self._dead] |= _DEAD_PIXEL
         with h5py.File(path, "w") as master:
             entry = _group(master, "entry", "NXentry")
+            entry["definition"] = "NXmx"
             data = _group(entry, "data", "NXdata")
+            together = h5py.VirtualLayout((len(self._truths), rows, columns), detector.dtype)
             for number in range(1, data_files + 1):
-                data[f"data_{number:06d}"] = h5py.ExternalLink(self._data_path(number).name, "/entry/data/data")
+                name, first = self._data_path(number).name, (number - 1) * self._images_per_file
+                images = min(self._images_per_file, len(self._truths) - first)
+                data[f"data_{number:06d}"] = h5py.ExternalLink(name, "/entry/data/data")
+                source = h5py.VirtualSource(name, "/entry/data/data", (images, rows, columns), detector.dtype)
+                together[first : first + images] = source
+            data.create_virtual_dataset("data", together)
+            data.attrs["signal"] = "data"
             _group(entry, "instrument", "NXinstrument")
             group = _group(entry, "instrument/detector", "NXdetector")
             for key, value, units in (
@@ -249,13 +264,15 @@ class SeriesWriter:
                 ("sensor_material", "Si", None),
                 ("sensor_thickness", 4.5e-4, "m"),
                 ("bit_depth_image", 8 * np.dtype(detector.dtype).itemsize, None),
-                ("bit_depth_readout", 16, None),
+                ("bit_depth_readout", 8 * np.dtype(detector.dtype).itemsize, None),  # DIALS masks the top of it
                 ("threshold_energy", energy / 2.0, "eV"),
                 ("saturation_value", detector.saturation_value, None),
+                ("underload_value", 0, None),
             ):
                 group[key] = value
                 if units is not None:
                     group[key].attrs["units"] = units
+            _write_module(group, detector, condition)
             group.create_dataset("pixel_mask", data=mask, chunks=mask.shape, **hdf5plugin.Bitshuffle(cname="lz4"))
             specific = _group(group, "detectorSpecific", "NXcollection")
             for name, number_value in (
@@ -271,6 +288,7 @@ class SeriesWriter:
             _group(entry, "instrument/beam", "NXbeam")
             entry["instrument/beam/incident_wavelength"] = HC_EV_ANGSTROM / energy
             entry["instrument/beam/incident_wavelength"].attrs["units"] = "angstrom"
+            _group(entry, "sample", "NXsample")  # without depends_on: stills
             entry["sample/goniometer/omega_range_average"] = 0.0
             self._write_truth(entry.create_group("truth"))
 
@@ -323,6 +341,34 @@ def _write_spots(truth: h5py.Group, prefix: str, spots: list[TrueSpots]) -> None
     hkl = np.concatenate([s.hkl for s in spots])
     for column, name in enumerate("hkl"):
         truth[f"{prefix}_{name}"] = hkl[:, column]
+
+
+def _write_module(group: h5py.Group, detector: Detector, condition: Condition) -> None:
+    """The panel as one NXdetector_module of NXdetector `group`.
+
+    NeXus' axes: z along the beam, y up, x to the left looking along the beam. fs runs along -x and ss along -y, as in
+    an Eiger seen from the sample; the module's origin is the outer corner of its first pixel, so that edge-based beam
+    centres enter as they are.
+    """
+    pixel = detector.pixel_size_m
+    center_x, center_y = beam_center_px(condition, detector)
+    transformations = _group(group, "transformations", "NXtransformations")
+    module = _group(group, "module", "NXdetector_module")
+    module["data_origin"] = np.zeros(2, dtype=np.int64)
+    module["data_size"] = np.array(detector.shape, dtype=np.int64)  # ss, fs
+    placed = f"{transformations.name}/translation_x"
+    for parent, name, value, vector, depends_on in (
+        (transformations, "translation_z", condition.camera_length_m, (0.0, 0.0, 1.0), "."),
+        (transformations, "translation_y", center_y * pixel, (0.0, 1.0, 0.0), f"{transformations.name}/translation_z"),
+        (transformations, "translation_x", center_x * pixel, (1.0, 0.0, 0.0), f"{transformations.name}/translation_y"),
+        (module, "fast_pixel_direction", pixel, (-1.0, 0.0, 0.0), placed),
+        (module, "slow_pixel_direction", pixel, (0.0, -1.0, 0.0), placed),
+    ):
+        parent[name] = value
+        parent[name].attrs.update(
+            {"units": "m", "transformation_type": "translation", "vector": vector, "depends_on": depends_on}
+        )
+    group["depends_on"] = placed
 
 
 def _group(parent: h5py.Group, name: str, nexus_class: str) -> h5py.Group:

@@ -129,14 +129,18 @@ def write_single_image(path: Path, pixels: npt.NDArray[Any], **attributes: Any) 
 def read_pixels(master: Path) -> npt.NDArray[Any]:
     """The images of a master, read by h5py."""
     with h5py.File(master) as file:
-        return np.concatenate([file["entry/data"][name][()] for name in sorted(file["entry/data"])])
+        return np.concatenate([stack[()] for stack in _stacks(file)])
 
 
 def read_chunks(master: Path) -> list[bytes]:
     """The packed chunks of a master, as they lie in its data files."""
     with h5py.File(master) as file:
-        stacks = [file["entry/data"][name] for name in sorted(file["entry/data"])]
-        return [stack.id.read_direct_chunk((n, 0, 0))[1] for stack in stacks for n in range(len(stack))]
+        return [stack.id.read_direct_chunk((n, 0, 0))[1] for stack in _stacks(file) for n in range(len(stack))]
+
+
+def _stacks(master: h5py.File) -> list[h5py.Dataset]:
+    """The images file by file; /entry/data/data, where there is one, only joins them."""
+    return [master["entry/data"][name] for name in sorted(master["entry/data"]) if name.startswith("data_")]
 
 
 def pack(pixels: npt.NDArray[Any], algorithm: Algorithm, block_bytes: int = 8192, element_bytes: int = 0) -> bytes:

@@ -89,8 +89,7 @@ def _nine(shots: dict[int, Shot], detector: Detector) -> Figure:
         condition = CONDITIONS[number]
         shown = show_counts(axes, most_nearby(shot.counts, detector.mask, _INNER_PX, _OUTER_PX), _NORM, _OUTER_PX)
         axes.set_title(f"{number}: {condition_name(condition.camera_length_m, condition.photon_energy_eV)}")
-        if len(shot.truth.spots):
-            _zoom(axes, shot, detector)
+        _zoom(axes, shot, detector)
     for axes in grid[-1]:
         axes.set_xlabel("fs (pixel)")
     for axes in grid[:, 0]:
@@ -104,10 +103,12 @@ def _nine(shots: dict[int, Shot], detector: Detector) -> Figure:
 
 
 def _zoom(axes: Axes, shot: Shot, detector: Detector) -> None:
-    """The brightest spot that is not at the panel's rim, pixel by pixel, in the corner farthest from it."""
+    """The brightest spot off the panel's rim, if there is one, pixel by pixel in the corner farthest from it."""
     spots, half = shot.truth.spots, _ZOOM_PX // 2
     rows, columns = detector.shape
     inside = (spots.ss > half) & (spots.ss < rows - half) & (spots.fs > half) & (spots.fs < columns - half)
+    if not inside.any():
+        return
     best = int(np.argmax(spots.photons * inside))
     ss, fs = round(spots.ss[best]) - half, round(spots.fs[best]) - half
     left = 0.01 if fs > columns / 2 else 0.68

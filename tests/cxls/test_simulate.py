@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import h5py
+import hdf5plugin
 import numpy as np
 import pytest
 
@@ -67,6 +68,12 @@ def test_shards_written_apart_are_the_series(tmp_path: Path) -> None:
     whole = read_pixels(simulated(tmp_path, "--frames", 7, "--seed", 9, "--workers", 2))
     parts = np.concatenate([read_pixels(tmp_path / f"part{part}_master.h5") for part in range(3)])
     np.testing.assert_array_equal(parts, whole)
+
+
+def test_filters_that_the_environment_names_do_not_get_in_the_way(tmp_path: Path) -> None:
+    done = cxls("simulate", tmp_path / "run", "--frames", 2, HDF5_PLUGIN_PATH=hdf5plugin.PLUGIN_PATH)
+    assert done.returncode == 0, done.stderr
+    assert read_pixels(tmp_path / "run_master.h5").shape == (2, 2162, 2068)
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,22 @@ def test_the_truth_tells_each_shot_its_jitter_its_crystals_and_its_distractors(t
     assert [bool(name) for name in t["salt"]] == salt.tolist()
 
 
+def test_the_master_joins_its_data_files_for_readers_of_nxmx(tmp_path: Path) -> None:
+    split = simulate_series(tmp_path / "run", SCENE, dataclasses.replace(PLAN, images_per_file=5))
+    with h5py.File(split) as f:
+        assert f["entry/definition"][()] == b"NXmx"
+        assert f["entry/data"].attrs["signal"] == "data"
+        np.testing.assert_array_equal(f["entry/data/data"][()], read_pixels(split))
+        module = f["entry/instrument/detector/module"]
+        fast = module["fast_pixel_direction"]
+        assert (fast[()], fast.attrs["units"], tuple(fast.attrs["vector"])) == (300e-6, "m", (-1.0, 0.0, 0.0))
+        chain, place = [], module["slow_pixel_direction"].attrs["depends_on"]
+        while place != ".":
+            chain.append((place.rsplit("_", 1)[1], f[place][()]))
+            place = f[place].attrs["depends_on"]
+        assert chain == [("x", pytest.approx(260.0 * 300e-6)), ("y", pytest.approx(270.0 * 300e-6)), ("z", 0.15)]
+
+
 def test_our_own_reader_opens_what_was_written(master: Path) -> None:
     series = FileSeries(master)
     try:
