@@ -117,11 +117,31 @@ def make_crops(
     """Simulate windows of `shape` (ss, fs) on one detector.
 
     generator lives on the device; None takes torch's own. memory_bytes bounds what is alive at once besides the result,
-    the reflection lists and one window's own needs (64 bytes a pixel). Raises ValueError for windows off the panel,
-    orientations that are not (3, 3), and responses other than integrating or one_per_pulse without charge sharing.
+    the reflection lists and one window's own needs (64 bytes a pixel); counts may change with it, as random numbers are
+    drawn block by block. On a CPU one thread a process is the most economical. Raises ValueError, naming the crop, for
+    windows off the panel, orientations, grains or tables of the wrong shape, a beam stop behind the detector, and
+    responses other than integrating or one_per_pulse without charge sharing.
     """
     device = torch.device(device)
     _check(crops, detector, shape)
+    # A training loop may have turned products down to 10 bits, which is not enough to find reflections with.
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            return _made(crops, detector, shape, device, generator, memory_bytes)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _made(
+    crops: Sequence[Crop],
+    detector: Detector,
+    shape: tuple[int, int],
+    device: torch.device,
+    generator: torch.Generator | None,
+    memory_bytes: int,
+) -> CropBatch:
     frames = [
         replace(crop.condition, flux_photons=crop.condition.flux_photons * crop.response.pulses) for crop in crops
     ]

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from sim_replay.beam import lit_path_m
 from sim_replay.crystal import Crystal, reciprocal_basis
 from sim_replay.detector import Condition, Detector, beam_center_px
-from sim_replay.diffraction import SIZE_SIGMA_TIMES_LENGTH, Sample
+from sim_replay.diffraction import SIZE_SIGMA_TIMES_LENGTH, Sample, largest_q_inv_angstrom
 from sim_replay.scatter import CLASSICAL_ELECTRON_RADIUS_M
 
 _REACH_SIGMA = 5.0  # the Gaussian of angles is cut here, as in `diffract`
@@ -280,13 +280,9 @@ def _limits(
     inner = max(math.atan(nearest / distance_px) - spread, 0.0)
     outer = min(math.atan(farthest / distance_px) + spread, math.pi / 2.0)
     by_size = 4.0 * _REACH_SIGMA * size_sigma
-    corner = math.atan(
-        math.hypot(max(center_x, detector.shape[1] - center_x), max(center_y, detector.shape[0] - center_y))
-        / distance_px
-    )
     q_min = 2.0 * math.sin(inner / 2.0) / longest_angstrom / 1.01 - by_size
     q_max = 2.0 * math.sin(outer / 2.0) / shortest_angstrom * 1.01 + by_size
-    q_max = min(q_max, 2.0 * math.sin(corner / 2.0) / shortest_angstrom * 1.01)  # as `diffract`
+    q_max = min(q_max, largest_q_inv_angstrom(lit.sample, lit.condition, detector))
 
     # Streaks run along a radius; how wide they are at the far end.
     sine = longest_angstrom * q_max / 2.0

@@ -175,11 +175,10 @@ def diffract(
     density = np.asarray(beam.spectrum.shares) / np.diff(edges)  # share of the photons an angstrom
     size_sigma = SIZE_SIGMA_TIMES_LENGTH / (sample.size_m * 1e10)  # e, 1/angstrom
     mosaic, divergence = sample.mosaic_sigma_rad, beam.divergence_rad
-    q_max = 2.0 * math.sin(_largest_two_theta(condition, detector) / 2.0) / edges[0]
 
     near, q, sine = _near_bragg(
         crystal.hkl, ub, edges[0], edges[-1], math.hypot(mosaic, divergence), size_sigma, sample.strain,
-        _REACH_SIGMA, q_max * 1.01,
+        _REACH_SIGMA, largest_q_inv_angstrom(sample, condition, detector),
     )  # fmt: skip
     d = 1.0 / np.sqrt(np.sum(q * q, axis=1))
     theta_h = np.arcsin(sine)
@@ -317,12 +316,16 @@ def _live(detector: Detector) -> NDArray[np.float32]:
     return live
 
 
-def _largest_two_theta(condition: Condition, detector: Detector) -> float:
-    """Scattering angle of the panel's corner farthest from the beam (rad)."""
+def largest_q_inv_angstrom(sample: Sample, condition: Condition, detector: Detector) -> float:
+    """No reflection with a larger |q| (1/angstrom) sends light to the panel; drawn a little wide."""
     center_x, center_y = beam_center_px(condition, detector)
     x = max(abs(center_x), abs(detector.shape[1] - center_x))
     y = max(abs(center_y), abs(detector.shape[0] - center_y))
-    return math.atan(math.hypot(x, y) * detector.pixel_size_m / condition.camera_length_m)
+    corner = math.atan(math.hypot(x, y) * detector.pixel_size_m / condition.camera_length_m)
+    # Turned blocks and tilted light leave a reflection up to two reaches off its own angle.
+    spread = 2.0 * _REACH_SIGMA * math.hypot(sample.mosaic_sigma_rad, condition.beam.divergence_rad)
+    shortest = condition.wavelength_angstrom * condition.beam.spectrum.edges[0]
+    return 1.01 * 2.0 * math.sin(min(corner + spread, _LARGEST_TWO_THETA_RAD) / 2.0) / shortest
 
 
 def _near_bragg_py(  # type: ignore[no-untyped-def]

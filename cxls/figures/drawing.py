@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 DOTS_PER_INCH = 100.0
-SEED = 20_24
+SEED = 2024
 """Of everything that figures draw at random."""
 
 GAP_COLOUR = "0.55"
@@ -105,10 +105,8 @@ def most_nearby(image: NDArray[Any], mask: NDArray[np.bool_], inner: int, outer:
 
 def colours_of_counts() -> Colormap:
     """Dark for nothing, bright for much, grey for gaps."""
-    colours = matplotlib.colormaps["inferno"].copy()
-    colours.set_bad(GAP_COLOUR)
-    colours.set_under(colours(0.0))
-    return colours
+    colours = matplotlib.colormaps["inferno"]
+    return colours.with_extremes(bad=GAP_COLOUR, under=colours(0.0))
 
 
 def show_counts(

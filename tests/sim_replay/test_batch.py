@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,15 @@ CASES = {
         Beam(spectrum=tabulated(LINES, 0.1 + np.sin(LINES / 7.0) ** 2)),
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Torch's threads spin where other tests use the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def turns(count: int, seed: int = 1) -> list[NDArray[np.float64]]:
@@ -336,6 +346,28 @@ def test_the_same_generator_state_gives_the_same_counts() -> None:
     assert torch.equal(first.spots.fs, again.spots.fs)
     assert not torch.equal(first.counts, other.counts)
     assert torch.all(first.counts[~first.valid] == 0.0)
+
+
+def test_a_training_loop_with_coarse_products_gets_the_same_crops() -> None:
+    crops = a_mix(24)
+    fine = make_crops(crops, PANEL, (128, 96))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            coarse = make_crops(crops, PANEL, (128, 96))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(coarse.bragg, fine.bragg)
+
+
+def test_threads_do_not_change_the_result() -> None:
+    crops = a_mix(24)
+    one = make_crops(crops, PANEL, (128, 96), generator=torch.Generator().manual_seed(1))
+    torch.set_num_threads(2)
+    two = make_crops(crops, PANEL, (128, 96), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(two.bragg, one.bragg, rtol=1e-6, atol=1e-6)
+    assert float((two.counts != one.counts).float().mean()) < 1e-5
 
 
 def test_spots_stand_by_window_and_falling_photons() -> None:
