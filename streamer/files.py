@@ -19,8 +19,10 @@ from typing import Any
 import h5py
 import hdf5plugin  # noqa: F401  (registers the HDF5 filters)
 import numpy as np
+import numpy.typing as npt
 
 from streamer import bounds
+from streamer.decoding import decode
 from streamer.messages import (
     HC_EV_ANGSTROM,
     Algorithm,
@@ -30,6 +32,7 @@ from streamer.messages import (
     ImageMessage,
     SeriesMetadata,
     StartMessage,
+    UndecodableImage,
 )
 from streamer.receiver import Received
 
@@ -98,6 +101,12 @@ class FileSeries:
             if bad := [event for event in self._events if not 0 <= event < present]:
                 raise BadInput(f"{path}: event //{bad[0]} is not among its {present} images")
             self.metadata = _metadata(self._file, self.shape, self.dtype, len(self._events), bool(self.problems))
+        except BadInput:
+            self._file.close()
+            raise
+        except (OSError, RuntimeError, ValueError, UndecodableImage) as error:  # h5py's words for damage
+            self._file.close()
+            raise BadInput(f"{path}: damaged: {str(error).splitlines()[0]}") from None
         except BaseException:
             self._file.close()
             raise
@@ -111,7 +120,7 @@ class FileSeries:
     def _find_stacks(self) -> Iterator[_Stack | None]:
         """The stacks in order; ``None`` stands for one that is announced but cannot be read."""
         data = self._file.get("entry/data")
-        names = [n for n in data if re.fullmatch(r"data_\d+", n)] if isinstance(data, h5py.Group) else []
+        names = [n for n in data if re.fullmatch(r"data_\d+", str(n))] if isinstance(data, h5py.Group) else []
         names.sort(key=lambda name: int(name.removeprefix("data_")))
         for name in names:
             link = data.get(name, getlink=True)
@@ -147,25 +156,37 @@ class FileSeries:
         index = self._events[position]
         for stack in self._stacks:
             if index < stack.images:
-                return self._read(stack, index)
+                return _read(stack, index)
             index -= stack.images
         raise IndexError(position)
 
-    def _read(self, stack: _Stack, index: int) -> ImageData:
-        # Data files of one master can differ; each image says what it is.
-        dataset, dtype = stack.dataset, _pixel_dtype(stack.dataset.dtype)
-        shape: tuple[int, int] = dataset.shape[-2:]
-        if stack.algorithm is not None:
-            offset = (index, 0, 0) if dataset.ndim == 3 else (0, 0)
-            filter_mask, chunk = dataset.id.read_direct_chunk(offset)
-            if filter_mask == 0:
-                return ImageData(memoryview(chunk), shape, dtype, stack.algorithm, dtype.itemsize)
-        pixels = dataset[index] if dataset.ndim == 3 else dataset[()]
-        if pixels.dtype != dtype:
-            top = np.iinfo(dtype).max
-            pixels = np.clip(np.rint(np.nan_to_num(pixels, nan=top)), 0, top).astype(dtype)
-        data = memoryview(np.ascontiguousarray(pixels).tobytes())
-        return ImageData(data, shape, dtype, Algorithm.RAW, dtype.itemsize)
+
+def _read(stack: _Stack, index: int) -> ImageData:
+    """One image of a stack, packed where that can be handed on. Raises ``OSError`` when unreadable."""
+    # Data files of one master can differ; each image says what it is.
+    dataset, dtype = stack.dataset, _pixel_dtype(stack.dataset.dtype)
+    shape: tuple[int, int] = dataset.shape[-2:]
+    if stack.algorithm is not None:
+        offset = (index, 0, 0) if dataset.ndim == 3 else (0, 0)
+        filter_mask, chunk = dataset.id.read_direct_chunk(offset)
+        if filter_mask == 0:
+            return ImageData(memoryview(chunk), shape, dtype, stack.algorithm, dtype.itemsize)
+    pixels = dataset[index] if dataset.ndim == 3 else dataset[()]
+    if pixels.dtype != dtype:
+        top = np.iinfo(dtype).max
+        pixels = np.clip(np.rint(np.nan_to_num(pixels, nan=top)), 0, top).astype(dtype)
+    data = memoryview(np.ascontiguousarray(pixels).tobytes())
+    return ImageData(data, shape, dtype, Algorithm.RAW, dtype.itemsize)
+
+
+def _read_mask(dataset: h5py.Dataset) -> npt.NDArray[np.uint32]:
+    """A mask (ss, fs). By our own decoder where it is packed: HDF5's filter does not survive damaged bytes."""
+    if dataset.dtype.str[1:] not in ("u1", "u2", "u4"):
+        return np.asarray(dataset[()]).astype(np.uint32)
+    packed = _read(_Stack(dataset, 1, _packing(dataset)), 0)
+    mask = np.empty(packed.shape, packed.dtype)
+    decode(packed, mask)
+    return mask.astype(np.uint32)
 
 
 def _open(path: Path) -> h5py.File:
@@ -274,7 +295,7 @@ def _metadata(
         ),
         None,
     )
-    masks = {CHANNEL: mask[()].astype("u4")} if mask is not None else {}
+    masks = {CHANNEL: _read_mask(mask)} if mask is not None else {}
     saturation = number(
         (1.0, bounds.MAX_SATURATION),
         det + "saturation_value",

@@ -10,7 +10,7 @@ import pytest
 
 from streamer.account import Account
 from streamer.decoding import decode
-from streamer.files import BadInput, FileSeries, FileSource, expand
+from streamer.files import CHANNEL, BadInput, FileSeries, FileSource, expand
 from streamer.messages import Algorithm, Defect, EndMessage, ImageData, ImageMessage, StartMessage
 from streamer.series import SeriesClosed, SeriesTracker
 from tests.support import (
@@ -250,3 +250,32 @@ def test_an_input_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> 
         with pytest.raises(BadInput, match=problem) as caught:
             messages(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_mask_is_refused_and_does_not_crash_the_process(tmp_path: Path) -> None:
+    """HDF5's own bitshuffle filter reads beyond its buffers on such bytes."""
+    path = tmp_path / "run.h5"
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file["entry/data/data"] = np.zeros((1, 512, 512), np.uint16)
+        mask = file.create_dataset(
+            "entry/instrument/detector/pixel_mask",
+            data=rng.integers(0, 2, (512, 512), np.uint32),
+            chunks=(512, 512),
+            **hdf5plugin.Bitshuffle(cname="lz4"),
+        )
+        packed = bytearray(mask.id.read_direct_chunk((0, 0))[1])
+    series = FileSeries(path)
+    assert series.metadata.masks[CHANNEL].sum() > 0
+    series.close()
+    for _ in range(60):
+        damaged = bytearray(packed)
+        for place in rng.integers(12, len(packed), 40):
+            damaged[place] = rng.integers(256)
+        with h5py.File(path, "r+") as file:
+            file["entry/instrument/detector/pixel_mask"].id.write_direct_chunk((0, 0), bytes(damaged))
+        try:
+            FileSeries(path).close()
+        except BadInput as error:
+            assert "run.h5: damaged" in str(error)
+            assert "\n" not in str(error)
