@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sim_replay.beam import lit_path_m
+from sim_replay.beam import lit_path_m, lit_sigma_m
 from sim_replay.crystal import Crystal, reciprocal_basis
 from sim_replay.detector import Condition, Detector, beam_center_px
 from sim_replay.diffraction import SIZE_SIGMA_TIMES_LENGTH, Sample, largest_q_inv_angstrom
@@ -237,8 +237,7 @@ def _settings(
         center_x, center_y = beam_center_px(condition, detector)
         distance_px = condition.camera_length_m / detector.pixel_size_m
         size_sigma = SIZE_SIGMA_TIMES_LENGTH / (sample.size_m * 1e10)
-        lit_width_m = sample.size_m if beam.profile == "uniform" else min(sample.size_m, 2.0 * beam.radius_m)
-        blur_px = math.hypot(detector.point_spread_px, lit_width_m / math.sqrt(12.0) / detector.pixel_size_m)
+        blur_px = math.hypot(detector.point_spread_px, lit_sigma_m(beam, sample.size_m) / detector.pixel_size_m)
         strength = (
             condition.flux_photons
             * lit_path_m(beam, sample.size_m, sample.offset_m)
@@ -447,7 +446,7 @@ def _streaks(
     density = spectra.density.index_select(0, met.crystal)
     edges = band_angles(spectra, met.crystal, d)
     lowest, highest = edges[:, 0], edges[:, -1]
-    density_met, theta = _meet(edges, mean, sigma, density)
+    reflected, theta = _meet(edges, mean, sigma, density)
 
     size_angle2 = (own.size_sigma * d).square()
     turn2 = own.mosaic_rad.square() + size_angle2
@@ -457,8 +456,7 @@ def _streaks(
     ux, uy = met.direction_fs, met.direction_ss
     dipole = own.polarisation_xx * ux * ux + 2.0 * own.polarisation_xy * ux * uy + own.polarisation_yy * uy * uy
     wavelength = 2.0 * d * torch.sin(theta)
-    laue = density_met * wavelength**4 / (2.0 * torch.sin(theta).square())
-    photons = own.strength * (1.0 - torch.sin(exit_angle).square() * dipole) * intensity * laue
+    photons = own.strength * (1.0 - torch.sin(exit_angle).square() * dipole) * intensity * 8.0 * d**4 * reflected
     keep = (photons >= min_photons) & (photons > 0.0) & (exit_angle < _LARGEST_TWO_THETA_RAD) & (exit_angle > 0.0)
 
     # What the angle leaves open, as a round Gaussian and what one direction has more of than the other.
@@ -549,13 +547,18 @@ def bell(x: torch.Tensor) -> torch.Tensor:
 def _meet(
     edges: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor, density: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `diffraction._meet`: the spectrum's density under each Gaussian of angles, and the mean angle met."""
+    """As `diffraction._meet`: integral of the spectrum's density times sin^2 under each Gaussian of angles, and the
+    mean angle of the light."""
     x = (edges - mean[:, None]) / sigma[:, None]
     low, high = x[:, :-1], x[:, 1:]
     above = low > 0.0  # of the two tails take the one that does not cancel
     share = torch.special.ndtr(torch.where(above, -low, high)) - torch.special.ndtr(torch.where(above, -high, low))
     at_edges = bell(x)
-    met = (share * density).sum(dim=1)
-    turn = ((at_edges[:, :-1] - at_edges[:, 1:]) * density).sum(dim=1) / met
-    theta = mean + sigma * torch.nan_to_num(turn, nan=0.0, posinf=0.0, neginf=0.0)
-    return met, torch.minimum(torch.maximum(theta, edges[:, 0]), edges[:, -1])
+    places = mean[:, None] + sigma[:, None] * torch.nan_to_num(
+        (at_edges[:, :-1] - at_edges[:, 1:]) / share, nan=0.0, posinf=0.0, neginf=0.0
+    )
+    places = torch.minimum(torch.maximum(places, edges[:, :-1]), edges[:, 1:])
+    weight = share * density * torch.sin(places).square()
+    reflected = weight.sum(dim=1)
+    theta = torch.nan_to_num((weight * places).sum(dim=1) / reflected, nan=0.0, posinf=0.0, neginf=0.0)
+    return reflected, torch.minimum(torch.maximum(theta, edges[:, 0]), edges[:, -1])

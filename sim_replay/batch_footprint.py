@@ -133,11 +133,12 @@ def _split(streaks: Streaks, spectra: Spectra, pieces: int) -> tuple[torch.Tenso
     cuts = streaks.low[:, None] + (streaks.high - streaks.low)[:, None] * cuts
     mean, sigma = streaks.theta_mean[:, None], streaks.theta_sigma[:, None]
     below, moment = (each.diff(dim=1) for each in _cumulative(streaks, spectra, (cuts - mean) / sigma))
-    total = below.sum(dim=1, keepdim=True)
     some = below > 0.0
     theta = mean + sigma * torch.where(some, moment / torch.where(some, below, 1.0), 0.0)
     theta = torch.where(some, torch.minimum(torch.maximum(theta, cuts[:, :-1]), cuts[:, 1:]), cuts[:, :-1])
-    return theta, torch.where(total > 0.0, below / torch.where(total > 0.0, total, 1.0), 1.0 / pieces)
+    reflects = below * torch.sin(theta).square()
+    total = reflects.sum(dim=1, keepdim=True)
+    return theta, torch.where(total > 0.0, reflects / torch.where(total > 0.0, total, 1.0), 1.0 / pieces)
 
 
 def _cumulative(streaks: Streaks, spectra: Spectra, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,6 +23,7 @@ Profile = Literal["disc", "gaussian", "uniform"]
 _GAUSSIAN_REACH_SIGMA = 3.0
 _GAUSSIAN_BINS = 24
 _MOST_BINS = 1000
+_WIDEST_BIN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,11 @@ class Spectrum:
 
 
 def top_hat(bandwidth: float) -> Spectrum:
-    """All wavelengths within the relative full width `bandwidth`, evenly."""
+    """All wavelengths within the relative full width `bandwidth`, evenly; wide ones in bins of 2 % at most."""
     if not 0.0 < bandwidth < 1.0:
         raise ValueError(f"bandwidth is {bandwidth}; give a relative width between 0 and 1")
-    return Spectrum((1.0 - bandwidth / 2.0, 1.0 + bandwidth / 2.0), (1.0,))
+    bins = math.ceil(bandwidth / _WIDEST_BIN)
+    return Spectrum(tuple(np.linspace(1.0 - bandwidth / 2.0, 1.0 + bandwidth / 2.0, bins + 1)), (1.0 / bins,) * bins)
 
 
 def gaussian(bandwidth: float) -> Spectrum:
@@ -203,3 +205,12 @@ def lit_path_m(beam: Beam, size_m: float, offset_m: tuple[float, float] = (0.0, 
     for offset in offset_m:
         share *= float(ndtr((offset + size_m / 2.0) / sigma) - ndtr((offset - size_m / 2.0) / sigma))
     return share * size_m
+
+
+def lit_sigma_m(beam: Beam, size_m: float) -> float:
+    """Standard deviation along an axis of the places that scatter, the narrower of the crystal and the beam (m)."""
+    crystal = size_m / math.sqrt(12.0)
+    if beam.profile == "uniform":
+        return crystal
+    profile = beam.radius_m / 2.0 if beam.profile == "disc" else 2.0 * beam.radius_m / FWHM_PER_SIGMA
+    return min(crystal, profile)

@@ -197,7 +197,8 @@ def write_pattern_sim_inputs(
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"the name '{name}' must be of letters, digits and _ . + -")
-    if len(condition.beam.spectrum.shares) != 1:
+    spectrum = condition.beam.spectrum
+    if np.ptp(np.asarray(spectrum.shares) / np.diff(spectrum.edges)) > 1e-6 / spectrum.width:
         raise ValueError("pattern_sim's spectrum is a top hat; give a beam with one")
     quaternions = [quaternion_of(orientation) for orientation in orientations]
     if not quaternions:

@@ -62,7 +62,7 @@ def import_series(
     fixed = fixed_pixels(scene.artefacts, scene.detector.mask, seed)
     buffers = Buffers(scene.detector)
     image = np.zeros(scene.detector.shape, dtype=scene.detector.dtype)
-    constants = describe(scene) | {"crystal_name": "imported patterns", "pattern": order}
+    constants = describe(scene) | {"crystal_name": "imported patterns"}
     writer = SeriesWriter(
         prefix,
         scene.detector,
@@ -71,9 +71,11 @@ def import_series(
         overwrite=overwrite,
         frame_time_s=1e-3 * scene.response.pulses,
         count_time_s=1e-3 * scene.response.pulses,
+        threshold=scene.response.threshold,
         dead=fixed.dead,
         truth_constants=constants,
     )
+    shown: list[int] = []
     with writer:
         for frame, number in enumerate(order.tolist()):
             pattern = patterns[number] if number >= 0 else None
@@ -81,8 +83,10 @@ def import_series(
                 empty, frame_rng(seed, frame), pattern=pattern, fixed=fixed, buffers=buffers, out=image
             )
             writer.append(shot.counts, shot.truth, frame)
+            shown.append(number if shot.truth.crystal else -1)
             if progress is not None:
                 progress(frame + 1, len(order))
+        writer.describe(pattern=np.array(shown, dtype=np.int64))
     return writer.master_path
 
 

@@ -10,7 +10,15 @@ import numpy as np
 
 from sim_replay.artefacts import Artefacts
 from sim_replay.background import Surroundings
-from sim_replay.detector import CONDITIONS, MAX_FLUX_PHOTONS, Condition, Detector, beam_center_px, eiger2_4m
+from sim_replay.detector import (
+    CONDITIONS,
+    MAX_FLUX_PHOTONS,
+    SMALLEST_CAMERA_LENGTH_M,
+    Condition,
+    Detector,
+    beam_center_px,
+    eiger2_4m,
+)
 from sim_replay.diffraction import Sample
 from sim_replay.distractors import Distractors
 from sim_replay.response import Response
@@ -18,6 +26,7 @@ from sim_replay.scatter import LONGEST_WATER_M
 
 MAX_CRYSTALS = 16
 _MOST_JITTER = 2.0
+_FARTHEST_NORMAL = 9.0  # no normal number drawn in a lifetime is larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +86,24 @@ class Scene:
             if turn.shape != (9,) or not is_rotation(turn.reshape(3, 3)):
                 raise ValueError("fixed_orientation must be the 9 numbers of a rotation matrix, row by row")
         energy, length = self.condition.photon_energy_eV, self.condition.camera_length_m
+        if self.condition.flux_photons * self.response.pulses > MAX_FLUX_PHOTONS:
+            raise ValueError(
+                f"{self.response.pulses} pulses of {self.condition.flux_photons:g} photons are too many for a frame; "
+                f"give at most {MAX_FLUX_PHOTONS:g} photons in all"
+            )
         for name, spread, value in (
             ("photon_energy_eV", self.jitter.photon_energy_eV, energy),
             ("camera_length_m", self.jitter.camera_length_m, length),
         ):
             if spread > 0.1 * value:
                 raise ValueError(f"jitter {name} is {spread}; give at most a tenth of {value:g}")
+        stop = self.surroundings
+        nearest = max(SMALLEST_CAMERA_LENGTH_M, stop.beam_stop_distance_m if stop.beam_stop_radius_m > 0.0 else 0.0)
+        if length - _FARTHEST_NORMAL * self.jitter.camera_length_m < nearest:
+            raise ValueError(
+                f"jitter camera_length_m is {self.jitter.camera_length_m}; from {length:g} m that would bring the "
+                f"detector to the beam stop or the sample, at {nearest:g} m"
+            )
 
 
 def is_rotation(matrix: np.ndarray) -> bool:  # type: ignore[type-arg]
@@ -111,10 +132,12 @@ def jittered(scene: Scene, rng: np.random.Generator) -> Drawn:
     return Drawn(
         dataclasses.replace(
             condition,
-            flux_photons=min(condition.flux_photons * _log_normal(pulse, jitter.pulse_energy), MAX_FLUX_PHOTONS),
+            flux_photons=min(
+                condition.flux_photons * _log_normal(pulse, jitter.pulse_energy),
+                MAX_FLUX_PHOTONS / scene.response.pulses,
+            ),
             beam_center_x_px=center_x + jitter.beam_center_px * x,
             beam_center_y_px=center_y + jitter.beam_center_px * y,
-            # Ten standard deviations would be needed to leave what is allowed; a normal number stays below 9.
             photon_energy_eV=condition.photon_energy_eV + jitter.photon_energy_eV * energy,
             camera_length_m=condition.camera_length_m + jitter.camera_length_m * length,
         ),

@@ -7,7 +7,8 @@ The master is NXmx too, a series of stills: one detector module whose place foll
 length, and /entry/data/data, all images as one virtual dataset. DIALS reads these; without the latter it would see
 the first data file alone.
 
-/entry/truth holds, for each of N frames: hit and crystal (bool, a crystal was lit), class (its main kind, text),
+/entry/truth holds, for each of N frames: crystal (bool, a crystal was in the light), hit (bool, it sends light to live
+pixels, however little), class (its main kind, text),
 classes (uint32, the bits of `distractors.Kind`, named by the attribute 'names'), log_likelihood_ratio and detectable
 (bool, above 3), orientation (N, 3, 3) of the first crystal and orientation_all (N, C, 3, 3) where C > 1 are in a shot,
 crystal_offset_m (N, C, 2), all NaN without a crystal, frame_index (int64, the frame's number in the unsharded series),
@@ -78,9 +79,9 @@ def write_chunk(images: h5py.Dataset, number: int, chunk: bytes) -> None:
 class SeriesWriter:
     """Write one series; a context manager.
 
-    dead: flat indices of pixels that the mask names as dead. Leaving the block normally renames the files into
-    place; leaving it with any exception, Ctrl-C included, removes what was written. Raises FileExistsError on entry
-    when outputs are there and overwrite is false.
+    threshold: of the pixels, as a part of the photon energy. dead: flat indices of pixels that the mask names as dead.
+    Leaving the block normally renames the files into place; leaving it with any exception, Ctrl-C included, removes
+    what was written. Raises FileExistsError on entry when outputs are there and overwrite is false.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class SeriesWriter:
         images_per_file: int = IMAGES_PER_FILE,
         frame_time_s: float = 1e-3,
         count_time_s: float = 1e-3,
+        threshold: float = 0.5,
         dead: NDArray[np.int64] | None = None,
         truth_constants: Mapping[str, TruthValue] | None = None,
     ) -> None:
@@ -111,6 +113,7 @@ class SeriesWriter:
         self._images_per_file = images_per_file
         self._frame_time_s = frame_time_s
         self._count_time_s = count_time_s
+        self._threshold = threshold
         self._dead = np.empty(0, dtype=np.int64) if dead is None else dead
         self._truth_constants = dict(truth_constants or {})
         self._temporaries: list[tuple[Path, Path]] = []  # (where it is, where it goes)
@@ -142,6 +145,10 @@ class SeriesWriter:
         existing = self._existing()
         if existing and not self._overwrite:
             raise FileExistsError(f"{existing[0]} exists already; choose another prefix or allow overwriting")
+
+    def describe(self, **truth_constants: TruthValue) -> None:
+        """Say more of the series in its truth."""
+        self._truth_constants.update(truth_constants)
 
     def append(
         self, image: NDArray[np.unsignedinteger] | bytes, truth: ShotTruth, frame_index: int | None = None
@@ -265,7 +272,7 @@ class SeriesWriter:
                 ("sensor_thickness", 4.5e-4, "m"),
                 ("bit_depth_image", 8 * np.dtype(detector.dtype).itemsize, None),
                 ("bit_depth_readout", 8 * np.dtype(detector.dtype).itemsize, None),  # DIALS masks the top of it
-                ("threshold_energy", energy / 2.0, "eV"),
+                ("threshold_energy", energy * self._threshold, "eV"),
                 ("saturation_value", detector.saturation_value, None),
                 ("underload_value", 0, None),
             ):
@@ -295,7 +302,7 @@ class SeriesWriter:
     def _write_truth(self, truth: h5py.Group) -> None:
         shots = self._truths
         truth["hit"] = np.array([shot.hit for shot in shots], dtype=np.bool_)
-        truth["crystal"] = truth["hit"][()]
+        truth["crystal"] = np.array([shot.crystal for shot in shots], dtype=np.bool_)
         truth["class"] = np.array([main_class(shot.kinds).encode() for shot in shots], dtype="S16")
         truth["classes"] = np.array([int(shot.kinds) for shot in shots], dtype=np.uint32)
         truth["classes"].attrs["names"] = ", ".join(f"{int(kind)} {kind.name.lower()}" for kind in Kind if kind.name)

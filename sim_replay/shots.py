@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sim_replay import artefacts
 from sim_replay.artefacts import FixedPixels
 from sim_replay.background import Background, draw_background, make_background, mix, scales, shadow
-from sim_replay.crystfel import Pattern, group_spots
+from sim_replay.beam import lit_path_m
+from sim_replay.crystfel import SPOT_PIXEL_PHOTONS, Pattern, group_spots
 from sim_replay.detector import Condition, Detector
 from sim_replay.diffraction import (
     NO_FOOTPRINT,
@@ -186,7 +187,8 @@ def _tell(scene: Scene, cast: _Cast, light: _Light, workspace: ResponseWorkspace
 
     def expected(lit: tuple[Lit, ...]) -> Expected:
         footprints = tuple(each.footprint for each in lit)
-        return expect(footprints, light.diffuse, light.scale, response, detector, workspace)
+        dark = scene.artefacts.dark_counts
+        return expect(footprints, light.diffuse, light.scale, response, detector, workspace, dark)
 
     def photons(lit: tuple[Lit, ...]) -> float:
         return sum(float(each.footprint.photons.sum()) for each in lit)
@@ -196,7 +198,8 @@ def _tell(scene: Scene, cast: _Cast, light: _Light, workspace: ResponseWorkspace
     for salt in light.salts:
         np.add.at(light.diffuse.reshape(-1), salt.footprint.index, salt.footprint.photons)
     protein = expected(light.crystals)
-    kinds = cast.distractors.kinds | (Kind.PROTEIN if cast.hit else Kind(0))
+    bragg_photons = photons(light.crystals)
+    kinds = cast.distractors.kinds | (Kind.PROTEIN if bragg_photons > 0.0 else Kind(0))
     return ShotTruth(
         kinds=kinds if len(salt_spots) else kinds & ~Kind.SALT,
         condition=cast.drawn.condition,
@@ -205,14 +208,24 @@ def _tell(scene: Scene, cast: _Cast, light: _Light, workspace: ResponseWorkspace
         offsets_m=np.array(cast.drawn.offsets_m)[: len(cast.orientations)],
         spots=true_spots(light.crystals, protein.counts, detector),
         distractor_spots=salt_spots,
-        bragg_photons=photons(light.crystals),
+        bragg_photons=bragg_photons,
         background_photons=photons(light.salts)
         + float(light.grains.photons.sum())
         + light.background.photons(light.layer_scales),
         log_likelihood_ratio=protein.log_likelihood_ratio,
+        crystal=bragg_photons > 0.0 or (cast.hit and _lights(scene, cast.drawn)),
         rings=cast.distractors.rings,
         salt_names=cast.distractors.salt_names if len(salt_spots) else (),
     )
+
+
+def _lights(scene: Scene, drawn: Drawn) -> bool:
+    """Whether any crystal has a part in the beam that is not a vanishing one."""
+    size = scene.sample.size_m
+    return any(lit_path_m(scene.condition.beam, size, offset) > _LEAST_LIT_SHARE * size for offset in drawn.offsets_m)
+
+
+_LEAST_LIT_SHARE = 1e-6  # of the beam; a Gaussian's tail lights everything
 
 
 def _expose(
@@ -246,9 +259,9 @@ def _from_pattern(pattern: Pattern, condition: Condition, transmission: NDArray[
     photons = pattern.photons * (condition.flux_photons / pattern.flux_photons)
     if transmission is not None:
         photons *= transmission.reshape(-1)[pattern.index]
-    spot = group_spots(pattern.index, pattern.photons, pattern.shape[1])
+    spot = group_spots(pattern.index, photons, pattern.shape[1])
     order = np.argsort(spot, kind="stable")
-    spots = len(pattern.spot_photons)
+    spots = int(spot.max(initial=-1)) + int(bool(np.all(photons > SPOT_PIXEL_PHOTONS)))
     return Lit(
         hkl=np.zeros((spots, 3), dtype=np.int32),
         partiality=np.full(spots, np.nan),

@@ -111,6 +111,7 @@ def simulate_series(
         images_per_file=plan.images_per_file,
         frame_time_s=1e-3 * scene.response.pulses,
         count_time_s=1e-3 * scene.response.pulses,
+        threshold=scene.response.threshold,
         dead=maker.fixed.dead,
         truth_constants=describe(scene),
     )
@@ -168,7 +169,7 @@ def describe(scene: Scene) -> dict[str, Any]:
         "cell": np.array(crystal.cell),
         "crystal_size_m": scene.sample.size_m,
         "mosaicity_deg": scene.sample.mosaicity_deg,
-        "bandwidth": scene.condition.beam.spectrum.width,
+        "spectrum_full_width": scene.condition.beam.spectrum.width,
         "pulses_per_frame": scene.response.pulses,
         "response": scene.response.kind,
         "scene": json.dumps(dataclasses.asdict(plain)),

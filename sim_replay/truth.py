@@ -28,7 +28,7 @@ MERGE_RADIUS_PX = 2.0
 DETECTABLE_LOG_LIKELIHOOD_RATIO = 3.0
 """A frame is detectable when its spots are expected to raise the log likelihood by more than this."""
 
-_LEAST_BACKGROUND_COUNTS = 1e-9  # a pixel that expects nothing would make any photon infinitely telling
+_LEAST_BACKGROUND_COUNTS = 1e-6  # a pixel that expects nothing would make any photon infinitely telling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +55,8 @@ NO_SPOTS = TrueSpots(*(np.empty(0),) * 4, np.empty((0, 3), dtype=np.int32), np.e
 class ShotTruth:
     """What is true of one frame.
 
-    kinds: all that is in it. condition: of this shot, jitter and all; water_thickness_m as well. orientations
+    kinds: all that is in it; PROTEIN where a crystal of the sample sends light to live pixels, however little. crystal:
+    one was in the light. condition: of this shot, jitter and all; water_thickness_m as well. orientations
     (crystals, 3, 3) float64 and offsets_m (crystals, 2) float64, none without crystals. spots: of the crystals;
     distractor_spots: of salt. bragg_photons, background_photons: expected on live pixels in the frame, from the
     crystals and from everything else. log_likelihood_ratio: see `Expected`. rings: powder lines in the detector's
@@ -72,12 +73,13 @@ class ShotTruth:
     bragg_photons: float
     background_photons: float
     log_likelihood_ratio: float
+    crystal: bool = False
     rings: tuple[Ring, ...] = ()
     salt_names: tuple[str, ...] = ()
 
     @property
     def hit(self) -> bool:
-        """Whether a crystal of the sample was lit."""
+        """Whether a crystal of the sample sends light to live pixels, however little."""
         return Kind.PROTEIN in self.kinds
 
     @property
@@ -105,7 +107,8 @@ class Expected:
     counts: for each crystal (m,) expected counts of its footprint's entries. log_likelihood_ratio: the mean, over
     frames with these spots, of the log likelihood of their counts with the spots over that without, both known
     exactly: sum of c ln(c/b) - (c - b) over the pixels for Poisson counts, of the Bernoulli divergence where a pixel
-    counts once a pulse. For retriggering pixels, which follow neither law, the first is taken.
+    counts once a pulse. For retriggering pixels, which follow neither law, and with dark counts, which follow the
+    first, the first is taken. Counts are those before a pixel's largest value cuts them.
     """
 
     counts: tuple[NDArray[np.float64], ...]
@@ -119,8 +122,12 @@ def expect(
     response: Response,
     detector: Detector,
     workspace: ResponseWorkspace,
+    dark_counts: float = 0.0,
 ) -> Expected:
-    """Expected counts of spots over `background` (ss, fs) times scale, both in photons a frame."""
+    """Expected counts of spots over `background` (ss, fs) times scale, both in photons a frame.
+
+    dark_counts: what every pixel counts besides in a frame, in the mean.
+    """
     index = np.concatenate([each.index for each in footprints]) if footprints else np.empty(0, dtype=np.int64)
     if len(index) == 0:
         return Expected(tuple(np.empty(0) for _ in footprints), 0.0)
@@ -137,16 +144,24 @@ def expect(
         added = with_spots - without
         counts = photons * (added / total)[entry_of]
     ends = np.cumsum([len(each.index) for each in footprints])[:-1]
-    return Expected(tuple(np.split(counts, ends)), _log_likelihood_ratio(without + added, without, response))
+    without = without + dark_counts
+    once = response.kind == "one_per_pulse" and dark_counts == 0.0
+    ratio = _log_likelihood_ratio(without + added, without, response.pulses if once else None)
+    return Expected(tuple(np.split(counts, ends)), ratio)
 
 
-def _log_likelihood_ratio(with_spots: NDArray[np.float64], without: NDArray[np.float64], response: Response) -> float:
+def _log_likelihood_ratio(
+    with_spots: NDArray[np.float64], without: NDArray[np.float64], most_counts: int | None
+) -> float:
+    """Of binomial counts up to most_counts a pixel, or of Poisson counts."""
     c, b = np.maximum(with_spots, _LEAST_BACKGROUND_COUNTS), np.maximum(without, _LEAST_BACKGROUND_COUNTS)
-    if response.kind == "one_per_pulse":
-        most = 1.0 - 1e-12
-        p, q = np.minimum(c / response.pulses, most), np.minimum(b / response.pulses, most)
-        return float(response.pulses * np.sum(p * np.log(p / q) + (1.0 - p) * (np.log1p(-p) - np.log1p(-q))))
-    return float(np.sum(c * np.log(c / b) - (c - b)))
+    if most_counts is None:
+        return float(np.sum(c * np.log(c / b) - (c - b)))
+    p, q = np.minimum(c / most_counts, _SURE), np.minimum(b / most_counts, _SURE)
+    return float(most_counts * np.sum(p * np.log(p / q) + (1.0 - p) * (np.log1p(-p) - np.log1p(-q))))
+
+
+_SURE = 1.0 - 1e-12
 
 
 def true_spots(

@@ -10,6 +10,7 @@ from sim_replay.crystal import proteinase_k
 from sim_replay.crystfel import Pattern, find_spots
 from sim_replay.detector import CONDITIONS, Condition, Detector
 from sim_replay.diffraction import Sample, diffract, footprint, random_orientation
+from sim_replay.distractors import Distractors
 from sim_replay.importing import import_series
 from sim_replay.response import Response
 from sim_replay.scene import Scene
@@ -73,6 +74,25 @@ def test_flux_and_response_apply_to_patterns_as_to_our_own(tmp_path: Path) -> No
     with h5py.File(tmp_path / "run_master.h5") as f:
         assert f["entry/instrument/detector/detector_distance"][()] == 0.15
         assert f["entry/instrument/detector/beam_center_x"][()] == 260.0
+
+
+def test_a_pattern_is_named_only_where_it_is(tmp_path: Path) -> None:
+    dark = dataclasses.replace(DRY, distractors=Distractors(no_beam=0.5))
+    t = truth(import_series(tmp_path / "run", [pattern(0)], dark, repeat=12))
+    np.testing.assert_array_equal(t["pattern"] >= 0, t["hit"])
+    assert 0 < t["hit"].sum() < 12
+
+
+def test_spots_are_those_of_the_pulse_that_is_simulated(tmp_path: Path) -> None:
+    scenes = [
+        dataclasses.replace(DRY, condition=dataclasses.replace(DRY.condition, flux_photons=flux), hit_fraction=1.0)
+        for flux in (3e6, 3e8, 3e9)
+    ]
+    found = [
+        len(truth(import_series(tmp_path / f"run{n}", [pattern(0)], scene))["spot_ss"])
+        for n, scene in enumerate(scenes)
+    ]
+    assert found[0] < found[1] < found[2]
 
 
 def test_what_cannot_be_one_series_is_refused(tmp_path: Path) -> None:

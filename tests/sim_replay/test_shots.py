@@ -188,6 +188,41 @@ def test_a_crystal_beside_the_beam_gives_a_weak_hit_and_then_none(scene: Scene) 
     assert missed == 0.0
 
 
+def test_a_crystal_in_the_dark_is_no_hit(scene: Scene) -> None:
+    beside = dataclasses.replace(scene, sample=dataclasses.replace(scene.sample, offset_m=(1e-4, 0.0)))
+    truth = simulate_shot(beside, frame_rng(1, 0)).truth
+    assert (truth.hit, truth.crystal, truth.kinds) == (False, False, Kind.WATER)
+    lit = simulate_shot(scene, frame_rng(1, 0)).truth
+    assert (lit.hit, lit.crystal) == (True, True)
+    far = dataclasses.replace(scene, condition=dataclasses.replace(scene.condition, beam_center_x_px=9e4))
+    truth = simulate_shot(far, frame_rng(1, 0)).truth
+    assert (truth.hit, truth.crystal) == (False, True), "lit, but nothing of it on the panel"
+
+
+@pytest.mark.parametrize("mosaicity_deg", [0.05, 1.0, 3.0])
+def test_weak_pulses_lose_no_bragg_light(scene: Scene, mosaicity_deg: float) -> None:
+    wide = dataclasses.replace(scene, sample=dataclasses.replace(scene.sample, mosaicity_deg=mosaicity_deg))
+    bright = simulate_shot(at_flux(wide, 3e11), frame_rng(1, 0)).truth.bragg_photons
+    for flux in (3e8, 3e5, 3e3):
+        weak = simulate_shot(at_flux(wide, flux), frame_rng(1, 0)).truth.bragg_photons
+        assert weak == pytest.approx(bright * flux / 3e11, rel=3e-3)
+
+
+def test_dark_counts_hide_weak_crystals(scene: Scene) -> None:
+    weak = at_flux(scene, 1e6)
+    noisy = dataclasses.replace(weak, artefacts=Artefacts(dark_counts=0.1))
+    silent, loud = (simulate_shot(each, frame_rng(1, 0)).truth.log_likelihood_ratio for each in (weak, noisy))
+    assert 0.0 < loud < 0.5 * silent
+
+
+def test_spots_that_would_fill_the_memory_are_refused() -> None:
+    sample = Sample(proteinase_k(), mosaicity_deg=3.0)
+    beam = dataclasses.replace(CONDITIONS[3].beam, divergence_rad=0.05)
+    scene = Scene(sample, dataclasses.replace(CONDITIONS[3], beam=beam, flux_photons=1e11), hit_fraction=1.0)
+    with pytest.raises(ValueError, match="less mosaicity, divergence or strain"):
+        simulate_shot(scene, frame_rng(1, 0))
+
+
 def test_the_expected_ratio_is_the_mean_of_the_frames_own(scene: Scene) -> None:
     """Frames with the crystal: the log likelihood ratio of their counts, averaged, is what the truth foretold."""
     turn = tuple(float(x) for x in random_orientation(frame_rng(9, 0)).ravel())
@@ -241,6 +276,15 @@ def test_bad_arguments_are_refused_by_name(scene: Scene, crystal: Crystal) -> No
         Scene(Sample(crystal), fixed_orientation=(1.0,) * 9)
     with pytest.raises(ValueError, match=r"jitter camera_length_m is 0\.2; give at most a tenth"):
         Scene(Sample(crystal), jitter=Jitter(camera_length_m=0.2))
+    with pytest.raises(ValueError, match="bring the detector to the beam stop"):
+        Scene(
+            Sample(crystal),
+            Condition(7000.0, 0.033),
+            surroundings=Surroundings(beam_stop_radius_m=1e-3),
+            jitter=Jitter(camera_length_m=0.003),
+        )
+    with pytest.raises(ValueError, match="1000 pulses of 1e\\+13 photons are too many"):
+        Scene(Sample(crystal), Condition(7000.0, 0.1, 1e13), response=Response(pulses=1000))
     with pytest.raises(ValueError, match="jitter thickness is -1"):
         Jitter(thickness=-1.0)
 
