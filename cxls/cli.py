@@ -1,6 +1,7 @@
 """The command tree. Each command's options are its settings; its work is imported when it runs."""
 
 import importlib
+import io
 import logging
 import signal
 import sys
@@ -346,6 +347,8 @@ def _terminated(number: int, frame: types.FrameType | None) -> NoReturn:
 def main() -> None:
     """Run the program; exit codes as documented in the README."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name in any language, a terminal of few letters
     # A shell that starts us in the background leaves SIGINT ignored; we still answer to it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminated)

@@ -15,6 +15,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from streamer.text_files import read_text
+
 ENVIRONMENT_PREFIX = "CXLS_"
 RESERVED_PREFIX = "CXLS_TEST_"
 RESERVED = ("CXLS_CRYSTALS", "CXLS_CONFIG")
@@ -51,7 +53,7 @@ class SimulationOptions(_Settings):
     flux: float = Field(3e8, gt=0, le=1e15, description="photons a pulse at the sample")
     water_scale: float = Field(1.0, ge=0, le=1e4, description="water in the beam, in units of 100 micrometres")
     hit_fraction: float = Field(0.5, ge=0, le=1, description="share of frames with a crystal")
-    crystal_size: float = Field(10e-6, gt=0, lt=1e-2, description="edge of the crystal, m")
+    crystal_size: float = Field(10e-6, ge=1e-8, le=1e-2, description="edge of the crystal, m")
     seed: int = Field(0, ge=0, lt=1 << 63, description="same seed, same frames")
 
 
@@ -88,7 +90,7 @@ class SceneOptions(SimulationOptions):
     divergence: float = _in("Beam", 0.0, "standard deviation of the direction, rad", ge=0, le=0.05)
     polarisation: float = _in("Beam", 1.0, "degree of linear polarisation", ge=0, le=1)
     polarisation_angle: float = _in("Beam", 0.0, "electric field's angle from fs towards ss, degrees", ge=-360, le=360)
-    beam_radius: float = _in("Beam", 5e-6, "radius of the disc, half FWHM of the Gaussian, m", gt=0, le=1e-2)
+    beam_radius: float = _in("Beam", 5e-6, "radius of the disc, half FWHM of the Gaussian, m", ge=1e-9, le=1e-2)
     beam_profile: Literal["disc", "gaussian"] = _in("Beam", "disc", "fluence across the beam")
     crystfel_fluence: bool = _in("Beam", False, "the disc's fluence over the whole crystal, as pattern_sim has it")
 
@@ -117,14 +119,14 @@ class SceneOptions(SimulationOptions):
     )
     geometry: Path | None = _in("Detector", None, "CrystFEL .geom of one flat panel grid, instead of --detector")
     dtype: Literal["uint16", "uint32"] = _in("Detector", "uint16", "pixel type")
-    point_spread: float = _in("Detector", 0.4, "standard deviation of the sensor's blur, pixels", gt=0, le=50)
+    point_spread: float = _in("Detector", 0.4, "standard deviation of the sensor's blur, pixels", ge=0.01, le=10)
     response: Literal["integrating", "one_per_pulse", "retrigger"] = _in(
         "Detector", "integrating", "what a pixel counts of the photons that one pulse puts into it"
     )
     pulses_per_frame: int = _in("Detector", 1, "pulses in a frame", ge=1, le=1000)
     pixel_threshold: float = _in("Detector", 0.5, "threshold as a part of the photon energy", ge=0.1, lt=1)
     charge_sigma: float = _in("Detector", 0.0, "size of the charge cloud, m; 8e-6 is usual in 450 um of silicon", ge=0)
-    retrigger_ratio: float = _in("Detector", 1.0, "shaper's decay time over the retrigger time", gt=0, le=10)
+    retrigger_ratio: float = _in("Detector", 1.0, "shaper's decay time over the retrigger time", ge=0.1, le=10)
     dead_pixels: int = _in("Detector", 0, "pixels that never count", ge=0, le=1_000_000)
     hot_pixels: int = _in("Detector", 0, "pixels that count in every frame", ge=0, le=100_000)
     flicker_pixels: int = _in("Detector", 0, "pixels that count in some frames", ge=0, le=100_000)
@@ -136,9 +138,11 @@ class SceneOptions(SimulationOptions):
 class SimulateSettings(SceneOptions):
     """Write a simulated Eiger series with its truth."""
 
-    frames: int = Field(100, ge=1, description="frames to write")
+    frames: int = Field(100, ge=1, le=10**9, description="frames to write")
     shard: str = Field(
-        "0/1", pattern=r"^\d+/\d+$", description="write part i of n, i/n counting from 0; same frames as one run"
+        "0/1",
+        pattern=r"^[0-9]{1,10}/[0-9]{1,10}$",
+        description="write part i of n, i/n counting from 0; same frames as one run",
     )
     workers: int = Field(0, ge=0, le=256, description="processes; 0 takes one a core. The frames do not depend on it")
     overwrite: bool = Field(False, description="replace files that are there")
@@ -148,13 +152,15 @@ class CrystfelGeometrySettings(SceneOptions):
     """Write a CrystFEL .geom of the detector where the settings put it."""
 
     mask_file: Path | None = Field(None, description="HDF5 master whose pixel mask the geometry is to name")
+    overwrite: bool = Field(False, description="replace files that are there")
 
 
 class CrystfelInputsSettings(SceneOptions):
     """Write what CrystFEL 0.10.2's pattern_sim needs: .geom, .cell, .hkl, orientations and the command."""
 
-    patterns: int = Field(10, ge=1, le=1_000_000, description="patterns, each in a random orientation")
+    patterns: int = Field(10, ge=1, le=100_000, description="patterns, each in a random orientation")
     point_group: str = Field("4/mmm", description="symmetry of the intensities, as CrystFEL writes it")
+    overwrite: bool = Field(False, description="replace files that are there")
 
 
 class CrystfelImportSettings(SceneOptions):
@@ -305,7 +311,7 @@ class DataMakeTreeSettings(DataSettings):
     seed: int = Field(0, ge=0, lt=1 << 63, description="same seed, same images")
     flux: float = Field(3e8, gt=0, le=1e15, description="photons a pulse at the sample")
     water_scale: float = Field(1.0, ge=0, le=1e4, description="water in the beam, in units of 100 micrometres")
-    crystal_size: float = Field(10e-6, gt=0, lt=1e-2, description="edge of the crystal, m")
+    crystal_size: float = Field(10e-6, ge=1e-8, le=1e-2, description="edge of the crystal, m")
     hkl: Path | None = Field(
         None, description="CrystFEL reflection list of the crystal (default: a proteinase K stand-in)"
     )
@@ -429,9 +435,15 @@ def _spelling(key: str, origin: str) -> str:
 
 def _from_file(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text())
+        raw = read_text(path, "TOML file")
     except OSError as error:
         raise BadSettings(f"{path}: {error.strerror or error}; --config names a TOML file") from None
+    except ValueError as error:
+        raise BadSettings(f"--config {error}") from None
+    try:
+        values = tomllib.loads(raw.decode("utf-8"))
+    except RecursionError:
+        raise BadSettings(f"{path}: not TOML: nested too deep") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadSettings(f"{path}: not TOML: {error}") from None
     for key in values:

@@ -16,6 +16,8 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.special import ndtr
 
+from streamer.text_files import read_text
+
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
 Profile = Literal["disc", "gaussian", "uniform"]
@@ -104,12 +106,12 @@ def tabulated(
 def read_spectrum(path: str | os.PathLike[str]) -> Spectrum:
     """A table of photon energy (eV) and photons, one pair a line, '#' for comments.
 
-    Raises ValueError naming file and line.
+    Raises OSError when the file is not there, and ValueError naming file and line.
     """
     path = Path(path)
     rows: list[tuple[float, float]] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, "table of photon energy in eV and photons").decode("utf-8").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file; give two columns, photon energy in eV and photons") from None
     for number, line in enumerate(lines, start=1):
@@ -148,8 +150,8 @@ class Beam:
     polarisation_deg: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.radius_m) and self.radius_m > 0.0):
-            raise ValueError(f"radius_m is {self.radius_m}; give a length in metres above 0")
+        if not 1e-9 <= self.radius_m <= 1e-2:
+            raise ValueError(f"radius_m is {self.radius_m}; give metres from 1e-9 to 0.01")
         if self.profile not in get_args(Profile):
             raise ValueError(f"profile is '{self.profile}'; give one of {', '.join(get_args(Profile))}")
         if not 0.0 <= self.divergence_rad <= 0.05:

@@ -11,19 +11,22 @@ Units: cell edges in angstrom, angles in degrees, reciprocal vectors in 1/angstr
 
 from __future__ import annotations
 
-import gzip
+import io
 import math
 import os
 import zlib
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_replay.wilson import protein_residues, wilson_reflections
+from sim_replay.wilson import MAX_REFLECTIONS, protein_residues, wilson_reflections
+from streamer.text_files import read_text
 
 Cell = tuple[float, float, float, float, float, float]
 
@@ -37,6 +40,9 @@ PROTEINASE_K_MASS_DA = 28_900.0
 
 PROTEINASE_K_MEAN_INTENSITY = 1.95e5
 """Mean |F|^2 (electrons^2) over the unique reflections of 1IC6 to 1.8 angstrom, bulk solvent included."""
+
+MAX_TEXT_BYTES = 256 << 20
+"""Of a reflection list, or a file that holds a cell, unpacked: a list of five million reflections."""
 
 _SHORTEST_EDGE_ANGSTROM = 0.1
 _LONGEST_EDGE_ANGSTROM = 1e5
@@ -207,7 +213,8 @@ def read_hkl(
     The list has no cell, so it is given: angstrom and degrees, or the path of a file for `read_cell`. Intensities are
     taken as |F|^2 in electrons^2; a negative one (merged data have them) counts as 0. Where the symmetry has no
     inversion, Bijvoet pairs may be listed and keep their two intensities. Raises OSError when a file cannot be read
-    and ValueError, naming file and line, when it is malformed.
+    and ValueError, naming file and line, when it is malformed, or holds more than 256 MB or
+    `sim_replay.wilson.MAX_REFLECTIONS` with all mates.
     """
     path = Path(path)
     if isinstance(cell, str | os.PathLike):
@@ -217,23 +224,23 @@ def read_hkl(
     def bad(number: int, what: str) -> ValueError:
         return ValueError(f"{path}, line {number}: {what}")
 
-    if not lines or not lines[0].startswith("CrystFEL reflection list version 2.0"):
+    head = list(islice(lines, 3))
+    if not head or not head[0].startswith("CrystFEL reflection list version 2.0"):
         raise bad(1, "expected 'CrystFEL reflection list version 2.0'")
-    if len(lines) < 3 or not lines[1].startswith("Symmetry:"):
+    if len(head) < 3 or not head[1].startswith("Symmetry:"):
         raise bad(2, "expected 'Symmetry: GROUP'")
-    point_group = lines[1].split(":", 1)[1].strip()
+    point_group = head[1].split(":", 1)[1].strip()
     try:
         operations = symmetry_operations(point_group)
     except ValueError as error:
         raise bad(2, str(error)) from None
-    if lines[2].split()[:4] != ["h", "k", "l", "I"]:
+    if head[2].split()[:4] != ["h", "k", "l", "I"]:
         raise bad(3, "expected the column heads 'h k l I phase sigma(I) nmeas'")
 
-    hkl_rows: list[tuple[int, int, int]] = []
-    values: list[float] = []
-    row_lines: list[int] = []
-    ended = False
-    for number, line in enumerate(lines[3:], start=4):
+    # Arrays, since a list of tuples would take ten times the file's size.
+    indices, values, row_lines = array("i"), array("d"), array("i")
+    ended, number = False, 3
+    for number, line in enumerate(lines, start=4):
         if line.startswith("End of reflections"):
             ended = True
             break
@@ -245,22 +252,27 @@ def read_hkl(
             raise bad(number, f"expected 'h k l I ...', found '{line.strip()[:60]}'") from None
         if not math.isfinite(value) or max(abs(i) for i in row) > _INDEX_LIMIT:
             raise bad(number, f"index or intensity out of range in '{line.strip()[:60]}'")
-        hkl_rows.append(row)
+        if (len(values) + 1) * len(operations) > MAX_REFLECTIONS:
+            raise bad(number, f"more than {MAX_REFLECTIONS:.3g} reflections with their mates in {point_group}")
+        indices.extend(row)
         values.append(max(value, 0.0))
         row_lines.append(number)
     if not ended:
-        raise bad(len(lines), "the list stops before 'End of reflections'; the file is cut short")
-    if not hkl_rows:
+        raise bad(number, "the list stops before 'End of reflections'; the file is cut short")
+    if not values:
         raise bad(4, "the list holds no reflections")
 
-    hkl = np.array(hkl_rows, dtype=np.int32)
+    hkl = np.array(indices, dtype=np.int32).reshape(-1, 3)
     # Two mates in one list would be ambiguous: the smallest key over all mates names the class.
     mates = np.einsum("mij,nj->nmi", operations, hkl)
     classes = _key(mates.reshape(-1, 3)).reshape(len(hkl), len(operations)).min(axis=1)
     _, first = np.unique(classes, return_index=True)
     if len(first) != len(hkl):
         second = int(np.setdiff1d(np.arange(len(hkl)), first)[0])
-        raise bad(row_lines[second], f"reflection {hkl_rows[second]} or a mate of it in {point_group} is listed twice")
+        raise bad(
+            row_lines[second],
+            f"reflection {tuple(hkl[second].tolist())} or a mate of it in {point_group} is listed twice",
+        )
     all_hkl, intensity = expand_mates(hkl, np.array(values), operations)
     return Crystal(name if name is not None else path.name, cell, all_hkl, intensity)
 
@@ -272,10 +284,10 @@ def read_cell(path: str | os.PathLike[str]) -> Cell:
     holds no cell or an impossible one.
     """
     path = Path(path)
-    lines = _read_lines(path, "unit cell file")
-    if lines and lines[0].startswith("CrystFEL unit cell file version 1.0"):
-        return _crystfel_cell(path, lines)
+    lines = islice(_read_lines(path, "unit cell file"), _MOST_LINES_TO_A_CELL)
     for number, line in enumerate(lines, start=1):
+        if number == 1 and line.startswith("CrystFEL unit cell file version 1.0"):
+            return _crystfel_cell(path, lines)
         if line.startswith("CRYST1"):
             # Nine columns an edge and seven an angle (PDB format 3.3): neighbours may touch.
             fields = [line[6:15], line[15:24], line[24:33], line[33:40], line[40:47], line[47:54]]
@@ -286,13 +298,15 @@ def read_cell(path: str | os.PathLike[str]) -> Cell:
     )
 
 
+_MOST_LINES_TO_A_CELL = 1_000_000  # CRYST1 stands before the atoms
 _CELL_KEYS = {"a": "A", "b": "A", "c": "A", "al": "deg", "be": "deg", "ga": "deg"}
 _UNIT_FACTORS = {("A", "A"): 1.0, ("A", "nm"): 10.0, ("deg", "deg"): 1.0, ("deg", "rad"): 180.0 / math.pi}
 
 
-def _crystfel_cell(path: Path, lines: list[str]) -> Cell:
+def _crystfel_cell(path: Path, lines: Iterable[str]) -> Cell:
+    """The cell in the lines from the second one on."""
     found: dict[str, str] = {}
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(lines, start=2):
         key, equals, rest = line.split(";")[0].partition("=")
         key, fields = key.strip(), rest.split()
         if key not in _CELL_KEYS:
@@ -327,13 +341,15 @@ def _checked_cell(where: str, fields: Iterable[str]) -> Cell:
     return cell
 
 
-def _read_lines(path: Path, what: str) -> list[str]:
-    raw = path.read_bytes()
+def _read_lines(path: Path, what: str) -> Iterator[str]:
+    """The lines of a text or gzip file, made one by one: as a list, short ones take thirty times the file's size."""
     try:
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("ascii")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raw = read_text(path, what, MAX_TEXT_BYTES, unzip=True)
+    except zlib.error as error:
         raise ValueError(f"{path}: not a readable text or gzip {what} ({error})") from None
-    return text.splitlines()
+    if not raw.isascii():
+        raise ValueError(f"{path}: not a readable text or gzip {what} (it holds bytes that are not ASCII)")
+    return (line.rstrip("\n") for line in io.TextIOWrapper(io.BytesIO(raw), encoding="ascii"))
 
 
 _KEY_SPAN = 1 << 20

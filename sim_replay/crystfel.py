@@ -8,13 +8,18 @@ the house. `docs/crystfel.md` describes the files.
 
 from __future__ import annotations
 
+import errno
+import io
 import math
 import os
 import re
+import secrets
 import shlex
+import struct
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +33,9 @@ from scipy.spatial import cKDTree
 
 from sim_replay.crystal import Crystal, reciprocal_basis, symmetry_operations
 from sim_replay.detector import HC_EV_ANGSTROM, Condition, Detector, beam_center_px
+from streamer.bounds import BEAM_CENTER_PX, CAMERA_LENGTH_M, ENERGY_EV, PIXEL_SIZE_M, Range, image_shape
 from streamer.flat_detector import FlatDetector, flat_detector
-from streamer.geometry_file import BadPixels, DetectorGeometry, Mask, Panel, read_geometry, write_geometry
+from streamer.geometry_file import BadPixels, DetectorGeometry, Mask, Panel, format_geometry, read_geometry
 
 MASK_PATH = "/entry/instrument/detector/pixel_mask"
 """Where an Eiger's master file has its mask; 0 is a good pixel."""
@@ -43,6 +49,17 @@ SPOT_PIXEL_PHOTONS = 0.5
 CROP_PX = 1
 """A pattern may be so much larger than the detector: the paper's 2163 x 2069 panel is the EIGER2 4M and one more."""
 
+MAX_PATTERNS = 100_000
+"""Patterns of one file or folder; pattern_sim takes minutes for each."""
+
+MAX_SPARSE_BYTES = 1 << 29
+"""Of a sparse file once unpacked to 8 bytes a number: 30 million pixels, those of 6000 patterns."""
+
+PULSE_PHOTONS: Range = (1.0, 1e15)
+"""Photons of a pulse; a free-electron laser gives up to 1e13."""
+
+_MAX_TEXT_BYTES = 16 << 20  # the quaternions of 100 000 patterns take 9 MB
+_HEADER_BYTES = 1 << 14  # numpy refuses headers of arrays above 10 000 characters
 _IMAGE_PATHS = ("/entry_1/data_1/data", "/entry/data/data", "/data/data0", "/data/data", "/data")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -145,7 +162,7 @@ def orientation_of(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
     It is the inverse of the usual rotation matrix of a unit quaternion: CrystFEL turns the laboratory, not the crystal.
     Raises ValueError when the quaternion is not of length 1 to 1e-3, as pattern_sim asks.
     """
-    length = float(np.linalg.norm(quaternion))
+    length = math.hypot(*np.asarray(quaternion, dtype=np.float64).tolist())
     if not abs(length - 1.0) < 1e-3:
         raise ValueError(f"a quaternion must have the length 1, not {length:g}")
     w, x, y, z = np.asarray(quaternion, dtype=np.float64) / length
@@ -187,37 +204,42 @@ def write_pattern_sim_inputs(
     point_group: str,
     crystal_size_m: float = 10e-6,
     spectrum_samples: int = 7,
+    overwrite: bool = False,
 ) -> Path:
     """Write what pattern_sim of CrystFEL 0.10.2 needs for patterns of a crystal in given orientations (n, 3, 3).
 
     NAME.geom, NAME.cell, NAME.hkl (unique reflections of point_group, CrystFEL's name for it), NAME.quaternions and
     run.sh, whose path is returned, in folder. pattern_sim has no polarisation, divergence or mosaicity and lights the
     whole crystal with the fluence of the beam's disc, so these of the condition's beam are not used. Raises ValueError
-    when the spectrum is no top hat, or the crystal does not have the symmetry of point_group.
+    when the spectrum is no top hat, the crystal does not have the symmetry of point_group, or the folder holds images
+    that pattern_sim made with other orientations; FileExistsError and OSError like `write_files`.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"the name '{name}' must be of letters, digits and _ . + -")
+        raise ValueError(f"the name {name!r} must be of letters, digits and _ . + -")
     spectrum = condition.beam.spectrum
     if np.ptp(np.asarray(spectrum.shares) / np.diff(spectrum.edges)) > 1e-6 / spectrum.width:
         raise ValueError("pattern_sim's spectrum is a top hat; give a beam with one")
     quaternions = [quaternion_of(orientation) for orientation in orientations]
     if not quaternions:
         raise ValueError("no orientations were given")
+    if len(quaternions) > MAX_PATTERNS:
+        raise ValueError(f"{len(quaternions)} orientations are too many; give at most {MAX_PATTERNS}")
     hkl, intensity = unique_reflections(crystal, point_group)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is not a folder", str(folder))
+    images = _numbered(folder, name) if folder.is_dir() else {}
+    if images:
+        # They would be read with the orientations written now.
+        raise ValueError(f"{_shown(images[min(images)])}: is of an earlier run; remove it, or take another folder")
     # pattern_sim writes each panel into a dataset of two dimensions, and cuts at max_adu if there is one.
     panels = _panels(detector, condition)
-    write_geometry(folder / f"{name}.geom", _geometry(panels, detector, condition))
-    (folder / f"{name}.cell").write_text(_cell_text(crystal, point_group))
     rows = [
         f"{h:4d} {k:4d} {m:4d} {i!r} - 0.00 1" for (h, k, m), i in zip(hkl.tolist(), intensity.tolist(), strict=True)
     ]
     head = ["CrystFEL reflection list version 2.0", f"Symmetry: {point_group}"]
     head.append("   h    k    l          I    phase   sigma(I)   nmeas")
-    (folder / f"{name}.hkl").write_text("\n".join([*head, *rows, "End of reflections"]) + "\n")
     lines = [" ".join(f"{value:.17g}" for value in quaternion) for quaternion in quaternions]
-    (folder / f"{name}.quaternions").write_text("\n".join(lines) + "\n")
     size_nm = f"{crystal_size_m * 1e9:.10g}"
     # One pattern is written under the very name that is given, several under NAME-1.h5, NAME-2.h5 ...
     output = name if len(lines) > 1 else f"{name}-1.h5"
@@ -229,12 +251,66 @@ def write_pattern_sim_inputs(
         *(f"--nphotons={condition.flux_photons:.10g}", f"--beam-radius={condition.beam.radius_m:.10g}", "--no-noise"),
     ]
     script = folder / "run.sh"
-    script.write_text(
-        "#!/bin/sh\n# For CrystFEL 0.10.2, the last version with pattern_sim.\nset -e\n"
-        f'cd "$(dirname "$0")"\n{shlex.join(command)} < {name}.quaternions\n'
-    )
-    script.chmod(0o755)
+    texts = {
+        folder / f"{name}.geom": format_geometry(_geometry(panels, detector, condition)),
+        folder / f"{name}.cell": _cell_text(crystal, point_group),
+        folder / f"{name}.hkl": "\n".join([*head, *rows, "End of reflections"]) + "\n",
+        folder / f"{name}.quaternions": "\n".join(lines) + "\n",
+        script: "#!/bin/sh\n# For CrystFEL 0.10.2, the last version with pattern_sim.\nset -e\n"
+        f'cd "$(dirname "$0")"\n{shlex.join(command)} < {name}.quaternions\n',
+    }
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        contents = {path: text.encode() for path, text in texts.items()}
+        write_files(contents, overwrite=overwrite, executable=(script,))
+    except BaseException:
+        for each in made:
+            if each.is_dir():
+                each.rmdir()
+        raise
     return script
+
+
+def write_files(contents: Mapping[Path, bytes], *, overwrite: bool = False, executable: Collection[Path] = ()) -> None:
+    """Write whole files, all of them or none: under other names in their folders first, then renamed.
+
+    Raises FileExistsError when one is there and overwrite is false, IsADirectoryError when what is there is no file,
+    OSError when writing fails. A symbolic link stays, and the file it leads to is replaced.
+    """
+    for path in contents:
+        if os.path.lexists(path) and not path.is_file():
+            raise IsADirectoryError(errno.EISDIR, "is no file that could be replaced; remove it", str(path))
+    existing = [path for path in contents if path.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"{_shown(existing[0])} exists already")
+    staged: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            target = Path(os.path.realpath(path))
+            part = target.with_name(f".{secrets.token_hex(8)}.part")
+            staged[part] = target
+            try:
+                with open(part, "xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from None
+            if path in executable:
+                part.chmod(part.stat().st_mode | 0o111)
+        for part, target in staged.items():
+            os.replace(part, target)
+    except BaseException:
+        for part in staged:
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    """A path as a message of one line has it."""
+    text = os.fspath(path)
+    return text if text.isprintable() else repr(text)
 
 
 def unique_reflections(crystal: Crystal, point_group: str) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
@@ -353,7 +429,7 @@ def read_patterns(sources: Iterable[str | os.PathLike[str]], detector: Detector 
             try:
                 yield pattern if detector is None else fit_to(pattern, detector)
             except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
+                raise ValueError(f"{_shown(path)}: {error}") from None
 
 
 def fit_to(pattern: Pattern, detector: Detector) -> Pattern:
@@ -396,26 +472,26 @@ def read_pattern_sim(folder: str | os.PathLike[str]) -> Iterator[Pattern]:
     folder = Path(folder)
     geometries = sorted(folder.glob("*.geom"))
     if len(geometries) != 1:
-        raise ValueError(f"{folder}: needs one .geom file to tell what pattern_sim made, and has {len(geometries)}")
+        raise ValueError(
+            f"{_shown(folder)}: needs one .geom file to tell what pattern_sim made, and has {len(geometries)}"
+        )
     geometry = read_geometry(geometries[0])
     try:
         flat = flat_detector(geometry)
     except ValueError as error:
-        raise ValueError(f"{geometries[0]}: {error}") from None
+        raise ValueError(f"{_shown(geometries[0])}: {error}") from None
     if flat.photon_energy_eV is None or flat.camera_length_m is None:
-        raise ValueError(f"{geometries[0]}: states no photon energy or camera length in numbers")
+        raise ValueError(f"{_shown(geometries[0])}: states no photon energy or camera length in numbers")
     name = geometries[0].stem
     orientations = _read_quaternions(folder / f"{name}.quaternions")
     flux_photons = _stated_photons(folder / "run.sh")
-    numbered = {
-        int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(re.escape(name) + r"-(\d{1,9})\.h5", p.name))
-    }
+    numbered = _numbered(folder, name)
     if not numbered:
-        raise ValueError(f"{folder}: holds no {name}-1.h5; run run.sh there first")
+        raise ValueError(f"{_shown(folder)}: holds no {_shown(name)}-1.h5; run run.sh there first")
     for number, path in sorted(numbered.items()):
         if not 1 <= number <= len(orientations):
-            raise ValueError(f"{path}: there are {len(orientations)} quaternions, none for this pattern")
-        image = _read_image(path, geometry.panels[0].data, flat)
+            raise ValueError(f"{_shown(path)}: there are {len(orientations)} quaternions, none for this pattern")
+        image = _read_image(path, geometry.panels[0].data, flat, flux_photons)
         index = np.flatnonzero(image >= SMALLEST_PHOTONS).astype(np.int64)
         photons = image.reshape(-1)[index].astype(np.float64)
         spots = find_spots(index, photons, flat.shape[1])
@@ -434,105 +510,126 @@ def read_pattern_sim(folder: str | os.PathLike[str]) -> Iterator[Pattern]:
         )
 
 
+def _numbered(folder: Path, name: str) -> dict[int, Path]:
+    """pattern_sim's images of that name, by their number."""
+    pattern = re.compile(re.escape(name) + r"-(\d{1,9})\.h5")
+    return {int(m[1]): path for path in folder.iterdir() if (m := pattern.fullmatch(path.name))}
+
+
+def _read_text(path: Path) -> str:
+    with open(path, "rb") as file:
+        content = file.read(_MAX_TEXT_BYTES + 1)
+    if len(content) > _MAX_TEXT_BYTES:
+        raise ValueError(f"{_shown(path)}: is larger than {_MAX_TEXT_BYTES >> 20} MB")
+    return content.decode("utf-8", errors="replace")
+
+
 def _read_quaternions(path: Path) -> list[NDArray[np.float64]]:
     if not path.is_file():
-        raise ValueError(f"{path}: is missing; pattern_sim's images do not hold their orientation")
+        raise ValueError(f"{_shown(path)}: is missing; pattern_sim's images do not hold their orientation")
+    lines = _read_text(path).splitlines()
+    if len(lines) > MAX_PATTERNS:
+        raise ValueError(f"{_shown(path)}: has {len(lines)} lines; at most {MAX_PATTERNS} patterns are read")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             values = np.array([float(word) for word in line.split()])
             if values.shape != (4,):
                 raise ValueError("expected w x y z")
             found.append(orientation_of(values))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}, found '{line[:60]}'") from None
+            raise ValueError(f"{_shown(path)}, line {number}: {error}, found {line[:60]!r}") from None
     return found
 
 
 def _stated_photons(path: Path) -> float:
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    match = re.search(r"--nphotons=([0-9.eE+-]+)", text)
+    match = re.search(r"--nphotons=([0-9.eE+-]+)", _read_text(path) if path.is_file() else "")
     try:
         photons = float(match[1]) if match else math.nan
     except ValueError:
         photons = math.nan
-    if not 0.0 < photons < math.inf:
-        raise ValueError(f"{path}: has no --nphotons=NUMBER, the photons of a pulse")
+    low, high = PULSE_PHOTONS
+    if not low <= photons <= high:
+        raise ValueError(f"{_shown(path)}: has no --nphotons=NUMBER, the photons of a pulse, from {low:g} to {high:g}")
     return photons
 
 
-def _read_image(path: Path, data: str, flat: FlatDetector) -> NDArray[np.float32]:
+def _read_image(path: Path, data: str, flat: FlatDetector, flux_photons: float) -> NDArray[np.float32]:
+    said = _shown(path)
+    if not path.is_file():  # opening a pipe would wait for a writer
+        raise ValueError(f"{said}: is not a file; pattern_sim's images are HDF5 files")
     try:
         with h5py.File(path, "r") as file:
             found = [place for place in (data, *_IMAGE_PATHS) if isinstance(file.get(place), h5py.Dataset)]
             if not found:
-                raise ValueError(f"{path}: has no image at {data}")
+                raise ValueError(f"{said}: has no image at {data}")
             dataset = file[found[0]]
             if dataset.dtype.kind != "f" or dataset.shape not in (flat.shape, (1, *flat.shape)):
                 raise ValueError(
-                    f"{path}: {found[0]} is {dataset.dtype} of shape {dataset.shape}; the geometry file describes "
+                    f"{said}: {found[0]} is {dataset.dtype} of shape {dataset.shape}; the geometry file describes "
                     f"floats of shape {flat.shape}"
                 )
-            image: NDArray[np.float32] = np.asarray(dataset[()], dtype=np.float32).reshape(flat.shape)
+            with np.errstate(over="ignore"):  # a number too large is not finite, which is refused below
+                image: NDArray[np.float32] = np.asarray(dataset[()], dtype=np.float32).reshape(flat.shape)
             stated = file.get("wavelength")
             wavelength_m = (
                 float(np.ravel(stated[()])[0])
                 if isinstance(stated, h5py.Dataset) and stated.size == 1 and stated.dtype.kind == "f"
                 else None
             )
-    except OSError as error:
-        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from None
+    except (OSError, RuntimeError, KeyError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{said}: not a readable HDF5 file ({text[:200]})") from None
     # NaN compares as not below 0.
     if not np.isfinite(image).all() or image.min(initial=0.0) < 0.0:
-        raise ValueError(f"{path}: holds photons that are negative or not finite")
+        raise ValueError(f"{said}: holds photons that are negative or not finite")
+    if image.max(initial=0.0) > flux_photons:
+        raise ValueError(f"{said}: has {image.max():g} photons in a pixel, more than the pulse of {flux_photons:g}")
     if wavelength_m is not None and flat.photon_energy_eV is not None:
         energy = HC_EV_ANGSTROM / (wavelength_m * 1e10) if wavelength_m > 0.0 else math.nan
         if not abs(energy / flat.photon_energy_eV - 1.0) < 1e-4:
-            raise ValueError(f"{path}: made with {energy:.1f} eV, but the geometry says {flat.photon_energy_eV:.1f} eV")
+            raise ValueError(f"{said}: made with {energy:.1f} eV, but the geometry says {flat.photon_energy_eV:.1f} eV")
     bright = image[image >= SPOT_PIXEL_PHOTONS]
     if len(bright) and np.all(bright == np.rint(bright)):
-        raise ValueError(f"{path}: holds whole numbers of photons, so noise is in it; run pattern_sim with --no-noise")
+        raise ValueError(f"{said}: holds whole numbers of photons, so noise is in it; run pattern_sim with --no-noise")
     return image
 
 
-_SPARSE_KEYS = (
-    *("shape", "start", "index", "photons", "quaternion_wxyz", "photon_energy_eV", "camera_length_m", "n_photons"),
-    *("pixel_size_m", "beam_center_px_fs_ss"),
-)
+_COUNTS = ("shape", "start", "index")
+_SCALARS: dict[str, Range] = {
+    "photon_energy_eV": ENERGY_EV,
+    "camera_length_m": CAMERA_LENGTH_M,
+    "n_photons": PULSE_PHOTONS,
+    "pixel_size_m": PIXEL_SIZE_M,
+}
+_SPARSE_KEYS = (*_COUNTS, "photons", "quaternion_wxyz", "beam_center_px_fs_ss", *_SCALARS)
 
 
 def read_sparse_patterns(path: str | os.PathLike[str]) -> Iterator[Pattern]:
     """The patterns of a sparse .npz file (docs/crystfel.md). Raises OSError, or ValueError naming file and fault."""
+    path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            missing = [key for key in _SPARSE_KEYS if key not in stored]
-            if missing:
-                raise ValueError(f"lacks {', '.join(missing)}")
-            z = {key: stored[key] for key in _SPARSE_KEYS}
-        start, index, photons = (
-            z["start"].astype(np.int64),
-            z["index"].astype(np.int64),
-            z["photons"].astype(np.float64),
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+            raise ValueError("it is a folder, a pipe or a device")
+        z = _read_members(path)
+        rows, columns, start, index, photons = _checked_entries(z)
+        energy_eV, camera_length_m, flux_photons, pixel_size_m = (
+            _number_in(key, z[key], allowed) for key, allowed in _SCALARS.items()
         )
-        rows, columns = (int(size) for size in z["shape"])
-        center_x, center_y = (float(value) for value in z["beam_center_px_fs_ss"])
-        scalars = tuple(float(z[key]) for key in ("photon_energy_eV", "camera_length_m", "n_photons", "pixel_size_m"))
-        count = len(start) - 1
-        if start.ndim != 1 or count < 0 or start[0] != 0 or np.any(np.diff(start) < 0) or start[-1] != len(index):
-            raise ValueError("start must rise from 0 to the length of index")
-        if index.ndim != 1 or index.shape != photons.shape or z["quaternion_wxyz"].shape != (count, 4):
-            raise ValueError("index and photons must be of one length, and quaternion_wxyz (patterns, 4)")
-        if min(rows, columns) < 1 or np.any(index < 0) or np.any(index >= rows * columns):
-            raise ValueError(f"index must be pixels of a panel of shape {rows, columns}")
-        if not np.isfinite(photons).all() or np.any(photons < 0.0):
-            raise ValueError("photons must be finite and not negative")
-        if not all(0.0 < value < math.inf for value in scalars):
-            raise ValueError("photon energy, camera length, photons and pixel size must be above 0")
-        if not (math.isfinite(center_x) and math.isfinite(center_y)):
-            raise ValueError("beam_center_px_fs_ss must be finite")
+        if np.any(photons > flux_photons):
+            raise ValueError(f"a pixel has {photons.max():g} photons, more than the pulse of {flux_photons:g}")
+        center = z["beam_center_px_fs_ss"]
+        if center.shape != (2,):
+            raise ValueError("beam_center_px_fs_ss must be two numbers")
+        center_x, center_y = (_number_in("beam_center_px_fs_ss", value, BEAM_CENTER_PX) for value in center)
         orientations = [orientation_of(quaternion) for quaternion in z["quaternion_wxyz"].astype(np.float64)]
-    except (ValueError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path}: not a file of sparse patterns: {str(error).splitlines()[0]}") from None
+    except (ValueError, TypeError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+        text = (str(error).splitlines() or ["it is cut short"])[0]
+        raise ValueError(f"{_shown(path)}: not a file of sparse patterns: {text}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a seek to where the archive's damaged directory points
+            raise
+        raise ValueError(f"{_shown(path)}: not a file of sparse patterns: its directory is damaged") from None
     for number, orientation in enumerate(orientations):
         part = slice(start[number], start[number + 1])
         spots = find_spots(index[part], photons[part], columns)
@@ -542,41 +639,133 @@ def read_sparse_patterns(path: str | os.PathLike[str]) -> Iterator[Pattern]:
             (rows, columns),
             orientation,
             *spots,
-            photon_energy_eV=scalars[0],
-            camera_length_m=scalars[1],
-            flux_photons=scalars[2],
+            photon_energy_eV=energy_eV,
+            camera_length_m=camera_length_m,
+            flux_photons=flux_photons,
             beam_center_x_px=center_x,
             beam_center_y_px=center_y,
-            pixel_size_m=scalars[3],
+            pixel_size_m=pixel_size_m,
         )
+
+
+def _read_members(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of the sparse keys, numbers all, none unpacked before all are known to be of a bearable size."""
+    with zipfile.ZipFile(path) as archive:
+        there = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        missing = [key for key in _SPARSE_KEYS if key not in there]
+        if missing:
+            raise ValueError(f"lacks {', '.join(missing)}")
+        members = {key: there[key] for key in _SPARSE_KEYS}
+        total = 0
+        for key, info in members.items():
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{key} is compressed in a way that numpy does not write")
+            with archive.open(info) as member:
+                shape, dtype = _announced(key, member.read(_HEADER_BYTES))
+            kinds = "ui" if key in _COUNTS else "uif"
+            if dtype.kind not in kinds:
+                raise ValueError(f"{key} must be of {'integers' if kinds == 'ui' else 'real numbers'}, not {dtype}")
+            if math.prod(shape) * dtype.itemsize > info.file_size:
+                raise ValueError(f"{key} claims the shape {shape}, more than the {info.file_size} bytes it has")
+            total += max(math.prod(shape) * 8, info.file_size)
+        if total > MAX_SPARSE_BYTES:
+            raise ValueError(
+                f"its arrays would take {total / 1e6:.0f} MB, more than the {MAX_SPARSE_BYTES / 1e6:.0f} MB allowed; "
+                "spread the patterns over several files"
+            )
+        found = {}
+        for key, info in members.items():
+            with archive.open(info) as member:
+                found[key] = np.lib.format.read_array(member, allow_pickle=False)
+    return found
+
+
+def _announced(key: str, head: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype in the first bytes of a .npy file. Raises ValueError."""
+    file = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):  # (3, 0) is for names of fields, and those are no numbers
+            raise ValueError
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError):
+        raise ValueError(f"{key} is no array as numpy writes it") from None
+    if len(shape) > 2 or any(size < 0 for size in shape):
+        raise ValueError(f"{key} has the shape {str(shape)[:60]}")
+    return shape, dtype
+
+
+def _number_in(key: str, value: NDArray[Any], allowed: Range) -> float:
+    if value.size != 1:
+        raise ValueError(f"{key} must be one number")
+    number = float(value.reshape(()))
+    if not allowed[0] <= number <= allowed[1]:
+        raise ValueError(f"{key} must be from {allowed[0]:g} to {allowed[1]:g}, not {number:g}")
+    return number
+
+
+def _checked_entries(
+    z: Mapping[str, NDArray[Any]],
+) -> tuple[int, int, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Rows, columns, and start, index, photons as `Pattern` has them. Raises ValueError."""
+    start, index = z["start"].astype(np.int64), z["index"].astype(np.int64)
+    with np.errstate(over="ignore"):
+        photons = z["photons"].astype(np.float64)
+    if start.ndim != 1 or index.ndim != 1 or index.shape != photons.shape:
+        raise ValueError("start, index and photons must be of one dimension, and index and photons of one length")
+    count = len(start) - 1
+    # Between these bounds no difference overflows.
+    inside = count >= 0 and start.min() == start[0] == 0 and start.max() == start[-1] == len(index)
+    if not inside or np.any(np.diff(start) < 0):
+        raise ValueError("start must rise from 0 to the length of index")
+    if count > MAX_PATTERNS:
+        raise ValueError(
+            f"it has {count} patterns, and at most {MAX_PATTERNS} are read; spread them over several files"
+        )
+    if z["quaternion_wxyz"].shape != (count, 4):
+        raise ValueError(f"quaternion_wxyz must have the shape {count, 4}, one row for each pattern")
+    if z["shape"].shape != (2,):
+        raise ValueError("shape must be two numbers, rows and columns")
+    panel = image_shape(*z["shape"].tolist())
+    if panel is None or np.any(index < 0) or np.any(index >= panel[0] * panel[1]):
+        raise ValueError(f"index must be pixels of a panel of shape {tuple(z['shape'].tolist())}")
+    places = np.repeat(np.arange(count) * (panel[0] * panel[1]), np.diff(start)) + index
+    places.sort()
+    if np.any(places[1:] == places[:-1]):
+        raise ValueError("index must have each pixel once in a pattern; some come twice")
+    if not np.isfinite(photons).all() or np.any(photons < 0.0):
+        raise ValueError("photons must be finite and not negative")
+    return *panel, start, index, photons
 
 
 def write_sparse_patterns(path: str | os.PathLike[str], patterns: Iterable[Pattern]) -> None:
     """Write patterns of one condition and shape as a sparse .npz file (docs/crystfel.md), photons as float32.
 
-    Raises ValueError when there are none, or they differ in what the file says once.
+    A file that is there is replaced. Raises ValueError when there are none, or they differ in what the file says once.
     """
     patterns = list(patterns)
     if not patterns:
-        raise ValueError(f"{path}: no patterns to write")
+        raise ValueError(f"{_shown(path)}: no patterns to write")
     once = {_said_once(pattern) for pattern in patterns}
     if len(once) > 1:
-        raise ValueError(f"{path}: patterns of different conditions or panels; write one file for each")
+        raise ValueError(f"{_shown(path)}: patterns of different conditions or panels; write one file for each")
     first = patterns[0]
-    with open(path, "wb") as file:
-        np.savez_compressed(
-            file,
-            shape=np.array(first.shape),
-            start=np.cumsum([0, *(len(pattern.index) for pattern in patterns)]),
-            index=np.concatenate([pattern.index for pattern in patterns]).astype(np.uint32),
-            photons=np.concatenate([pattern.photons for pattern in patterns]).astype(np.float32),
-            quaternion_wxyz=np.stack([quaternion_of(pattern.orientation) for pattern in patterns]),
-            photon_energy_eV=first.photon_energy_eV,
-            camera_length_m=first.camera_length_m,
-            n_photons=first.flux_photons,
-            pixel_size_m=first.pixel_size_m,
-            beam_center_px_fs_ss=np.array([first.beam_center_x_px, first.beam_center_y_px]),
-        )
+    packed = io.BytesIO()
+    np.savez_compressed(
+        packed,
+        shape=np.array(first.shape),
+        start=np.cumsum([0, *(len(pattern.index) for pattern in patterns)]),
+        index=np.concatenate([pattern.index for pattern in patterns]).astype(np.uint32),
+        photons=np.concatenate([pattern.photons for pattern in patterns]).astype(np.float32),
+        quaternion_wxyz=np.stack([quaternion_of(pattern.orientation) for pattern in patterns]),
+        photon_energy_eV=first.photon_energy_eV,
+        camera_length_m=first.camera_length_m,
+        n_photons=first.flux_photons,
+        pixel_size_m=first.pixel_size_m,
+        beam_center_px_fs_ss=np.array([first.beam_center_x_px, first.beam_center_y_px]),
+    )
+    write_files({Path(path): packed.getvalue()}, overwrite=True)
 
 
 def _said_once(pattern: Pattern) -> tuple[object, ...]:

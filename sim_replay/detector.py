@@ -51,8 +51,8 @@ class Detector:
             raise ValueError(f"pixel_size_m must be above 0, not {self.pixel_size_m}")
         if self.dtype not in ("uint8", "uint16", "uint32"):
             raise ValueError(f"dtype must be uint8, uint16 or uint32, not '{self.dtype}'")
-        if not 0.0 < self.point_spread_px <= 50.0:
-            raise ValueError(f"point_spread_px is {self.point_spread_px}; give pixels above 0, at most 50")
+        if not 0.01 <= self.point_spread_px <= 10.0:
+            raise ValueError(f"point_spread_px is {self.point_spread_px}; give pixels from 0.01 to 10")
         for ss_low, ss_high, fs_low, fs_high in self.bad:
             if not (0 <= ss_low < ss_high <= self.shape[0] and 0 <= fs_low < fs_high <= self.shape[1]):
                 raise ValueError(f"bad region {(ss_low, ss_high, fs_low, fs_high)} is outside a panel {self.shape}")

@@ -62,7 +62,8 @@ _REACH_SIGMA = 5.0  # the Gaussian of angles is cut here: 6e-7 of it is lost
 _NEGLIGIBLE_PHOTONS, _NEGLIGIBLE_SHARE = 1e-3, 1e-4
 _MIN_PIXEL_PHOTONS, _MIN_PIXEL_SHARE = 1e-5, 1e-6  # a spot's pixels below both are left out
 MOST_ENTRIES = 30_000_000
-"""Pixels of a footprint, counted once a spot; a frame that needs more would take gigabytes."""
+"""Pixels of a frame's footprints, counted once a spot: at most 3 GB."""
+_MOST_KERNELS = 20_000_000
 _LARGEST_TWO_THETA_RAD = math.radians(85.0)
 
 
@@ -81,8 +82,8 @@ class Sample:
     offset_m: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
-        if not 1e-9 <= self.size_m <= 1e-2:
-            raise ValueError(f"size_m is {self.size_m}; give a crystal edge from 1e-9 to 0.01 m")
+        if not 1e-8 <= self.size_m <= 1e-2:
+            raise ValueError(f"size_m is {self.size_m}; give a crystal edge from 1e-8 to 0.01 m")
         if not all(map(math.isfinite, self.offset_m)):
             raise ValueError(f"offset_m must be two finite lengths, not {self.offset_m}")
         if not 0.0 <= self.mosaicity_deg <= MAX_MOSAICITY_DEG:
@@ -277,26 +278,32 @@ def _meet(
 
 
 def footprint(
-    spots: Spots, condition: Condition, detector: Detector, transmission: NDArray[np.float32] | None = None
+    spots: Spots,
+    condition: Condition,
+    detector: Detector,
+    transmission: NDArray[np.float32] | None = None,
+    most_entries: int = MOST_ENTRIES,
 ) -> Footprint:
     """Lay the spots' streaks over the pixels.
 
     A streak is a row of Gaussians about one blur apart, each integrated over the pixels with the error function;
     their weights are the shares of what reflects into each piece. transmission (ss, fs) float32, if given, is what a
-    beam stop lets through.
+    beam stop lets through. Raises ValueError when the spots are so wide that there would be more than most_entries.
     """
     if len(spots) == 0:
         return NO_FOOTPRINT
     center_x, center_y = beam_center_px(condition, detector)
     spectrum = condition.beam.spectrum
     edges = condition.wavelength_angstrom * np.asarray(spectrum.edges)
-    kernels = _streak_kernels(
+    spot, fs, ss, sigma_px, photons, fits = _streak_kernels(
         spots.photons, spots.theta_mean_rad, spots.theta_sigma_rad, spots.d_angstrom, spots.slope,
         spots.radial_sigma_rad, spots.cross_sigma_rad, spots.blur_px, spots.direction_fs, spots.direction_ss,
         edges, np.asarray(spectrum.shares) / np.diff(edges), center_x - 0.5, center_y - 0.5,
-        condition.camera_length_m / detector.pixel_size_m, _REACH_SIGMA,
+        condition.camera_length_m / detector.pixel_size_m, _REACH_SIGMA, _MOST_KERNELS,
     )  # fmt: skip
-    return _laid(*kernels, len(spots), detector, transmission)
+    if not fits:
+        raise ValueError(_TOO_WIDE)
+    return _laid(spot, fs, ss, sigma_px, photons, len(spots), detector, transmission, most_entries)
 
 
 def lay_gaussians(
@@ -321,18 +328,23 @@ def _laid(
     spots: int,
     detector: Detector,
     transmission: NDArray[np.float32] | None,
+    most_entries: int = MOST_ENTRIES,
 ) -> Footprint:
     if spots == 0:
         return NO_FOOTPRINT
     live = _live(detector) if transmission is None else transmission
     index, values, owner, fits = _lay_kernels(
-        spot, fs, ss, sigma_px, photons, live, detector.mask, _MIN_PIXEL_PHOTONS, _MIN_PIXEL_SHARE, MOST_ENTRIES
+        spot, fs, ss, sigma_px, photons, live, detector.mask, _MIN_PIXEL_PHOTONS, _MIN_PIXEL_SHARE, most_entries
     )
     if not fits:
-        raise ValueError(
-            f"spots cover more than {MOST_ENTRIES:,} pixels in all; give less mosaicity, divergence or strain"
-        )
+        raise ValueError(_TOO_WIDE)
     return Footprint(index, values, owner)
+
+
+_TOO_WIDE = (
+    "the spots of a frame are too many and too wide to lay out; give less mosaicity, divergence or strain, "
+    "fewer or larger crystals, or a smaller cell"
+)
 
 
 @lru_cache(maxsize=4)
@@ -409,7 +421,8 @@ _LARGEST_THETA_RAD = 0.78  # a streak ends before 2 theta = 90 degrees, where it
 _MOST_PIECES = 400
 _MOST_NODES = 41
 _LEAST_SHARE = 1e-5  # pieces of a streak with less of its photons are left out
-_WEAK_SPOT_PHOTONS = 1.0  # a weaker spot shows no shape: half the pieces do
+# Weaker spots show no shape: half the pieces do, and then a quarter.
+_WEAK_SPOT_PHOTONS, _FAINT_SPOT_PHOTONS = 1.0, 0.01
 
 
 def _normal_share_py(low, high, mean, sigma):  # type: ignore[no-untyped-def]
@@ -427,12 +440,12 @@ _bell: Callable[..., float] = njit(cache=True)(_bell_py)
 
 def _streak_kernels_py(  # type: ignore[no-untyped-def]
     photons, theta_mean, theta_sigma, d, slope, radial_sigma, cross_sigma, blur_px, direction_fs, direction_ss,
-    edges, density, origin_fs, origin_ss, distance_px, reach,
+    edges, density, origin_fs, origin_ss, distance_px, reach, most_kernels,
 ):  # fmt: skip
-    """Each streak as Gaussians: spot (m,), fs, ss, sigma in pixels and photons (m,)."""
+    """Each streak as Gaussians: spot (m,), fs, ss, sigma in pixels and photons (m,); and whether there were no more."""
     n, bins = photons.shape[0], density.shape[0]
-    spot = np.empty(64 * n, dtype=np.int32)
-    table = np.empty((64 * n, 4))
+    spot = np.empty(16 * n, dtype=np.int32)
+    table = np.empty((16 * n, 4))
     places, weights = np.empty(2 * _MOST_PIECES + bins), np.empty(2 * _MOST_PIECES + bins)
     count = 0
     for s in range(n):
@@ -456,6 +469,8 @@ def _streak_kernels_py(  # type: ignore[no-untyped-def]
         kernel = math.sqrt(round2)
         spacing = max(1.5 * kernel, 0.5)  # Gaussians 1.5 sigma apart ripple by 3e-4
         if photons[s] < _WEAK_SPOT_PHOTONS:
+            spacing *= 2.0
+        if photons[s] < _FAINT_SPOT_PHOTONS:
             spacing *= 2.0
 
         pieces = 0
@@ -502,6 +517,8 @@ def _streak_kernels_py(  # type: ignore[no-untyped-def]
             nodes = int(min(2.0 * math.ceil(3.5 * wide / spacing) + 1.0, _MOST_NODES))
             node_step = 7.0 * wide / (nodes - 1)
         along_radius = radial > across
+        if count + pieces * nodes > most_kernels:
+            return spot[:0], table[:0, 0], table[:0, 1], table[:0, 2], table[:0, 3], False
         if count + pieces * nodes > spot.shape[0]:
             more = pieces * nodes + spot.shape[0]
             spot = np.append(spot, np.empty(more, dtype=np.int32))
@@ -527,7 +544,7 @@ def _streak_kernels_py(  # type: ignore[no-untyped-def]
                 table[count, 2], table[count, 3] = kernel, weight * photons[s]
                 count += 1
     table = table[:count]
-    return spot[:count].copy(), table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy(), table[:, 3].copy()
+    return spot[:count].copy(), table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy(), table[:, 3].copy(), True
 
 
 def _lay_kernels_py(  # type: ignore[no-untyped-def]
@@ -602,5 +619,5 @@ def _lay_kernels_py(  # type: ignore[no-untyped-def]
 
 
 _near_bragg: Callable[..., tuple[Any, Any, Any]] = njit(cache=True)(_near_bragg_py)
-_streak_kernels: Callable[..., tuple[Any, Any, Any, Any, Any]] = njit(cache=True)(_streak_kernels_py)
+_streak_kernels: Callable[..., tuple[Any, Any, Any, Any, Any, bool]] = njit(cache=True)(_streak_kernels_py)
 _lay_kernels: Callable[..., tuple[Any, Any, Any, bool]] = njit(cache=True)(_lay_kernels_py)

@@ -4,20 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim_replay.artefacts import fixed_pixels
-from sim_replay.crystfel import Pattern
+from sim_replay.crystfel import MAX_PATTERNS, Pattern
 from sim_replay.scene import Scene
 from sim_replay.series_file import SeriesWriter
 from sim_replay.shots import Buffers, frame_rng, simulate_shot
 from sim_replay.simulation import describe
 
+MAX_PATTERN_BYTES = 4 << 30
+"""Of all patterns of a series, which are in memory at once; a real one takes 0.1 to 0.3 MB."""
+
+MAX_FRAMES = 10_000_000
+"""Of a series: a day at 100 Hz."""
+
 _ORDER_STREAM = 0x0DE5  # apart from whatever else draws from a series' seed
+
+
+def collect_patterns(patterns: Iterable[Pattern], progress: Callable[[int, int], None] | None = None) -> list[Pattern]:
+    """All of them, for `import_series`; progress is called with (patterns so far, the same) after each.
+
+    Raises ValueError when they are more than MAX_PATTERNS or take more than MAX_PATTERN_BYTES.
+    """
+    found: list[Pattern] = []
+    size = 0
+    for pattern in patterns:
+        found.append(pattern)
+        size += pattern.index.nbytes + pattern.photons.nbytes
+        if len(found) > MAX_PATTERNS or size > MAX_PATTERN_BYTES:
+            raise ValueError(
+                f"there are more than {MAX_PATTERNS} patterns or {MAX_PATTERN_BYTES >> 30} GB of them; import fewer "
+                "sources at once"
+            )
+        if progress is not None:
+            progress(len(found), len(found))
+    return found
 
 
 def import_series(
@@ -35,7 +61,8 @@ def import_series(
     The patterns must be fitted to the scene's detector (`crystfel.fit_to`) and of one photon energy, camera length
     and beam centre, which replace the scene's; its flux scales them. The scene's hit_fraction of the frames have a
     pattern; the truth's `pattern` (N,) says which, -1 for none, and its spots have no hkl. Raises ValueError when the
-    patterns are none or not alike, FileExistsError and OSError like `simulate_series`.
+    patterns are none or not alike or the frames more than MAX_FRAMES, FileExistsError and OSError like
+    `simulate_series`.
     """
     if not patterns:
         raise ValueError("there are no patterns to import")
@@ -101,6 +128,11 @@ def _stands(pattern: Pattern) -> tuple[float, float, float, float]:
 
 def _order(patterns: int, repeat: int, hit_fraction: float, seed: int) -> NDArray[np.int64]:
     hits = patterns * repeat
+    if hits > MAX_FRAMES * hit_fraction:
+        raise ValueError(
+            f"{patterns} patterns, {repeat} times each, with the hit fraction {hit_fraction:g} make more than "
+            f"{MAX_FRAMES} frames; repeat them less, or raise the hit fraction"
+        )
     empties = round(hits * (1.0 - hit_fraction) / hit_fraction)
     order = np.concatenate([np.repeat(np.arange(patterns), repeat), np.full(empties, -1)])
     np.random.default_rng([seed, _ORDER_STREAM]).shuffle(order)

@@ -68,8 +68,8 @@ class Response:
             raise ValueError(f"threshold must be at least 0.1 and below 1 photon energy, not {self.threshold}")
         if not 0.0 <= self.charge_sigma_m < math.inf:
             raise ValueError(f"charge_sigma_m must be 0 or more, not {self.charge_sigma_m}")
-        if not 0.0 < self.retrigger_ratio <= 10.0:
-            raise ValueError(f"retrigger_ratio must be above 0 and at most 10, not {self.retrigger_ratio}")
+        if not 0.1 <= self.retrigger_ratio <= 10.0:
+            raise ValueError(f"retrigger_ratio must be from 0.1 to 10, not {self.retrigger_ratio}")
 
 
 class ResponseWorkspace:

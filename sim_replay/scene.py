@@ -99,7 +99,7 @@ class Scene:
                 raise ValueError(f"jitter {name} is {spread}; give at most a tenth of {value:g}")
         stop = self.surroundings
         nearest = max(SMALLEST_CAMERA_LENGTH_M, stop.beam_stop_distance_m if stop.beam_stop_radius_m > 0.0 else 0.0)
-        if length - _FARTHEST_NORMAL * self.jitter.camera_length_m < nearest:
+        if self.jitter.camera_length_m > 0.0 and length - _FARTHEST_NORMAL * self.jitter.camera_length_m < nearest:
             raise ValueError(
                 f"jitter camera_length_m is {self.jitter.camera_length_m}; from {length:g} m that would bring the "
                 f"detector to the beam stop or the sample, at {nearest:g} m"

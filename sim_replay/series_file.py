@@ -27,7 +27,9 @@ Everything is written under temporary names and renamed when complete, the maste
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import platform
 import re
 import struct
 from collections.abc import Iterable, Mapping
@@ -139,10 +141,22 @@ class SeriesWriter:
     def __enter__(self) -> SeriesWriter:
         self._prefix.parent.mkdir(parents=True, exist_ok=True)
         self._refuse_existing()
+        self._clear_leftovers()
         return self
+
+    def _clear_leftovers(self) -> None:
+        """Remove what runs left here that were killed on this machine."""
+        pattern = re.compile(rf"\.{re.escape(self._prefix.name)}_.*\.h5\.{re.escape(_host())}-(\d+)\.part")
+        for path in self._prefix.parent.iterdir():
+            found = pattern.fullmatch(path.name)
+            if found is not None and not Path(f"/proc/{found[1]}").exists():
+                path.unlink(missing_ok=True)
 
     def _refuse_existing(self) -> None:
         existing = self._existing()
+        for path in existing:
+            if not path.is_file():
+                raise IsADirectoryError(errno.EISDIR, "is no file that could be replaced; remove it", str(path))
         if existing and not self._overwrite:
             raise FileExistsError(f"{existing[0]} exists already; choose another prefix or allow overwriting")
 
@@ -167,7 +181,7 @@ class SeriesWriter:
         self._frame_indices.append(position if frame_index is None else frame_index)
 
     def _temporary(self, final: Path) -> Path:
-        temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
+        temporary = final.with_name(f".{final.name}.{_owner()}.part")
         self._temporaries.append((temporary, final))
         return temporary
 
@@ -221,19 +235,29 @@ class SeriesWriter:
         except RuntimeError as error:  # HDF5's word for a write that fails when it closes the file
             raise OSError(f"{self.master_path}: writing failed: {error}") from None
         self._refuse_existing()  # another writer may have been quicker
-        # Without the old master no reader can mix old metadata with new images, whenever this is interrupted.
-        self.master_path.unlink(missing_ok=True)
-        for old in self._existing():
-            old.unlink()
+        self._replace_existing()
+
+    def _replace_existing(self) -> None:
+        """Put the new files in the old ones' place, or leave the old ones as they were."""
+        aside: list[tuple[Path, Path]] = []
         placed: list[Path] = []
         try:
-            for temporary, final in self._temporaries:  # the master is last
+            # The master goes first and comes last, so that no reader can mix old metadata with new images.
+            for old in sorted(self._existing(), key=lambda path: path != self.master_path):
+                aside.append((old, old.with_name(f".{old.name}.{_owner()}.old")))
+                os.replace(*aside[-1])
+            for temporary, final in self._temporaries:
                 os.replace(temporary, final)
                 placed.append(final)
         except BaseException:
             for final in placed:
                 final.unlink(missing_ok=True)
+            for old, kept in reversed(aside):
+                if kept.exists():
+                    os.replace(kept, old)
             raise
+        for _, kept in aside:
+            kept.unlink()
 
     def _write_master(self, path: Path, data_files: int) -> None:
         detector, condition = self._detector, self._condition
@@ -336,6 +360,15 @@ class SeriesWriter:
         truth["seed"] = self._seed
         for name, value in self._truth_constants.items():
             truth[name] = value
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9_]", "_", platform.node()) or "here"
+
+
+def _owner() -> str:
+    """Whose temporary file this is."""
+    return f"{_host()}-{os.getpid()}"
 
 
 _DEAD_PIXEL = 2  # the bit of the Eiger's pixel mask for a dead pixel; a gap has bit 0

@@ -8,6 +8,7 @@ are added.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from sim_replay.beam import lit_path_m
 from sim_replay.crystfel import SPOT_PIXEL_PHOTONS, Pattern, group_spots
 from sim_replay.detector import Condition, Detector
 from sim_replay.diffraction import (
+    MOST_ENTRIES,
     NO_FOOTPRINT,
     Footprint,
     Sample,
@@ -94,10 +96,8 @@ def simulate_shot(
         crystals: tuple[Lit, ...] = (_from_pattern(pattern, cast.frame_condition, stop),)
         cast = dataclasses.replace(cast, orientations=pattern.orientation[None])
     else:
-        crystals = tuple(
-            _lit(dataclasses.replace(scene.sample, offset_m=offset), cast.frame_condition, detector, turn, stop)
-            for offset, turn in zip(cast.drawn.offsets_m, cast.orientations, strict=False)
-        )
+        samples = [dataclasses.replace(scene.sample, offset_m=offset) for offset in cast.drawn.offsets_m]
+        crystals = _lit(samples, cast.orientations, cast.frame_condition, detector, stop)
     light = _shine(scene, cast, crystals, stop, buffers, rng)
     truth = _tell(scene, cast, light, buffers.response)
     _expose(scene, light, buffers, rng, out)
@@ -167,7 +167,8 @@ def _shine(
     rng: np.random.Generator,
 ) -> _Light:
     condition, detector, drawn = cast.frame_condition, scene.detector, cast.distractors
-    salts = tuple(_lit(salt, condition, detector, random_orientation(rng), stop) for salt in drawn.salts)
+    turns = [random_orientation(rng) for _ in drawn.salts]
+    salts = _lit(drawn.salts, turns, condition, detector, stop)
     grains = NO_FOOTPRINT
     if len(drawn.grain_photons):
         place = (drawn.grain_fs, drawn.grain_ss, drawn.grain_photons, drawn.grain_sigma_px)
@@ -245,14 +246,19 @@ def _expose(
 
 
 def _lit(
-    sample: Sample,
+    samples: Sequence[Sample],
+    orientations: Iterable[NDArray[np.float64]],
     condition: Condition,
     detector: Detector,
-    orientation: NDArray[np.float64],
     transmission: NDArray[np.float32] | None,
-) -> Lit:
-    spots = diffract(sample, condition, detector, orientation)
-    return Lit(spots.hkl, spots.partiality, footprint(spots, condition, detector, transmission))
+) -> tuple[Lit, ...]:
+    lit, left = [], MOST_ENTRIES
+    for sample, orientation in zip(samples, orientations, strict=False):
+        spots = diffract(sample, condition, detector, orientation)
+        laid = footprint(spots, condition, detector, transmission, left)
+        left -= len(laid.index)
+        lit.append(Lit(spots.hkl, spots.partiality, laid))
+    return tuple(lit)
 
 
 def _from_pattern(pattern: Pattern, condition: Condition, transmission: NDArray[np.float32] | None) -> Lit:

@@ -11,9 +11,11 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from sim_replay.scene import Scene
 from sim_replay.series_file import IMAGES_PER_FILE, SeriesWriter, packed
 from sim_replay.shots import Buffers, Shot, frame_rng, simulate_shot
 from sim_replay.truth import ShotTruth
+
+MOST_FRAMES = 10**9
+"""Of a series: eleven days at a kilohertz."""
 
 _FRAMES_WORTH_A_PROCESS = 200
 """Below this a process spends longer on starting than it saves."""
@@ -45,8 +50,8 @@ class Plan:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise ValueError(f"frames is {self.frames}; give 1 or more")
+        if not 1 <= self.frames <= MOST_FRAMES:
+            raise ValueError(f"frames is {self.frames}; give 1 to {MOST_FRAMES:g}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; give an integer from 0 to 2^63 - 1")
         if self.images_per_file < 1:
@@ -129,29 +134,43 @@ def _frames(maker: FrameMaker, frames: range, processes: int) -> Generator[tuple
         yield from map(maker.packed_frame, frames)
         return
     # Spawned, because a fork of a process with threads may hang.
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), _start_worker, (maker.scene, maker.seed)
-    ) as pool:
-        waiting: deque[Future[tuple[bytes, ShotTruth]]] = deque()
-        try:
-            for frame_index in frames:
+    )
+    waiting: deque[Future[tuple[bytes, ShotTruth]]] = deque()
+    try:
+        for frame_index in frames:
+            with _signals_held():
                 waiting.append(pool.submit(_work, frame_index))
-                if len(waiting) > 4 * processes:  # bounds the memory
-                    yield waiting.popleft().result()
-            while waiting:
+            if len(waiting) > 4 * processes:  # bounds the memory
                 yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise ChildProcessError("a process that simulates died, probably for lack of memory; use fewer") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back what ends a program; a process started meanwhile never hears it.
+
+    Ctrl-C and a scheduler's SIGTERM reach every process of a group. A worker that died of one while it starts would
+    leave us writing to nobody; the first process ends the others when it has heard it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _maker: FrameMaker | None = None
 
 
 def _start_worker(scene: Scene, seed: int) -> None:
-    import signal
-
     global _maker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
     _maker = FrameMaker(scene, seed)
 
 

@@ -13,7 +13,6 @@ J. Mol. Biol. 243, 100, 1994). Anomalous scattering is left out, so that Friedel
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import zlib
@@ -25,9 +24,19 @@ from numpy.typing import NDArray
 
 from sim_replay.crystal import Crystal, expand_mates, reciprocal_basis, space_group_operations
 from sim_replay.wilson import check_resolution
+from streamer.text_files import read_text
 
 MAX_GRID_POINTS = 100_000_000
 """Most points of a density grid, about 1.5 GB with its transform: a cube of 280 angstrom to 1.8 angstrom."""
+
+MAX_ATOM_POINTS = 1_500_000_000
+"""Most grid points that atoms spread over in all, about 15 s: 50,000 atoms of B=200 to 1.8 angstrom take half of it."""
+
+MAX_ATOMS = 1_000_000
+"""Copies by non-crystallographic symmetry included: the capsid of a large virus."""
+
+MAX_TEXT_BYTES = 128 << 20
+"""Of the file, unpacked: a million atoms in mmCIF."""
 
 SMALLEST_D_MIN_ANGSTROM = 0.5
 
@@ -50,7 +59,7 @@ def read_structure(
     Copies by strict non-crystallographic symmetry (MTRIX) are made; deuterium scatters as
     hydrogen and an atom of unknown element (X) as oxygen. Raises OSError
     when the file cannot be read and ValueError, naming file and reason, when it is malformed, holds no atoms, no cell,
-    no known space group or atoms that make no sense, and when d_min is out of range or needs too much memory.
+    no known space group or atoms that make no sense, and when d_min is out of range or needs too much memory or time.
     """
     path = Path(path)
     if not (math.isfinite(d_min_angstrom) and d_min_angstrom >= SMALLEST_D_MIN_ANGSTROM):
@@ -68,6 +77,7 @@ def read_structure(
         if d_min_angstrom > max(cell[:3]):
             raise ValueError(f"d_min_angstrom={d_min_angstrom} is longer than the cell's edges {cell[:3]}")
         _check_grid(unit_cell, min(spacing, mask_spacing) if bulk_solvent else spacing)
+        _check_extent(structure[0], d_min_angstrom)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -89,10 +99,9 @@ def read_structure(
 
 
 def _load(path: Path) -> tuple[gemmi.Structure, gemmi.SpaceGroup]:
-    raw = path.read_bytes()
     try:
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError, zlib.error) as error:
+        raw = read_text(path, "PDB or mmCIF file", MAX_TEXT_BYTES, unzip=True)
+    except zlib.error as error:
         raise ValueError(f"{path}: not a readable gzip file ({error})") from None
     if not raw.strip():
         raise ValueError(f"{path}: the file is empty")
@@ -108,6 +117,9 @@ def _load(path: Path) -> tuple[gemmi.Structure, gemmi.SpaceGroup]:
     if len(structure) == 0 or structure[0].count_atom_sites() == 0:
         raise ValueError(f"{path}: holds no atoms; expected a PDB or mmCIF file of a crystal structure")
     space_group = _space_group(path, structure)
+    atoms = structure[0].count_atom_sites() * (1 + sum(not copy.given for copy in structure.ncs))
+    if atoms > MAX_ATOMS:
+        raise ValueError(f"{path}: {atoms} atoms, copies by MTRIX included, are more than {MAX_ATOMS}")
     if structure.ncs:
         structure.expand_ncs(gemmi.HowToNameCopiedChain.Dup)
     _check_atoms(path, structure[0])
@@ -162,18 +174,46 @@ def _check_grid(unit_cell: gemmi.UnitCell, spacing_angstrom: float) -> None:
         )
 
 
+def _check_extent(model: gemmi.Model, d_min_angstrom: float) -> None:
+    """Raise ValueError where the atoms, each a box as wide as its displacement makes it, take too many grid points."""
+    calculator = _density_calculator(model, d_min_angstrom)
+    spacing_angstrom = d_min_angstrom / _POINTS_PER_D_MIN
+    points_of: dict[tuple[str, int], float] = {}
+    points = 0.0
+    for site in model.all():
+        atom = site.atom
+        u = atom.aniso
+        b = 8.0 * math.pi**2 * max(u.u11, u.u22, u.u33) if u.nonzero() else atom.b_iso
+        key = (atom.element.name, math.ceil(b))
+        if key not in points_of:
+            probe = gemmi.Atom()
+            probe.element, probe.b_iso = atom.element, key[1]
+            points_of[key] = (2.0 * calculator.estimate_radius(probe) / spacing_angstrom) ** 3
+        points += points_of[key]
+    if points > MAX_ATOM_POINTS:
+        raise ValueError(
+            f"its {model.count_atom_sites()} atoms are so wide (B) that they take {points:.3g} grid points, more than "
+            f"{MAX_ATOM_POINTS:.3g}; raise d_min_angstrom, or lower B in the file"
+        )
+
+
 def _mask_spacing(d_min_angstrom: float) -> float:
     return min(_MASK_SPACING_ANGSTROM, d_min_angstrom / 2.4)
+
+
+def _density_calculator(model: gemmi.Model, d_min_angstrom: float) -> gemmi.DensityCalculatorX:
+    calculator = gemmi.DensityCalculatorX()
+    calculator.d_min = d_min_angstrom
+    calculator.rate = _POINTS_PER_D_MIN / 2.0
+    calculator.set_refmac_compatible_blur(model)
+    return calculator
 
 
 def _atoms_factors(
     structure: gemmi.Structure, d_min_angstrom: float
 ) -> tuple[NDArray[np.int32], NDArray[np.complex128]]:
     """Unique reflections (N, 3) without the extinct ones, and F (N,) of the first model's atoms."""
-    calculator = gemmi.DensityCalculatorX()
-    calculator.d_min = d_min_angstrom
-    calculator.rate = _POINTS_PER_D_MIN / 2.0
-    calculator.set_refmac_compatible_blur(structure[0])
+    calculator = _density_calculator(structure[0], d_min_angstrom)
     calculator.set_grid_cell_and_spacegroup(structure)
     calculator.put_model_density_on_grid(structure[0])
     grid = gemmi.transform_map_to_f_phi(calculator.grid, half_l=True)

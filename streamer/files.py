@@ -45,6 +45,9 @@ IMAGE_PATHS = (
     "images",
     "data",
 )
+MAX_STACK_IMAGES = 1 << 24
+"""A day and a half at 133 Hz. The shape of a stack is a claim: a file of a few kB may state any number."""
+
 _BITSHUFFLE, _LZ4 = 32008, 32004
 _JOULE_PER_EV = 1.602176634e-19
 _LIST_LINE = re.compile(r"^(.*?)(?:\s+//(\d+))?$")
@@ -125,6 +128,8 @@ class FileSeries:
         for name in names:
             link = data.get(name, getlink=True)
             try:
+                if isinstance(link, h5py.ExternalLink):
+                    _refuse_special(self.path.parent / link.filename)
                 yield _stack(data[name], f"{self.path}:/entry/data/{name}")
             except (KeyError, OSError):
                 target = getattr(link, "filename", name)
@@ -194,6 +199,8 @@ def _open(path: Path) -> h5py.File:
         raise BadInput(f"{path}: no such file")
     if path.is_dir():
         raise BadInput(f"{path}: a folder; name its files, for instance '{path}/*_master.h5'")
+    if not path.is_file():  # to open a pipe is to wait for its writer
+        raise BadInput(f"{path}: not a regular file")
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -204,10 +211,21 @@ def _open(path: Path) -> h5py.File:
         raise BadInput(f"{path}: cannot be opened: {error}") from None
 
 
+def _refuse_special(path: Path) -> None:
+    """Raise ``OSError`` for a pipe or a device, which HDF5 would wait for without end."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file")
+
+
 def _stack(dataset: Any, where: str) -> _Stack:
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in (2, 3) or dataset.dtype.kind not in "uif":
         raise BadInput(f"{where}: not a stack of images (ss, fs) or (N, ss, fs)")
     images = dataset.shape[0] if dataset.ndim == 3 else 1
+    rows, columns = dataset.shape[-2:]
+    if bounds.image_shape(rows, columns) is None or rows * columns * dataset.dtype.itemsize > bounds.MAX_DECODED_BYTES:
+        raise BadInput(f"{where}: images of {rows} x {columns} pixels of {dataset.dtype} are beyond any detector")
+    if images > MAX_STACK_IMAGES:
+        raise BadInput(f"{where}: {images} images, a stack of at most {MAX_STACK_IMAGES} is read")
     low = dataset.attrs.get("image_nr_low")
     first_id = int(low) - 1 if isinstance(low, np.integer) and 1 <= low < 1 << 40 else None
     return _Stack(dataset, images, _packing(dataset), first_id)

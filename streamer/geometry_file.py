@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from streamer.bounds import CAMERA_LENGTH_M, ENERGY_EV, PIXEL_SIZE_M, WAVELENGTH_A
+from streamer.text_files import MAX_TEXT_FILE_BYTES, read_text
 
-MAX_BYTES = 4 << 20
+MAX_BYTES = MAX_TEXT_FILE_BYTES
 """A detector of 256 panels takes 0.1 MB."""
 
 MAX_PANELS = 4096
@@ -147,10 +148,7 @@ class DetectorGeometry:
 
 def read_geometry(path: str | os.PathLike[str]) -> DetectorGeometry:
     """Read a geometry file. Raises OSError, or ValueError with one line: file, line and what is wrong."""
-    with open(path, "rb") as file:
-        raw = file.read(MAX_BYTES + 1)
-    if len(raw) > MAX_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_BYTES >> 20} MB, which no geometry file is; give a .geom file")
+    raw = read_text(path, "CrystFEL geometry file (.geom)", MAX_BYTES)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

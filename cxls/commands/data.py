@@ -11,6 +11,7 @@ from typing import Any
 import click
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -86,11 +87,11 @@ def counts(resolved: Resolved[DataCountsSettings], paths: Sequence[str], as_json
     table.add_column("classes")
     for count in found:
         table.add_row(
-            str(count.source),
-            "–" if count.dataset is None else f"{count.dataset:02d}",
+            escape(str(count.source)),
+            "-" if count.dataset is None else f"{count.dataset:02d}",
             *_condition_text(count.camera_length_m, count.photon_energy_eV),
-            *("–" if (value := getattr(count, name)) is None else str(value) for name in numbers),
-            ", ".join(f"{number} {name}" for name, number in count.classes.items()),
+            *("-" if (value := getattr(count, name)) is None else str(value) for name in numbers),
+            escape(", ".join(f"{number} {name}" for name, number in count.classes.items())),
         )
     _print(table)
 
@@ -205,7 +206,7 @@ def _split_table(made: Split) -> Table:
     for length, energy, hit in sorted({cell[:3] for cell in cells}, key=lambda c: (c[0], c[1], not c[2])):
         number = dataset_of(length, energy)
         table.add_row(
-            "–" if number is None else f"{number:02d}",
+            "-" if number is None else f"{number:02d}",
             *_condition_text(length, energy),
             "hit" if hit else "empty",
             *(str(cells[length, energy, hit, side]) for side in SIDES),
@@ -215,8 +216,8 @@ def _split_table(made: Split) -> Table:
 
 def _condition_text(camera_length_m: float | None, photon_energy_eV: float | None) -> tuple[str, str]:
     return (
-        "–" if camera_length_m is None else f"{camera_length_m:g} m",
-        "–" if photon_energy_eV is None else f"{photon_energy_eV:g} eV",
+        "-" if camera_length_m is None else f"{camera_length_m:g} m",
+        "-" if photon_energy_eV is None else f"{photon_energy_eV:g} eV",
     )
 
 

@@ -60,7 +60,8 @@ def refusals() -> Iterator[None]:
     except ValueError as error:
         raise BadSettings(str(error)) from None
     except OSError as error:
-        raise Failed(f"writing failed, nothing was left behind: {error.strerror or error}") from None
+        where = f"{error.filename}: " if error.filename else ""
+        raise Failed(f"{where}{error.strerror or error}; nothing was written") from None
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -11,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from cxls.cli import cli
-from tests.cxls.programs import Child, cxls, refusal, wait_for
+from tests.cxls.programs import Child, cxls, environment, refusal, wait_for
 from tests.training.dataset.builders import build_series, build_tree, change_attributes
 
 COMMANDS = ("check", "counts", "label", "overlay", "make-tree", "split", "export-tree")
@@ -235,3 +237,55 @@ def test_a_series_becomes_a_tree(tmp_path: Path) -> None:
     counts = json.loads(cxls("data", "counts", tmp_path / "set", "--json").stdout)
     assert [(c["dataset"], c["hits"], c["empties"], c["labels"]) for c in counts] == [(1, 3, 3, 6)]
     assert "use --force to replace" in refusal("data", "export-tree", master, tmp_path / "set")
+
+
+# --- hostile files ----------------------------------------------------------------------
+
+
+def test_counts_are_printed_where_only_ascii_is(tmp_path: Path) -> None:
+    master = build_series(tmp_path / "[red]", condition=(0.2, 9000.0))
+    with h5py.File(master, "r+") as file:
+        del file["entry/truth"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cxls", "data", "counts", master.relative_to(tmp_path)],
+        cwd=tmp_path,
+        env=environment(PYTHONIOENCODING="ascii", PYTHONPATH=os.getcwd()),
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"[red]/run_master.h5" in done.stdout
+    assert done.stdout.isascii()
+
+
+def test_a_pipe_is_no_data_set(tmp_path: Path) -> None:
+    images = build_tree(tmp_path / "tree")
+    peak = images / "peaks/01/img_6keV_clen01_00001.h5"
+    peak.unlink()
+    os.mkfifo(peak)
+    os.mkfifo(tmp_path / "FIFO_master.h5")
+    os.mkfifo(tmp_path / "split.json")
+    for path in (tmp_path, images, tmp_path / "split.json"):
+        done = cxls("data", "check", path)
+        assert done.returncode == 1
+        assert "not a regular file" in done.stdout
+    out = tmp_path / "s.json"
+    for arguments in (
+        ("counts", tmp_path), ("label", tmp_path, "--force"), ("label", images, "--force"),
+        ("overlay", images, "--force"), ("split", images, "--out", out), ("export-tree", tmp_path, tmp_path / "set"),
+    ):  # fmt: skip
+        assert "not a regular file" in refusal("data", *arguments)
+
+
+def test_an_image_that_is_a_link_to_itself_is_missing(tmp_path: Path) -> None:
+    images = build_tree(tmp_path)
+    peak = images / "peaks/01/img_6keV_clen01_00001.h5"
+    with h5py.File(peak, "r+") as file:
+        del file["entry/data/data"]
+        file["entry/data/data"] = h5py.SoftLink("/entry/data/data")
+    for path in (images, peak):
+        done = cxls("data", "check", path)
+        assert f"{peak}:/entry/data/data: the dataset is missing" in done.stdout
+    for arguments in (("label", images), ("overlay", images), ("split", images, "--out", tmp_path / "s.json")):
+        line = refusal("data", *arguments, *(() if arguments[0] == "split" else ("--force",)))
+        assert "the dataset is missing" in line

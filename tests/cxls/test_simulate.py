@@ -124,7 +124,7 @@ def test_a_disk_that_fills_ends_with_one_line_and_leaves_no_file(tmp_path: Path)
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
-    assert "nothing was left behind" in done.stderr
+    assert "nothing was written" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -172,3 +172,48 @@ def test_inputs_for_pattern_sim_can_be_read_again(tmp_path: Path) -> None:
 def test_an_import_needs_patterns_and_takes_no_condition(tmp_path: Path) -> None:
     assert "the patterns have their own" in refusal("crystfel", "import", tmp_path / "x", "y.npz", "--condition", "1")
     assert "y.npz" in refusal("crystfel", "import", tmp_path / "x", tmp_path / "y.npz")
+
+
+def test_crystfels_files_are_replaced_only_with_overwrite(tmp_path: Path) -> None:
+    geom = tmp_path / "a.geom"
+    assert cxls("crystfel", "geometry", geom, "--condition", 3).returncode == 0
+    first = geom.read_bytes()
+    line = refusal("crystfel", "geometry", geom, "--geometry", geom, "--condition", 1)
+    assert "a.geom exists already; use --overwrite to replace" in line
+    assert geom.read_bytes() == first
+    assert cxls("crystfel", "geometry", geom, "--condition", 1, "--overwrite").returncode == 0
+    assert geom.read_bytes() != first
+    assert list(tmp_path.iterdir()) == [geom]
+
+    inputs = ("crystfel", "inputs", tmp_path / "run", "--d-min", 5, "--patterns", 2)
+    assert cxls(*inputs).returncode == 0
+    assert "exists already; use --overwrite" in refusal(*inputs)
+    assert cxls(*inputs, "--overwrite").returncode == 0
+    assert "--patterns" in refusal(*inputs, "--patterns", 100_001)
+
+
+@pytest.mark.parametrize("command", ["geometry", "inputs"])
+def test_a_full_disk_leaves_nothing_of_crystfels_files(tmp_path: Path, command: str) -> None:
+    done = subprocess.run(
+        [*CXLS, "crystfel", command, str(tmp_path / "new" if command == "inputs" else tmp_path / "new.geom")],
+        cwd=Path(__file__).parents[2],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000)),
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "File too large; nothing was written" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_line_breaks_in_names_are_refused_in_one_line(tmp_path: Path) -> None:
+    odd = tmp_path / "a\nb"
+    for arguments in (("geometry", odd), ("inputs", odd), ("import", odd, "x.npz"), ("import", tmp_path / "x", odd)):
+        done = cxls("crystfel", *arguments)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert "line breaks" in done.stderr
+    assert not list(tmp_path.iterdir())

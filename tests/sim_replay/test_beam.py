@@ -132,3 +132,10 @@ def test_polarisation_is_the_dipole_pattern_for_any_direction_and_degree() -> No
     across = (v[1] * e[0] - v[0] * e[1]) ** 2
     half = Beam(polarisation_fraction=0.5, polarisation_deg=math.degrees(0.7))
     assert factor(half, v) == pytest.approx(1.0 - 0.75 * along - 0.25 * across)
+
+
+def test_a_spectrum_file_too_large_to_be_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "big.txt"
+    path.write_bytes(b"#" * ((4 << 20) + 1))
+    with pytest.raises(ValueError, match=r"big\.txt: larger than 4 MB, the most that is read of a table of photon"):
+        read_spectrum(path)

@@ -1,11 +1,13 @@
 import gzip
 import math
+import tracemalloc
 from pathlib import Path
 
 import gemmi
 import numpy as np
 import pytest
 
+from sim_replay import crystal as crystal_module
 from sim_replay.crystal import (
     PROTEINASE_K_CELL,
     PROTEINASE_K_MEAN_INTENSITY,
@@ -315,3 +317,38 @@ def test_a_cut_gzip_list_is_refused(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(GOOD.format(symmetry="-1").encode())[:-12])
     with pytest.raises(ValueError, match=r"cut\.hkl\.gz"):
         read_hkl(path)
+
+
+def test_a_list_of_more_reflections_than_memory_is_meant_for_is_refused_while_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "many.hkl", GOOD.format(symmetry="4/mmm"))
+    monkeypatch.setattr(crystal_module, "MAX_REFLECTIONS", 48)
+    assert len(read_hkl(path).hkl) == 22
+    monkeypatch.setattr(crystal_module, "MAX_REFLECTIONS", 47)
+    with pytest.raises(ValueError, match=r"many\.hkl, line 6: more than 47 reflections with their mates in 4/mmm"):
+        read_hkl(path)
+
+
+@pytest.mark.parametrize("content", [b"\n", b"1\n", b"\0"])
+def test_many_short_lines_take_no_more_memory_than_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "short.hkl.gz"
+    path.write_bytes(gzip.compress(content * ((4 << 20) // len(content)), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="line 1: expected"):
+            read_hkl(path)
+        with pytest.raises(ValueError, match="holds no unit cell"):
+            read_cell(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * (4 << 20)
+
+
+def test_a_list_with_the_line_ends_of_any_system_is_read(tmp_path: Path) -> None:
+    text = GOOD.format(symmetry="4/mmm")
+    path = tmp_path / "a.hkl"
+    for end in ("\r\n", "\r"):
+        path.write_bytes(text.replace("\n", end).encode())
+        assert len(read_hkl(path).hkl) == 22

@@ -1,8 +1,14 @@
 import dataclasses
+import io
 import math
+import os
 import re
+import resource
 import shlex
 import stat
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -14,6 +20,7 @@ from sim_replay.beam import Beam, gaussian, top_hat
 from sim_replay.crystal import Crystal, proteinase_k, read_cell, read_hkl, symmetry_operations
 from sim_replay.crystfel import (
     MASK_PATH,
+    MAX_PATTERNS,
     SMALLEST_PHOTONS,
     Pattern,
     detector_from_geometry,
@@ -26,6 +33,7 @@ from sim_replay.crystfel import (
     read_patterns,
     read_sparse_patterns,
     unique_reflections,
+    write_files,
     write_pattern_sim_inputs,
     write_sparse_patterns,
 )
@@ -390,9 +398,29 @@ def test_sparse_patterns_of_two_conditions_do_not_go_into_one_file(run: Path, tm
         ({"shape": np.array([0, 4])}, "index must be pixels"),
         ({"quaternion_wxyz": np.ones((1, 4))}, "length 1"),
         ({"quaternion_wxyz": np.ones((2, 4))}, "quaternion_wxyz"),
-        ({"n_photons": np.array(0.0)}, "must be above 0"),
-        ({"camera_length_m": np.array(np.nan)}, "must be above 0"),
-        ({"beam_center_px_fs_ss": np.array([np.inf, 0.0])}, "must be finite"),
+        ({"quaternion_wxyz": np.full((1, 4), 1e300)}, "length 1"),
+        ({"n_photons": np.array(0.0)}, r"n_photons must be from 1 to 1e\+15, not 0$"),
+        ({"n_photons": np.array(1e300)}, "n_photons must be from"),
+        ({"n_photons": np.array(1e-300)}, "n_photons must be from"),
+        ({"n_photons": np.array([1e8, 1e8])}, "n_photons must be one number"),
+        ({"n_photons": np.array(3e8 + 0j)}, "n_photons must be of real numbers, not complex128"),
+        ({"camera_length_m": np.array(np.nan)}, "camera_length_m must be from .* not nan"),
+        ({"camera_length_m": np.array(1e300)}, "camera_length_m must be from"),
+        ({"photon_energy_eV": np.array(1e300)}, "photon_energy_eV must be from"),
+        ({"photon_energy_eV": np.array(1e-300)}, "photon_energy_eV must be from"),
+        ({"pixel_size_m": np.array(10.0)}, "pixel_size_m must be from"),
+        ({"beam_center_px_fs_ss": np.array([np.inf, 0.0])}, "beam_center_px_fs_ss must be from .* not inf"),
+        ({"beam_center_px_fs_ss": np.ones(3)}, "two numbers"),
+        ({"photons": np.ones(4, complex)}, "photons must be of real numbers, not complex128"),
+        ({"photons": np.ones(4, "datetime64[s]")}, "photons must be of real numbers, not datetime64"),
+        ({"photons": np.ones(4, [("a", "f4")])}, "photons must be of real numbers"),
+        ({"photons": np.ones(4, bool)}, "photons must be of real numbers, not bool"),
+        ({"photons": np.full(4, 1e12)}, r"a pixel has 1e\+12 photons, more than the pulse of 3e\+08"),
+        ({"photons": np.ones((1, 1, 4))}, "photons has the shape"),
+        ({"index": np.arange(4.0)}, "index must be of integers, not float64"),
+        ({"index": np.array([0, 1, 1, 2])}, "each pixel once"),
+        ({"shape": np.array([1 << 30, 1 << 30])}, "panel of shape"),
+        ({"start": np.array([0, 1 << 62, -1 << 63, -1 << 62, 4])}, "start must rise"),
         ({"photons": np.array([1, None, 1, 1], dtype=object)}, "not a file of sparse patterns"),
     ],
 )
@@ -420,6 +448,230 @@ def test_files_that_are_no_archives_are_refused(tmp_path: Path) -> None:
             list(read_sparse_patterns(path))
     with pytest.raises(FileNotFoundError):
         list(read_sparse_patterns(tmp_path / "none.npz"))
+
+
+GOOD: dict[str, object] = {
+    "shape": np.array([300, 400]), "start": np.array([0, 4]), "index": np.arange(4), "photons": np.ones(4),
+    "quaternion_wxyz": np.array([[1.0, 0.0, 0.0, 0.0]]), "photon_energy_eV": 7000, "camera_length_m": 0.15,
+    "n_photons": 3e8, "pixel_size_m": 75e-6, "beam_center_px_fs_ss": np.array([2.0, 1.5]),
+}  # fmt: skip
+
+
+def write_members(path: Path, compression: int = zipfile.ZIP_DEFLATED, **members: bytes) -> None:
+    """A sparse file with these members in place of good ones, whatever they are."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for key, value in GOOD.items():
+            file = io.BytesIO()
+            np.save(file, np.asarray(value))
+            archive.writestr(f"{key}.npy", members.get(key, file.getvalue()))
+
+
+def npy_header(shape: str, descr: str = "'<f8'") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy_header("(10000000000000,)"), r"photons claims the shape \(10000000000000,\), more than the 128 bytes"),
+        (npy_header("(-4,)"), "photons has the shape"),
+        (npy_header("(4,)", "'|O'") + b"cos\nsystem\n(S'false'\ntR." * 4, "must be of real numbers, not object"),
+        (npy_header("(4"), "photons is no array as numpy writes it"),
+        (npy_header("[4]"), "photons is no array"),
+        (b"\x93NUMPY\x03\x00" + bytes(100), "photons is no array"),
+        (b"no array at all", "photons is no array"),
+        (b"", "photons is no array"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b"(" * 100_000, "photons is no array"),
+        (npy_header("(4,)") + bytes(31), "expected 32 bytes got 31"),
+    ],
+)  # fmt: skip
+def test_members_that_are_no_arrays_or_claim_too_much_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.npz"
+    write_members(path, photons=content)
+    with pytest.raises(ValueError, match=message) as caught:
+        list(read_sparse_patterns(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_unpacks_to_much_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for key, value in GOOD.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                if key != "photons":
+                    np.save(member, np.asarray(value))
+                    continue
+                member.write(npy_header("(70000000,)"))
+                for _ in range(70):
+                    member.write(bytes(8_000_000))
+    assert path.stat().st_size < 5_000_000
+    with pytest.raises(ValueError, match="would take 560 MB, more than the 537 MB allowed"):
+        list(read_sparse_patterns(path))
+    # Small numbers are as large as any once they are read.
+    write_members(path, index=npy_header("(70000000,)", "'|u1'") + bytes(70_000_000))
+    with pytest.raises(ValueError, match="would take 560 MB"):
+        list(read_sparse_patterns(path))
+
+
+def test_other_compressions_and_damaged_members_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.npz"
+    write_members(path, zipfile.ZIP_LZMA)
+    with pytest.raises(ValueError, match="compressed in a way that numpy does not write"):
+        list(read_sparse_patterns(path))
+    write_members(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(1)
+    path.write_bytes(whole[:-6] + b"\xff\xff\xff\xff" + whole[-2:])  # where the directory is
+    with pytest.raises(ValueError, match="not a file of sparse patterns"):
+        list(read_sparse_patterns(path))
+    said: list[str] = []
+    for _ in range(300):
+        spoiled = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            spoiled[place] = rng.integers(0, 256)
+        path.write_bytes(spoiled)
+        try:
+            list(read_sparse_patterns(path))
+        except ValueError as error:
+            said.append(str(error))
+    assert len(said) > 200
+    assert "\n" not in "".join(said)
+
+
+def test_more_patterns_than_a_series_can_want_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.npz"
+    count = MAX_PATTERNS + 1
+    turns = np.tile([1.0, 0.0, 0.0, 0.0], (count, 1))
+    empty = {"index": np.empty(0, int), "photons": np.empty(0), "quaternion_wxyz": turns}
+    np.savez_compressed(path, **(GOOD | empty | {"start": np.zeros(count + 1, int)}))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has 100001 patterns, and at most 100000"):
+        list(read_sparse_patterns(path))
+
+
+def test_the_same_pixel_many_times_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.npz"
+    many = {"start": np.array([0, 60_000]), "index": np.full(60_000, 7), "photons": np.ones(60_000)}
+    np.savez_compressed(path, **(GOOD | many))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="each pixel once in a pattern"):
+        list(read_sparse_patterns(path))
+    # Two patterns may have a pixel each.
+    two = {"start": np.array([0, 2, 4]), "index": np.array([5, 3, 3, 5]), "quaternion_wxyz": np.eye(4)[[0, 0]]}
+    np.savez_compressed(path, **(GOOD | two))  # type: ignore[arg-type]
+    assert [each.index.tolist() for each in read_sparse_patterns(path)] == [[5, 3], [3, 5]]
+
+
+def test_pipes_and_folders_are_no_patterns(run: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(ValueError, match=r"pipe\.npz: not a file of sparse patterns: it is a folder, a pipe"):
+        list(read_patterns([tmp_path / "pipe.npz"]))
+    with pytest.raises(ValueError, match="it is a folder"):
+        list(read_sparse_patterns(tmp_path))
+    image = run / "r0-1.h5"
+    for make in (os.mkfifo, os.mkdir):
+        if image.exists():
+            image.unlink()
+        make(image)
+        with pytest.raises(ValueError, match=r"r0-1\.h5: is not a file") as caught:
+            list(read_pattern_sim(run))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_pulse_of_senseless_size_in_run_sh_is_refused(run: Path) -> None:
+    for number in ("1e300", "1e-300", "0"):
+        (run / "run.sh").write_text(f"pattern_sim --nphotons={number}")
+        with pytest.raises(ValueError, match=r"run\.sh: has no --nphotons=NUMBER.* from 1 to 1e\+15"):
+            list(read_pattern_sim(run))
+    (run / "run.sh").write_text("pattern_sim --nphotons=50")
+    with pytest.raises(ValueError, match=r"has 100\.25 photons in a pixel, more than the pulse of 50"):
+        list(read_pattern_sim(run))
+
+
+def test_a_line_break_in_a_name_stays_out_of_the_message(tmp_path: Path) -> None:
+    folder = tmp_path / "a\nb"
+    folder.mkdir()
+    (folder / "c.npz").write_bytes(b"no")
+    for source in (folder, folder / "c.npz"):
+        with pytest.raises(ValueError, match=r"a\\nb") as caught:
+            list(read_patterns([source]))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="the name 'a") as caught:
+        write_pattern_sim_inputs(folder, "a\nb", small_crystal(), CONDITION, SMALL, orientations(1), point_group="1")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    two.write_bytes(b"old")
+    with pytest.raises(FileExistsError, match="two exists already"):
+        write_files({one: b"1", two: b"2"})
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+    assert two.read_bytes() == b"old"
+    write_files({one: b"1", two: b"2"}, overwrite=True, executable=(two,))
+    assert (one.read_bytes(), two.read_bytes()) == (b"1", b"2")
+    assert two.stat().st_mode & stat.S_IXUSR
+    assert not one.stat().st_mode & stat.S_IXUSR
+
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(IsADirectoryError, match="is no file that could be replaced"):
+            write_files({one: b"new", tmp_path / name: b""}, overwrite=True)
+    with pytest.raises(FileNotFoundError, match=r"nowhere/x"):
+        write_files({one: b"new", tmp_path / "nowhere" / "x": b""}, overwrite=True)
+    assert one.read_bytes() == b"1"
+
+    link = tmp_path / "link"
+    link.symlink_to(one)
+    write_files({link: b"through"}, overwrite=True)
+    assert link.is_symlink()
+    assert one.read_bytes() == b"through"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "one", "pipe", "two"]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"old")
+    code = (
+        "import sys; from pathlib import Path; from sim_replay.crystfel import write_files; d = Path(sys.argv[1])\n"
+        "try: write_files({d / 'a': b'1', d / 'b': bytes(50_000)}, overwrite=True)\n"
+        "except OSError as error: print(error.strerror, error.filename)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
+    )
+    assert done.stdout == f"File too large {tmp_path / 'b'}\n", done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert (tmp_path / "b").read_bytes() == b"old"
+
+
+def test_inputs_replace_others_only_where_told_and_never_beside_images(tmp_path: Path) -> None:
+    def write(seed: int, overwrite: bool = False) -> None:
+        write_pattern_sim_inputs(
+            tmp_path / "r", "r0", small_crystal(), CONDITION, SMALL, orientations(2, seed),
+            point_group="4/mmm", overwrite=overwrite,
+        )  # fmt: skip
+
+    write(1)
+    first = (tmp_path / "r" / "r0.quaternions").read_text()
+    with pytest.raises(FileExistsError, match=r"r0\.geom exists already"):
+        write(2)
+    assert (tmp_path / "r" / "r0.quaternions").read_text() == first
+    write(2, overwrite=True)
+    second = (tmp_path / "r" / "r0.quaternions").read_text()
+    assert second != first
+    write_output(tmp_path / "r" / "r0-2.h5", fake_image())
+    with pytest.raises(ValueError, match=r"r0-2\.h5: is of an earlier run; remove it"):
+        write(3, overwrite=True)
+    assert (tmp_path / "r" / "r0.quaternions").read_text() == second
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        write_pattern_sim_inputs(
+            tmp_path / "file", "r0", small_crystal(), CONDITION, SMALL, orientations(1), point_group="4/mmm"
+        )
 
 
 def paper_pattern(places: list[tuple[int, int, float]]) -> Pattern:

@@ -1,17 +1,19 @@
 import dataclasses
+import itertools
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from sim_replay import importing
 from sim_replay.background import Surroundings
 from sim_replay.crystal import proteinase_k
 from sim_replay.crystfel import Pattern, find_spots
 from sim_replay.detector import CONDITIONS, Condition, Detector
 from sim_replay.diffraction import Sample, diffract, footprint, random_orientation
 from sim_replay.distractors import Distractors
-from sim_replay.importing import import_series
+from sim_replay.importing import MAX_FRAMES, collect_patterns, import_series
 from sim_replay.response import Response
 from sim_replay.scene import Scene
 from sim_replay.shots import frame_rng
@@ -25,7 +27,7 @@ DRY = Scene(SAMPLE, CONDITIONS[2], PANEL, Surroundings(water_thickness_m=0.0), h
 def pattern(seed: int, condition: Condition = CONDITIONS[2]) -> Pattern:
     turn = random_orientation(frame_rng(seed, 0))
     laid = footprint(diffract(SAMPLE, condition, PANEL, turn), condition, PANEL)
-    photons = np.bincount(laid.index, laid.photons, PANEL.mask.size)
+    photons = np.bincount(laid.index, laid.photons, PANEL.mask.size).astype(np.float64)
     index = np.flatnonzero(photons)
     return Pattern(
         index, photons[index], PANEL.shape, turn, *find_spots(index, photons[index], PANEL.shape[1]),
@@ -102,7 +104,25 @@ def test_what_cannot_be_one_series_is_refused(tmp_path: Path) -> None:
         import_series(tmp_path / "run", [pattern(0), pattern(1, CONDITIONS[3])], DRY)
     with pytest.raises(ValueError, match="hit_fraction is 0"):
         import_series(tmp_path / "run", [pattern(0)], dataclasses.replace(DRY, hit_fraction=0.0))
+    for repeat, share in ((1_000_000, 1e-9), (1, 1e-300), (1, 5e-324), (MAX_FRAMES + 1, 1.0), (10**400, 1.0)):
+        with pytest.raises(ValueError, match="more than 10000000 frames; repeat them less") as caught:
+            import_series(tmp_path / "run", [pattern(0)], dataclasses.replace(DRY, hit_fraction=share), repeat=repeat)
+        assert "\n" not in str(caught.value)
     whole = dataclasses.replace(DRY, detector=Detector("other", (100, 100), 300e-6))
     with pytest.raises(ValueError, match="pattern has"):
         import_series(tmp_path / "run", [pattern(0)], whole)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_patterns_are_collected_up_to_what_memory_bears(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    one = pattern(0)
+    assert collect_patterns([one, one], lambda *counts: seen.append(counts)) == [one, one]
+    assert seen == [(1, 1), (2, 2)]
+    monkeypatch.setattr(importing, "MAX_PATTERNS", 2)
+    with pytest.raises(ValueError, match="more than 2 patterns or 4 GB"):
+        collect_patterns(itertools.repeat(one))
+    monkeypatch.undo()
+    monkeypatch.setattr(importing, "MAX_PATTERN_BYTES", 2 * (one.index.nbytes + one.photons.nbytes))
+    with pytest.raises(ValueError, match="import fewer sources at once"):
+        collect_patterns(itertools.repeat(one))

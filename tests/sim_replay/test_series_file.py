@@ -3,6 +3,8 @@ import errno
 import json
 import math
 import os
+import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,43 @@ def test_a_rename_that_fails_leaves_no_half_series(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="disk went away"):
         simulate_series(tmp_path / "run", SCENE, PLAN)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_overwrite_that_cannot_be_finished_leaves_the_old_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = simulate_series(tmp_path / "run", SCENE, dataclasses.replace(PLAN, frames=2))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "run_data_000002.h5").mkdir()
+    with pytest.raises(OSError, match="no file that could be replaced"):
+        simulate_series(tmp_path / "run", SCENE, dataclasses.replace(PLAN, overwrite=True))
+    (tmp_path / "run_data_000002.h5").rmdir()
+
+    real, calls = os.replace, []
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 4:  # both old files are aside and the new data file is in place
+            raise OSError("disk went away")
+        real(source, target)
+
+    monkeypatch.setattr("sim_replay.series_file.os.replace", replace)
+    with pytest.raises(OSError, match="disk went away"):
+        simulate_series(tmp_path / "run", SCENE, dataclasses.replace(PLAN, overwrite=True))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert len(read_pixels(old)) == 2
+
+
+def test_what_a_killed_run_left_is_cleared_by_the_next_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    host = re.sub(r"[^A-Za-z0-9_]", "_", platform.node()) or "here"
+    dead, alive = (tmp_path / f".run_data_000001.h5.{host}-{pid}.part" for pid in (2**22 + 1, os.getppid()))
+    other = tmp_path / ".run_data_000001.h5.elsewhere-4194305.part"
+    for path in (dead, alive, other):
+        path.touch()
+    simulate_series(tmp_path / "run", SCENE, dataclasses.replace(PLAN, frames=1))
+    assert not dead.exists()
+    assert alive.exists()
+    assert other.exists()
 
 
 def test_a_full_disk_leaves_no_half_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

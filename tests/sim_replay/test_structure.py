@@ -1,5 +1,6 @@
 import gzip
 import math
+import time
 from pathlib import Path
 
 import gemmi
@@ -256,3 +257,39 @@ def test_1ic6_has_the_intensities_of_the_published_reflection_list() -> None:
     assert np.corrcoef(computed.intensity, listed.intensity)[0, 1] > 0.99999
     scale = (computed.intensity @ listed.intensity) / (listed.intensity @ listed.intensity)
     assert scale == pytest.approx(1.0, abs=1e-3)
+
+
+def crowd(atoms: int, b: float, edge: float) -> str:
+    places = np.random.default_rng(2).uniform(0.0, edge, (atoms, 3))
+    cell = cryst1((edge, edge, edge, 90.0, 90.0, 90.0), "P 1")
+    return cell + "".join(atom(1 + n % 99999, " CA", (x, y, z), "C", b) for n, (x, y, z) in enumerate(places.tolist()))
+
+
+def test_atoms_too_wide_to_be_summed_in_time_are_refused_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "wide.pdb", crowd(20_000, 999.0, 40.0))
+    began = time.monotonic()
+    refused(path, "its 20000 atoms are so wide .* raise d_min_angstrom, or lower B")
+    assert time.monotonic() - began < 5.0
+    assert len(read_structure(path, d_min_angstrom=10.0).hkl) > 100
+
+
+def test_wide_ellipsoids_count_as_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = GOOD.replace("ATOM      4", ANISOTROPIC.replace("  4000", "990000") + "ATOM      4")
+    monkeypatch.setattr(structure_module, "MAX_ATOM_POINTS", 100_000)
+    assert len(read_structure(write(tmp_path / "a.pdb", GOOD)).hkl) > 0
+    refused(write(tmp_path / "b.pdb", text), "its 7 atoms are so wide")
+
+
+def test_a_large_protein_of_b_200_is_not_too_wide(tmp_path: Path) -> None:
+    model = gemmi.read_pdb_string(crowd(1_000, 200.0, 150.0))[0]
+    structure_module._check_extent(model, 1.8 / 50 ** (1 / 3))  # the points of 50,000 atoms to 1.8 angstrom
+
+
+def test_copies_count_before_they_are_made(tmp_path: Path) -> None:
+    copy = "".join(
+        f"MTRIX{row} {n:3d}{m[0]:10.6f}{m[1]:10.6f}{m[2]:10.6f}     {n:10.5f}\n"
+        for n in range(2, 999)
+        for row, m in ((1, (1, 0, 0)), (2, (0, 1, 0)), (3, (0, 0, 1)))
+    )
+    text = crowd(2_000, 20.0, 60.0).replace("\n", "\n" + copy, 1)
+    refused(write(tmp_path / "copies.pdb", text), "1996000 atoms, copies by MTRIX included, are more than 1000000")

@@ -1,5 +1,6 @@
 """HDF5 files behind the interface of the wire: tiny real ones."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +282,34 @@ def test_a_damaged_mask_is_refused_and_does_not_crash_the_process(tmp_path: Path
             refused.append(str(error))
     assert len(refused) > 30
     assert all("run.h5: damaged" in text and "\n" not in text for text in refused)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "text"),
+    [
+        ((2, 1 << 20, 1 << 20), "u2", "1048576 x 1048576 pixels of uint16 are beyond any detector"),
+        ((1 << 16, 1 << 16), "u1", "65536 x 65536 pixels of uint8 are beyond any detector"),
+        ((2, 1 << 14, 1 << 14), "f8", "16384 x 16384 pixels of float64 are beyond any detector"),
+        ((2, 0, 5), "u2", "0 x 5 pixels of uint16 are beyond any detector"),
+        ((1 << 40, 4, 5), "u2", "1099511627776 images, a stack of at most 16777216 is read"),
+    ],
+)
+def test_a_stack_that_claims_too_much_is_refused_unread(
+    tmp_path: Path, shape: tuple[int, ...], dtype: str, text: str
+) -> None:
+    path = tmp_path / "claim.h5"
+    with h5py.File(path, "w") as file:
+        chunks = (*[1] * (len(shape) - 2), 4, 5)
+        file.create_dataset("entry/data/data", shape, dtype, chunks=chunks if 0 not in shape else None)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(BadInput) as caught:
+        messages(path)
+    assert str(caught.value).startswith(f"{path}:/entry/data/data: ")
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe_master.h5")
+    with pytest.raises(BadInput, match=r"pipe_master\.h5: not a regular file"):
+        messages(tmp_path / "pipe_master.h5")

@@ -10,9 +10,11 @@ import numpy as np
 
 from streamer.files import BadInput, FileSeries
 from training.dataset.images import AfterImage, digest
+from training.dataset.opening import is_special, open_hdf5
 from training.dataset.problems import Problem, cannot_open
 from training.dataset.series import OpenSeries, UnreadableFrame
-from training.dataset.truth import Truth, read_truth, truth_problems
+from training.dataset.truth import Truth, truth_problems
+from training.dataset.truth_file import read_truth
 
 _DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 """What h5py raises when a file's own tables are broken."""
@@ -21,7 +23,7 @@ _DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 def check_series(path: Path, after_image: AfterImage | None = None) -> Iterator[Problem]:
     """Every problem of a master with its data files, or of a data file alone; every frame is decoded."""
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             link_problems = list(_links(path, file))
     except OSError as error:
         yield cannot_open(path, error)
@@ -65,15 +67,17 @@ def _links(path: Path, file: h5py.File) -> Iterator[Problem]:
         target = path.parent / link.filename if isinstance(link, h5py.ExternalLink) else path
         inner = link.path if isinstance(link, h5py.ExternalLink) else where
         try:
-            images += len(data[name])
-            continue
+            if not is_special(target):
+                images += len(data[name])
+                continue
+            whole = False
         except (KeyError, OSError, RuntimeError, TypeError):
             whole = False
         if not target.exists():
             yield Problem(path, where, f"links to {target.name}, which is not there; put it beside the master")
             continue
         try:
-            h5py.File(target, "r").close()
+            open_hdf5(target).close()
             yield Problem(path, where, f"links to {inner} of {target.name}, which has no images there")
         except OSError as error:
             yield Problem(path, where, f"links to {target.name}, which is no good: {cannot_open(target, error).text}")
@@ -111,5 +115,5 @@ def _frames(series: OpenSeries, after_image: AfterImage | None) -> Iterator[Prob
             after_image(position + 1, len(series))
     for positions in alike.values():
         if len(positions) > 1:
-            others = ", ".join(map(str, positions[1:6])) + (", …" if len(positions) > 6 else "")
+            others = ", ".join(map(str, positions[1:6])) + (", ..." if len(positions) > 6 else "")
             yield Problem(series.path, where, f"frame {positions[0]} is bit for bit the same image as frame {others}")

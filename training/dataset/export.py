@@ -4,19 +4,26 @@ The overlay is the frame as it was counted. The peak image is the expectation fr
 not say which photon came from the crystal. Masked pixels, which the paper's files have no word for, are 0 in all.
 """
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamer.files import BadInput
 from training.dataset.images import AfterImage, condition_attributes, refuse_existing, write_image
 from training.dataset.labels import label_image
-from training.dataset.paper import PAPER, ImageId
+from training.dataset.paper import PAPER, ImageId, PaperDataset
 from training.dataset.series import OpenSeries, UnreadableFrame, open_series
 from training.dataset.simulated import WATER_REFERENCE_THICKNESS_M, Pulse, water_expectation
 from training.dataset.tree import Tree, list_tree
+from training.dataset.truth import Truth
+
+_Write = Callable[[Path, NDArray[Any], Mapping[str, Any]], None]
 
 
 def export_tree(
@@ -31,7 +38,7 @@ def export_tree(
 
     Hits become img_..., all other frames empty_...; each counts from 1 within its data set, in the order of the series.
     Raises BadInput for a series without truth, at none of the nine conditions, or with an unreadable frame;
-    FileExistsError when the data sets hold images and force is false.
+    FileExistsError when the data sets hold images and force is false. Whatever is raised, the tree is as it was before.
     """
     chosen = None if datasets is None else frozenset(datasets)
     tree = Tree(out / "images")
@@ -51,24 +58,45 @@ def export_tree(
         raise BadInput("nothing to export: no series is of a chosen data set")
     old = [path for found in list_tree(tree, shapes).images.values() for path in found.values()]
     refuse_existing(sorted(old), force)
-    for path in old:
-        path.unlink()
     count = {(number, empty): 0 for number in shapes for empty in (False, True)}
     done = 0
-    for master, number in plan:
-        with open_series(master) as series:
-            if not (count[number, False] or count[number, True]):
-                _write_water(tree, number, series)
-            hits = series.need_truth().hits
-            assert hits is not None
-            for frame in range(len(series)):
-                empty = not hits[frame]
-                count[number, empty] += 1
-                _write_frame(tree, ImageId(number, empty, count[number, empty]), series, frame)
-                done += 1
-                if after_image is not None:
-                    after_image(done, total)
+    with _replacing(old) as write:
+        for master, number in plan:
+            with open_series(master) as series:
+                truth = series.need_truth(spots=True)
+                if not (count[number, False] or count[number, True]):
+                    _write_water(write, tree.water_path(number), PAPER[number], series, truth)
+                hits = truth.hits
+                assert hits is not None
+                for frame in range(len(series)):
+                    empty = not hits[frame]
+                    count[number, empty] += 1
+                    _write_frame(write, tree, ImageId(number, empty, count[number, empty]), series, truth, frame)
+                    done += 1
+                    if after_image is not None:
+                        after_image(done, total)
     return tree, done
+
+
+@contextmanager
+def _replacing(old: Sequence[Path]) -> Iterator[_Write]:
+    """Images written in the block stand under other names until it ends; an error leaves the old ones as they are."""
+    written: dict[Path, Path] = {}
+
+    def write(path: Path, pixels: NDArray[Any], attributes: Mapping[str, Any]) -> None:
+        written[path] = path.with_name(f".{path.name}.{os.getpid()}.new")
+        write_image(written[path], pixels, attributes)
+
+    try:
+        yield write
+        for path, temporary in written.items():
+            os.replace(temporary, path)
+        for path in old:
+            if path not in written:
+                path.unlink()
+    finally:
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
 
 
 def _dataset(series: OpenSeries) -> int:
@@ -78,7 +106,7 @@ def _dataset(series: OpenSeries) -> int:
     return series.dataset
 
 
-def _write_frame(tree: Tree, image: ImageId, series: OpenSeries, frame: int) -> None:
+def _write_frame(write: _Write, tree: Tree, image: ImageId, series: OpenSeries, truth: Truth, frame: int) -> None:
     try:
         counts = series.pixels(frame)
     except UnreadableFrame as error:
@@ -86,7 +114,6 @@ def _write_frame(tree: Tree, image: ImageId, series: OpenSeries, frame: int) -> 
     dead = counts == np.iinfo(counts.dtype).max
     if series.mask is not None:
         dead |= series.mask != 0
-    truth = series.need_truth(spots=True)
     signal = np.zeros(series.shape, np.float32) if image.empty else truth.signal(frame, series.shape)
     signal[dead] = 0.0
     attributes = condition_attributes(PAPER[image.dataset], not image.empty)
@@ -97,15 +124,14 @@ def _write_frame(tree: Tree, image: ImageId, series: OpenSeries, frame: int) -> 
         value = truth.per_frame(name)
         if value is not None and (name != "orientation" or not image.empty):
             kept["noise_seed" if name == "seed" else "noise_index" if name == "frame_index" else name] = value[frame]
-    write_image(tree.path("peaks", image), signal, attributes | kept | {"expectation": True})
-    write_image(tree.path("labels", image), label, attributes)
-    write_image(tree.path("peaks_water_overlay", image), np.where(dead, 0, counts).astype(np.uint32), attributes | kept)
+    write(tree.path("peaks", image), signal, attributes | kept | {"expectation": True})
+    write(tree.path("labels", image), label, attributes)
+    write(tree.path("peaks_water_overlay", image), np.where(dead, 0, counts).astype(np.uint32), attributes | kept)
 
 
-def _write_water(tree: Tree, number: int, series: OpenSeries) -> None:
+def _write_water(write: _Write, path: Path, paper: PaperDataset, series: OpenSeries, truth: Truth) -> None:
     """The expectation for the mean flux and water of the series."""
-    truth, metadata = series.need_truth(), series.metadata
-    paper = PAPER[number]
+    metadata = series.metadata
     flux, water, thickness = (truth.per_frame(n) for n in ("flux_photons", "water_scale", "water_thickness_m"))
     if thickness is not None:
         water = thickness / WATER_REFERENCE_THICKNESS_M
@@ -127,4 +153,4 @@ def _write_water(tree: Tree, number: int, series: OpenSeries) -> None:
         expected[series.mask != 0] = 0.0
     attributes = condition_attributes(paper, False)
     attributes |= {"expectation": True, "flux_photons": pulse.flux_photons, "water_scale": pulse.water_scale}
-    write_image(tree.water_path(number), expected, attributes)
+    write(path, expected, attributes)

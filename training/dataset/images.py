@@ -6,6 +6,7 @@ every HDF5 reader has it, and a label of 4 million pixels takes 20 kB instead of
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.files import BadInput
+from training.dataset.opening import open_hdf5
 from training.dataset.paper import PaperDataset
 from training.dataset.problems import Problem, cannot_open
 
@@ -54,10 +56,10 @@ class StoredImage:
 def load_image(path: Path) -> StoredImage | Problem:
     """Read an image, or say what stands in the way. Nothing is judged but that pixels are numbers (ss, fs)."""
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             try:
                 found = file.get(DATASET)
-            except (KeyError, OSError):
+            except (KeyError, OSError, RuntimeError):  # the last for a link that leads to itself
                 found = None
             if not isinstance(found, h5py.Dataset):
                 return Problem(path, DATASET, "the dataset is missing")
@@ -65,7 +67,7 @@ def load_image(path: Path) -> StoredImage | Problem:
                 return Problem(path, DATASET, f"shape {found.shape} has rank {found.ndim}, an image has 2")
             if found.dtype.kind not in "uif":
                 return Problem(path, DATASET, f"dtype {found.dtype} is none of integer and float")
-            if not 0 < found.size <= MAX_PIXELS:
+            if not 0 < math.prod(found.shape) <= MAX_PIXELS:
                 return Problem(path, DATASET, f"shape {found.shape} is no image")
             try:
                 return StoredImage(path, _plain(found[()]), dict(file.attrs))

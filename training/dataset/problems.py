@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.dataset.opening import is_special
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
@@ -26,6 +28,8 @@ def cannot_open(path: Path, error: OSError) -> Problem:
         text = "a folder where a file belongs"
     elif not path.exists():
         text = "no such file"
+    elif is_special(path):
+        text = "not a regular file"
     elif path.stat().st_size == 0:
         text = "an empty file"
     elif "truncated file" in str(error):

@@ -19,7 +19,8 @@ from training.dataset.images import AfterImage
 from training.dataset.labels import LabelKind, label_image
 from training.dataset.paper import dataset_of
 from training.dataset.problems import Problem
-from training.dataset.truth import Truth, read_truth
+from training.dataset.truth import Truth, unusable
+from training.dataset.truth_file import read_truth
 
 
 class UnreadableFrame(Exception):
@@ -75,7 +76,14 @@ class OpenSeries:
         return out
 
     def need_truth(self, spots: bool = False) -> Truth:
-        """The truth. Raises BadInput when there is none, or it does not say which frames are hits (and their spots)."""
+        """The truth.
+
+        Raises BadInput when there is none, when something in it is unfit for use, or when it does not say which frames
+        are hits (and their spots).
+        """
+        if self.truth is not None:
+            for problem in unusable(self.truth, self.shape):
+                raise BadInput(f"{problem}; `cxls data check` lists all that is wrong")
         if self.truth is None or self.truth.hits is None:
             raise BadInput(f"{self.path}: no truth in /entry/truth or beside it; `cxls simulate` writes series with it")
         if spots and not self.truth.has_spots:

@@ -29,6 +29,7 @@ from scipy.sparse.csgraph import connected_components
 
 from streamer.files import BadInput
 from training.dataset.images import AfterImage, StoredImage, digest, read_image
+from training.dataset.opening import require_ordinary
 from training.dataset.paper import PAPER, ImageId, parse_id
 from training.dataset.problems import Problem
 from training.dataset.series import open_series
@@ -340,6 +341,7 @@ def _is_number(value: Any) -> bool:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
+        require_ordinary(path)
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read as JSON: {error}") from None

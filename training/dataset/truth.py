@@ -1,7 +1,6 @@
-"""What is known of a simulated series: `/entry/truth` of its master, or `X_truth.npz` beside it.
+"""What is known of a simulated series, and what can be wrong with it.
 
 Names are those of `sim_replay.series_file`; what is a constant of the series may be given once instead of a frame.
-A table beside the master (`hit`, `peak_frame`, `peak_ss`, ..., `frame_crystal`) is read under the same names.
 """
 
 from collections.abc import Iterator
@@ -9,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erf
 
+from streamer import bounds
 from training.dataset.problems import Problem
 
-GROUP = "/entry/truth"
 SPOT_SIGMA_PX = 0.6
 """Standard deviation of a spot as the simulator's detector sees it."""
 
@@ -36,20 +34,30 @@ _FRAME_OR_SERIES = (
 
 _SPOT_PLACE = ("spot_frame", "spot_ss", "spot_fs", "spot_photons")
 
-_NPZ_NAMES = {
-    "peak_frame": "spot_frame", "peak_ss": "spot_ss", "peak_fs": "spot_fs", "peak_photons": "spot_photons",
-    "flux": "flux_photons",
-}  # fmt: skip
+MAX_PHOTONS = 1e15
+"""More than any pulse has."""
+
+_RANGES: dict[str, bounds.Range] = {
+    "photon_energy_eV": bounds.ENERGY_EV,
+    "camera_length_m": bounds.CAMERA_LENGTH_M,
+    "flux_photons": (0.0, MAX_PHOTONS),  # a frame without beam has none
+    "water_scale": (0.0, 1e6),
+    "water_thickness_m": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """Truth of a series of `images` frames: values by name, and the file and group they stand in."""
+    """Truth of a series of `images` frames: values by name, and the file and group they stand in.
+
+    problems are of what the file holds under these names and is not in the values: too large, or of a wrong kind.
+    """
 
     images: int
     values: dict[str, NDArray[Any]]
     file: Path
     group: str
+    problems: tuple[Problem, ...] = ()
 
     def where(self, name: str) -> str:
         """The dataset that a name stands for, as problems print it."""
@@ -75,7 +83,8 @@ class Truth:
         """The class of every frame, as text; 'hit' and 'empty' where the truth has no classes."""
         named = self.per_frame("class")
         if named is not None and named.ndim == 1:
-            return [c.decode("utf-8", "replace") if isinstance(c, bytes) else str(c) for c in named.tolist()]
+            names = (c.decode("utf-8", "replace") if isinstance(c, bytes) else str(c) for c in named.tolist())
+            return [bounds.text(name) or "" for name in names]
         hits = self.hits
         return [] if hits is None else ["hit" if hit else "empty" for hit in hits]
 
@@ -118,35 +127,27 @@ def _spread(
     return np.clip(pixel, 0, length - 1), np.where(inside, share, 0.0)
 
 
-def read_truth(master: Path, images: int) -> Truth | Problem | None:
-    """The truth of a series of so many images; None when there is none, a Problem when it cannot be read."""
-    try:
-        with h5py.File(master, "r") as file:
-            group = file.get(GROUP)
-            if isinstance(group, h5py.Group):
-                values = {name: np.asarray(item[()]) for name, item in group.items() if isinstance(item, h5py.Dataset)}
-                return Truth(images, values, master, GROUP)
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
-        return Problem(master, GROUP, f"cannot be read: {error}")
-    beside = master.with_name(master.name.removesuffix("_master.h5") + "_truth.npz")
-    if not beside.exists():
-        return None
-    try:
-        with np.load(beside, allow_pickle=False) as table:
-            return Truth(images, {_NPZ_NAMES.get(name, name): table[name] for name in table.files}, beside, "")
-    except Exception as error:  # zipfile, zlib, numpy and struct each have their own
-        return Problem(beside, "", f"cannot be read as a table of truth: {error}")
-
-
 def truth_problems(truth: Truth, shape: tuple[int, int], mask: NDArray[Any] | None) -> Iterator[Problem]:
     """All that is wrong with a truth on a panel (ss, fs) whose bad pixels are nonzero in mask."""
+    yield from truth.problems
     yield from _lengths_wrong(truth)
-    if "hit" not in truth.values:
+    if "hit" not in truth.values and truth.where("hit") not in {problem.dataset for problem in truth.problems}:
         yield Problem(truth.file, truth.where("hit"), "the dataset is missing")
     yield from _classes_wrong(truth)
     yield from _orientations_wrong(truth)
     yield from _values_wrong(truth)
-    yield from _spots_wrong(truth, shape, mask)
+    yield from _indices_wrong(truth)
+    yield from _spots_wrong(truth, shape)
+    if mask is not None and mask.shape == shape:
+        yield from _spots_dead(truth, shape, mask)
+
+
+def unusable(truth: Truth, shape: tuple[int, int]) -> Iterator[Problem]:
+    """Those problems of a truth that keep labels and images from being made of it."""
+    yield from truth.problems
+    yield from _lengths_wrong(truth)
+    yield from _values_wrong(truth)
+    yield from _spots_wrong(truth, shape)
 
 
 def _lengths_wrong(truth: Truth) -> Iterator[Problem]:
@@ -199,7 +200,7 @@ def _orientations_wrong(truth: Truth) -> Iterator[Problem]:
 def _no_rotations(truth: Truth, name: str) -> Iterator[Problem]:
     """Matrices (N, ..., 3, 3) that are finite and turn nothing."""
     value = truth.values[name]
-    if value.ndim < 3 or value.shape[-2:] != (3, 3) or value.dtype.kind != "f":
+    if value.ndim < 3 or value.shape[-2:] != (3, 3) or value.dtype.kind != "f" or not value.size:
         return
     matrices = value.reshape(truth.images, -1, 3, 3).astype(np.float64)
     known: NDArray[np.bool_] = np.asarray(np.isfinite(matrices).all(axis=(2, 3)))
@@ -212,16 +213,17 @@ def _no_rotations(truth: Truth, name: str) -> Iterator[Problem]:
 
 
 def _values_wrong(truth: Truth) -> Iterator[Problem]:
-    for name in ("photon_energy_eV", "camera_length_m", "flux_photons"):
+    for name, (least, most) in _RANGES.items():
         value = truth.per_frame(name)
-        if value is None or value.dtype.kind not in "uif":
+        if value is None:
             continue
-        # A frame without beam has no photons.
-        above = value >= 0 if name == "flux_photons" else value > 0
-        good: NDArray[np.bool_] = np.logical_and(np.isfinite(value), above)
+        good: NDArray[np.bool_] = np.logical_and(value >= least, value <= most)  # NaN is neither
         if (bad := np.flatnonzero(~good)).size:
             text = f"{value[bad[0]]:g} in frame {bad[0]} is out of bounds{_more(bad)}"
             yield Problem(truth.file, truth.where(name), text)
+
+
+def _indices_wrong(truth: Truth) -> Iterator[Problem]:
     index = truth.values.get("frame_index")
     if index is not None and index.shape == (truth.images,):
         values, counts = np.unique(index, return_counts=True)
@@ -232,12 +234,9 @@ def _values_wrong(truth: Truth) -> Iterator[Problem]:
             )
 
 
-def _spots_wrong(truth: Truth, shape: tuple[int, int], mask: NDArray[Any] | None) -> Iterator[Problem]:
+def _spots_wrong(truth: Truth, shape: tuple[int, int]) -> Iterator[Problem]:
     frame = truth.values.get("spot_frame")
     if frame is None:
-        return
-    if frame.ndim != 1 or frame.dtype.kind not in "ui":
-        yield Problem(truth.file, truth.where("spot_frame"), f"{frame.dtype} of shape {frame.shape}, no list of frames")
         return
     if (bad := np.flatnonzero((frame < 0) | (frame >= truth.images))).size:
         yield Problem(
@@ -245,25 +244,47 @@ def _spots_wrong(truth: Truth, shape: tuple[int, int], mask: NDArray[Any] | None
             truth.where("spot_frame"),
             f"spot {bad[0]} is of frame {frame[bad[0]]}, there are {truth.images} frames{_more(bad)}",
         )
-    ss, fs = truth.values.get("spot_ss"), truth.values.get("spot_fs")
-    if ss is None or fs is None or ss.shape != frame.shape or fs.shape != frame.shape:
+    photons = truth.values.get("spot_photons")
+    if photons is not None and (bad := np.flatnonzero(~((photons >= 0) & (photons <= MAX_PHOTONS)))).size:
+        text = f"{photons[bad[0]]:g} of spot {bad[0]} is out of bounds{_more(bad)}"
+        yield Problem(truth.file, truth.where("spot_photons"), text)
+    if (places := _places(truth)) is None:
         return
-    inside = (ss >= -0.5) & (ss < shape[0] - 0.5) & (fs >= -0.5) & (fs < shape[1] - 0.5)
-    if (bad := np.flatnonzero(~inside)).size:
+    ss, fs = places
+    if (bad := np.flatnonzero(~_on_panel(ss, fs, shape))).size:
         n = bad[0]
         text = f"spot {n} at ss {ss[n]:g}, fs {fs[n]:g} is outside the panel of {shape[0]} x {shape[1]}{_more(bad)}"
         yield Problem(truth.file, truth.where("spot_ss"), text)
-    if mask is not None and mask.shape == shape:
-        # A centroid may lie a part of a pixel inside a gap whose edge the spot lights.
-        dead = np.ones(int(inside.sum()), dtype=np.bool_)
-        for row in (np.floor(ss[inside]), np.ceil(ss[inside])):
-            for column in (np.floor(fs[inside]), np.ceil(fs[inside])):
-                place = (np.clip(row, 0, shape[0] - 1).astype(int), np.clip(column, 0, shape[1] - 1).astype(int))
-                dead &= mask[place] != 0
-        if (bad := np.flatnonzero(inside)[dead]).size:
-            n = bad[0]
-            text = f"spot {n} at ss {ss[n]:g}, fs {fs[n]:g} is in a gap or on a bad pixel{_more(bad)}"
-            yield Problem(truth.file, truth.where("spot_ss"), text)
+
+
+def _spots_dead(truth: Truth, shape: tuple[int, int], mask: NDArray[Any]) -> Iterator[Problem]:
+    if (places := _places(truth)) is None:
+        return
+    ss, fs = places
+    inside = _on_panel(ss, fs, shape)
+    # A centroid may lie a part of a pixel inside a gap whose edge the spot lights.
+    dead = np.ones(int(inside.sum()), dtype=np.bool_)
+    for row in (np.floor(ss[inside]), np.ceil(ss[inside])):
+        for column in (np.floor(fs[inside]), np.ceil(fs[inside])):
+            place = (np.clip(row, 0, shape[0] - 1).astype(int), np.clip(column, 0, shape[1] - 1).astype(int))
+            dead &= mask[place] != 0
+    if (bad := np.flatnonzero(inside)[dead]).size:
+        n = bad[0]
+        text = f"spot {n} at ss {ss[n]:g}, fs {fs[n]:g} is in a gap or on a bad pixel{_more(bad)}"
+        yield Problem(truth.file, truth.where("spot_ss"), text)
+
+
+def _places(truth: Truth) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """ss and fs of the spots, where there is one of each for every spot."""
+    frame, ss, fs = (truth.values.get(name) for name in ("spot_frame", "spot_ss", "spot_fs"))
+    if frame is None or ss is None or fs is None or not ss.shape == fs.shape == frame.shape:
+        return None
+    return ss, fs
+
+
+def _on_panel(ss: NDArray[Any], fs: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = (ss >= -0.5) & (ss < shape[0] - 0.5) & (fs >= -0.5) & (fs < shape[1] - 0.5)
+    return inside
 
 
 def _more(bad: NDArray[Any]) -> str:
