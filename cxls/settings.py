@@ -401,7 +401,7 @@ def resolve(
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0]) if first["loc"] else "?"
         raise BadSettings(
-            f"{_spelling(key, origin.get(key, ''))} = {first.get('input')!r} ({origin.get(key, '?')}): {first['msg']}",
+            f"{_spelling(key, origin.get(key, ''))} = {repr(first.get('input'))[:80]} ({origin.get(key, '?')}): {first['msg']}",
             key,
         ) from None
 
