@@ -400,10 +400,9 @@ def resolve(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0]) if first["loc"] else "?"
-        raise BadSettings(
-            f"{_spelling(key, origin.get(key, ''))} = {repr(first.get('input'))[:80]} ({origin.get(key, '?')}): {first['msg']}",
-            key,
-        ) from None
+        wrong = repr(first.get("input"))[:80]
+        name = _spelling(key, origin.get(key, ""))
+        raise BadSettings(f"{name} = {wrong} ({origin.get(key, '?')}): {first['msg']}", key) from None
 
 
 def resolve_all(config: Path | None) -> list[tuple[str, Resolved[Any] | BadSettings]]:
