@@ -43,6 +43,9 @@ def scene_of(options: SimulationOptions) -> Scene:
             helium_path_m=more.helium,
             capillary_wall_m=more.capillary,
             beam_stop_radius_m=more.beam_stop,
+            beam_stop_distance_m=more.beam_stop_distance,
+            beam_stop_arm_width_m=more.beam_stop_arm,
+            film_thickness_m=more.film,
             flat_photons_per_pixel=more.stray,
         ),
         distractors=Distractors(

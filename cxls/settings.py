@@ -99,6 +99,9 @@ class SceneOptions(SimulationOptions):
     helium: float = _in("Surroundings", 0.0, "the same through helium, m", ge=0, le=10)
     capillary: float = _in("Surroundings", 0.0, "glass in the beam, both walls, m", ge=0, le=1e-2)
     beam_stop: float = _in("Surroundings", 0.0, "radius of the beam stop, m", ge=0, le=0.05)
+    beam_stop_distance: float = _in("Surroundings", 0.03, "from the sample to the beam stop, m", gt=0, le=10)
+    beam_stop_arm: float = _in("Surroundings", 0.0, "width of the beam stop's holder, m", ge=0, le=0.05)
+    film: float = _in("Surroundings", 0.0, "polyimide in the beam, m", ge=0, le=1e-2)
     stray: float = _in("Surroundings", 0.0, "stray photons a pixel at 3e8 photons a pulse", ge=0, le=1e3)
 
     jitter_pulse_energy: float = _in("Jitter", 0.0, "relative spread of the pulse energy (log-normal)", ge=0, le=2)

@@ -204,7 +204,9 @@ def wilson_crystal(
         np.random.default_rng(seed),
     )
     hkl, mate_intensity = expand_mates(unique, intensity, space_group_operations(space_group))
-    return Crystal(f"{entry.title} (random intensities)", entry.cell, hkl, mate_intensity, entry.space_group)
+    return Crystal(
+        f"{entry.title} (random intensities, seed {seed})", entry.cell, hkl, mate_intensity, entry.space_group
+    )
 
 
 def ready_crystal(name: str, seed: int = 1, d_min_angstrom: float | None = None) -> Crystal:

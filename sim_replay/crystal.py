@@ -199,7 +199,7 @@ def proteinase_k(
     )
     intensity *= mean_intensity / intensity.mean()
     hkl, mate_intensity = expand_mates(unique, intensity, operations)
-    name = "proteinase K (random intensities)"
+    name = f"proteinase K (random intensities, seed {seed})"
     return Crystal(name, PROTEINASE_K_CELL, hkl, mate_intensity, PROTEINASE_K_SPACE_GROUP)
 
 

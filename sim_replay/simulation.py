@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from sim_replay.artefacts import fixed_pixels
+from sim_replay.crystal import reciprocal_basis
 from sim_replay.scene import Scene
 from sim_replay.series_file import IMAGES_PER_FILE, SeriesWriter, packed
 from sim_replay.shots import Buffers, Shot, frame_rng, simulate_shot
@@ -182,10 +184,12 @@ def _work(frame_index: int) -> tuple[bytes, ShotTruth]:
 def describe(scene: Scene) -> dict[str, Any]:
     """What the truth says of a scene: the crystal, and all settings as JSON."""
     crystal = scene.sample.crystal
+    basis = reciprocal_basis(crystal.cell)
     plain = dataclasses.replace(scene, sample=dataclasses.replace(scene.sample, crystal=None))  # type: ignore[arg-type]
     return {
         "crystal_name": crystal.name,
         "cell": np.array(crystal.cell),
+        "d_min_angstrom": 1.0 / math.sqrt(float(np.max(np.sum((crystal.hkl @ basis.T) ** 2, axis=1)))),
         "crystal_size_m": scene.sample.size_m,
         "mosaicity_deg": scene.sample.mosaicity_deg,
         "spectrum_full_width": scene.condition.beam.spectrum.width,

@@ -31,7 +31,8 @@ def test_every_setting_of_the_scene_reaches_the_file(tmp_path: Path) -> None:
     master = simulated(
         tmp_path, "--frames", 6, "--crystal", "lysozyme", "--condition", 3, "--crystals", 2, "--hit-fraction", 1,
         "--response", "one_per_pulse", "--pulses-per-frame", 3, "--charge-sigma", 8e-6, "--detector", "eiger1-4m",
-        "--spectrum", "gaussian", "--divergence", 1e-3, "--air", 0.02, "--beam-stop", 1e-3, "--jitter-center", 1,
+        "--spectrum", "gaussian", "--divergence", 1e-3, "--air", 0.02, "--beam-stop", 1e-3,
+        "--beam-stop-distance", 0.04, "--beam-stop-arm", 5e-4, "--film", 2e-5, "--jitter-center", 1,
         "--jitter-pulse-energy", 0.2, "--ice", 1, "--dead-pixels", 40, "--hot-pixels", 5, "--dtype", "uint32",
     )  # fmt: skip
     t, frames = truth(master), read_pixels(master)

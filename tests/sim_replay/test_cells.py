@@ -180,6 +180,6 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], wha
 def test_an_entry_of_ones_own_works_like_a_ready_one() -> None:
     entry = CellEntry("mine", "1ABC", (30.0, 40.0, 50.0, 90.0, 90.0, 90.0), "P 2 2 21", 7_000.0)
     crystal = wilson_crystal(entry, d_min_angstrom=3.0)
-    assert crystal.name == "mine (random intensities)"
+    assert crystal.name == "mine (random intensities, seed 1)"
     assert crystal.space_group == "P 2 2 21"
     assert not ((crystal.hkl[:, :2] == 0).all(axis=1) & (crystal.hkl[:, 2] % 2 == 1)).any()

@@ -98,6 +98,8 @@ def test_truth_agrees_with_the_images(master: Path) -> None:
     assert ((t["spot_partiality"] > 0.0) & (t["spot_partiality"] <= 1.0)).all()
     assert (t["spot_crystal"] == 0).all()
     assert (t["seed"], t["response"], t["pulses_per_frame"]) == (4, b"integrating", 1)
+    assert t["crystal_name"] == b"proteinase K (random intensities, seed 1)"
+    assert t["d_min_angstrom"] == pytest.approx(2.5, abs=0.01)
     assert json.loads(t["scene"])["condition"]["photon_energy_eV"] == 7000.0
     n = int(np.argmax(t["spot_photons"]))
     row, column = round(t["spot_ss"][n]), round(t["spot_fs"][n])
