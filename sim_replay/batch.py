@@ -34,7 +34,7 @@ from sim_replay.scatter import (
     polyimide_per_sr,
     water_per_sr,
 )
-from sim_replay.truth import MERGE_RADIUS_PX, TRUE_SPOT_MIN_PHOTONS
+from sim_replay.truth import LEAST_BACKGROUND_COUNTS, MERGE_RADIUS_PX, TRUE_SPOT_MIN_PHOTONS
 
 MEMORY_BYTES = 1 << 28
 """Bound on what is alive at once besides the result and the reflection lists, by default."""
@@ -44,7 +44,6 @@ _CACHED_PIXELS = 1 << 19  # on a CPU images are worked on in blocks of 2 MB, whi
 _LIT_PIXEL_BYTES = 8 * 14
 _RADIUS_STEP_PX = 0.25  # of the table over the distance from the beam
 _UNIT_M = 0.01  # every material may be this thick; w is linear in it
-_LEAST_BACKGROUND_COUNTS = 1e-9  # as in `sim_replay.truth`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -439,11 +438,11 @@ def _log_likelihood_ratio(
         item = torch.div(pixel, bragg[0].numel(), rounding_mode="floor")
         spots, other = (image.view(-1).index_select(0, pixel).to(torch.float64) for image in (bragg, background))
         pulses, once = (each.index_select(0, item) for each in settings)
-        least = other.clamp(min=_LEAST_BACKGROUND_COUNTS)
+        least = other.clamp(min=LEAST_BACKGROUND_COUNTS)
         told = (least + spots) * torch.log1p(spots / least) - spots
         # With 1 - exp(-m) of m photons a pulse, ln((1 - p)/(1 - q)) is minus the spots' photons.
         added = -torch.expm1(-spots / pulses) * torch.exp(-other / pulses)
-        without = (-torch.expm1(-other / pulses)).clamp(min=_LEAST_BACKGROUND_COUNTS)
+        without = (-torch.expm1(-other / pulses)).clamp(min=LEAST_BACKGROUND_COUNTS)
         p = (without + added).clamp(max=1.0)
         told_once = pulses * p * torch.log1p(added / without) - (1.0 - p) * spots
         _add_at(ratio, item, torch.where(once, told_once, told))

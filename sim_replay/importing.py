@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_replay.artefacts import fixed_pixels
 from sim_replay.crystfel import MAX_PATTERNS, Pattern
 from sim_replay.scene import Scene
-from sim_replay.series_file import SeriesWriter
-from sim_replay.shots import Buffers, frame_rng, simulate_shot
-from sim_replay.simulation import describe
+from sim_replay.series_file import IMAGES_PER_FILE
+from sim_replay.simulation import FrameMaker, describe
 
 MAX_PATTERN_BYTES = 4 << 30
 """Of all patterns of a series, which are in memory at once; a real one takes 0.1 to 0.3 MB."""
@@ -85,30 +83,13 @@ def import_series(
         ),
     )
     order = _order(len(patterns), repeat, scene.hit_fraction, seed)
-    empty = dataclasses.replace(scene, hit_fraction=0.0)
-    fixed = fixed_pixels(scene.artefacts, scene.detector.mask, seed)
-    buffers = Buffers(scene.detector)
-    image = np.zeros(scene.detector.shape, dtype=scene.detector.dtype)
-    constants = describe(scene) | {"crystal_name": "imported patterns"}
-    writer = SeriesWriter(
-        prefix,
-        scene.detector,
-        scene.condition,
-        seed=seed,
-        overwrite=overwrite,
-        frame_time_s=1e-3 * scene.response.pulses,
-        count_time_s=1e-3 * scene.response.pulses,
-        threshold=scene.response.threshold,
-        dead=fixed.dead,
-        truth_constants=constants,
-    )
+    maker = FrameMaker(dataclasses.replace(scene, hit_fraction=0.0), seed)
+    writer = maker.writer(prefix, IMAGES_PER_FILE, overwrite)
+    writer.describe(**describe(scene) | {"crystal_name": "imported patterns"})
     shown: list[int] = []
     with writer:
         for frame, number in enumerate(order.tolist()):
-            pattern = patterns[number] if number >= 0 else None
-            shot = simulate_shot(
-                empty, frame_rng(seed, frame), pattern=pattern, fixed=fixed, buffers=buffers, out=image
-            )
+            shot = maker.frame(frame, patterns[number] if number >= 0 else None)
             writer.append(shot.counts, shot.truth, frame)
             shown.append(number if shot.truth.crystal else -1)
             if progress is not None:

@@ -25,6 +25,7 @@ import numpy as np
 
 from sim_replay.artefacts import fixed_pixels
 from sim_replay.crystal import reciprocal_basis
+from sim_replay.crystfel import Pattern
 from sim_replay.scene import Scene
 from sim_replay.series_file import IMAGES_PER_FILE, SeriesWriter, packed
 from sim_replay.shots import Buffers, Shot, frame_rng, simulate_shot
@@ -89,15 +90,33 @@ class FrameMaker:
         self._buffers = Buffers(scene.detector)
         self._image = np.zeros(scene.detector.shape, dtype=scene.detector.dtype)
 
-    def frame(self, frame_index: int) -> Shot:
-        """Frame `frame_index`; its image is a view that the next call overwrites."""
+    def frame(self, frame_index: int, pattern: Pattern | None = None) -> Shot:
+        """Frame `frame_index`, of a pattern if given; its image is a view that the next call overwrites."""
         rng = frame_rng(self.seed, frame_index)
-        return simulate_shot(self.scene, rng, fixed=self.fixed, buffers=self._buffers, out=self._image)
+        return simulate_shot(self.scene, rng, pattern=pattern, fixed=self.fixed, buffers=self._buffers, out=self._image)
 
     def packed_frame(self, frame_index: int) -> tuple[bytes, ShotTruth]:
         """Frame `frame_index` as a compressed chunk, with its truth."""
         shot = self.frame(frame_index)
         return packed(shot.counts), shot.truth
+
+    def writer(self, prefix: str | os.PathLike[str], images_per_file: int, overwrite: bool) -> SeriesWriter:
+        """What writes the frames as a series, with the truth of the scene."""
+        scene = self.scene
+        frame_time_s = 1e-3 * scene.response.pulses
+        return SeriesWriter(
+            prefix,
+            scene.detector,
+            scene.condition,
+            seed=self.seed,
+            overwrite=overwrite,
+            images_per_file=images_per_file,
+            frame_time_s=frame_time_s,
+            count_time_s=frame_time_s,
+            threshold=scene.response.threshold,
+            dead=self.fixed.dead,
+            truth_constants=describe(scene),
+        )
 
 
 def simulate_series(
@@ -109,19 +128,7 @@ def simulate_series(
     outputs exist and overwriting is not allowed, OSError when writing fails; neither leaves a file behind.
     """
     maker = FrameMaker(scene, plan.seed)
-    writer = SeriesWriter(
-        prefix,
-        scene.detector,
-        scene.condition,
-        seed=plan.seed,
-        overwrite=plan.overwrite,
-        images_per_file=plan.images_per_file,
-        frame_time_s=1e-3 * scene.response.pulses,
-        count_time_s=1e-3 * scene.response.pulses,
-        threshold=scene.response.threshold,
-        dead=maker.fixed.dead,
-        truth_constants=describe(scene),
-    )
+    writer = maker.writer(prefix, plan.images_per_file, plan.overwrite)
     frames = plan.frame_range
     with writer, contextlib.closing(_frames(maker, frames, plan.processes)) as made:
         for done, (frame_index, (chunk, truth)) in enumerate(zip(frames, made, strict=True), start=1):

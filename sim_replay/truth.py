@@ -28,7 +28,8 @@ MERGE_RADIUS_PX = 2.0
 DETECTABLE_LOG_LIKELIHOOD_RATIO = 3.0
 """A frame is detectable when its spots are expected to raise the log likelihood by more than this."""
 
-_LEAST_BACKGROUND_COUNTS = 1e-6  # a pixel that expects nothing would make any photon infinitely telling
+LEAST_BACKGROUND_COUNTS = 1e-6
+"""A pixel is taken to expect this much at least: one that expects nothing would make any photon infinitely telling."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +155,7 @@ def _log_likelihood_ratio(
     with_spots: NDArray[np.float64], without: NDArray[np.float64], most_counts: int | None
 ) -> float:
     """Of binomial counts up to most_counts a pixel, or of Poisson counts."""
-    c, b = np.maximum(with_spots, _LEAST_BACKGROUND_COUNTS), np.maximum(without, _LEAST_BACKGROUND_COUNTS)
+    c, b = np.maximum(with_spots, LEAST_BACKGROUND_COUNTS), np.maximum(without, LEAST_BACKGROUND_COUNTS)
     if most_counts is None:
         return float(np.sum(c * np.log(c / b) - (c - b)))
     p, q = np.minimum(c / most_counts, _SURE), np.minimum(b / most_counts, _SURE)
