@@ -25,18 +25,22 @@ from numpy.typing import NDArray
 from sim_replay.beam import lit_path_m, lit_sigma_m
 from sim_replay.crystal import Crystal, reciprocal_basis
 from sim_replay.detector import Condition, Detector, beam_center_px
-from sim_replay.diffraction import SIZE_SIGMA_TIMES_LENGTH, Sample, largest_q_inv_angstrom
+from sim_replay.diffraction import (
+    LARGEST_THETA_RAD,
+    LARGEST_TWO_THETA_RAD,
+    REACH_SIGMA,
+    SIZE_SIGMA_TIMES_LENGTH,
+    WEAK_SPOT_PHOTONS,
+    Sample,
+    largest_q_inv_angstrom,
+)
 from sim_replay.scatter import CLASSICAL_ELECTRON_RADIUS_M
 
-_REACH_SIGMA = 5.0  # the Gaussian of angles is cut here, as in `diffract`
 _DROP_NATS = 9.2  # pieces whose density is below exp(-9.2) = 1e-4 of the streak's densest are not laid
 KERNEL_REACH_SIGMA = 4.5
 NODE_REACH_SIGMA = 3.5
 _MARGIN_SIGMA = 6.0  # no light of a streak falls farther off it than this, wide or blurred
-_LARGEST_THETA_RAD = 0.78
-_LARGEST_TWO_THETA_RAD = math.radians(85.0)
 LARGEST_TANGENT_RAD = 1.5
-_WEAK_SPOT_PHOTONS = 1.0
 _LEAST_STREAK_PX = 0.05
 
 _PIECES = (1, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -273,12 +277,12 @@ def _limits(
 
     # Light leaves a reflection up to 2 reach sigma off the angle that Bragg's condition gives, and is blurred about it.
     flat = math.hypot(lit.sample.mosaic_sigma_rad, lit.condition.beam.divergence_rad)
-    spread = 4.0 * _REACH_SIGMA * (flat + lit.sample.strain) + 2.0 * _MARGIN_SIGMA * blur_px / distance_px
+    spread = 4.0 * REACH_SIGMA * (flat + lit.sample.strain) + 2.0 * _MARGIN_SIGMA * blur_px / distance_px
     nearest = math.hypot(max(x_low, -x_high, 0.0), max(y_low, -y_high, 0.0))
     farthest = math.hypot(max(-x_low, x_high), max(-y_low, y_high))
     inner = max(math.atan(nearest / distance_px) - spread, 0.0)
     outer = min(math.atan(farthest / distance_px) + spread, math.pi / 2.0)
-    by_size = 4.0 * _REACH_SIGMA * size_sigma
+    by_size = 4.0 * REACH_SIGMA * size_sigma
     q_min = 2.0 * math.sin(inner / 2.0) / longest_angstrom / 1.01 - by_size
     q_max = 2.0 * math.sin(outer / 2.0) / shortest_angstrom * 1.01 + by_size
     q_max = min(q_max, largest_q_inv_angstrom(lit.sample, lit.condition, detector))
@@ -311,9 +315,9 @@ def _candidates(
     q2 = torch.stack([part if i < 3 else 2.0 * part for i, part in enumerate(square)], dim=1)
     # Of the Gaussian of angles, times q; the size's part e d q = e twice, as cos(theta) is above 1/2. A q is at most
     # (q^2/a + a)/2, whatever a.
-    per_q = _REACH_SIGMA * (torch.hypot(settings.mosaic_rad, settings.divergence_rad) + settings.strain)[:, None]
+    per_q = REACH_SIGMA * (torch.hypot(settings.mosaic_rad, settings.divergence_rad) + settings.strain)[:, None]
     middle = 0.7 * settings.q_max[:, None]
-    constant = per_q * middle / 2.0 + (_REACH_SIGMA * 2.0 * settings.size_sigma + _FLOAT32_SLACK)[:, None]
+    constant = per_q * middle / 2.0 + (REACH_SIGMA * 2.0 * settings.size_sigma + _FLOAT32_SLACK)[:, None]
     spread2 = per_q / middle / 2.0
     shortest, longest = settings.shortest_angstrom[:, None] / 2.0, settings.longest_angstrom[:, None] / 2.0
     planes = torch.stack(
@@ -386,7 +390,7 @@ def _met(
     flat2 = own.mosaic_rad.square() + own.divergence_rad.square()
     sigma = (flat2 + ((own.size_sigma / q).square() + own.strain.square() * sine * sine) / cosine2).sqrt()
     theta = torch.asin(sine)
-    reach = _REACH_SIGMA * sigma
+    reach = REACH_SIGMA * sigma
     lowest, highest = (
         torch.asin((edge * q / 2.0).clamp(max=1.0)) for edge in (own.shortest_angstrom, own.longest_angstrom)
     )
@@ -457,11 +461,11 @@ def _streaks(
     dipole = own.polarisation_xx * ux * ux + 2.0 * own.polarisation_xy * ux * uy + own.polarisation_yy * uy * uy
     wavelength = 2.0 * d * torch.sin(theta)
     photons = own.strength * (1.0 - torch.sin(exit_angle).square() * dipole) * intensity * 8.0 * d**4 * reflected
-    keep = (photons >= min_photons) & (photons > 0.0) & (exit_angle < _LARGEST_TWO_THETA_RAD) & (exit_angle > 0.0)
+    keep = (photons >= min_photons) & (photons > 0.0) & (exit_angle < LARGEST_TWO_THETA_RAD) & (exit_angle > 0.0)
 
     # What the angle leaves open, as a round Gaussian and what one direction has more of than the other.
-    low = torch.maximum(lowest, mean - _REACH_SIGMA * sigma)
-    high = torch.minimum(highest, mean + _REACH_SIGMA * sigma).clamp(max=_LARGEST_THETA_RAD)
+    low = torch.maximum(lowest, mean - REACH_SIGMA * sigma)
+    high = torch.minimum(highest, mean + REACH_SIGMA * sigma).clamp(max=LARGEST_THETA_RAD)
     cosine = torch.cos((2.0 * mean).clamp(0.0, LARGEST_TANGENT_RAD))
     stretch = own.distance_px / cosine.square()
     left_open = (4.0 * turn2 + divergence2 - slope.square() * sigma.square()).clamp(min=0.0)
@@ -483,7 +487,7 @@ def _streaks(
     is_sharp = ~(low < high)
     low, high = torch.where(is_sharp, sharp, low), torch.where(is_sharp, sharp, high)
 
-    spacing = (1.5 * kernel).clamp(min=0.5) * torch.where(photons < _WEAK_SPOT_PHOTONS, 2.0, 1.0)
+    spacing = (1.5 * kernel).clamp(min=0.5) * torch.where(photons < WEAK_SPOT_PHOTONS, 2.0, 1.0)
     length_px = (high - low) * scale_px
     pieces = torch.where(length_px > _LEAST_STREAK_PX, (length_px / spacing).clamp(min=4.0), 1.0)
     nodes = torch.where(wide > 0.0, 2.0 * torch.ceil(NODE_REACH_SIGMA * wide / spacing) + 1.0, 1.0)

@@ -58,13 +58,13 @@ MAX_MOSAICITY_DEG = 3.0
 
 MAX_STRAIN = 0.05
 
-_REACH_SIGMA = 5.0  # the Gaussian of angles is cut here: 6e-7 of it is lost
+REACH_SIGMA = 5.0  # the Gaussian of angles is cut here: 6e-7 of it is lost
 _NEGLIGIBLE_PHOTONS, _NEGLIGIBLE_SHARE = 1e-3, 1e-4
 _MIN_PIXEL_PHOTONS, _MIN_PIXEL_SHARE = 1e-5, 1e-6  # a spot's pixels below both are left out
 MOST_ENTRIES = 30_000_000
 """Pixels of a frame's footprints, counted once a spot: at most 3 GB."""
 _MOST_KERNELS = 20_000_000
-_LARGEST_TWO_THETA_RAD = math.radians(85.0)
+LARGEST_TWO_THETA_RAD = math.radians(85.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,7 +185,7 @@ def diffract(
 
     near, q, sine = _near_bragg(
         crystal.hkl, ub, edges[0], edges[-1], math.hypot(mosaic, divergence), size_sigma, sample.strain,
-        _REACH_SIGMA, largest_q_inv_angstrom(sample, condition, detector),
+        REACH_SIGMA, largest_q_inv_angstrom(sample, condition, detector),
     )  # fmt: skip
     d = 1.0 / np.sqrt(np.sum(q * q, axis=1))
     theta_h = np.arcsin(sine)
@@ -214,7 +214,7 @@ def diffract(
         * laue_m3
     )
 
-    keep = (photons > 0.0) & (exit_angle < _LARGEST_TWO_THETA_RAD) & (in_plane > 0.0) & (exit_angle > 0.0)
+    keep = (photons > 0.0) & (exit_angle < LARGEST_TWO_THETA_RAD) & (in_plane > 0.0) & (exit_angle > 0.0)
     keep &= photons >= (_negligible(photons[keep]) if min_photons is None else min_photons)
     center_x, center_y = beam_center_px(condition, detector)
     distance_px = condition.camera_length_m / detector.pixel_size_m
@@ -299,7 +299,7 @@ def footprint(
         spots.photons, spots.theta_mean_rad, spots.theta_sigma_rad, spots.d_angstrom, spots.slope,
         spots.radial_sigma_rad, spots.cross_sigma_rad, spots.blur_px, spots.direction_fs, spots.direction_ss,
         edges, np.asarray(spectrum.shares) / np.diff(edges), center_x - 0.5, center_y - 0.5,
-        condition.camera_length_m / detector.pixel_size_m, _REACH_SIGMA, _MOST_KERNELS,
+        condition.camera_length_m / detector.pixel_size_m, REACH_SIGMA, _MOST_KERNELS,
     )  # fmt: skip
     if not fits:
         raise ValueError(_TOO_WIDE)
@@ -361,10 +361,10 @@ def largest_q_inv_angstrom(sample: Sample, condition: Condition, detector: Detec
     y = max(abs(center_y), abs(detector.shape[0] - center_y))
     corner = math.atan(math.hypot(x, y) * detector.pixel_size_m / condition.camera_length_m)
     # Turned blocks and tilted light leave a reflection up to two reaches off its own angle.
-    spread = 2.0 * _REACH_SIGMA * math.hypot(sample.mosaic_sigma_rad, condition.beam.divergence_rad)
+    spread = 2.0 * REACH_SIGMA * math.hypot(sample.mosaic_sigma_rad, condition.beam.divergence_rad)
     shortest = condition.wavelength_angstrom * condition.beam.spectrum.edges[0]
-    strained = 1.01 * (1.0 + _REACH_SIGMA * sample.strain)
-    return strained * 2.0 * math.sin(min(corner + spread, _LARGEST_TWO_THETA_RAD) / 2.0) / shortest
+    strained = 1.01 * (1.0 + REACH_SIGMA * sample.strain)
+    return strained * 2.0 * math.sin(min(corner + spread, LARGEST_TWO_THETA_RAD) / 2.0) / shortest
 
 
 def _near_bragg_py(  # type: ignore[no-untyped-def]
@@ -417,12 +417,12 @@ def _near_bragg_py(  # type: ignore[no-untyped-def]
     return near, q_vectors, sines
 
 
-_LARGEST_THETA_RAD = 0.78  # a streak ends before 2 theta = 90 degrees, where it never meets the panel
+LARGEST_THETA_RAD = 0.78  # a streak ends before 2 theta = 90 degrees, where it never meets the panel
 _MOST_PIECES = 400
 _MOST_NODES = 41
 _LEAST_SHARE = 1e-5  # pieces of a streak with less of its photons are left out
 # Weaker spots show no shape: half the pieces do, and then a quarter.
-_WEAK_SPOT_PHOTONS, _FAINT_SPOT_PHOTONS = 1.0, 0.01
+WEAK_SPOT_PHOTONS, _FAINT_SPOT_PHOTONS = 1.0, 0.01
 
 
 def _normal_share_py(low, high, mean, sigma):  # type: ignore[no-untyped-def]
@@ -452,7 +452,7 @@ def _streak_kernels_py(  # type: ignore[no-untyped-def]
         mean, sigma = theta_mean[s], theta_sigma[s]
         lowest = math.asin(min(edges[0] / (2.0 * d[s]), 1.0))
         highest = math.asin(min(edges[bins] / (2.0 * d[s]), 1.0))
-        low, high = max(lowest, mean - reach * sigma), min(highest, mean + reach * sigma, _LARGEST_THETA_RAD)
+        low, high = max(lowest, mean - reach * sigma), min(highest, mean + reach * sigma, LARGEST_THETA_RAD)
 
         # What the angle leaves open, split into a round blur and what one direction has more of than the other.
         exit_angle = max(2.0 * mean, 0.0)
@@ -468,7 +468,7 @@ def _streak_kernels_py(  # type: ignore[no-untyped-def]
             excess = 0.0
         kernel = math.sqrt(round2)
         spacing = max(1.5 * kernel, 0.5)  # Gaussians 1.5 sigma apart ripple by 3e-4
-        if photons[s] < _WEAK_SPOT_PHOTONS:
+        if photons[s] < WEAK_SPOT_PHOTONS:
             spacing *= 2.0
         if photons[s] < _FAINT_SPOT_PHOTONS:
             spacing *= 2.0

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from sim_replay.beam import FWHM_PER_SIGMA, Spectrum
 from sim_replay.crystal import Crystal, reciprocal_basis
 from sim_replay.detector import Condition, Detector, beam_center_px
-from sim_replay.diffraction import SIZE_SIGMA_TIMES_LENGTH, Sample
+from sim_replay.diffraction import LARGEST_TWO_THETA_RAD, SIZE_SIGMA_TIMES_LENGTH, Sample
 from sim_replay.salts import ICE_IH, SALTS, salt_crystal, small_crystal
 from sim_replay.scatter import CLASSICAL_ELECTRON_RADIUS_M, Q_INV_ANGSTROM, Q_STEP_INV_ANGSTROM
 from sim_replay.wilson import form_factor
@@ -460,7 +460,6 @@ def _frozen(lines: Lines) -> Lines:
 
 _GRAIN_MOSAIC_SIGMA_RAD = math.radians(0.2) / FWHM_PER_SIGMA
 _SPECTRUM_PIECES = 32
-_LARGEST_TWO_THETA_RAD = math.radians(85.0)
 
 
 def _theta(lines: Lines, wavelength_angstrom: float) -> NDArray[np.float64]:
@@ -513,7 +512,7 @@ def _draw_grains(
 ) -> NDArray[np.float64]:
     """Grain spots that touch the panel, (n, 4): fs, ss, photons, sigma_px."""
     beam, lines = condition.beam, film.lines
-    within = _theta(lines, condition.wavelength_angstrom) * 2.0 < _LARGEST_TWO_THETA_RAD
+    within = _theta(lines, condition.wavelength_angstrom) * 2.0 < LARGEST_TWO_THETA_RAD
     line = np.repeat(np.arange(len(spotty)), rng.poisson(np.where(within, mean_grains, 0.0)))
     if len(line) == 0:
         return np.empty((0, 4))
@@ -534,7 +533,7 @@ def _draw_grains(
 
     distance_px = condition.camera_length_m / detector.pixel_size_m
     center_x, center_y = beam_center_px(condition, detector)
-    radius = distance_px * np.tan(np.clip(out, 0.0, _LARGEST_TWO_THETA_RAD))
+    radius = distance_px * np.tan(np.clip(out, 0.0, LARGEST_TWO_THETA_RAD))
     fs, ss = center_x - 0.5 + radius * u, center_y - 0.5 + radius * v
     grain_m = _lit_grain_m(film, condition)
     blur = np.hypot(
@@ -543,7 +542,7 @@ def _draw_grains(
     sigma = np.hypot(distance_px / np.cos(out) * blur, detector.point_spread_px)
     margin = 5.0 * sigma
     near = (fs > -margin) & (fs < detector.shape[1] + margin) & (ss > -margin) & (ss < detector.shape[0] + margin)
-    near &= (out > 0.0) & (out < _LARGEST_TWO_THETA_RAD)
+    near &= (out > 0.0) & (out < LARGEST_TWO_THETA_RAD)
     return np.stack([fs, ss, photons, sigma], axis=1)[near]
 
 
