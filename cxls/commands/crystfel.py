@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cxls.commands.simulate import refusals, simulation_progress
+from cxls.commands.simulate import refusals
+from cxls.progress import interruptible_progress
 from cxls.scene import scene_of
 from cxls.settings import (
     BadSettings,
@@ -63,9 +64,9 @@ def import_(resolved: Resolved[CrystfelImportSettings], out: Path, sources: tupl
     _refuse_unprintable(out, *sources)
     with refusals():
         scene = scene_of(settings)
-        with simulation_progress("reading") as after_pattern:
+        with interruptible_progress("reading", "patterns") as after_pattern:
             patterns = collect_patterns(read_patterns(sources, scene.detector), after_pattern)
-        with simulation_progress("importing") as after_frame:
+        with interruptible_progress("importing", "frames") as after_frame:
             master = import_series(
                 out,
                 patterns,

@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cxls.cli import Failed, Interrupted, stop_on_signals
+from cxls.cli import Failed
+from cxls.progress import interruptible_progress
 from cxls.settings import (
     BadSettings,
     DataCheckSettings,
@@ -32,7 +31,6 @@ from streamer.files import BadInput
 from training.dataset.check import check_source
 from training.dataset.counts import Count, count_series, count_tree
 from training.dataset.export import export_tree as write_tree_of_series
-from training.dataset.images import AfterImage
 from training.dataset.make_tree import TreeRecipe
 from training.dataset.make_tree import make_tree as simulate_tree
 from training.dataset.overlay import OverlayRecipe, label_tree, overlay_tree
@@ -52,7 +50,7 @@ def check(resolved: Resolved[DataCheckSettings], paths: Sequence[str]) -> None:
     """Print every problem of every source; exit 1 when there is one."""
     sources, datasets = _sources(paths), _datasets(resolved.settings)
     problems: list[Problem] = []
-    with _progress("checking") as after_image:
+    with interruptible_progress("checking", "images") as after_image:
         for source in sources:
             problems += check_source(source, datasets, after_image)
     for problem in problems:
@@ -101,7 +99,7 @@ def label(resolved: Resolved[DataLabelSettings], paths: Sequence[str]) -> None:
     settings, datasets = resolved.settings, _datasets(resolved.settings)
     options = (settings.kind, settings.label_threshold, settings.min_distance)
     for source in _sources(paths):
-        with _refusals(), _progress("labelling") as after_image:
+        with _refusals(), interruptible_progress("labelling", "images") as after_image:
             if isinstance(source, Tree):
                 written = label_tree(source, *options, datasets=datasets, force=settings.force, after_image=after_image)
                 text = f"{source.images / 'labels'}: {_plural(written, 'label')} ({settings.kind})"
@@ -126,7 +124,7 @@ def overlay(resolved: Resolved[DataOverlaySettings], tree: Path) -> None:
     found = find_tree(tree)
     if found is None:
         raise BadInput(f"{tree}: no tree; its peak images are images/peaks/NN/img_6keV_clen01_00001.h5 and so on")
-    with _refusals(), _progress("overlaying") as after_image:
+    with _refusals(), interruptible_progress("overlaying", "images") as after_image:
         overlays, empties = overlay_tree(
             found,
             recipe,
@@ -152,7 +150,7 @@ def make_tree(resolved: Resolved[DataMakeTreeSettings], out: Path) -> None:
         shape=(rows, columns),
         hkl_path=settings.hkl,
     )
-    with _refusals(), _progress("simulating") as after_image:
+    with _refusals(), interruptible_progress("simulating", "images") as after_image:
         try:
             tree = simulate_tree(
                 out, recipe, datasets=_datasets(settings), force=settings.force, after_image=after_image
@@ -174,7 +172,7 @@ def split(resolved: Resolved[DataSplitSettings], paths: Sequence[str]) -> None:
         "validation": settings.validation,
         "test": settings.test,
     }
-    with _refusals(), _progress("reading") as after_image:
+    with _refusals(), interruptible_progress("reading", "images") as after_image:
         inputs = read_inputs(find_sources(paths), datasets, after_image)
         made = make_split(inputs.items, fractions, settings.seed)
         write_split(settings.out, made, inputs, fractions, settings.seed, datasets)
@@ -186,7 +184,7 @@ def export_tree(resolved: Resolved[DataExportTreeSettings], series: Sequence[str
     """Write series with truth as a tree."""
     settings = resolved.settings
     masters = [source for source in _sources(series) if isinstance(source, Path)]
-    with _refusals(), _progress("exporting") as after_image:
+    with _refusals(), interruptible_progress("exporting", "images") as after_image:
         tree, frames = write_tree_of_series(
             masters, out, datasets=_datasets(settings), force=settings.force, after_image=after_image
         )
@@ -259,20 +257,3 @@ def _refusals() -> Iterator[None]:
         raise BadSettings(f"{error.filename}: {(error.strerror or str(error)).lower()}") from None
     except OSError as error:  # a full disk
         raise Failed(f"cannot go on: {error}") from None
-
-
-@contextmanager
-def _progress(text: str) -> Iterator[AfterImage]:
-    """A bar on a terminal's stderr. A signal ends the work between two images, so no file is left half written."""
-    interrupted = stop_on_signals()
-    console = Console(stderr=True)
-    columns: list[Any] = [TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(text, total=None)
-
-        def after_image(done: int, total: int) -> None:
-            progress.update(task, total=total, completed=done)
-            if interrupted:
-                raise Interrupted(interrupted[0])
-
-        yield after_image

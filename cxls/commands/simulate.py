@@ -1,14 +1,13 @@
 """``cxls simulate``: a series with its truth."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cxls.cli import Failed, Interrupted, stop_on_signals
+from cxls.cli import Failed
+from cxls.progress import interruptible_progress
 from cxls.scene import scene_of
 from cxls.settings import BadSettings, Resolved, SimulateSettings, SimulationOptions
 from sim_replay.simulation import Plan, simulate_series
@@ -43,7 +42,7 @@ def write(
     overwrite: bool = False,
 ) -> Path:
     """Simulate with a progress bar; returns the master's path. A signal leaves no file behind."""
-    with refusals(), simulation_progress("simulating") as after_frame:
+    with refusals(), interruptible_progress("simulating", "frames") as after_frame:
         plan = Plan(frames, options.seed, shard, workers, overwrite=overwrite)
         return simulate_series(out, scene_of(options), plan, after_frame)
 
@@ -62,21 +61,3 @@ def refusals() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise Failed(f"{where}{error.strerror or error}; nothing was written") from None
-
-
-@contextmanager
-def simulation_progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar over frames, as a function of (done, total) that raises ``Interrupted`` after a signal."""
-    interrupted = stop_on_signals()
-    console = Console(stderr=True)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=None)
-
-        def after_frame(done: int, total: int) -> None:
-            progress.update(task, total=total, completed=done)
-            # Between frames: an exception thrown inside HDF5's callbacks would be swallowed there.
-            if interrupted:
-                raise Interrupted(interrupted[0])
-
-        yield after_frame
