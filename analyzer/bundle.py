@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from analyzer.networks import NETWORKS, build
+from analyzer.architectures import build, names
 
 CARD = "bundle.json"
 FORMAT = 1
@@ -110,8 +110,8 @@ def _load(folder: Path, card: ModelCard, device: torch.device | str) -> nn.Modul
     digest = hashlib.sha256(data).hexdigest()
     if digest != card.sha256:
         raise BadBundle(f"{path}: SHA-256 {digest[:12]}…, the card says {card.sha256[:12]}…; get the bundle again")
-    if card.network not in NETWORKS:
-        raise BadBundle(f"{folder / CARD}: network {card.network!r} is not known; known: {', '.join(NETWORKS)}")
+    if card.network not in names():
+        raise BadBundle(f"{folder / CARD}: network {card.network!r} is not known; known: {', '.join(names())}")
     try:
         network = build(card.network, card.settings)
         network.load_state_dict(load(data))

@@ -1,11 +1,8 @@
-"""The networks of the cascade, and the registry a bundle names them from.
+"""The networks of the cascade.
 
 Both see what ``reduction`` leaves of a frame, never raw counts, so neither depends on the
 size of the frame, the flux or the water.
 """
-
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -124,15 +121,3 @@ def profile_features(profiles: Tensor) -> Tensor:
     relative = torch.log((photons + 0.5) / (expected + 0.5)) * present
     weight = torch.log1p(photons) * 0.2 * present
     return torch.cat([relative, weight, present, torch.log1p(total) * 0.1], 1)
-
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "hit-significance-map": HitNetwork,
-    "parameters-radial-profile": ParameterNetwork,
-}
-"""Architectures a bundle's card may name, by name."""
-
-
-def build(name: str, settings: dict[str, Any]) -> nn.Module:
-    """A network from the registry. Raises ``KeyError`` for an unknown name."""
-    return NETWORKS[name](**settings)

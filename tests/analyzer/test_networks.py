@@ -6,13 +6,11 @@ import torch
 
 from analyzer.geometry import AZIMUTH_CLASSES, Geometry, bin_map
 from analyzer.networks import (
-    NETWORKS,
     PROFILE_BIN_M,
     PROFILE_BINS,
     PROFILE_FEATURES,
     HitNetwork,
     ParameterNetwork,
-    build,
     coarse_profile,
     profile_features,
     profile_index,
@@ -33,23 +31,6 @@ def test_the_hit_network_judges_maps_of_any_size(size: tuple[int, int]) -> None:
 def test_the_hit_network_stays_finite_on_the_strongest_significance() -> None:
     with torch.inference_mode():
         assert torch.isfinite(HitNetwork()(torch.full((1, 3, 8, 8), 1e12))).all()
-
-
-def test_a_registry_name_builds_its_network() -> None:
-    assert {name: type(build(name, {})) for name in NETWORKS} == {
-        "hit-significance-map": HitNetwork,
-        "parameters-radial-profile": ParameterNetwork,
-    }
-
-
-def test_a_setting_of_the_card_reaches_the_network() -> None:
-    small, large = (build("hit-significance-map", {"channels": n}) for n in (4, 8))
-    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in large.parameters())
-
-
-def test_an_unknown_network_is_a_key_error() -> None:
-    with pytest.raises(KeyError):
-        build("os.system", {})
 
 
 @pytest.mark.parametrize("photons", [0.0, 1e-3, 1.0, 1e9, 1e30])

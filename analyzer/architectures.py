@@ -1,0 +1,61 @@
+"""The registry of networks: what a bundle's card, a recipe or a command may name.
+
+The analyser's own networks stand here; those of ``training`` (the 2024 paper's) and of other
+packages come by the entry point group ``cxls.networks``, whose names are the networks' and whose
+objects are ``Architecture``. A network that is named and not installed is refused by name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import nn
+
+from analyzer.networks import HitNetwork, ParameterNetwork
+
+GROUP = "cxls.networks"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """How to build a network and what it takes.
+
+    inputs: names of the sample's fields that ``forward`` takes, in its order: ``image`` (B, 1, ss, fs) float32
+    counts with invalid pixels 0, ``map`` and ``profile`` as the reduction leaves them, or fields of a package's own.
+    sized: the network is tied to one frame size and ``build`` takes it as ``shape=(ss, fs)``.
+    source: where the layers are published.
+    """
+
+    build: Callable[..., nn.Module]
+    inputs: tuple[str, ...]
+    sized: bool = False
+    source: str = ""
+
+
+OWN: dict[str, Architecture] = {
+    "hit-significance-map": Architecture(build=HitNetwork, inputs=("map",)),
+    "parameters-radial-profile": Architecture(build=ParameterNetwork, inputs=("profile",)),
+}
+
+
+def names() -> list[str]:
+    """Every network that can be named here, sorted."""
+    return sorted({*OWN, *(point.name for point in entry_points(group=GROUP))})
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of a name. Raises ``KeyError`` for an unknown one, ``TypeError`` for a broken plugin."""
+    if name in OWN:
+        return OWN[name]
+    for point in entry_points(group=GROUP, name=name):
+        found = point.load()
+        if not isinstance(found, Architecture):
+            raise TypeError(f"entry point {GROUP}:{name} of {point.value} is no Architecture")
+        return found
+    raise KeyError(name)
+
+
+def build(name: str, settings: dict[str, Any]) -> nn.Module:
+    """A network from the registry. Raises as ``architecture``, ``TypeError`` for settings it does not have."""
+    return architecture(name).build(**settings)

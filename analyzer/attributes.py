@@ -1,0 +1,191 @@
+"""Attributes: what is asked of a frame, as declarations that drive training, evaluation and the cascade.
+
+An attribute says which truth it learns, how a value becomes a target (the mapping to classes, where it has
+classes), which network learns it with which loss and optimiser, and how the network's output becomes a decision.
+Other packages add theirs by the entry point group ``cxls.attributes``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+GROUP = "cxls.attributes"
+
+Loss = Literal["bce", "cross-entropy", "focal", "mse", "gaussian-nll"]
+Optimiser = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["plateau", "one-cycle", "constant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a network is trained unless told otherwise.
+
+    pos_weight: weight of positives in the loss: a number, or "counts" for the negatives over the positives of
+    the training set. plateau_*: factor, epochs of patience and relative threshold of ReduceLROnPlateau.
+    patience: epochs without a better validation loss before training stops early, None for never.
+    mixed_precision acts on CUDA only.
+    """
+
+    loss: Loss
+    optimiser: Optimiser
+    learning_rate: float
+    epochs: int
+    batch: int
+    schedule: Schedule = "plateau"
+    weight_decay: float = 0.0
+    pos_weight: float | Literal["counts"] = 1.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    plateau_factor: float = 0.1
+    plateau_patience: int = 3
+    plateau_threshold: float = 0.1
+    patience: int | None = None
+    clip_norm: float | None = None
+    mixed_precision: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decided:
+    """Decisions of a batch: ``value`` in the attribute's unit (or bool), ``probability`` of it where there is one."""
+
+    value: npt.NDArray[np.generic]
+    probability: npt.NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribute:
+    """One thing asked of a frame.
+
+    name: what commands and cards call it. field: the sample's field that holds the truth. unit: of its values.
+    values: what each class stands for, in the order of the network's outputs; empty where there are no classes.
+    network: the default architecture. target: truth (B, ...) to the loss's target. decide: outputs to decisions.
+    """
+
+    name: str
+    field: str
+    network: str
+    recipe: Recipe
+    target: Callable[[npt.NDArray[np.generic]], Tensor]
+    decide: Callable[[Tensor], Decided]
+    values: tuple[float, ...] = ()
+    unit: str = ""
+
+
+def binary_target(truth: npt.NDArray[np.generic]) -> Tensor:
+    """Truth (B,) bool to (B,) float32."""
+    return torch.from_numpy(np.asarray(truth, np.float32))
+
+
+def decide_binary(logits: Tensor) -> Decided:
+    """Logits (B,) to yes where the probability is above a half, as the paper decides."""
+    probability = torch.sigmoid(logits.detach().double()).reshape(-1).cpu().numpy()
+    return Decided(probability > 0.5, probability)
+
+
+def class_target(values: tuple[float, ...]) -> Callable[[npt.NDArray[np.generic]], Tensor]:
+    """Mapping of truth (B,) to the index of its class (B,) int64; a value that is no class is refused.
+
+    A value belongs to a class when it is within a thousandth of it: files hold 0.15 in single precision too.
+    """
+    classes = np.array(values)
+
+    def target(truth: npt.NDArray[np.generic]) -> Tensor:
+        given = np.asarray(truth, np.float64).reshape(-1)
+        distance = np.abs(given[:, None] - classes)
+        nearest = distance.argmin(1)
+        strange = ~(distance[np.arange(len(given)), nearest] <= 1e-3 * np.abs(classes[nearest]))
+        if strange.any():
+            known = ", ".join(f"{value:g}" for value in values)
+            raise ValueError(f"{given[strange][0]:g} is none of the classes {known}")
+        return torch.from_numpy(nearest)
+
+    return target
+
+
+def decide_class(values: tuple[float, ...]) -> Callable[[Tensor], Decided]:
+    """Outputs (B, classes) to the value of the likeliest class."""
+    classes = np.array(values)
+
+    def decide(outputs: Tensor) -> Decided:
+        probability = torch.softmax(outputs.detach().double(), 1).cpu().numpy()
+        best = probability.argmax(1)
+        return Decided(classes[best], probability[np.arange(len(best)), best])
+
+    return decide
+
+
+PAPER_ENERGIES_EV = (6000.0, 7000.0, 8000.0)
+PAPER_CAMERA_LENGTHS_M = (0.15, 0.25, 0.35)
+
+
+def _heat_target(truth: npt.NDArray[np.generic]) -> Tensor:
+    return torch.from_numpy(np.asarray(truth, np.float32))
+
+
+def _decide_heat(logits: Tensor) -> Decided:
+    probability = torch.sigmoid(logits.detach().double()).cpu().numpy()
+    return Decided(probability > 0.5, probability)
+
+
+# The paper's four, with the hyper-parameters of its code.
+PEAK = Attribute(
+    name="peak",
+    field="hit",
+    network="paper-binary-cnn",
+    recipe=Recipe(loss="bce", optimiser="adam", learning_rate=1e-4, epochs=30, batch=10, pos_weight="counts"),
+    target=binary_target,
+    decide=decide_binary,
+)
+PHOTON_ENERGY = Attribute(
+    name="energy",
+    field="photon_energy_eV",
+    network="paper-linear",
+    recipe=Recipe(loss="cross-entropy", optimiser="sgd", learning_rate=1e-6, epochs=5, batch=10),
+    target=class_target(PAPER_ENERGIES_EV),
+    decide=decide_class(PAPER_ENERGIES_EV),
+    values=PAPER_ENERGIES_EV,
+    unit="eV",
+)
+CAMERA_LENGTH = Attribute(
+    name="camera-length",
+    field="camera_length_m",
+    network="paper-linear",
+    recipe=Recipe(loss="cross-entropy", optimiser="sgd", learning_rate=1e-5, epochs=5, batch=10),
+    target=class_target(PAPER_CAMERA_LENGTHS_M),
+    decide=decide_class(PAPER_CAMERA_LENGTHS_M),
+    values=PAPER_CAMERA_LENGTHS_M,
+    unit="m",
+)
+PEAK_LOCATION = Attribute(
+    name="peaks",
+    field="peak_map",
+    network="paper-heatmap-cnn",
+    recipe=Recipe(loss="focal", optimiser="adam", learning_rate=1e-5, epochs=15, batch=1),
+    target=_heat_target,
+    decide=_decide_heat,
+)
+
+OWN = {each.name: each for each in (PEAK, PHOTON_ENERGY, CAMERA_LENGTH, PEAK_LOCATION)}
+
+
+def names() -> list[str]:
+    """Every attribute that can be named here, sorted."""
+    return sorted({*OWN, *(point.name for point in entry_points(group=GROUP))})
+
+
+def attribute(name: str) -> Attribute:
+    """The attribute of a name. Raises ``KeyError`` for an unknown one, ``TypeError`` for a broken plugin."""
+    if name in OWN:
+        return OWN[name]
+    for point in entry_points(group=GROUP, name=name):
+        found = point.load()
+        if not isinstance(found, Attribute):
+            raise TypeError(f"entry point {GROUP}:{name} of {point.value} is no Attribute")
+        return found
+    raise KeyError(name)

@@ -1,0 +1,23 @@
+"""Networks are found by name, and nothing else is run."""
+
+import pytest
+
+from analyzer.architectures import OWN, build
+from analyzer.networks import HitNetwork, ParameterNetwork
+
+
+def test_a_registry_name_builds_its_network() -> None:
+    assert {name: type(build(name, {})) for name in OWN} == {
+        "hit-significance-map": HitNetwork,
+        "parameters-radial-profile": ParameterNetwork,
+    }
+
+
+def test_a_setting_of_the_card_reaches_the_network() -> None:
+    small, large = (build("hit-significance-map", {"channels": n}) for n in (4, 8))
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in large.parameters())
+
+
+def test_an_unknown_network_is_a_key_error() -> None:
+    with pytest.raises(KeyError):
+        build("os.system", {})
