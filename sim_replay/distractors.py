@@ -91,13 +91,17 @@ def main_class(kinds: Kind) -> str:
     return "ring" if kinds & (Kind.ICE | Kind.LIPID | Kind.POLYMER) else "water"
 
 
+MOST_SALT_CRYSTALS = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Distractors:
     """The chance, from 0 to 1, that a frame has each kind of distractor, independent of each other.
 
     no_beam leaves no photons, so that nothing else is in such a frame. ring_strength multiplies the thickness of what
     makes rings. salts names the salts of `sim_replay.salts` that are in the buffer, one of which a frame with salt
-    has; salt_size_m is the smallest and largest crystallite. Raises ValueError naming what makes no sense.
+    has; salt_size_m is the smallest and largest crystallite, salt_crystals the fewest and the most of them. Raises
+    ValueError naming what makes no sense.
     """
 
     salt: float = 0.0
@@ -108,6 +112,7 @@ class Distractors:
     ring_strength: float = 1.0
     salts: tuple[str, ...] = tuple(SALTS)
     salt_size_m: tuple[float, float] = (1e-6, 20e-6)
+    salt_crystals: tuple[int, int] = (1, 3)
 
     def __post_init__(self) -> None:
         for name in ("salt", "ice_ring", "lipid_ring", "polymer_ring", "no_beam"):
@@ -121,6 +126,13 @@ class Distractors:
             raise ValueError(f"{what}; known are {', '.join(SALTS)}")
         if len(self.salt_size_m) != 2 or not 1e-8 <= self.salt_size_m[0] <= self.salt_size_m[1] <= 1e-3:
             raise ValueError(f"salt_size_m is {self.salt_size_m}; give the smallest and the largest, 1e-8 to 1e-3 m")
+        if (
+            len(self.salt_crystals) != 2
+            or not 1 <= self.salt_crystals[0] <= self.salt_crystals[1] <= MOST_SALT_CRYSTALS
+        ):
+            raise ValueError(
+                f"salt_crystals is {self.salt_crystals}; give the fewest and the most, 1 to {MOST_SALT_CRYSTALS}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +299,7 @@ def _draw_salts(settings: Distractors, rng: np.random.Generator) -> tuple[Sample
             mosaicity_deg=_log_uniform(rng, 0.3, 3.0),
             strain=_log_uniform(rng, 1e-4, 3e-3),
         )
-        for _ in range(int(rng.integers(1, 4)))
+        for _ in range(int(rng.integers(settings.salt_crystals[0], settings.salt_crystals[1] + 1)))
     )
 
 
