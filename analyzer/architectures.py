@@ -6,13 +6,13 @@ objects are ``Architecture``. A network that is named and not installed is refus
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
 from torch import nn
 
-from analyzer.networks import HitNetwork, ParameterNetwork
+from analyzer.networks import HitNetwork, MapHitNetwork, ParameterNetwork
 
 GROUP = "cxls.networks"
 
@@ -22,19 +22,27 @@ class Architecture:
     """How to build a network and what it takes.
 
     inputs: names of the sample's fields that ``forward`` takes, in its order: ``image`` (B, 1, ss, fs) float32
-    counts with invalid pixels 0, ``map`` and ``profile`` as the reduction leaves them, or fields of a package's own.
+    counts with invalid pixels 0; ``map``, ``zones``, ``header`` and ``profile`` as the reduction leaves them; or
+    fields of a package's own.
+    shapes: of one sample of the fields of a package's own, without the batch; what the layers' table is made with.
     sized: the network is tied to one frame size and ``build`` takes it as ``shape=(ss, fs)``.
+    classes: ``build`` takes the number of outputs as ``classes=N``.
+    start_only: settings that say where a fresh network starts from; a saved model has weights and keeps none of them.
     source: where the layers are published.
     """
 
     build: Callable[..., nn.Module]
     inputs: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sized: bool = False
+    classes: bool = False
+    start_only: tuple[str, ...] = ()
     source: str = ""
 
 
 OWN: dict[str, Architecture] = {
-    "hit-significance-map": Architecture(build=HitNetwork, inputs=("map",)),
+    "hit-significance-map": Architecture(build=MapHitNetwork, inputs=("significance",)),
+    "hit-map-and-zones": Architecture(build=HitNetwork, inputs=("map", "zones", "header")),
     "parameters-radial-profile": Architecture(build=ParameterNetwork, inputs=("profile",)),
 }
 
@@ -49,7 +57,10 @@ def architecture(name: str) -> Architecture:
     if name in OWN:
         return OWN[name]
     for point in entry_points(group=GROUP, name=name):
-        found = point.load()
+        try:
+            found = point.load()
+        except Exception as error:  # whatever a foreign package does when it is imported
+            raise TypeError(f"entry point {GROUP}:{name} of {point.value} cannot be loaded: {error}") from error
         if not isinstance(found, Architecture):
             raise TypeError(f"entry point {GROUP}:{name} of {point.value} is no Architecture")
         return found

@@ -1,4 +1,4 @@
-"""``cxls models``: bundles at hand and their cards."""
+"""``cxls models list`` and ``show``: bundles and single models at hand, and their cards."""
 
 from pathlib import Path
 from typing import Any
@@ -7,20 +7,42 @@ import click
 import msgspec
 from torch import nn
 
-from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from analyzer.architectures import names
+from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, Bundle, load_bundle
+from analyzer.single_model import CARD as MODEL_CARD
+from analyzer.single_model import load_model
+from cxls.commands import networks
 from training.make_bundle import table
 
 
-def list_bundles() -> None:
-    """The bundles that come with the program, one a line."""
+def list_models() -> None:
+    """The bundles that come with the program, then every network that can be named, one a line."""
+    click.echo("bundles")
     for folder in sorted(path.parent for path in DEFAULT_BUNDLE.parent.glob("*/bundle.json")):
         bundle = load_bundle(folder)
-        click.echo(f"{bundle.label:<28} {bundle.card.description}  ({folder})")
+        click.echo(f"  {bundle.label:<28} {bundle.card.description}  ({folder})")
+    networks.list_networks()
 
 
-def show_bundle(folder: Path | None, markdown: bool) -> None:
-    """A bundle's card as JSON, or as the page that ``docs/models.md`` is."""
-    bundle = load_bundle(folder or DEFAULT_BUNDLE)
+def show(what: str | None, markdown: bool, as_json: bool, shape: tuple[int, int] | None, settings: list[str]) -> None:
+    """A bundle's or model's card, or the table of a network's layers. Raises ``BadBundle`` for what is neither."""
+    folder = DEFAULT_BUNDLE if what is None else Path(what)
+    if what in names() and not folder.is_dir():
+        networks.show_network(what, shape, settings, as_json)
+    elif shape is not None or settings:
+        raise BadBundle(f"{folder}: --shape and --set are for networks; `cxls models list` names them")
+    elif (folder / MODEL_CARD).is_file():
+        click.echo(msgspec.json.format(msgspec.json.encode(load_model(folder).card), indent=2))
+    elif (folder / CARD).is_file():
+        _show_bundle(folder, markdown)
+    else:
+        raise BadBundle(
+            f"{what}: neither a network (`cxls models list` names them) nor a folder with {CARD} or {MODEL_CARD}"
+        )
+
+
+def _show_bundle(folder: Path, markdown: bool) -> None:
+    bundle = load_bundle(folder)
     if markdown:
         click.echo(model_page(bundle), nl=False)
     else:
