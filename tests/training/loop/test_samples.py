@@ -1,0 +1,270 @@
+"""Sources on disk, made on the fly and in memory; how they are cut, joined and split."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from streamer.files import BadInput
+from tests.training.dataset.builders import SHAPE, build_series, build_tree, good_truth, rotation
+from training.dataset.sources import find_sources
+from training.dataset.split import make_split, read_inputs, write_split
+from training.dataset.tree import Tree
+from training.loop.arrays import ArraySource
+from training.loop.disk import SeriesSource, TreeSource
+from training.loop.frames import Framing, parse_size
+from training.loop.opening import shared_sides, simulated_sides, split_sides
+from training.loop.order import batches
+from training.loop.samples import Joined, Part, linked, require_fields, split_by_group
+from training.loop.simulated import SimulatedSource, Simulation
+
+ALL = ("image", "hit", "photon_energy_eV", "camera_length_m", "peak_map")
+
+
+def test_a_tree_gives_its_overlays_labels_and_attributes(tmp_path: Path) -> None:
+    source = TreeSource(Tree(build_tree(tmp_path, datasets=(2, 6), hits=2, empties=1)))
+    assert len(source) == 6
+    batch = source.batch(np.array([5, 0]), [*ALL, "clean_image"])
+    assert batch["image"].shape == (2, 1, *SHAPE)
+    assert batch["hit"].tolist() == [False, True] or batch["hit"].tolist() == [True, False]
+    empty = batch["hit"].tolist().index(False)
+    assert batch["clean_image"][empty].sum() == 0
+    assert batch["peak_map"][1 - empty].sum() == 4
+    assert batch["photon_energy_eV"].tolist() == [8000.0, 7000.0]
+    assert batch["camera_length_m"].tolist() == [0.25, 0.15]
+
+
+@pytest.mark.parametrize("value", [None, "yes"])
+@pytest.mark.parametrize(
+    ("attribute", "field"), [("peak", "hit"), ("clen", "camera_length_m"), ("photon_energy", "photon_energy_eV")]
+)
+def test_a_tree_whose_file_lacks_an_attribute_is_refused_by_file_and_attribute(
+    tmp_path: Path, attribute: str, field: str, value: str | None
+) -> None:
+    images = build_tree(tmp_path, hits=3, empties=1)
+    name = "peaks_water_overlay/01/overlay_img_6keV_clen01_00002.h5"
+    with h5py.File(images / name, "r+") as file:
+        del file.attrs[attribute]
+        if value is not None:
+            file.attrs[attribute] = value
+    source = TreeSource(Tree(images))
+    with pytest.raises(BadInput, match=f"{name}: no attribute '{attribute}', which would be its {field}; task needs"):
+        require_fields(source, ["image", field], "task")
+    require_fields(source, {"image", "hit", "camera_length_m", "photon_energy_eV"} - {field}, "task")
+
+
+def test_a_tree_without_a_label_is_refused_by_its_file_and_only_where_labels_are_needed(tmp_path: Path) -> None:
+    images = build_tree(tmp_path)
+    (images / "labels/01/label_img_6keV_clen01_00002.h5").unlink()
+    source = TreeSource(Tree(images))
+    require_fields(source, ["image", "hit"], "hits")
+    with pytest.raises(BadInput, match=r"label_img_6keV_clen01_00002.h5: no such file, which would be its peak_map"):
+        require_fields(source, ["peak_map"], "peaks")
+
+
+def test_a_series_gives_frames_without_invalid_pixels_and_true_spots(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).poisson(2.0, (4, *SHAPE)).astype("u2")
+    pixels[1, 3, 4] = 65535
+    source = SeriesSource(build_series(tmp_path, pixels=pixels))
+    batch = source.batch(np.array([1, 0]), ALL)
+    expected = pixels[[1, 0]].astype(np.float32)
+    expected[:, :, 10] = 0
+    expected[0, 3, 4] = 0
+    assert np.array_equal(batch["image"][:, 0], expected)
+    assert batch["hit"].tolist() == [False, True]
+    assert np.argwhere(batch["peak_map"][1, 0]).tolist() == [[4, 5], [15, 21]]
+    assert not batch["peak_map"][0].any()
+    assert batch["camera_length_m"].tolist() == [0.15, 0.15]
+    assert source.batch(np.array([2]), ["bragg_photons"])["bragg_photons"].tolist() == [100.0]
+
+
+def test_a_series_without_truth_knows_its_header_and_no_hits(tmp_path: Path) -> None:
+    source = SeriesSource(build_series(tmp_path, truth={}))
+    assert {"image", "camera_length_m", "photon_energy_eV"} <= source.fields
+    with pytest.raises(BadInput, match=r"run_master.h5: no hit in /entry/truth"):
+        require_fields(source, ["hit"], "attribute 'peak'")
+
+
+def test_a_frame_that_is_damaged_is_named(tmp_path: Path) -> None:
+    master = build_series(tmp_path, per_file=4)
+    data = tmp_path / "run_data_000001.h5"
+    with h5py.File(data) as file:
+        where = file["entry/data/data"].id.get_chunk_info(2).byte_offset
+    raw = bytearray(data.read_bytes())
+    raw[where : where + 30] = b"\xff" * 30
+    data.write_bytes(raw)
+    source = SeriesSource(master)
+    source.batch(np.array([0, 1, 3]), ["image"])
+    with pytest.raises(BadInput, match=r"run_master.h5: image 2 cannot be read"):
+        source.batch(np.array([1, 2]), ["image"])
+
+
+def test_truth_that_is_unfit_is_refused(tmp_path: Path) -> None:
+    master = build_series(tmp_path, truth=good_truth() | {"hit": np.array([True, False])})
+    with pytest.raises(BadInput, match="hit"):
+        SeriesSource(master)
+
+
+def test_frames_are_cut_about_the_middle_padded_and_binned() -> None:
+    image = np.arange(35.0).reshape(5, 7)
+    assert np.array_equal(Framing((3, 3)).image(image)[0], image[1:4, 2:5])
+    padded = Framing((7, 9)).image(image)[0]
+    assert np.array_equal(padded[1:6, 1:8], image)
+    assert padded.sum() == image.sum()
+    assert np.array_equal(Framing((2, 9)).image(image)[0, :, 1:8], image[1:3])
+    binned = Framing(None, 2).image(image)[0]
+    assert binned.shape == (2, 3)
+    assert binned[0, 0] == image[:2, :2].sum()
+    valid = np.ones((5, 7), bool)
+    valid[0, 0] = False
+    assert Framing().image(image + 1, valid)[0, 0, 0] == 0
+    marks = np.zeros((5, 7), bool)
+    marks[1, 1] = marks[0, 1] = True
+    assert Framing(None, 2).marks(marks)[0, 0, 0] == 1
+    with pytest.raises(BadInput, match="--bin 8"):
+        Framing(None, 8).image(image)
+    assert parse_size("512") == (512, 512)
+    assert parse_size("2163x2069") == (2163, 2069)
+    for text in ("", "0", "3x", "-4", "1e3", "512x512x1", "９"):
+        with pytest.raises(BadInput, match="not a size"):
+            parse_size(text)
+
+
+def test_frames_of_two_sizes_ask_for_one(tmp_path: Path) -> None:
+    small = build_series(tmp_path, "small", pixels=np.ones((4, 20, 20), "u2"), truth={})
+    large = build_series(tmp_path, "large", truth={})
+    with pytest.raises(BadInput, match="give --size"):
+        Joined([SeriesSource(small), SeriesSource(large)]).batch(np.array([0, 7]), ["image"])
+    both = Joined([SeriesSource(path, Framing((16, 16))) for path in (small, large)])
+    assert both.batch(np.array([7, 0]), ["image"])["image"].shape == (2, 1, 16, 16)
+
+
+def test_joined_sources_keep_their_order_and_name_who_lacks_what() -> None:
+    first = ArraySource({"a": np.arange(3), "b": np.arange(3.0)}, np.array([5, 5, 6]), "first")
+    second = ArraySource({"a": np.arange(10, 14)}, np.array([5, 5, 6, 6]), "second")
+    both = Joined([first, second])
+    assert len(both) == 7
+    assert both.batch(np.array([6, 0, 3]), ["a"])["a"].tolist() == [13, 0, 10]
+    assert both.groups.tolist() == [0, 0, 1, 2, 2, 3, 3]
+    assert Part(both, np.array([6, 1])).batch(np.array([1]), ["a"])["a"].tolist() == [1]
+    with pytest.raises(BadInput, match=r"^second: no field 'b'; x needs 'b', every sample has: a$"):
+        require_fields(both, ["b"], "x")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_split_by_group_cuts_no_group(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 12, 60)
+    source = ArraySource({"a": np.arange(60)}, groups)
+    first, second = split_by_group(source, 0.25, seed)
+    assert not set(first.groups) & set(second.groups)
+    assert sorted(
+        [*first.batch(np.arange(len(first)), ["a"])["a"], *second.batch(np.arange(len(second)), ["a"])["a"]]
+    ) == list(range(60))
+    assert 0.05 < len(second) / 60 < 0.45
+
+
+def test_one_group_cannot_be_split() -> None:
+    with pytest.raises(BadInput, match="4 samples in 1 groups cannot be split"):
+        split_by_group(ArraySource({"a": np.arange(4)}, np.zeros(4, int)), 0.5, 1)
+
+
+def test_samples_linked_through_others_are_one_group() -> None:
+    groups = linked([{"x"}, {"y"}, {"x", "z"}, set(), {"z"}])
+    assert groups[0] == groups[2] == groups[4]
+    assert len({groups[0], groups[1], groups[3]}) == 3
+
+
+def test_a_fraction_of_series_splits_no_orientation_and_no_background(tmp_path: Path) -> None:
+    turns = np.stack([rotation(n // 2) for n in range(12)])  # each crystal is hit twice
+    truth = good_truth(12) | {"orientation": turns, "hit": np.ones(12, bool), "class": np.full(12, b"protein")}
+    for name in ("spot_frame", "spot_ss", "spot_fs", "spot_photons"):
+        del truth[name]
+    build_series(tmp_path, frames=12, truth=truth)
+    sides = shared_sides([str(tmp_path)], 0.3, 1, Framing())
+    assert len(sides.training) + len(sides.validation) == 12
+    assert not set(sides.training.groups) & set(sides.validation.groups)
+    assert len(set(sides.training.groups)) == len(sides.training) / 2
+
+
+def test_the_paper_s_frozen_water_cannot_be_split(tmp_path: Path) -> None:
+    build_tree(tmp_path, frozen=True, hits=4, empties=2)
+    with pytest.raises(BadInput, match="the paper's leak"):
+        shared_sides([str(tmp_path)], 0.3, 1, Framing())
+
+
+def test_a_split_s_file_gives_its_sides(tmp_path: Path) -> None:
+    build_tree(tmp_path / "set", hits=6, empties=3)
+    build_series(tmp_path / "runs", frames=8, truth=good_truth(8, 3))
+    inputs = read_inputs(find_sources([str(tmp_path / "set"), str(tmp_path / "runs")]))
+    shares = {"train": 0.6, "validation": 0.2, "test": 0.2}
+    split = make_split(inputs.items, shares)  # type: ignore[arg-type]
+    write_split(tmp_path / "split.json", split, inputs, shares, 0, None)  # type: ignore[arg-type]
+    sides = split_sides(tmp_path / "split.json", [], Framing())
+    assert sides.test is not None
+    assert [len(sides.training), len(sides.validation), len(sides.test)] == [
+        len(split.sides[side]) for side in ("train", "validation", "test")
+    ]
+    hits = sides.training.batch(np.arange(len(sides.training)), ["hit"])["hit"]
+    assert hits.sum() == sum(item.hit for item in split.sides["train"])
+    alone = split_sides(tmp_path / "split.json", [str(tmp_path / "runs")], Framing())
+    assert len(alone.training) < len(sides.training)
+    with pytest.raises(BadInput, match="not in the split"):
+        split_sides(tmp_path / "split.json", [str(build_series(tmp_path / "other", "new"))], Framing())
+    build_series(tmp_path / "runs", frames=2)
+    with pytest.raises(BadInput, match=r"has no image [0-9] any more"):
+        split_sides(tmp_path / "split.json", [], Framing())
+
+
+def test_a_split_without_validation_is_refused(tmp_path: Path) -> None:
+    master = build_series(tmp_path, frames=8, truth=good_truth(8))
+    inputs = read_inputs([master])
+    shares = {"train": 0.5, "validation": 0.0, "test": 0.5}
+    write_split(tmp_path / "s.json", make_split(inputs.items, shares), inputs, shares, 0, None)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="no image to validate on; the test set must not choose the weights"):
+        split_sides(tmp_path / "s.json", [], Framing())
+
+
+def test_a_simulated_sample_is_the_same_in_any_batch_and_new_every_epoch() -> None:
+    source = SimulatedSource(Simulation(samples=20, flux_photons=3e9), 7, Framing((96, 28)))
+    alone = source.batch(np.array([3]), ALL)
+    among = source.batch(np.array([0, 3]), ALL)
+    for name in ALL:
+        assert np.array_equal(alone[name][0], among[name][1])
+    assert alone["image"].shape == (1, 1, 96, 28)
+    later = source.at_epoch(1).batch(np.array([3]), ["image"])["image"]
+    assert not np.array_equal(later, alone["image"])
+    held = SimulatedSource(Simulation(samples=20, flux_photons=3e9), 7, Framing((96, 28)), fixed=True)
+    assert np.array_equal(
+        held.at_epoch(5).batch(np.array([3]), ["image"])["image"], held.batch(np.array([3]), ["image"])["image"]
+    )
+
+
+def test_simulated_sides_share_no_random_number_and_have_all_conditions() -> None:
+    sides = simulated_sides(Simulation(samples=300), 0.25, 1, Framing((64, 8)))
+    assert len(sides.validation) == 100
+    places = np.arange(300)
+    drawn = sides.training.batch(places, ["photon_energy_eV", "camera_length_m", "hit"])
+    conditions = {*zip(drawn["photon_energy_eV"].tolist(), drawn["camera_length_m"].tolist(), strict=True)}
+    assert len(conditions) == 9
+    assert 100 < drawn["hit"].sum() < 200
+    first, held = (side.batch(np.arange(9), ["image"])["image"] for side in (sides.training, sides.validation))
+    assert not any(np.array_equal(a, b) for a in first for b in held if a.any())
+    with pytest.raises(BadInput, match="simulation of seed 1: shots made on the fly have no clean_image"):
+        require_fields(sides.training, ["clean_image"], "dual")
+
+
+@pytest.mark.parametrize(("samples", "batch"), [(48, 10), (7, 7), (7, 100), (1, 4), (11, 1), (0, 3)])
+def test_batches_hold_every_sample_once_and_differ_by_one_at_most(samples: int, batch: int) -> None:
+    made = batches(samples, batch, 3, 1)
+    sizes = {len(places) for places in made}
+    assert sorted(np.concatenate([*made, np.zeros(0, int)])) == list(range(samples))
+    assert not sizes or (max(sizes) <= batch and max(sizes) - min(sizes) <= 1)
+
+
+def test_arrays_of_unequal_length_are_refused() -> None:
+    with pytest.raises(BadInput, match="fields of one length are needed, there are a 3, b 4"):
+        ArraySource({"a": np.zeros(3), "b": np.zeros(4)})
+    with pytest.raises(BadInput, match="groups of shape"):
+        ArraySource({"a": np.zeros(3)}, np.zeros(2, int))
