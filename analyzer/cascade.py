@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.ndimage import label
 
+from analyzer.architectures import architecture
 from analyzer.bundle import Bundle
 from analyzer.geometry import Geometry, series_geometry
+from analyzer.kernels import CELL
 from analyzer.networks import coarse_profile, profile_features, profile_index
 from analyzer.reduction import FramePlan, Reduced, Workspace, make_plan
 from analyzer.results import Decision, FrameResult, HitRule, Peak, Status
+from analyzer.zones import SINGLE, header_of
 from streamer.decoding import check_size, decode
 from streamer.frames import Frame
 from streamer.messages import Defect, ImageData, SeriesMetadata, UndecodableImage
@@ -33,6 +37,8 @@ DISTANCE_SIGMA_LIMIT_M = 0.02
 STAGES = ("receive", "decode", "reduce", "infer", "peaks", "publish")
 _PLANS_KEPT = 4
 _MAX_TAG_CHARACTERS = 200
+_BEAM_SHARE = 0.05
+"""Light in more of the cells than this is a beam; places are then too many to be told apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +72,7 @@ class _Prepared:
     plan: FramePlan
     workspace: Workspace
     profile_index: npt.NDArray[np.intp]
-    network_input: torch.Tensor
+    inputs: dict[str, torch.Tensor]
 
 
 class PlanCache:
@@ -99,6 +105,7 @@ class Analyser:
         self._device = torch.device(device)
         self._prepared: dict[tuple[Any, ...], _Prepared] = {}
         self._plans = plans or PlanCache()
+        self._hit_fields = architecture(bundle.card.hit.network).inputs
 
     @torch.inference_mode()
     def process(self, frames: Sequence[Frame]) -> BatchOutcome:
@@ -107,7 +114,7 @@ class Analyser:
         results: list[FrameResult | None] = []
         judged: list[tuple[int, Frame, dict[str, Any]]] = []
         logits: list[torch.Tensor] = []
-        maps: list[torch.Tensor] = []
+        waiting: list[tuple[torch.Tensor, ...]] = []
         profiles: list[npt.NDArray[np.float32]] = []
         for frame in frames:
             began = time.perf_counter()
@@ -128,14 +135,14 @@ class Analyser:
             if self._device.type == "cpu":
                 # At once, from the worker's own buffer: here a batch is no faster, and it rounds
                 # differently, where a record must not depend on its neighbours.
-                logits.append(self._bundle.hit(prepared.network_input))
+                logits.append(self._bundle.hit(*self._hit_inputs(prepared)))
             else:
-                maps.append(prepared.network_input.to(self._device))
+                waiting.append(tuple(each.to(self._device) for each in self._hit_inputs(prepared)))
             seconds["peaks"] += listed - done
             seconds["infer"] += time.perf_counter() - listed
         if judged:
             began = time.perf_counter()
-            probabilities = self._hit_probabilities(torch.cat(logits or self._batched_logits(maps)))
+            probabilities = self._hit_probabilities(torch.cat(logits or self._batched_logits(waiting)))
             parameters = self._parameters(np.stack(profiles))
             seconds["infer"] += time.perf_counter() - began
             for (place, frame, fields), probability, estimate in zip(judged, probabilities, parameters, strict=True):
@@ -193,7 +200,11 @@ class Analyser:
             plan,
             workspace,
             profile_index(geometry, plan.bins.radial_bins),
-            torch.from_numpy(workspace.network_input)[None],
+            {
+                "map": torch.from_numpy(workspace.network_input)[None],
+                "zones": torch.from_numpy(workspace.zones)[None],
+                "header": torch.from_numpy(header_of(geometry))[None],
+            },
         )
 
     def _classical(self, prepared: _Prepared, reduced: Reduced) -> dict[str, Any]:
@@ -215,13 +226,19 @@ class Analyser:
             "background_photons": round(reduced.background_photons, 3),
             "relative_flux": round(flux, 5),
             "mask": plan.validity.name,
-            "no_beam": reduced.total_photons < self._bundle.card.no_beam_photons,
+            "no_beam": _no_beam(prepared, reduced, self._bundle.card.no_beam_photons),
         }
 
-    def _batched_logits(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Logits of maps on the device, those of one shape that follow each other in one call."""
-        runs = [list(run) for _, run in itertools.groupby(maps, key=lambda each: each.shape)]
-        return [self._bundle.hit(torch.cat(run)) for run in runs]
+    def _hit_inputs(self, prepared: _Prepared) -> list[torch.Tensor]:
+        if self._hit_fields == ("significance",):
+            whole = prepared.inputs["map"]
+            return [torch.cat([torch.expm1(whole[:, 1:3]), whole[:, -1:]], 1)]
+        return [prepared.inputs[name] for name in self._hit_fields]
+
+    def _batched_logits(self, waiting: list[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+        """Logits of inputs on the device, those of one shape that follow each other in one call."""
+        runs = [list(run) for _, run in itertools.groupby(waiting, key=lambda each: each[0].shape)]
+        return [self._bundle.hit(*(torch.cat(field) for field in zip(*run, strict=True))) for run in runs]
 
     def _hit_probabilities(self, logits: torch.Tensor) -> list[float]:
         card = self._bundle.card.hit
@@ -258,6 +275,26 @@ class Analyser:
             **fields,
             **_published_parameters(estimate, card.parameters.sigma_scale, no_beam),
         )
+
+
+def _no_beam(prepared: _Prepared, reduced: Reduced, fewest_places: int) -> bool:
+    """Whether a frame saw no beam: light at fewer separate places than this, hot pixels left out.
+
+    A photon of water is a place, and so is a Bragg spot where nothing else scatters; but a cosmic
+    ray's whole track is one, too, and so is a module's glowing edge. A peak of a single pixel is none.
+    """
+    plan = prepared.plan
+    lit: npt.NDArray[np.bool_] = reduced.significance[SINGLE] > 0.0
+    if lit.sum() > _BEAM_SHARE * np.count_nonzero(plan.cell_valid):
+        return False
+    pixels, inside = prepared.workspace.pixels, plan.inside.reshape(plan.shape)
+    for peak in reduced.peaks:
+        ss, fs = round(float(peak["ss"])), round(float(peak["fs"]))
+        around = slice(max(0, ss - 1), ss + 2), slice(max(0, fs - 1), fs + 2)
+        if np.count_nonzero(pixels[around] * (inside[around] > 0)) <= 1:
+            lit[ss // CELL, fs // CELL] = False
+    _, places = label(lit, np.ones((3, 3)))
+    return bool(places < fewest_places)
 
 
 def _identity(frame: Frame, tags: tuple[str, ...]) -> dict[str, Any]:

@@ -223,53 +223,103 @@ def estimate_background(
     _F64,
     types.float64,
     _MAP,
+    _F64,
+    _F64,
     _I64,
     _F64,
     returns=types.int64,
 )
 def map_significance(
     pixels: Any, index: Any, found: int, columns: int, top: int, inside: Any, bin_of: Any, background: Any,
-    log_background: Any, threshold: float, significance: Any, candidate_index: Any, candidate_score: Any,
+    log_background: Any, threshold: float, significance: Any, cell_counts: Any, cell_expected: Any,
+    candidate_index: Any, candidate_score: Any,
 ) -> int:  # fmt: skip
-    """Significance of one pixel, and of the best of 2 x 2 and 3 x 3, around each that counted.
+    """Significance of whole cells, and of one pixel, the best of 2 x 2 and 3 x 3 around it and what supports it.
 
-    Sets the largest of each cell in ``significance`` (2, rows, columns) and lists the pixels
-    above ``threshold`` with their score, negated so that ascending order is brightest first;
-    returns how many.
+    Support is the 3 x 3 without its middle, where that is the highest: a spot has it, a hot pixel has not. Sets the
+    cell's own and the largest in each cell in ``significance`` (4, rows, columns) and lists
+    the pixels above ``threshold`` with their score, negated so that ascending order is brightest first;
+    returns how many. ``cell_expected`` (rows * columns,) is the background of each cell;
+    ``cell_counts`` (rows * columns,) is used up.
     """
     significance[:] = 0.0
-    log4, log9 = np.log(4.0), np.log(9.0)
+    cell_counts[:] = 0.0
+    cells_across = significance.shape[2]
+    log4, log8, log9 = np.log(4.0), np.log(8.0), np.log(9.0)
     candidates = 0
     for n in range(found):
         i = index[n]
         b = bin_of[i]
         mean, log_mean = background[b], log_background[b]
         value = np.int64(pixels[i])
+        row, column = i // columns // CELL, i % columns // CELL
+        cell_counts[row * cells_across + column] += value
         # In bright water a pixel below the mean is not the middle of a spot.
         if mean > 0.3 and value <= mean:
             continue
-        one, wide = _surprise(value, mean, log_mean), 0.0
+        one, wide, support = _surprise(value, mean, log_mean), 0.0, 0.0
         if inside[i] == 2:
             up, down = i - columns, i + columns
             a0, a1, a2 = np.int64(pixels[up - 1]), np.int64(pixels[up]), np.int64(pixels[up + 1])
             a3, a5 = np.int64(pixels[i - 1]), np.int64(pixels[i + 1])
             a6, a7, a8 = np.int64(pixels[down - 1]), np.int64(pixels[down]), np.int64(pixels[down + 1])
-            if max(a0, a1, a2, a3, a5, a6, a7, a8) != top:
+            highest = max(a0, a1, a2, a3, a5, a6, a7, a8)
+            if highest != top:
                 four = value + max(a0 + a1 + a3, a1 + a2 + a5, a3 + a6 + a7, a5 + a7 + a8)
                 nine = value + a0 + a1 + a2 + a3 + a5 + a6 + a7 + a8
                 wide = max(_surprise(four, 4.0 * mean, log_mean + log4), _surprise(nine, 9.0 * mean, log_mean + log9))
-        row, column = i // columns // CELL, i % columns // CELL
-        if one > significance[0, row, column]:
-            significance[0, row, column] = one
-        if wide > significance[1, row, column]:
-            significance[1, row, column] = wide
+                if highest <= value:
+                    support = _surprise(nine - value, 8.0 * mean, log_mean + log8)
+        if one > significance[1, row, column]:
+            significance[1, row, column] = one
+        if wide > significance[2, row, column]:
+            significance[2, row, column] = wide
+        if support > significance[3, row, column]:
+            significance[3, row, column] = support
         best = max(one, wide)
         if best > threshold and candidates < candidate_index.size:
             candidate_index[candidates] = i
             # Ties go to the brighter pixel, then to the earlier: the order is the frame's own.
             candidate_score[candidates] = -(best + 1e-3 * min(value, np.int64(1000)))
             candidates += 1
+    for cell in range(cell_counts.size):
+        counts, expected = np.int64(cell_counts[cell]), cell_expected[cell]
+        if counts > 1 and counts > expected:
+            significance[0, cell // cells_across, cell % cells_across] = _surprise(counts, expected, np.log(expected))
     return candidates
+
+
+@numba.njit(
+    types.void(
+        _MAP,
+        types.Array(types.uint8, 1, "C"),
+        types.Array(types.float64, 1, "C"),
+        types.Array(types.float32, 2, "C"),
+        _MAP,
+    ),
+    nogil=True,
+    cache=True,
+)
+def count_levels(significance: Any, zone_of_cell: Any, levels: Any, counts: Any, logarithms: Any) -> None:
+    """How many cells of each zone reach each level of significance, on each scale of the map; and its logarithm.
+
+    ``zone_of_cell`` (rows * columns,), ``levels`` ascending; ``counts`` (zones, scales * levels) and ``logarithms``
+    (scales, rows, columns), log1p of the significance, are overwritten.
+    """
+    counts[:] = 0.0
+    scales, rows, columns = significance.shape
+    for scale in range(scales):
+        for row in range(rows):
+            for column in range(columns):
+                value = significance[scale, row, column]
+                if value == 0.0:
+                    logarithms[scale, row, column] = 0.0
+                    continue
+                logarithms[scale, row, column] = np.log1p(value)
+                for level in range(levels.size):
+                    if value < levels[level]:
+                        break
+                    counts[zone_of_cell[row * columns + column], scale * levels.size + level] += 1.0
 
 
 @numba.njit(nogil=True, cache=True)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from analyzer import zones
 from analyzer.geometry import AZIMUTH_CLASSES, RADIAL_BIN_PX, Geometry
 
 PROFILE_BINS = 48
@@ -19,6 +20,51 @@ STRONGEST_CELLS = 16
 
 
 class HitNetwork(nn.Module):
+    """Hit or miss from the significance map, what lies at which radius, and the header where there is one.
+
+    In: map (B, 5, rows, columns) float32 as ``Workspace.network_input``, any rows and columns; zones
+    (B, ZONES, COLUMNS); header (B, 2) photon energy in eV and camera length in m, 0 where unknown. Out: (B,) logit.
+    Convolutions judge what surrounds a bright cell, pooling counts how many there are, and the strongest cells pass
+    unchanged, for at low flux a hit is one or two of them. The zones tell protein from salt, rings and more water.
+    """
+
+    def __init__(self, channels: int = 8, hidden: int = 64) -> None:
+        super().__init__()
+        wide = [channels, 2 * channels, 3 * channels]
+        self.map_layers = nn.Sequential(
+            nn.Conv2d(zones.SCALES + 1, wide[0], 3, 2, 1), nn.ReLU(), nn.Conv2d(wide[0], wide[1], 3, 2, 1), nn.ReLU(),
+            nn.Conv2d(wide[1], wide[2], 3, 2, 1), nn.ReLU(),
+        )  # fmt: skip
+        self.zone_layers = nn.Sequential(
+            nn.Conv1d(zones.COLUMNS + 3, 2 * wide[1], 3, 1, 1), nn.ReLU(),
+            nn.Conv1d(2 * wide[1], 2 * channels, 3, 2, 1), nn.ReLU(),
+        )  # fmt: skip
+        self.zone_head = nn.Sequential(nn.Linear(2 * channels * (zones.ZONES // 2), hidden), nn.ReLU())
+        gathered = 3 * wide[2] + zones.SCALES * STRONGEST_CELLS + hidden + 2 * 2 * channels
+        self.head = nn.Sequential(
+            nn.Linear(gathered, hidden), nn.ReLU(), nn.Linear(hidden, hidden // 2), nn.ReLU(), nn.Linear(hidden // 2, 1)
+        )
+
+    def forward(self, maps: Tensor, zone_counts: Tensor, header: Tensor) -> Tensor:
+        features = self.map_layers(maps)
+        cells = features.shape[2] * features.shape[3]
+        count = min(STRONGEST_CELLS, maps.shape[2] * maps.shape[3])
+        strongest = maps[:, : zones.SCALES].flatten(2).topk(count, 2).values
+        radial = self.zone_layers(zones.zone_features(zone_counts, header))
+        gathered = [
+            features.mean((2, 3)),
+            features.amax((2, 3)),
+            torch.logsumexp(features.flatten(2), 2) - float(np.log(cells)),
+            nn.functional.pad(strongest, (0, STRONGEST_CELLS - count)).flatten(1),
+            self.zone_head(radial.flatten(1)),
+            radial.mean(2),
+            radial.amax(2),
+        ]
+        logit: Tensor = self.head(torch.cat(gathered, 1))
+        return logit.squeeze(1)
+
+
+class MapHitNetwork(nn.Module):
     """Hit or miss from the significance map.
 
     In: (B, 3, rows, columns) float32: significance of one pixel, of 2 x 2 and 3 x 3, share of

@@ -7,7 +7,9 @@ b are expected is the surprise -ln Poisson(n; b) of an excess: a scale on which 
 flux and any water compare, and on which ln(number of pixels) is what chance reaches once a
 frame. It is taken over one pixel, the best 2 x 2 and the 3 x 3 around each nonzero pixel,
 and its largest value in each 8 x 8 cell makes the map that the network sees, so that a
-single bright pixel survives the reduction.
+single bright pixel survives the reduction; what supports a pixel, the eight around it, tells a
+spot from a hot pixel, and that of the cell as a whole gathers streaks and
+spots too weak to hold two photons side by side. What lies at which radius is counted in zones.
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzer import kernels
+from analyzer import kernels, zones
 from analyzer.geometry import BinMap, Geometry, bin_map
 from analyzer.kernels import CELL, PEAK_DTYPE
 from streamer.validity import Validity, sentinel
@@ -33,7 +35,8 @@ class FramePlan:
 
     ``inside`` (ss * fs,) uint8: 0 invalid, 1 valid, 2 valid with all eight neighbours valid.
     ``bin_pixels`` (bins,) float64: valid pixels of each bin. ``cell_valid`` (rows, columns)
-    float32: valid share of each cell of the map.
+    float32: valid share of each cell of the map; ``cell_bin`` and ``cell_zone`` (rows * columns,):
+    bin and zone of its middle. ``bin_zone`` (bins,): zone of each bin.
     """
 
     geometry: Geometry
@@ -42,6 +45,9 @@ class FramePlan:
     inside: npt.NDArray[np.uint8]
     bin_pixels: npt.NDArray[np.float64]
     cell_valid: npt.NDArray[np.float32]
+    cell_bin: npt.NDArray[np.intp]
+    cell_zone: npt.NDArray[np.uint8]
+    bin_zone: npt.NDArray[np.intp]
     saturation: int
     peak_threshold: float
 
@@ -66,6 +72,11 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
     whole = np.zeros((cell_rows * CELL, cell_columns * CELL), np.float32)
     whole[:rows, :columns] = valid
     cell_valid = whole.reshape(cell_rows, CELL, cell_columns, CELL).mean((1, 3))
+    middles = [
+        np.minimum(np.arange(n) * CELL + CELL // 2, size - 1)
+        for n, size in zip(cell_valid.shape, valid.shape, strict=True)
+    ]
+    cell_bin = bins.bin_of.reshape(rows, columns)[np.ix_(*middles)]
     pixels = max(1, int(valid.sum()))
     return FramePlan(
         geometry,
@@ -74,6 +85,9 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
         (valid + (valid & around)).reshape(-1),
         bin_pixels,
         cell_valid,
+        cell_bin.reshape(-1).astype(np.intp),
+        zones.zone_of_cells(geometry),
+        zones.zone_of_bins(geometry, bins.radial_bins),
         saturation,
         float(np.log(pixels) - np.log(FALSE_PEAKS_PER_FRAME)),
     )
@@ -83,9 +97,11 @@ class Workspace:
     """The buffers one worker reuses for frames of one shape and type; nothing is allocated a frame.
 
     ``pixels`` (ss, fs) is where the decoder writes. After ``reduce``: ``network_input``
-    (3, rows, columns) float32, of which ``significance`` is the first two and the share of valid
-    pixels the third; ``photons`` and ``pixels_counted`` (bins,) without the pixels of spots;
-    ``background`` (bins,) photons a pixel. Over all frames: ``seen`` (ss * fs,) uint8, set where
+    (5, rows, columns) float32: log1p of ``significance`` (4, rows, columns) of the cell, of one
+    pixel, of 2 x 2 and 3 x 3 and of what supports a pixel, and the share of valid pixels; ``zones``
+    (ZONES, COLUMNS) float32, see ``analyzer.zones``; ``photons`` and ``pixels_counted`` (bins,)
+    without the pixels of spots; ``background`` (bins,) photons a pixel. Over all frames: ``seen``
+    (ss * fs,) uint8, set where
     a pixel has ever counted, and ``expected`` (bins,), the background summed.
     """
 
@@ -108,9 +124,14 @@ class Workspace:
         self.background = np.zeros(bins)
         self.expected = np.zeros(bins)
         self._occupied, self._scratch, self._log_background = np.zeros(bins), np.zeros(bins), np.zeros(bins)
-        self.network_input = np.zeros((3, *plan.cell_valid.shape), np.float32)
-        self.network_input[2] = plan.cell_valid
-        self.significance = self.network_input[:2]
+        scales, cells = zones.SCALES, plan.cell_valid.shape
+        self.network_input = np.zeros((scales + 1, *cells), np.float32)
+        self.network_input[scales] = plan.cell_valid
+        self.significance = np.zeros((scales, *cells), np.float32)
+        self._cell_pixels = plan.cell_valid.reshape(-1).astype(np.float64) * CELL**2
+        self._cell_counts, self._cell_expected = np.zeros(plan.cell_valid.size), np.zeros(plan.cell_valid.size)
+        self.zones = np.zeros((zones.ZONES, zones.COLUMNS), np.float32)
+        self._levels = np.zeros((zones.ZONES, scales * len(zones.LEVELS)), np.float32)
         self._candidate_index = np.empty(65536, np.int64)
         self._candidate_score = np.empty(65536)
         self._claim_index = np.empty(1 << 20, np.int64)
@@ -131,10 +152,17 @@ class Workspace:
             pixels, self._index, counts, bin_of, self.photons, self.pixels_counted, occupied, scratch, self.background
         )
         np.log(self.background, out=logs)
+        np.take(self.background, plan.cell_bin, out=self._cell_expected)
+        self._cell_expected *= self._cell_pixels
         candidates = kernels.map_significance(
             pixels, self._index, counts, columns, top, inside, bin_of, self.background, logs, plan.peak_threshold,
-            self.significance, self._candidate_index, self._candidate_score,
+            self.significance, self._cell_counts, self._cell_expected, self._candidate_index, self._candidate_score,
         )  # fmt: skip
+        kernels.count_levels(
+            self.significance, plan.cell_zone, zones.LEVELS, self._levels, self.network_input[: zones.SCALES]
+        )
+        self.zones[:, zones.LIGHT :] = self._levels
+        self.zones[:, 0] = self._of_zones(self.photons)
         found = kernels.find_peaks(
             pixels, columns, top, plan.saturation, inside, bin_of, self.background, plan.peak_threshold,
             self._candidate_index, self._candidate_score, candidates, self._claimed, self._claim_index,
@@ -144,6 +172,9 @@ class Workspace:
             pixels, top, inside, bin_of, self.photons, self.pixels_counted, self._claimed, self._claim_index,
             self._totals[2],
         )  # fmt: skip
+        self.zones[:, 1] = self._of_zones(self.photons)
+        self.zones[:, 2] = self._of_zones(self.pixels_counted)
+        self.zones[:, 3] = self._of_zones(np.multiply(self.background, plan.bin_pixels, out=scratch))
         self.expected += self.background
         return Reduced(
             significance=self.significance,
@@ -154,6 +185,9 @@ class Workspace:
             saturated_pixels=int(self._totals[1]),
             background_photons=float(self.background @ plan.bin_pixels),
         )
+
+    def _of_zones(self, bins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.bincount(self.plan.bin_zone, bins, zones.ZONES).astype(np.float64)
 
 
 SUSPECT_COUNTS = 30.0

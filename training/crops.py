@@ -10,6 +10,7 @@ import torch
 from sim_replay.batch import Crop, CropBatch, make_crops
 from sim_replay.detector import Detector, eiger2_4m
 from sim_replay.diffraction import random_orientation
+from sim_replay.response import Response
 from sim_replay.shots import frame_rng
 from training.shots import ShotRecipe, draw_group, draw_shot
 
@@ -23,7 +24,10 @@ def draw_crops(recipe: ShotRecipe, detector: Detector, seed: int, group: int, si
         shot = draw_shot(recipe, scene, rng)
         ss0, fs0 = (int(rng.integers(size - size_px + 1)) for size in detector.shape)
         crystals = ((shot.sample, random_orientation(rng)),) if shot.hit_fraction else ()
-        crops.append(Crop(shot.condition, shot.surroundings, ss0, fs0, crystals, response=shot.response))
+        # Windows know neither shared charge nor pixels that trigger again: see `sim_replay.batch`.
+        once = shot.response.kind == "one_per_pulse"
+        response = Response("one_per_pulse" if once else "integrating", shot.response.pulses)
+        crops.append(Crop(shot.condition, shot.surroundings, ss0, fs0, crystals, response=response))
     return crops
 
 

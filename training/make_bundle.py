@@ -1,5 +1,6 @@
 """From shots to a bundle: train, calibrate, evaluate on a fresh seed, write card and weights."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,11 +10,14 @@ import numpy as np
 import torch
 
 from analyzer.bundle import FORMAT, BundleCard, HitCard, ParametersCard, save_card, save_weights
-from training.hit import HitRecipe, evaluate_hit, train_hit
+from analyzer.drift import score_histogram
+from training.hit import NETWORK, HitRecipe, predict, train_hit
+from training.hit_performance import mix_rows
 from training.parameters import ParameterRecipe, evaluate_parameters, make_table, train_parameters
 from training.shots import ShotRecipe, make_shots
 
 Progress = Callable[[int, int, str], None]
+KeepGoing = Callable[[int, int], bool]
 _VALIDATION_SHARE, _TEST_SHARE = 6, 4
 
 
@@ -31,8 +35,16 @@ class Plan:
     parameters: ParameterRecipe
 
 
-def make_hit(plan: Plan, device: torch.device, progress: Progress) -> HitCard:
-    """Train the hit network; writes its weights and returns its card."""
+def make_hit(
+    plan: Plan,
+    device: torch.device,
+    progress: Progress,
+    keep_going: Callable[[int, int], bool] = lambda done, total: True,
+) -> HitCard | None:
+    """Train the hit network; writes its weights and returns its card, or None when told to stop before the end.
+
+    What is simulated and the run itself lie in the plan's folder for work: the same call goes on where it was.
+    """
     recipe = ShotRecipe()
 
     def shots(seed: int, shards: int, name: str) -> Any:
@@ -43,13 +55,24 @@ def make_hit(plan: Plan, device: torch.device, progress: Progress) -> HitCard:
     train = shots(plan.seed, plan.shards, "training")
     validation = shots(plan.seed + 1, max(1, plan.shards // _VALIDATION_SHARE), "validation")
     test = shots(plan.seed + 2, max(1, plan.shards // _TEST_SHARE), "test")
-    trained = train_hit(train, validation, plan.hit, device, progress)
-    performance = evaluate_hit(trained, test, device)
-    whole = performance["rows"][0]
-    performance["false_hit_rate"] = [whole["false_hits"], *whole["false_hits_interval"]]
+    settings = hashlib.sha256(f"{recipe.digest} {plan.hit} {plan.seed} {plan.shards}".encode()).hexdigest()[:8]
+    folder = plan.work / f"hit-{settings}"
+    trained = train_hit(
+        train, validation, plan.hit, device, folder, progress=progress, keep_going=keep_going, resume=folder.is_dir()
+    )
+    if trained is None:
+        return None
+    probability = trained.probability(predict(trained.network, test, device))
+    rows = mix_rows(probability, test, trained.threshold)
+    performance = {
+        "frames": len(test),
+        "rows": rows,
+        "false_hit_rate": [rows[0]["false_hits"], *rows[0]["false_hits_interval"]],
+    }
     digest = save_weights(trained.network, plan.out / "hit.safetensors")
     return HitCard(
-        network="hit-significance-map",
+        network=NETWORK,
+        settings={"channels": plan.hit.channels, "hidden": plan.hit.hidden},
         weights="hit.safetensors",
         sha256=digest,
         threshold=round(trained.threshold, 6),
@@ -65,6 +88,8 @@ def make_hit(plan: Plan, device: torch.device, progress: Progress) -> HitCard:
             "history": trained.history,
         },
         performance=performance,
+        score_reference_empties=score_histogram(probability[~test.hit]),
+        score_reference_hits=score_histogram(probability[test.hit]),
     )
 
 

@@ -8,7 +8,9 @@ so no crystal, background or seed is on both sides. Shard files make generation 
 import hashlib
 import math
 import os
-from concurrent.futures import ProcessPoolExecutor
+import signal
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,38 +18,79 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from analyzer import zones
 from analyzer.geometry import series_geometry
+from analyzer.kernels import CELL
 from analyzer.reduction import Workspace, make_plan
+from sim_replay.artefacts import Artefacts, fixed_pixels
 from sim_replay.background import Surroundings
-from sim_replay.beam import Beam, top_hat
-from sim_replay.crystal import proteinase_k
-from sim_replay.detector import Condition, Detector, beam_center_px, eiger2_4m
+from sim_replay.beam import Beam, gaussian, top_hat
+from sim_replay.cells import READY_CELLS, wilson_crystal
+from sim_replay.detector import CONDITIONS, MAX_FLUX_PHOTONS, Condition, Detector, beam_center_px, eiger2_4m
 from sim_replay.diffraction import Sample
+from sim_replay.distractors import Distractors
 from sim_replay.response import Response
 from sim_replay.scene import Scene
 from sim_replay.shots import Buffers, frame_rng, simulate_shot
 from streamer.messages import SeriesMetadata
 from streamer.validity import series_validity
 
+HELD_OUT_CELLS = (
+    "lysozyme", "lysozyme-1vds", "thaumatin", "insulin", "hemoglobin", "t4-lysozyme", "crambin", "photosystem-i"
+)  # fmt: skip
+"""Never trained on: what a network makes of them tells whether it knows crystals or these crystals."""
+
+TRAINING_CELLS = tuple(name for name in READY_CELLS if name not in HELD_OUT_CELLS)
+
 _WATER_UNIT_M = 100e-6
 _MOST_WATER = 60.0
 """Largest water in units of 100 micrometres at 3e8 photons: 2 photons a pixel, dense enough."""
 
+_DETECTOR_CORNER_M = 0.112
+_FINEST_D_ANGSTROM = 1.8
+_POLL_S = 0.5
+_MAP_STEP = 1 / 20
+"""Stored maps hold log1p of the significance in steps of this, a byte each: 5 % of it, far below its noise."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShotRecipe:
-    """Ranges that shots are drawn from; flux and water are log-uniform."""
+    """Ranges that shots are drawn from; flux, water and sizes are log-uniform, shares are chances.
+
+    paper_fraction of the groups stand at one of the paper's nine conditions, the others anywhere in the ranges.
+    sampled_fraction: hits whose reflections are as uneven as a perfect crystal's in a narrow beam. distractors:
+    of each kind, in any frame. salt_photons: light of the strongest spots that the salt's size aims at.
+    ring_strength: thickness of ice, lipid and polymer, times what `sim_replay.distractors` takes for usual.
+    """
 
     groups_per_shard: int = 32
     shots_per_group: int = 16
-    flux_photons: tuple[float, float] = (3e5, 1e9)
-    water_scale: tuple[float, float] = (0.1, 50.0)
+    cells: tuple[str, ...] = TRAINING_CELLS
+    flux_photons: tuple[float, float] = (1e5, 1e9)
+    water_scale: tuple[float, float] = (0.1, 100.0)
     photon_energy_eV: tuple[float, float] = (5000.0, 10000.0)
     camera_length_m: tuple[float, float] = (0.10, 0.45)
-    crystal_size_m: tuple[float, float] = (3e-6, 15e-6)
+    crystal_size_m: tuple[float, float] = (2e-6, 15e-6)
+    wilson_b_angstrom2: tuple[float, float] = (5.0, 60.0)
+    mosaicity_deg: tuple[float, float] = (0.01, 0.5)
+    bandwidth: tuple[float, float] = (0.002, 0.03)
+    paper_fraction: float = 0.3
     center_error_px: float = 10.0
-    one_per_pulse_fraction: float = 0.25
-    sampled_fraction: float = 0.5
+    several_crystals_fraction: float = 0.2
+    one_per_pulse_fraction: float = 0.35
+    retrigger_fraction: float = 0.1
+    sampled_fraction: float = 0.35
+    surroundings_fraction: float = 0.3
+    artefacts_fraction: float = 0.25
+    masked_fraction: float = 0.25
+    salt: float = 0.2
+    ice: float = 0.08
+    lipid: float = 0.06
+    polymer: float = 0.08
+    no_beam: float = 0.01
+    salt_photons: tuple[float, float] = (3.0, 3e4)
+    salt_crystals: tuple[int, int] = (3, 150)
+    ring_strength: tuple[float, float] = (0.3, 20.0)
     hit_fraction: float = 0.5
 
     @property
@@ -56,12 +99,31 @@ class ShotRecipe:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 
 
+FACTS = (
+    "photon_energy_eV", "camera_length_m", "flux_photons", "water_scale", "bragg_photons", "strongest_photons",
+    "log_likelihood_ratio", "kinds", "group", "response", "crystals", "cell", "salt_spots",
+)  # fmt: skip
+"""What is kept of each shot's truth: response 0 integrating, 1 one per pulse, 2 retrigger; cell by its place in
+READY_CELLS; kinds as the bits of `sim_replay.distractors.Kind`; strongest_photons of any spot, salt's too; salt_spots
+of at least 3 photons."""
+
+RESPONSES = ("integrating", "one_per_pulse", "retrigger")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MapSet:
-    """Reduced shots: ``maps`` (N, 2, rows, columns) float16, ``hit`` (N,), ``facts`` by name (N,)."""
+    """Reduced shots.
 
-    maps: npt.NDArray[np.float16]
-    cell_valid: npt.NDArray[np.float32]
+    maps (N, SCALES, rows, columns) uint8, see `pack_maps`; zones (N, ZONES, COLUMNS) float32; header (N, 2) float32,
+    the true photon energy (eV) and camera length (m); valid (groups, rows, columns) uint8, shares of 255, of which
+    group_place (N,) is each shot's; hit (N,) bool; facts (N,) float64 by name, see `FACTS`.
+    """
+
+    maps: npt.NDArray[np.uint8]
+    zones: npt.NDArray[np.float32]
+    header: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.uint8]
+    group_place: npt.NDArray[np.intp]
     hit: npt.NDArray[np.bool_]
     facts: dict[str, npt.NDArray[np.float64]]
 
@@ -69,36 +131,145 @@ class MapSet:
         return len(self.hit)
 
 
+def pack_maps(significance: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Significance as a byte a cell, the rounded logarithm."""
+    packed: npt.NDArray[np.uint8] = np.minimum(np.rint(np.log1p(significance) / _MAP_STEP), 255).astype(np.uint8)
+    return packed
+
+
+def unpack_maps(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """log1p of the significance that `pack_maps` has packed: the scales of the network's input."""
+    return packed.astype(np.float32) * np.float32(_MAP_STEP)
+
+
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
 def draw_group(recipe: ShotRecipe, detector: Detector, rng: np.random.Generator) -> Scene:
-    """What the shots of a group share: crystal, beam and where the detector stands."""
+    """What the shots of a group share: crystal, beam, where the detector stands and what is wrong with it."""
+    condition = _draw_condition(recipe, detector, rng)
+    finest = condition.wavelength_angstrom / (
+        2.0 * math.sin(0.5 * math.atan(_DETECTOR_CORNER_M / condition.camera_length_m))
+    )
+    name = recipe.cells[int(rng.integers(len(recipe.cells)))]
+    crystal = wilson_crystal(
+        name,
+        int(rng.integers(1 << 30)),
+        max(finest, _FINEST_D_ANGSTROM, READY_CELLS[name].d_min_angstrom),
+        rng.uniform(*recipe.wilson_b_angstrom2),
+    )
+    sample = Sample(
+        crystal,
+        size_m=_log_uniform(rng, *recipe.crystal_size_m),
+        mosaicity_deg=_log_uniform(rng, *recipe.mosaicity_deg),
+        strain=_log_uniform(rng, 1e-4, 5e-3),
+    )
+    return Scene(
+        sample,
+        condition,
+        replace(detector, point_spread_px=rng.uniform(0.2, 1.2)),
+        surroundings=_draw_surroundings(recipe, rng),
+        response=_draw_response(recipe, rng),
+        artefacts=_draw_artefacts(recipe, rng),
+    )
+
+
+def _draw_condition(recipe: ShotRecipe, detector: Detector, rng: np.random.Generator) -> Condition:
     center = (detector.shape[1] / 2, detector.shape[0] / 2)
-    condition = Condition(
-        photon_energy_eV=rng.uniform(*recipe.photon_energy_eV),
-        camera_length_m=rng.uniform(*recipe.camera_length_m),
+    bandwidth = _log_uniform(rng, *recipe.bandwidth)
+    if rng.random() < recipe.paper_fraction:
+        nominal = CONDITIONS[int(rng.integers(1, len(CONDITIONS) + 1))]
+        energy = nominal.photon_energy_eV * (1 + 0.005 * rng.standard_normal())
+        length = nominal.camera_length_m * (1 + 0.005 * rng.standard_normal())
+    else:
+        energy, length = rng.uniform(*recipe.photon_energy_eV), rng.uniform(*recipe.camera_length_m)
+    return Condition(
+        photon_energy_eV=energy,
+        camera_length_m=length,
         beam_center_x_px=center[0] + rng.uniform(-20, 20),
         beam_center_y_px=center[1] + rng.uniform(-20, 20),
-        beam=Beam(spectrum=top_hat(_log_uniform(rng, 0.002, 0.03))),
+        beam=Beam(
+            spectrum=top_hat(bandwidth) if rng.random() < 0.7 else gaussian(bandwidth),
+            divergence_rad=0.0 if rng.random() < 0.6 else _log_uniform(rng, 1e-4, 3e-3),
+            polarisation_fraction=1.0 if rng.random() < 0.7 else rng.uniform(0.0, 1.0),
+            polarisation_deg=0.0 if rng.random() < 0.8 else rng.uniform(0.0, 180.0),
+        ),
     )
-    crystal = proteinase_k(seed=int(rng.integers(1 << 30)), wilson_b_angstrom2=rng.uniform(5, 40), d_min_angstrom=2.2)
-    # Other cells by stretching this one: the scattering grows with what the cell holds.
-    stretch = rng.uniform(0.6, 1.8, 2)[[0, 0, 1]]
-    a, b, c, *angles = crystal.cell
-    cell = (a * stretch[0], b * stretch[1], c * stretch[2], *angles)
-    crystal = replace(crystal, cell=cell, intensity=crystal.intensity * float(np.prod(stretch)))
-    sample = Sample(
-        crystal, size_m=_log_uniform(rng, *recipe.crystal_size_m), mosaicity_deg=_log_uniform(rng, 0.01, 0.3)
+
+
+def _draw_surroundings(recipe: ShotRecipe, rng: np.random.Generator) -> Surroundings:
+    if rng.random() >= recipe.surroundings_fraction:
+        return Surroundings()
+
+    def sometimes(low: float, high: float) -> float:
+        return _log_uniform(rng, low, high) if rng.random() < 0.4 else 0.0
+
+    return Surroundings(
+        water_temperature_K=rng.uniform(278.0, 320.0),
+        air_path_m=sometimes(1e-3, 0.1),
+        helium_path_m=sometimes(1e-2, 0.3),
+        capillary_wall_m=sometimes(1e-6, 5e-5),
+        film_thickness_m=sometimes(1e-6, 5e-5),
+        beam_stop_radius_m=sometimes(5e-4, 2e-3),
+        flat_photons_per_pixel=sometimes(1e-5, 3e-3),
     )
-    return Scene(sample, condition, replace(detector, point_spread_px=rng.uniform(0.3, 1.2)))
+
+
+def _draw_response(recipe: ShotRecipe, rng: np.random.Generator) -> Response:
+    draw = rng.random() - recipe.one_per_pulse_fraction
+    kind = RESPONSES[1] if draw < 0 else RESPONSES[2] if draw < recipe.retrigger_fraction else RESPONSES[0]
+    return Response(
+        kind,  # type: ignore[arg-type]
+        pulses=1 if rng.random() < 0.8 else int(rng.integers(2, 11)),
+        charge_sigma_m=0.0 if rng.random() < 0.7 else rng.uniform(4e-6, 12e-6),
+    )
+
+
+def _draw_artefacts(recipe: ShotRecipe, rng: np.random.Generator) -> Artefacts:
+    if rng.random() >= recipe.artefacts_fraction:
+        return Artefacts()
+
+    def number(most: int) -> int:
+        return int(rng.integers(1, most + 1)) if rng.random() < 0.5 else 0
+
+    return Artefacts(
+        dead_pixels=number(300),
+        hot_pixels=number(5),
+        hot_counts=_log_uniform(rng, 3.0, 1e4),
+        flickering_pixels=number(20),
+        flicker_counts=_log_uniform(rng, 2.0, 300.0),
+        dark_counts=_log_uniform(rng, 1e-7, 1e-4) if rng.random() < 0.4 else 0.0,
+        cosmics=rng.uniform(0.0, 1.0),
+        edge_excess=rng.uniform(0.0, 1.5) if rng.random() < 0.3 else 0.0,
+        edge_glow_share=rng.uniform(0.0, 0.2) if rng.random() < 0.2 else 0.0,
+    )
+
+
+def _draw_mask(recipe: ShotRecipe, scene: Scene, rng: np.random.Generator) -> npt.NDArray[np.uint32]:
+    """The detector's gaps, and now and then what a user leaves out besides: a beam stop, a module, a stripe."""
+    mask = scene.detector.mask.astype(np.uint32)
+    if rng.random() >= recipe.masked_fraction:
+        return mask
+    rows, columns = mask.shape
+    center_x, center_y = beam_center_px(scene.condition, scene.detector)
+    if rng.random() < 0.6:
+        y, x = np.ogrid[:rows, :columns]
+        mask[(x - center_x) ** 2 + (y - center_y) ** 2 < rng.uniform(10, 120) ** 2] = 1
+    if rng.random() < 0.3:
+        top, left = int(rng.integers(4)) * 550, int(rng.integers(2)) * 1040
+        mask[top : top + 512, left : left + 1028] = 1
+    if rng.random() < 0.3:
+        left = int(rng.integers(columns - 40))
+        mask[int(center_y) :, left : left + int(rng.integers(5, 40))] = 1
+    return mask
 
 
 def draw_shot(recipe: ShotRecipe, scene: Scene, rng: np.random.Generator) -> Scene:
     """The scene of one shot of a group; its hit_fraction is 0 or 1."""
     flux = _log_uniform(rng, *recipe.flux_photons)
-    water = min(_log_uniform(rng, *recipe.water_scale), _MOST_WATER * 3e8 / flux)
+    pulses = scene.response.pulses
+    water = min(_log_uniform(rng, *recipe.water_scale), _MOST_WATER * 3e8 / (flux * pulses))
     sample = scene.sample
     hit = rng.random() < recipe.hit_fraction
     if hit and rng.random() < recipe.sampled_fraction:
@@ -106,13 +277,29 @@ def draw_shot(recipe: ShotRecipe, scene: Scene, rng: np.random.Generator) -> Sce
         width = rng.uniform(0.5, 2.5)
         factor = np.exp(width * rng.standard_normal(len(sample.crystal.intensity)) - width * width / 2)
         sample = replace(sample, crystal=replace(sample.crystal, intensity=sample.crystal.intensity * factor))
-    one_per_pulse = rng.random() < recipe.one_per_pulse_fraction
+    several = rng.random() < recipe.several_crystals_fraction
+    # A micrometre of salt sends some 300 photons of 3e8 into its strongest spot; they grow with the volume.
+    photons = _log_uniform(rng, *recipe.salt_photons)
+    salt_size_m = 1e-6 * (photons / 300.0 * 3e8 / (flux * pulses)) ** (1 / 3)
+    salt_size_m = min(max(salt_size_m, 1e-8), 3e-5)
+    crystallites = round(_log_uniform(rng, *recipe.salt_crystals))
+    distractors = Distractors(
+        salt=recipe.salt,
+        ice_ring=recipe.ice,
+        lipid_ring=recipe.lipid,
+        polymer_ring=recipe.polymer,
+        no_beam=recipe.no_beam,
+        ring_strength=min(_log_uniform(rng, *recipe.ring_strength) * max(water, 0.3), 100.0),
+        salt_size_m=(salt_size_m, 1.5 * salt_size_m),
+        salt_crystals=(crystallites, crystallites),
+    )
     return replace(
         scene,
         sample=sample,
-        condition=replace(scene.condition, flux_photons=flux),
-        surroundings=Surroundings(water_thickness_m=water * _WATER_UNIT_M),
-        response=Response("one_per_pulse" if one_per_pulse else "integrating"),
+        condition=replace(scene.condition, flux_photons=min(flux, MAX_FLUX_PHOTONS / pulses)),
+        surroundings=replace(scene.surroundings, water_thickness_m=water * _WATER_UNIT_M),
+        distractors=distractors,
+        crystals=int(rng.integers(2, 4)) if several else 1,
         hit_fraction=float(hit),
     )
 
@@ -121,88 +308,140 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> MapSet:
     """Reduced shots of one shard; the same for the same recipe, seed and shard."""
     detector = eiger2_4m()
     rows, columns = detector.shape
-    count = recipe.groups_per_shard * recipe.shots_per_group
-    hit = np.zeros(count, bool)
-    names = ("photon_energy_eV", "camera_length_m", "flux_photons", "water_scale", "bragg_photons", "group", "response")
-    facts = {name: np.zeros(count) for name in names}
-    maps: npt.NDArray[np.float16] | None = None
+    count, cells = recipe.groups_per_shard * recipe.shots_per_group, (-(-rows // CELL), -(-columns // CELL))
+    made = MapSet(
+        maps=np.zeros((count, zones.SCALES, *cells), np.uint8),
+        zones=np.zeros((count, zones.ZONES, zones.COLUMNS), np.float32),
+        header=np.zeros((count, 2), np.float32),
+        valid=np.zeros((recipe.groups_per_shard, *cells), np.uint8),
+        group_place=np.repeat(np.arange(recipe.groups_per_shard), recipe.shots_per_group),
+        hit=np.zeros(count, bool),
+        facts={name: np.zeros(count) for name in FACTS},
+    )
     buffers = Buffers(detector)
     for group in range(recipe.groups_per_shard):
         number = shard * recipe.groups_per_shard + group
         rng = frame_rng(seed, number)
         scene = draw_group(recipe, detector, rng)
-        center_x, center_y = beam_center_px(scene.condition, detector)
-        metadata = SeriesMetadata(
-            shape=(rows, columns),
-            beam_center_x_px=center_x + rng.uniform(-1, 1) * recipe.center_error_px,
-            beam_center_y_px=center_y + rng.uniform(-1, 1) * recipe.center_error_px,
-        )
-        plan = make_plan(
-            series_geometry(metadata, detector.shape),
-            series_validity(metadata, detector.shape, "threshold_1"),
-            detector.saturation_value,
-        )
-        workspace = Workspace(plan, np.dtype(np.uint16))
-        if maps is None:
-            maps = np.zeros((count, 2, *plan.cell_valid.shape), np.float16)
+        fixed = fixed_pixels(scene.artefacts, scene.detector.mask, int(rng.integers(1 << 62)))
+        workspace = _workspace(recipe, scene, rng)
+        made.valid[group] = np.rint(255 * workspace.plan.cell_valid)
         for member in range(recipe.shots_per_group):
             place = group * recipe.shots_per_group + member
             shot_scene = draw_shot(recipe, scene, rng)
             # Simulated where the reduction reads it: no frame is copied, compressed or stored.
-            truth = simulate_shot(shot_scene, rng, buffers=buffers, out=workspace.pixels).truth
+            truth = simulate_shot(shot_scene, rng, fixed=fixed, buffers=buffers, out=workspace.pixels).truth
             reduced = workspace.reduce()
-            maps[place] = np.minimum(reduced.significance, 6e4)
-            hit[place] = truth.hit
-            for name, value in (
-                ("photon_energy_eV", truth.condition.photon_energy_eV),
-                ("camera_length_m", truth.condition.camera_length_m),
-                ("flux_photons", truth.condition.flux_photons),
-                ("water_scale", truth.water_thickness_m / _WATER_UNIT_M),
-                ("bragg_photons", truth.bragg_photons),
-                ("group", number),
-                ("response", shot_scene.response.kind == "one_per_pulse"),
-            ):
-                facts[name][place] = value
-    assert maps is not None
-    return MapSet(maps, plan.cell_valid, hit, facts)
+            made.maps[place] = pack_maps(reduced.significance)
+            made.zones[place] = workspace.zones
+            made.header[place] = truth.condition.photon_energy_eV, truth.condition.camera_length_m
+            made.hit[place] = truth.hit
+            spots = np.concatenate([truth.spots.photons, truth.distractor_spots.photons, [0.0]])
+            known = (
+                truth.condition.photon_energy_eV, truth.condition.camera_length_m, truth.condition.flux_photons,
+                truth.water_thickness_m / _WATER_UNIT_M, truth.bragg_photons, float(spots.max()),
+                truth.log_likelihood_ratio, int(truth.kinds), number, RESPONSES.index(shot_scene.response.kind),
+                shot_scene.crystals if truth.hit else 0, list(READY_CELLS).index(_cell_name(scene)),
+                int((truth.distractor_spots.photons >= 3.0).sum()),
+            )  # fmt: skip
+            for name, value in zip(FACTS, known, strict=True):
+                made.facts[name][place] = value
+    return made
 
 
-def _write_shard(recipe: ShotRecipe, seed: int, shard: int, folder: Path) -> Path:
-    path = folder / f"shots-{recipe.digest}-{seed}-{shard:04d}.npz"
-    if not path.exists():
-        made = make_shard(recipe, seed, shard)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        fields: dict[str, Any] = {f"fact_{name}": values for name, values in made.facts.items()}
-        np.savez(temporary, maps=made.maps, cell_valid=made.cell_valid, hit=made.hit, **fields)
-        temporary.rename(path)
-    return path
+def _cell_name(scene: Scene) -> str:
+    cell = scene.sample.crystal.cell
+    return next(name for name, entry in READY_CELLS.items() if entry.cell == cell)
+
+
+def _workspace(recipe: ShotRecipe, scene: Scene, rng: np.random.Generator) -> Workspace:
+    """Where the frames of a group are reduced: with a mask, and a beam centre that is as wrong as headers are."""
+    detector = scene.detector
+    center_x, center_y = beam_center_px(scene.condition, detector)
+    metadata = SeriesMetadata(
+        shape=detector.shape,
+        beam_center_x_px=center_x + rng.uniform(-1, 1) * recipe.center_error_px,
+        beam_center_y_px=center_y + rng.uniform(-1, 1) * recipe.center_error_px,
+        masks={"threshold_1": _draw_mask(recipe, scene, rng)},
+    )
+    geometry = series_geometry(metadata, detector.shape)
+    validity = series_validity(metadata, detector.shape, "threshold_1")
+    return Workspace(make_plan(geometry, validity, detector.saturation_value), np.dtype(np.uint16))
 
 
 def make_shots(
     recipe: ShotRecipe, seed: int, shards: range, folder: Path, workers: int, progress: Any = None
 ) -> MapSet:
-    """Reduced shots of several shards, from disk where they are there already."""
+    """Reduced shots of several shards, from disk where they are there already.
+
+    Every shard is written whole or not at all, so an interrupted run goes on where it was. progress(done, total) is
+    called now and then and may raise.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_write_shard, recipe, seed, shard, folder) for shard in shards]
-        paths = []
-        for job in jobs:
-            paths.append(job.result())
+    # Ctrl-C reaches the whole group of processes; the parent decides.
+    pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        jobs = {pool.submit(_write_shard, recipe, seed, shard, folder) for shard in shards}
+        waiting, done = jobs, 0
+        while waiting:
+            finished, waiting = wait(waiting, _POLL_S, FIRST_COMPLETED)
+            for job in finished:
+                job.result()
+            done += len(finished)
             if progress is not None:
-                progress(len(paths), len(jobs))
-    return _join([_read_shard(path) for path in paths])
+                progress(done, len(jobs))
+    except BaseException:
+        # Half a shard is worth nothing, and a whole one may take minutes.
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    paths = [_shard_path(recipe, seed, shard, folder) for shard in shards]
+    return join(map(_read_shard, paths), len(paths) * recipe.groups_per_shard * recipe.shots_per_group)
+
+
+def _shard_path(recipe: ShotRecipe, seed: int, shard: int, folder: Path) -> Path:
+    return folder / f"shots-{recipe.digest}-{seed}-{shard:04d}.npz"
+
+
+def _write_shard(recipe: ShotRecipe, seed: int, shard: int, folder: Path) -> None:
+    path = _shard_path(recipe, seed, shard, folder)
+    if path.exists():
+        return
+    made = make_shard(recipe, seed, shard)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
+    fields: dict[str, Any] = {f"fact_{name}": values for name, values in made.facts.items()}
+    for name in ("maps", "zones", "header", "valid", "group_place", "hit"):
+        fields[name] = getattr(made, name)
+    np.savez_compressed(temporary, **fields)
+    temporary.rename(path)
 
 
 def _read_shard(path: Path) -> MapSet:
     with np.load(path) as z:
         facts = {name.removeprefix("fact_"): z[name] for name in z.files if name.startswith("fact_")}
-        return MapSet(z["maps"], z["cell_valid"], z["hit"], facts)
+        return MapSet(z["maps"], z["zones"], z["header"], z["valid"], z["group_place"], z["hit"], facts)
 
 
-def _join(sets: list[MapSet]) -> MapSet:
-    return MapSet(
-        np.concatenate([s.maps for s in sets]),
-        sets[0].cell_valid,
-        np.concatenate([s.hit for s in sets]),
-        {name: np.concatenate([s.facts[name] for s in sets]) for name in sets[0].facts},
-    )
+def join(sets: Iterable[MapSet], count: int) -> MapSet:
+    """Several sets of `count` shots together as one; no more than one of them is held beside the whole."""
+    pieces: dict[str, list[npt.NDArray[Any]]] = {}
+    maps: npt.NDArray[np.uint8] | None = None
+    filled, groups = 0, 0
+    for each in sets:
+        if maps is None:
+            maps = np.empty((count, *each.maps.shape[1:]), np.uint8)
+        maps[filled : filled + len(each)] = each.maps
+        parts: dict[str, npt.NDArray[Any]] = {
+            "zones": each.zones, "header": each.header, "valid": each.valid, "hit": each.hit,
+            "group_place": each.group_place + groups, **each.facts,
+        }  # fmt: skip
+        for name, values in parts.items():
+            pieces.setdefault(name, []).append(values)
+        filled, groups = filled + len(each), groups + len(each.valid)
+    assert maps is not None
+    assert filled == count
+    whole = {name: np.concatenate(values) for name, values in pieces.items()}
+    fields = {name: whole.pop(name) for name in ("zones", "header", "valid", "group_place", "hit")}
+    return MapSet(maps=maps, **fields, facts=whole)

@@ -25,3 +25,11 @@ def confusion(said: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> dict[
         "empties_called_hit": int((said & ~true).sum()),
         "empties_passed": int((~said & ~true).sum()),
     }
+
+
+def recall_at(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_], false_rate: float) -> float:
+    """Share of the positives above the score that this share of the negatives exceeds; NaN when either is absent."""
+    if positive.all() or not positive.any():
+        return float("nan")
+    threshold = np.quantile(scores[~positive], 1.0 - false_rate, method="higher")
+    return float((scores[positive] > threshold).mean())

@@ -15,22 +15,24 @@ from analyzer.networks import (
     profile_features,
     profile_index,
 )
+from analyzer.zones import COLUMNS, SCALES, ZONES
 
 BINS = PROFILE_BINS * AZIMUTH_CLASSES
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (5, 1), (9, 11), (64, 130), (271, 259)])
 def test_the_hit_network_judges_maps_of_any_size(size: tuple[int, int]) -> None:
-    maps = torch.rand(2, 3, *size) * 100
+    maps, zones, header = torch.rand(2, SCALES + 1, *size) * 100, torch.rand(2, ZONES, COLUMNS) * 1e6, torch.zeros(2, 2)
     with torch.inference_mode():
-        logits = HitNetwork()(maps)
+        logits = HitNetwork()(maps, zones, header)
     assert logits.shape == (2,)
     assert torch.isfinite(logits).all()
 
 
 def test_the_hit_network_stays_finite_on_the_strongest_significance() -> None:
     with torch.inference_mode():
-        assert torch.isfinite(HitNetwork()(torch.full((1, 3, 8, 8), 1e12))).all()
+        maps, zones = torch.full((1, SCALES + 1, 8, 8), 30.0), torch.full((1, ZONES, COLUMNS), 1e15)
+        assert torch.isfinite(HitNetwork()(maps, zones, torch.tensor([[1e4, 0.1]]))).all()
 
 
 @pytest.mark.parametrize("photons", [0.0, 1e-3, 1.0, 1e9, 1e30])

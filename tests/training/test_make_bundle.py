@@ -6,28 +6,42 @@ import numpy as np
 import torch
 
 from analyzer.bundle import load_bundle
-from training.hit import HitRecipe, calibrate, train_hit
+from analyzer.zones import COLUMNS, SCALES, ZONES
+from training.hit import HitRecipe, calibrate, predict, train_hit
 from training.make_bundle import Plan, make_parameters, table, write_bundle
 from training.parameters import ParameterRecipe
-from training.shots import MapSet
-from training.statistics import area_under_curve
+from training.shots import MapSet, pack_maps
+from training.statistics import area_under_curve, confusion
 
 CPU = torch.device("cpu")
 
 
 def maps_with_a_bright_cell_in_hits(count: int, seed: int) -> MapSet:
     rng = np.random.default_rng(seed)
-    maps = rng.uniform(0, 12, (count, 2, 32, 32)).astype(np.float16)
+    maps = rng.uniform(0, 12, (count, SCALES, 32, 32)).astype(np.float32)
     hit = rng.random(count) < 0.5
     for place in np.flatnonzero(hit):
         maps[place, :, rng.integers(32), rng.integers(32)] = rng.uniform(25, 400)
-    return MapSet(maps, np.ones((32, 32), np.float32), hit, {"bragg_photons": hit * 100.0})
+    return MapSet(
+        maps=pack_maps(maps),
+        zones=np.zeros((count, ZONES, COLUMNS), np.float32),
+        header=np.tile(np.array([7000.0, 0.25], np.float32), (count, 1)),
+        valid=np.full((1, 32, 32), 255, np.uint8),
+        group_place=np.zeros(count, np.intp),
+        hit=hit,
+        facts={"bragg_photons": hit * 100.0},
+    )
 
 
-def test_the_hit_network_learns_a_bright_cell_and_calibration_keeps_the_threshold_between() -> None:
+def test_the_hit_network_learns_a_bright_cell_and_calibration_keeps_the_threshold_between(tmp_path) -> None:
     train, validation = maps_with_a_bright_cell_in_hits(512, 1), maps_with_a_bright_cell_in_hits(128, 2)
-    trained = train_hit(train, validation, HitRecipe(epochs=6, batch=32), CPU)
+    trained = train_hit(train, validation, HitRecipe(epochs=6, batch=32), CPU, tmp_path / "run")
+    assert trained is not None
     assert trained.history[-1]["validation_loss"] < trained.history[0]["validation_loss"]
+    assert (
+        confusion(trained.probability(predict(trained.network, validation, CPU)) > 0.5, validation.hit)["hits_missed"]
+        <= 3
+    )
     assert 0.05 <= trained.threshold <= 0.99
     assert math.isfinite(trained.temperature)
     assert math.isfinite(trained.bias)

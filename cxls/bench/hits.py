@@ -1,0 +1,118 @@
+"""Hits found and false hits of a bundle on simulated shots, scenario by scenario, with Wilson intervals.
+
+The shots' seed is never trained on; every hit has an orientation of its own. ``--frames`` is shots a scenario.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from analyzer.architectures import architecture
+from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from cxls.bench.report import Figure, Ratio, Report
+from cxls.progress import interruptible_progress
+from cxls.settings import BadSettings, BenchSettings
+from training.hit import predict
+from training.hit_performance import SCENARIOS, count_row, in_question, recall_at_equal_light, smaller
+from training.shots import MapSet, make_shots
+from training.statistics import recall_at
+
+SEED = 7_001
+_GROUPS_A_SHARD = 8
+
+
+def run(settings: BenchSettings) -> Report:
+    """Judge every scenario with and without the header's photon energy and camera length."""
+    bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
+    if architecture(bundle.card.hit.network).inputs != ("map", "zones", "header"):
+        raise BadSettings(f"bundle {bundle.label}: network {bundle.card.hit.network} does not read reduced shots")
+    names = [name.strip() for name in settings.scenarios.split(",") if name.strip()] or list(SCENARIOS)
+    unknown = [name for name in names if name not in SCENARIOS]
+    if unknown:
+        raise BadSettings(f"--scenarios {unknown[0]}: unknown; take some of {', '.join(SCENARIOS)}")
+    figures: list[Figure] = []
+    judged: dict[str, tuple[npt.NDArray[np.float64], MapSet]] = {}
+    for name in names:
+        with interruptible_progress(name, "shards of shots") as after_shard:
+            shots = _shots(settings, name, after_shard)
+        for known in (False, True):
+            probability = _probability(bundle, shots, known)
+            figures += _figures(name, known, probability, shots, bundle.card.hit.threshold)
+            if not known:
+                judged[name] = (probability, shots)
+    return Report(
+        f"hits: {bundle.label}, threshold {bundle.card.hit.threshold:.3f}",
+        figures,
+        tuple(_ratios(judged, bundle.card.hit.threshold)),
+        (
+            f"simulated EIGER2 4M shots of seed {SEED}",
+            "of salt only frames of 3 to 30 spots, the strongest of 10 to 1e4 photons",
+        ),
+    )
+
+
+def _shots(settings: BenchSettings, name: str, after_shard: Callable[[int, int], None]) -> MapSet:
+    recipe = smaller(SCENARIOS[name].recipe, _GROUPS_A_SHARD)
+    shards = math.ceil(settings.frames / (recipe.groups_per_shard * recipe.shots_per_group))
+    return make_shots(recipe, SEED, range(shards), settings.work, os.cpu_count() or 1, after_shard)
+
+
+def _probability(bundle: Bundle, shots: MapSet, known: bool) -> npt.NDArray[np.float64]:
+    card = bundle.card.hit
+    logits = predict(bundle.hit, shots, torch.device("cpu"), known)
+    probability: npt.NDArray[np.float64] = 1 / (1 + np.exp(-(logits + card.bias) / card.temperature))
+    return probability
+
+
+def _figures(
+    name: str, known: bool, probability: npt.NDArray[np.float64], shots: MapSet, threshold: float
+) -> list[Figure]:
+    scenario = SCENARIOS[name]
+    chosen = in_question(scenario, shots)
+    row = count_row(scenario.question, probability[chosen], shots.hit[chosen], threshold)
+    title = f"{scenario.question}, {'header known' if known else 'no header'}"
+    figures = []
+    if row["false_hits"] is not None:
+        total = row["empties_called_hit"] + row["empties_passed"]
+        note = f"{row['empties_called_hit']} of {total}, {_percent(row['false_hits_interval'])}"
+        figures.append(Figure(f"{title}: empties called hits", "%", 100 * row["false_hits"], note=note))
+    if row["recall"] is not None:
+        total = row["hits_found"] + row["hits_missed"]
+        note = f"{row['hits_found']} of {total}, {_percent(row['recall_interval'])}"
+        figures.append(Figure(f"{title}: hits found", "%", 100 * row["recall"], note=note))
+    if row["auc"] is not None:
+        figures.append(Figure(f"{title}: AUC", "", row["auc"]))
+        one_percent = recall_at(probability[chosen], shots.hit[chosen], 0.01)
+        figures.append(Figure(f"{title}: hits found at 1 % false hits", "%", 100 * one_percent))
+    return figures
+
+
+def _percent(interval: tuple[float, float]) -> str:
+    return f"95 %: {100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"
+
+
+def _ratios(judged: dict[str, tuple[npt.NDArray[np.float64], MapSet]], threshold: float) -> Iterator[Ratio]:
+    """Recalls that are to be equal, as differences."""
+    if "protein" in judged:
+        alone = _recall(*judged["protein"], threshold)
+        for name in judged:
+            if name.startswith("protein-"):
+                yield Ratio(f"{SCENARIOS[name].question}: recall less that of protein alone",
+                            _recall(*judged[name], threshold) - alone, "at least -0.02")  # fmt: skip
+    if "proteinase-k" in judged:
+        for name in ("cells", "two-crystals"):
+            if name in judged:
+                mine, reference = recall_at_equal_light(*judged[name], *judged["proteinase-k"], threshold)
+                yield Ratio(
+                    f"{SCENARIOS[name].question}: recall less proteinase K's at equal Bragg light",
+                    mine - reference,
+                    "at least -0.01",
+                )
+
+
+def _recall(probability: npt.NDArray[np.float64], shots: MapSet, threshold: float) -> float:
+    return float((probability[shots.hit] >= threshold).mean())
