@@ -17,9 +17,11 @@ from safetensors.torch import load, save
 from torch import nn
 
 from analyzer.architectures import build, names
+from analyzer.drift import ScoreReference
 
 CARD = "bundle.json"
 FORMAT = 1
+_MOST_CARD_BYTES, _MOST_WEIGHT_BYTES = 16 << 20, 4 << 30
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 
 
@@ -41,13 +43,20 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 class HitCard(ModelCard, frozen=True, kw_only=True):
     """The hit model: a frame is a hit at ``threshold``; logits are divided by ``temperature``.
 
-    ``prior`` is the fraction of hits for which the probability is calibrated.
+    ``prior`` is the fraction of hits for which the probability is calibrated. ``score_reference_*``
+    are the scores of held-out frames without and with a crystal, as ``drift.score_histogram`` makes
+    them; a bundle may lack them.
     """
 
     threshold: float = 0.5
     temperature: float = 1.0
     bias: float = 0.0
     prior: float = 0.5
+    score_reference_empties: list[int] = []
+    score_reference_hits: list[int] = []
+
+    def __post_init__(self) -> None:
+        ScoreReference(tuple(self.score_reference_empties), tuple(self.score_reference_hits))
 
 
 class ParametersCard(ModelCard, frozen=True, kw_only=True):
@@ -57,7 +66,7 @@ class ParametersCard(ModelCard, frozen=True, kw_only=True):
 
 
 class BundleCard(msgspec.Struct, frozen=True, kw_only=True):
-    """``bundle.json``. ``no_beam_photons``: a frame of fewer has seen no beam.
+    """``bundle.json``. ``no_beam_photons``: a frame with light at fewer separate places has seen no beam.
 
     ``reference_background_photons_per_pixel``: the background that has a relative flux of one.
     """
@@ -85,7 +94,7 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
     """Load and check a bundle. Raises ``BadBundle``."""
     path = folder / CARD
     try:
-        raw = path.read_bytes()
+        raw = _bytes(path, _MOST_CARD_BYTES)
         card = msgspec.json.decode(raw, type=BundleCard)
     except OSError as error:
         raise BadBundle(f"{path}: {error.strerror or error}; a bundle is a folder with {CARD}") from None
@@ -99,12 +108,21 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
     )
 
 
+def _bytes(path: Path, most: int) -> bytes:
+    """What a file holds. Raises ``OSError``, also for a pipe or a device, and ``BadBundle`` for one too large."""
+    if path.exists() and not path.is_file():
+        raise BadBundle(f"{path}: not a regular file; get the bundle again")
+    if path.stat().st_size > most:
+        raise BadBundle(f"{path}: {path.stat().st_size} bytes, a bundle's has at most {most}; get the bundle again")
+    return path.read_bytes()
+
+
 def _load(folder: Path, card: ModelCard, device: torch.device | str) -> nn.Module:
     path = folder / card.weights
     if Path(card.weights).name != card.weights or not card.weights.endswith(".safetensors"):
         raise BadBundle(f"{folder / CARD}: weights {card.weights!r} must be a .safetensors file in the bundle's folder")
     try:
-        data = path.read_bytes()
+        data = _bytes(path, _MOST_WEIGHT_BYTES)
     except OSError as error:
         raise BadBundle(f"{path}: {error.strerror or error}; the card names this file") from None
     digest = hashlib.sha256(data).hexdigest()

@@ -1,8 +1,9 @@
 """The front: source to ring to workers to outputs, and the account that closes over it all.
 
 Three kinds of thread. The reader (the caller's) owns the source and the series tracker and
-never decodes. Each worker owns an ``Analyser`` and whole frames. The publisher owns every
-output, so that a slow or broken one never holds up analysis.
+never decodes. Each worker owns an ``Analyser`` and whole frames; it can be given another one
+between two batches. The publisher owns every output, so that a slow or broken one never holds
+up analysis.
 """
 
 import logging
@@ -10,7 +11,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Protocol
 
 from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
@@ -18,9 +20,10 @@ from analyzer.reduction import suspect_pixels
 from analyzer.results import FrameResult, Status
 from analyzer.running import Running
 from analyzer.sinks import Sink
+from analyzer.warm import FrameKind
 from streamer.account import Account
 from streamer.frames import Frame, make_frame
-from streamer.messages import InvalidMessage
+from streamer.messages import ImageData, InvalidMessage
 from streamer.receiver import Received
 from streamer.ring import DEFAULT_RING_BYTES, DEFAULT_RING_FRAMES, FrameRing
 from streamer.series import Event, ImageAccepted, SeriesClosed, SeriesOpened, SeriesTracker, SeriesUpdated
@@ -31,6 +34,22 @@ POLL_S = 0.1
 _REPORTS_KEPT = 1000
 DRAIN_S = 8.0
 """How long a stopped run goes on with what it has already received."""
+
+HANDOVER_S = 30.0
+"""How long a change waits for the batches in hand: far longer than any batch takes."""
+
+
+class Ending(RuntimeError):
+    """Asked of a run that is ending."""
+
+
+class Forget(StrEnum):
+    """What of the running products starts anew."""
+
+    JUDGEMENTS = "judgements"
+    """what follows from the bundle and the threshold"""
+    EVERYTHING = "everything"
+    """windows, profiles and the rest; never the account"""
 
 
 class Source(Protocol):
@@ -83,11 +102,30 @@ class _Tally:
     closed: SeriesClosed | None = None
 
 
-_Published = BatchOutcome | SeriesOpened | SeriesUpdated | SeriesClosed | FrameResult
+@dataclass(slots=True)
+class _Worker:
+    """``analyser`` judges the next batch, ``busy`` is judging the one in hand."""
+
+    analyser: Analyser
+    busy: Analyser | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reset:
+    """Takes its turn among the results: what comes before it is forgotten, what comes after is not."""
+
+    forget: Forget
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+_Published = BatchOutcome | SeriesOpened | SeriesUpdated | SeriesClosed | FrameResult | _Reset
 
 
 class Front:
-    """Runs one analysis. ``account`` and ``running`` can be read while it runs."""
+    """Runs one analysis. ``account`` and ``running`` can be read while it runs.
+
+    ``kind`` is that of the last frame judged, ``None`` before the first.
+    """
 
     def __init__(
         self,
@@ -105,7 +143,10 @@ class Front:
         self.reports: list[SeriesReport] = []
         self.finished = 0
         self._closed = 0
-        self._analysers = list(analysers)
+        self.kind: FrameKind | None = None
+        self._workers = [_Worker(analyser) for analyser in analysers]
+        self._handover = threading.Condition()
+        self._started = False
         self._settings = settings
         self._on_series = on_series
         self._tracker = SeriesTracker(self.account)
@@ -126,12 +167,13 @@ class Front:
         within ``DRAIN_S`` seconds after ``stop``, which is recorded as dropped.
         """
         workers = [
-            threading.Thread(target=self._work, args=(analyser,), name=f"worker-{n}", daemon=True)
-            for n, analyser in enumerate(self._analysers)
+            threading.Thread(target=self._work, args=(worker,), name=f"worker-{n}", daemon=True)
+            for n, worker in enumerate(self._workers)
         ]
         publisher = threading.Thread(target=self._publish, name="publisher", daemon=True)
         for thread in (*workers, publisher):
             thread.start()
+        self._started = True
         try:
             self._read(stop)
         finally:
@@ -141,6 +183,43 @@ class Front:
             self._drain(workers, stop)
             self._results.put(None)
             publisher.join()
+
+    @property
+    def workers(self) -> int:
+        return len(self._workers)
+
+    def replace_analysers(self, analysers: Sequence[Analyser], forget: Forget) -> bool:
+        """Judge with these from the next batch on, one a worker; batches in hand end with the old ones.
+
+        Frames stay where they are, so none is lost and none judged twice. Then the running products
+        of the old ones are forgotten. Returns whether the old ones ended within ``HANDOVER_S``.
+        Raises ``Ending``.
+        """
+        self.refuse_when_ending()
+        with self._handover:
+            for worker, analyser in zip(self._workers, analysers, strict=True):
+                worker.analyser = analyser
+            ended = self._handover.wait_for(
+                lambda: all(worker.busy in (None, worker.analyser) for worker in self._workers), HANDOVER_S
+            )
+        self._forget(forget)
+        return ended
+
+    def reset(self) -> None:
+        """Begin the running products anew; the account and the series go on. Raises ``Ending``."""
+        self.refuse_when_ending()
+        self._forget(Forget.EVERYTHING)
+
+    def refuse_when_ending(self) -> None:
+        if self.stopping:
+            raise Ending("the analysis is ending; nothing can be changed any more")
+
+    def _forget(self, forget: Forget) -> None:
+        reset = _Reset(forget)
+        self._results.put(reset)
+        deadline = time.monotonic() + HANDOVER_S
+        while self._started and not self.stopping and time.monotonic() < deadline and not reset.done.wait(POLL_S):
+            pass
 
     def _read(self, stop: threading.Event) -> None:
         while not stop.is_set() and not self._enough:
@@ -201,12 +280,25 @@ class Front:
         for worker in workers:
             worker.join()
 
-    def _work(self, analyser: Analyser) -> None:
+    def _work(self, worker: _Worker) -> None:
         settings = self._settings
         while not self.ring.finished:
             batch = self.ring.take(settings.batch_frames, settings.batch_linger_s, POLL_S)
             if batch:
-                self._results.put(self._analyse(analyser, batch))
+                self._judge(worker, batch)
+
+    def _judge(self, worker: _Worker, batch: list[Frame]) -> None:
+        with self._handover:
+            analyser = worker.busy = worker.analyser
+        outcome = self._analyse(analyser, batch)
+        self._results.put(outcome)
+        with self._handover:
+            worker.busy = None
+            self._handover.notify_all()
+        frame, result = batch[-1], outcome.results[-1]
+        if result.status == Status.OK and isinstance(frame.image, ImageData):
+            dtype = frame.image.dtype.newbyteorder("=")
+            self.kind = FrameKind(frame.series.metadata, frame.channel, frame.image.shape, dtype)
 
     def _analyse(self, analyser: Analyser, batch: list[Frame]) -> BatchOutcome:
         try:
@@ -231,6 +323,9 @@ class Front:
             self._publish_results(item)
         elif isinstance(item, FrameResult):
             self._publish_results(BatchOutcome([item]))
+        elif isinstance(item, _Reset):
+            (self.running.reset if item.forget == Forget.EVERYTHING else self.running.forget_judgements)()
+            item.done.set()
         else:
             self._publish_event(item)
 
@@ -297,10 +392,11 @@ class Front:
             self._finish(tally, tally.closed)
 
     def _finish(self, tally: _Tally, closed: SeriesClosed) -> None:
-        workspaces = [w for analyser in self._analysers for w in analyser.workspaces(closed.series)]
+        analysers = [worker.analyser for worker in self._workers]
+        workspaces = [w for analyser in analysers for w in analyser.workspaces(closed.series)]
         alike = [w for w in workspaces if w.plan.geometry == workspaces[0].plan.geometry]
         suspects = len(suspect_pixels(alike)) if alike else 0
-        for analyser in self._analysers:
+        for analyser in analysers:
             analyser.forget(closed.series)
         report = SeriesReport(closed, tally.analysed, tally.hits, tally.undecodable, suspects)
         self.reports.append(report)

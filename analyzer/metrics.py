@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -19,42 +21,46 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from analyzer.calibration import OperatingPoint, Rate
 from analyzer.cascade import STAGES
+from analyzer.drift import score_drift, score_histogram
 from analyzer.front import Front
 from analyzer.intervals import wilson
+from analyzer.prior import FEWEST_FRAMES, hit_fraction
 from analyzer.results import Decision
 from analyzer.running import STAGE_BUCKETS_S, WINDOWS, Histogram
 from streamer.account import DROP_REASONS, MISSING_PLACES
 from streamer.messages import INVALID_REASONS, UNDECODABLE_REASONS
 
 Estimate = Callable[[], dict[str, Any]]
+PERFECT_RECALL = Rate(1.0, 1.0, 1.0)
+_STEPS = 40
+_RARE = (0.0, 0.0513, 0.3554, 0.8177)
+"""The 5 % quantile of the mean behind 1, 2, 3 Poisson counts: half of chi-squared's with 2, 4, 6 degrees of freedom."""
 
 
-def make_registry(
-    front: Front, estimate: Estimate, false_hit_rate: tuple[float, float, float], build: dict[str, str]
-) -> CollectorRegistry:
+def make_registry(front: Front, estimate: Estimate, point: OperatingPoint, build: dict[str, str]) -> CollectorRegistry:
     """A registry that exports one run.
 
-    ``estimate`` gives the parameter fields of the running profile; ``false_hit_rate`` is the
-    bundle's (estimate, low, high) on frames without crystals; ``build`` labels the program.
+    ``estimate`` gives the parameter fields of the running profile; ``point`` says how hits are
+    called and what is known of it; ``build`` labels the program.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_RunCollector(front, estimate, false_hit_rate, build))
+    registry.register(_RunCollector(front, estimate, point, build))
     return registry
 
 
 class _RunCollector(Collector):
-    def __init__(
-        self, front: Front, estimate: Estimate, false_hit_rate: tuple[float, float, float], build: dict[str, str]
-    ) -> None:
+    def __init__(self, front: Front, estimate: Estimate, point: OperatingPoint, build: dict[str, str]) -> None:
         self._front = front
         self._estimate = estimate
-        self._false_hit_rate = false_hit_rate
+        self._point = point
         self._build = build
 
     def collect(self) -> Iterator[Metric]:
         yield from self._account()
         yield from self._ratios()
+        yield from self._scores()
         yield from self._parameters()
         yield from self._times()
         info = InfoMetricFamily("cxls_build", "Version of the program, its libraries and the model bundle")
@@ -105,7 +111,7 @@ class _RunCollector(Collector):
             "cxls_indexable_ratio", "Images with enough peaks to index among the latest with beam", labels=["window"]
         )
         corrected = GaugeMetricFamily(
-            "cxls_hit_ratio_corrected", "Hit ratio with the bundle's false hits removed", labels=["window", "bound"]
+            "cxls_hit_ratio_corrected", "Hit ratio with false hits removed", labels=["window", "bound"]
         )
         with running.lock:
             for window in WINDOWS:
@@ -115,7 +121,7 @@ class _RunCollector(Collector):
                     continue
                 hit.add_metric([str(window)], hits / counted)
                 indexable.add_metric([str(window)], ready / counted)
-                for bound, value in corrected_ratio(hits, counted, self._false_hit_rate).items():
+                for bound, value in corrected_ratio(hits, counted, self._point.false_hits).items():
                     corrected.add_metric([str(window), bound], value)
             flux = running.relative_flux
         yield hit
@@ -125,6 +131,34 @@ class _RunCollector(Collector):
         if flux is not None:
             metric.add_metric([], flux)
         yield metric
+
+    def _scores(self) -> Iterator[Metric]:
+        """What the scores say beyond hit or miss."""
+        point, running = self._point, self._front.running
+        with running.lock:
+            scores = {window: running.scores.values(window) for window in WINDOWS}
+        expected = GaugeMetricFamily(
+            "cxls_hit_ratio_expected",
+            "Share of the latest images with a crystal by all their scores, faint ones included",
+            labels=["window", "bound"],
+        )
+        for window in WINDOWS:
+            fraction = expected_ratio(scores[window], point)
+            if fraction is not None:
+                for bound, value in zip(("estimate", "low", "high"), fraction, strict=True):
+                    expected.add_metric([str(window), bound], value)
+        yield expected
+        drift = GaugeMetricFamily(
+            "cxls_score_drift_ratio",
+            "Divergence of the scores of the latest misses from a reference: 0 the same, 1 nothing in common",
+            labels=["reference"],
+        )
+        observed = score_histogram(scores[max(WINDOWS)])
+        for name, reference in point.references.items():
+            found = score_drift(observed, reference, point.threshold)
+            if found is not None:
+                drift.add_metric([name], found.divergence)
+        yield drift
 
     def _parameters(self) -> Iterator[Metric]:
         fields, metadata = self._estimate(), self._front.running.metadata
@@ -169,20 +203,65 @@ def _counters(name: str, text: str, label: str, known: tuple[str, ...], values: 
     return family
 
 
-def corrected_ratio(hits: int, counted: int, false_hit_rate: tuple[float, float, float]) -> dict[str, float]:
-    """The share of frames with a crystal behind an observed hit ratio.
+def corrected_ratio(hits: int, counted: int, false_hits: Rate, recall: Rate = PERFECT_RECALL) -> dict[str, float]:
+    """The share of frames with a crystal behind an observed hit ratio, with its interval of 95 %.
 
-    p = r + (1 - r) f solved for r, with f the false-hit rate on empty frames; the interval
-    joins Wilson's 95 % interval of p with the interval of f.
+    With f the share of frames without a crystal that are called hits and r that of frames with one,
+    the observed ratio is p = h r + (1 - h) f, so that h = (p - f) / (r - f). The interval holds
+    every h that p - (1 - h) f - h r = 0 does not rule out; the interval of that sum recovers
+    each term's variance from the term's own interval (MOVER: Zou and Donner, Statistics in
+    Medicine 27, 2008, 1693), Wilson's for p, modified where hits or misses are rare. A recall
+    of 1 makes it the share of frames that can be found.
     """
-    estimate, low, high = false_hit_rate
-    ratio_low, ratio_high = wilson(hits, counted)
+    p = hits / counted
+    p_low, p_high = _wilson_of_rare(hits, counted)
+    # Fewer than the false hits alone, or more than all crystals, is chance: no reason to be surer than at that edge.
+    possible = min(max(p, false_hits.estimate), max(recall.estimate, false_hits.estimate))
 
-    def solve(ratio: float, false: float) -> float:
-        return min(1.0, max(0.0, (ratio - false) / (1.0 - false)))
+    def reach(h: float, side: int) -> float:
+        """How far the sum lies from 0 towards one side, less what chance allows."""
+        centre = possible - (1 - h) * false_hits.estimate - h * recall.estimate
+        if side > 0:
+            parts = (p - p_low, (1 - h) * (false_hits.high - false_hits.estimate), h * (recall.high - recall.estimate))
+        else:
+            parts = (p_high - p, (1 - h) * (false_hits.estimate - false_hits.low), h * (recall.estimate - recall.low))
+        return side * centre - math.hypot(*parts)
 
-    return {
-        "estimate": solve(hits / counted, estimate),
-        "low": solve(ratio_low, high),
-        "high": solve(ratio_high, low),
-    }
+    def bound(side: int) -> float:
+        """The smallest h (side 1) or largest (side -1) that is not ruled out."""
+        out, inside = (0.0, 1.0) if side > 0 else (1.0, 0.0)
+        if reach(out, side) <= 0:
+            return out
+        for _ in range(_STEPS):
+            middle = (out + inside) / 2
+            out, inside = (middle, inside) if reach(middle, side) > 0 else (out, middle)
+        return inside
+
+    spread = recall.estimate - false_hits.estimate
+    estimate = min(1.0, max(0.0, (p - false_hits.estimate) / spread)) if spread > 0 else 0.0
+    return {"estimate": estimate, "low": min(bound(1), estimate), "high": max(bound(-1), estimate)}
+
+
+def expected_ratio(scores: npt.NDArray[np.float64], point: OperatingPoint) -> tuple[float, float, float] | None:
+    """The share of frames with a crystal, (estimate, low, high), from all their scores; ``None`` for too few frames.
+
+    With a calibration: from how many more frames than in the blank run reach a level that a tenth of
+    blank frames does, which asks nothing of the probabilities but their order. Without: the share
+    under which the scores are likeliest, which asks that they are calibrated for this beam line.
+    """
+    if point.blank_level is None or len(scores) < FEWEST_FRAMES:
+        return hit_fraction(scores, point.prior)
+    level, rate = point.blank_level
+    found = corrected_ratio(int((scores >= level).sum()), len(scores), rate)
+    return found["estimate"], found["low"], found["high"]
+
+
+def _wilson_of_rare(hits: int, counted: int) -> tuple[float, float]:
+    """Wilson's interval, wider for 1 to 3 hits or misses, where it covers too little (Brown, Cai, DasGupta 2001)."""
+    low, high = wilson(hits, counted)
+    misses = counted - hits
+    if 0 < hits < len(_RARE):
+        low = min(low, _RARE[hits] / counted)
+    if 0 < misses < len(_RARE):
+        high = max(high, 1 - _RARE[misses] / counted)
+    return low, high

@@ -32,17 +32,17 @@ _MOST_IMAGES = 1 << 40
 
 
 class ImageWindow:
-    """Outcomes of the latest images, keyed by image id, so that a late frame lands in its own place.
+    """Values of the latest images, keyed by image id, so that a late frame lands in its own place.
 
-    Ids of successive series follow each other. Values: 1 yes, 0 no, -1 not counted.
+    Ids of successive series follow each other. Values: 1 yes, 0 no, or a probability; -1 not counted.
     """
 
     def __init__(self, size: int) -> None:
         self._ids = np.full(size, -1, np.int64)
-        self._values = np.zeros(size, np.int8)
+        self._values = np.zeros(size)
         self._highest = -1
 
-    def add(self, image: int, value: int) -> None:
+    def add(self, image: int, value: float) -> None:
         slot = image % len(self._ids)
         if image > self._highest:
             self._highest = image
@@ -51,8 +51,13 @@ class ImageWindow:
 
     def counts(self, window: int) -> tuple[int, int]:
         """(yes, counted) among the last ``window`` images."""
+        values = self.values(window)
+        return int(values.sum()), len(values)
+
+    def values(self, window: int) -> npt.NDArray[np.float64]:
+        """The counted values among the last ``window`` images, in no order."""
         inside = (self._ids >= 0) & (self._ids > self._highest - window) & (self._values >= 0)
-        return int(self._values[inside].sum()), int(inside.sum())
+        return self._values[inside]
 
 
 class Histogram:
@@ -85,6 +90,7 @@ class Running:
     lock: threading.Lock = field(default_factory=threading.Lock)
     hits: ImageWindow = field(default_factory=lambda: ImageWindow(max(WINDOWS)))
     indexable: ImageWindow = field(default_factory=lambda: ImageWindow(max(WINDOWS)))
+    scores: ImageWindow = field(default_factory=lambda: ImageWindow(max(WINDOWS)))
     latency: Histogram = field(default_factory=lambda: Histogram(LATENCY_BUCKETS_S))
     stages: dict[str, Histogram] = field(default_factory=dict)
     profile: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, PROFILE_BINS * AZIMUTH_CLASSES)))
@@ -116,6 +122,21 @@ class Running:
         with self.lock:
             if images <= _MOST_IMAGES:
                 self._next_offset = max(self._next_offset, self._place_series(series.ordinal) + images)
+
+    def forget_judgements(self) -> None:
+        """Another bundle or threshold judges from here on: what mixes both would be neither's."""
+        with self.lock:
+            self.hits, self.scores = ImageWindow(max(WINDOWS)), ImageWindow(max(WINDOWS))
+
+    def reset(self) -> None:
+        """Forget what was shown so far; the series, its place and what Prometheus counts go on."""
+        self.forget_judgements()
+        with self.lock:
+            self.indexable = ImageWindow(max(WINDOWS))
+            self.profile[:] = 0.0
+            self.profile_frames = 0.0
+            self.relative_flux = self.last_hit = self.last = None
+            self.history = []
 
     def _place_series(self, ordinal: int) -> int:
         """Where a series' images lie among all; late results of an earlier one keep their place."""
@@ -165,6 +186,8 @@ class Running:
         counted = result.decision != Decision.NO_BEAM
         self.hits.add(place, int(bool(result.hit)) if counted else -1)
         self.indexable.add(place, int(bool(result.indexable)) if counted else -1)
+        if result.hit_probability is not None:
+            self.scores.add(place, result.hit_probability if counted else -1)
         self.history.append((place, result.peak_count or 0, result.hit_probability or 0.0))
         if len(self.history) > 2 * _HISTORY:
             del self.history[:_HISTORY]

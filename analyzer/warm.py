@@ -1,21 +1,73 @@
 """Warm-up: everything compiled, loaded and allocated before the first real frame."""
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
+from analyzer.bundle import BadBundle
 from analyzer.cascade import Analyser
+from analyzer.judge import Judge
+from analyzer.results import FrameResult, Status
 from streamer.frames import Frame
 from streamer.messages import Algorithm, ImageData, SeriesMetadata
 from streamer.series import Series
 
 _SHAPE = (512, 1028)
+_EVERY = 8
+"""One photon in so many rows and columns: more than a shot without beam, so that the networks are heard."""
 
 
-def warm_up(analyser: Analyser) -> None:
-    """Judge an empty module of each pixel type, so that no first frame pays for compilation."""
-    series = Series(0, 0, None, SeriesMetadata(shape=_SHAPE))
-    for kind in ("u1", "u2", "u4"):
-        dtype = np.dtype(kind)
-        pixels = np.zeros(_SHAPE, dtype).tobytes()
-        image = ImageData(pixels, _SHAPE, dtype, Algorithm.RAW, dtype.itemsize)
-        analyser.process([Frame(series, 0, "threshold_1", image, None, None, 0.0)])
-    analyser.forget(series)
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameKind:
+    """What frames of a series have in common; ``dtype`` in this machine's byte order."""
+
+    metadata: SeriesMetadata
+    channel: str
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+
+
+def warm_up(analyser: Analyser, judge: Judge, kind: FrameKind | None = None) -> None:
+    """Judge a made-up frame of ``kind``, else a module of each pixel type, so that no first frame pays for it.
+
+    Raises ``BadBundle`` where the networks of the bundle fail on them or answer with no number: the card may
+    name a network that is not for this place, and the weights of a training that diverged load as any others.
+    """
+    for each in [kind] if kind else _any_kind(judge):
+        series = Series(0, 0, None, each.metadata)
+        try:
+            (result,) = analyser.process([_frame(series, each)]).results
+        except Exception as error:
+            raise BadBundle(f"{judge.bundle.label}: its networks fail on a frame: {_line(error)}") from error
+        finally:
+            analyser.forget(series)
+        if not _says_something(result):
+            raise BadBundle(
+                f"{judge.bundle.label}: its networks answer a frame with no number; its weights are damaged"
+            )
+
+
+def _any_kind(judge: Judge) -> list[FrameKind]:
+    mask = judge.cascade.mask
+    shape = _SHAPE if mask is None else (mask.valid.shape[0], mask.valid.shape[1])
+    return [FrameKind(SeriesMetadata(shape=shape), "threshold_1", shape, np.dtype(name)) for name in ("u1", "u2", "u4")]
+
+
+def _frame(series: Series, kind: FrameKind) -> Frame:
+    pixels = np.zeros(kind.shape, kind.dtype)
+    pixels[::_EVERY, ::_EVERY] = 1
+    image = ImageData(pixels.tobytes(), kind.shape, kind.dtype, Algorithm.RAW, kind.dtype.itemsize)
+    return Frame(series, 0, kind.channel, image, None, None, 0.0)
+
+
+def _says_something(result: FrameResult) -> bool:
+    if result.status != Status.OK:
+        return True  # a mask of another shape: nothing was asked of the networks
+    said = (result.hit_probability, result.camera_length_over_energy_m_per_eV)
+    return all(value is None or math.isfinite(value) for value in said)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

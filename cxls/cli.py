@@ -36,12 +36,20 @@ def _parameter(name: str, field: FieldInfo) -> click.Option:
     flag = "--" + name.replace("_", "-")
     default = field.default
     text = field.description or ""
-    if default is not None and default is not False and default != "":
+    if default is not None and default is not False and default not in ("", ()):
         text += f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
     annotation = field.annotation
     if annotation is bool:
         return click.Option([f"{flag}/--no-{name.replace('_', '-')}"], default=None, help=text)
+    if typing.get_origin(annotation) is tuple:
+        return click.Option([flag], multiple=True, callback=_given, help=text, metavar=_metavar(str))
     return click.Option([flag], default=None, help=text, metavar=_metavar(annotation))
+
+
+def _given(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
+    """What was given again and again; None, so that other layers count, when it was not."""
+    del ctx, param
+    return value or None
 
 
 def _metavar(annotation: Any) -> str:
@@ -188,8 +196,38 @@ cli.add_command(
     _command(
         "train",
         "cxls.commands.train:run",
-        [click.Argument(["task"], type=click.Choice(["hit", "parameters", "all"]))],
-        "Example, a whole bundle: cxls train all --out my_bundle",
+        [click.Argument(["task"]), click.Argument(["paths"], nargs=-1, metavar="[PATH]...")],
+        "Examples. The paper's hit network on a tree, cut to a quarter: cxls train peak --data my_set --split "
+        "my_set/split.json --size 1024. The same on two GPUs: torchrun --nproc-per-node 2 -m cxls train peak --data "
+        "my_set. Better hyper-parameters: cxls train energy --size 512 --tune 30. A bundle: cxls train all --out mine. "
+        "A bundle adapted to a run: cxls train hit --finetune run12_master.h5 --bundle mine --out mine-run12",
+    )
+)
+cli.add_command(
+    _command(
+        "calibrate",
+        "cxls.commands.calibrate:run",
+        [click.Argument(["source"], nargs=-1, required=True)],
+        "SOURCE is as for cxls analyze; the jet runs, no crystals in it. Example: cxls calibrate tcp://detector:31001 "
+        "--frames 2000 --out blank && cxls analyze tcp://detector:31001 --calibration blank.json --mask blank_mask.npy",
+    )
+)
+cli.add_command(
+    _command(
+        "evaluate",
+        "cxls.commands.evaluate:run",
+        [
+            click.Argument(["sources"], nargs=-1, required=True, metavar="SOURCE..."),
+            click.Option(
+                ["--json", "json_path"],
+                type=click.Path(path_type=Path, dir_okay=False),
+                metavar="FILE",
+                help="write all figures here as JSON too",
+            ),
+        ],
+        "SOURCE is an Eiger master with truth (/entry/truth, or X_truth.npz beside it), a folder of masters or a glob. "
+        "Example: cxls simulate runs/test --flux 3e6 --frames 200 && cxls evaluate runs/test_master.h5 --ideal "
+        "--report runs/report",
     )
 )
 cli.add_command(_command("bench", "cxls.commands.bench:run", [click.Argument(["name"])], "cxls bench list names them."))
@@ -197,8 +235,8 @@ cli.add_command(
     _command(
         "figures",
         "cxls.commands.figures:run",
-        [click.Argument(["topic"], type=click.Choice(["simulation"]))],
-        "Example: cxls figures simulation --only spot,powder --out /tmp/figures",
+        [click.Argument(["topic"], type=click.Choice(["simulation", "paper"]))],
+        "Examples: cxls figures simulation --only spot,powder --out /tmp/figures; cxls figures paper --conditions 1,2",
     )
 )
 
@@ -292,21 +330,94 @@ def config_check(config_file: Path | None) -> None:
 
 @cli.group()
 def models() -> None:
-    """Model bundles."""
+    """Model bundles, single models, and the networks they are built from."""
+
+
+class _FrameShape(click.ParamType[tuple[int, int]]):
+    """A frame's slow and fast scan, as in 2162x2068."""
+
+    name = "SSxFS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        sides = str(value).split("x")
+        if len(sides) != 2 or not all(side.isascii() and side.isdigit() and len(side) < 6 for side in sides):
+            self.fail(f"{value!r} is no frame size; give slow scan x fast scan, for instance 2162x2068", param, ctx)
+        return int(sides[0]), int(sides[1])
+
+
+_shape_option = click.option("--shape", type=_FrameShape(), help="frame size, slow x fast scan  [default: 2163x2069]")
+_set_option = click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="a setting of the network, for instance variant=code"
+)
 
 
 @models.command("list")
 def models_list() -> None:
-    """Bundles that come with the program."""
-    importlib.import_module("cxls.commands.models").list_bundles()
+    """Bundles that come with the program, and every network with its parameters, inputs and source."""
+    importlib.import_module("cxls.commands.models").list_models()
 
 
-@models.command("show")
-@click.argument("bundle", type=click.Path(path_type=Path), required=False)
-@click.option("--markdown", is_flag=True, help="as a page to read")
-def models_show(bundle: Path | None, markdown: bool) -> None:
-    """A bundle's card: what it is, how it was trained, how it performed."""
-    importlib.import_module("cxls.commands.models").show_bundle(bundle, markdown)
+@models.command(
+    "show",
+    epilog="Example: cxls models show paper-binary-cnn --shape 2162x2068; without WHAT, the default bundle's card.",
+)
+@click.argument("what", required=False)
+@click.option("--markdown", is_flag=True, help="a bundle's card as a page to read")
+@click.option("--json", "as_json", is_flag=True, help="a network's table as JSON; cards are JSON anyway")
+@_shape_option
+@_set_option
+def models_show(
+    what: str | None, markdown: bool, as_json: bool, shape: tuple[int, int] | None, settings: tuple[str, ...]
+) -> None:
+    """What a model is: WHAT is the folder of a bundle or of a single model, or the name of a network.
+
+    Of a folder its card: how it was trained, how it performs. Of a network its layers, what leaves them, parameters and
+    multiply-adds for one frame; this takes no memory, however large the network.
+    """
+    importlib.import_module("cxls.commands.models").show(what, markdown, as_json, shape, list(settings))
+
+
+@models.command(
+    "import",
+    epilog="Example: cxls models import binary.pt --network paper-binary-cnn --out models/peak. FILE is what "
+    "torch.save(network.state_dict(), FILE) wrote, or safetensors; nothing in it is run.",
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--network", required=True, help="its name; `cxls models list` has them")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to write the model to")
+@click.option("--attribute", help="what it says of a frame: peak, energy, camera-length, peaks or a package's own")
+@_shape_option
+@_set_option
+@click.option("--force", is_flag=True, help="replace the model that is there")
+def models_import(
+    file: Path,
+    network: str,
+    out: Path,
+    attribute: str | None,
+    shape: tuple[int, int] | None,
+    settings: tuple[str, ...],
+    force: bool,
+) -> None:
+    """Weights of another program, such as those of the 2024 paper's authors, as a single model.
+
+    Layers are told by their parameters' names where all are ours, otherwise by order and shape.
+    """
+    importlib.import_module("cxls.commands.networks").import_weights(
+        file, network, out, attribute, shape, list(settings), force
+    )
+
+
+models.add_command(
+    _command(
+        "models use",
+        "cxls.commands.control:use",
+        [click.Argument(["folder"], type=click.Path(path_type=Path), metavar="DIR")],
+        "The analysis reads DIR itself: it has to be there under the same absolute path. Example: cxls models use "
+        "runs/bundle --at http://127.0.0.1:8080 --token ~/.cxls-token",
+    )
+)
 
 
 def listening(name: str, address: str) -> None:

@@ -11,9 +11,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from streamer.text_files import read_text
 
@@ -55,6 +55,15 @@ class SimulationOptions(_Settings):
     hit_fraction: float = Field(0.5, ge=0, le=1, description="share of frames with a crystal")
     crystal_size: float = Field(10e-6, ge=1e-8, le=1e-2, description="edge of the crystal, m")
     seed: int = Field(0, ge=0, lt=1 << 63, description="same seed, same frames")
+
+
+def _several(given: Any) -> Any:
+    """One text, as the environment has it, is several with commas between."""
+    return tuple(part for part in given.split(",") if part) if isinstance(given, str) else given
+
+
+Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
+"""A setting that may be given again and again."""
 
 
 def _in(group: str, default: Any, description: str, **limits: Any) -> Any:
@@ -200,7 +209,10 @@ class AnalyzeSettings(_Settings):
     min_peaks: int = Field(5, ge=1, description="peaks that make a hit under the peaks rules")
     indexable_peaks: int = Field(10, ge=1, description="peaks that make a frame indexable")
     threshold: float | None = Field(
-        None, ge=0, le=1, description="hit probability that makes a hit (default: the bundle's)"
+        None, ge=0, le=1, description="hit probability that makes a hit (default: the calibration's or the bundle's)"
+    )
+    calibration: Path | None = Field(
+        None, description="what `cxls calibrate` wrote of a blank run: threshold, false-hit rate, score distribution"
     )
     tags: str = Field("", description="keys of user data or image appendix to keep in records, comma separated")
     results: Path | None = Field(None, description="write a record a frame to this .jsonl file or .parquet folder")
@@ -211,6 +223,9 @@ class AnalyzeSettings(_Settings):
     )
     listen: str | None = Field(
         None, description="serve metrics and the live page here (default: 127.0.0.1:8080 for a live stream)"
+    )
+    control_token: Path | None = Field(
+        None, description="file of mode 0600 whose token allows POST /control/... (default: no control)"
     )
     series: int | None = Field(None, ge=1, description="end after so many series")
     workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core")
@@ -229,17 +244,126 @@ class DemoSettings(SimulationOptions):
     stream: Protocol = Field("v2", description="protocol between the parts")
 
 
-class TrainSettings(_Settings):
-    """Train the models of a bundle on simulated shots."""
+_FINETUNE = "Adaptation (hit --finetune)"
 
-    out: Path = Field(Path("runs/bundle"), description="folder of the bundle to write")
-    work: Path = Field(Path("runs/shots"), description="folder for simulated shots; what is there is used again")
-    shards: int = Field(24, ge=1, description="training shards of 512 shots")
-    epochs: int = Field(12, ge=1, description="passes over the training shots")
-    steps: int = Field(6000, ge=1, description="steps of the parameter network")
-    seed: int = Field(1, ge=0, description="seed of shots and weights; validation and test take the next two")
-    workers: int = Field(0, ge=0, description="simulation processes; 0 takes one a core")
+
+class TrainSettings(_Settings):
+    """Train a network for an attribute, or the models of a bundle.
+
+    TASK is an attribute (peak, energy, camera-length, peaks, or one of another package), or of a bundle hit, parameters
+    or all. PATHs are as --data. Everything of a run lies in its folder; Ctrl-C ends it at a checkpoint, --resume goes
+    on to the same weights.
+    """
+
+    epochs: int | None = Field(None, ge=1, description="passes over the data (default: the recipe's; a bundle's 12)")
+    seed: int = Field(1, ge=0, lt=1 << 31, description="seed of weights and order, and of shots that are simulated")
+    workers: int = Field(0, ge=0, le=256, description="processes that simulate or read ahead; 0 takes one a core")
     device: Device = Field("auto", description="where training runs")
+
+    network: str | None = _in("Attribute", None, "network to train (default: the attribute's); see `cxls models list`")
+    network_setting: Several = _in("Attribute", (), "a setting of the network, KEY=VALUE; again, or commas between")
+    run_folder: Path | None = _in("Attribute", None, "folder of the run (default: runs/train/TASK-NETWORK)")
+    resume: bool = _in("Attribute", False, "go on with the run in the folder")
+    tune: int = _in("Attribute", 0, "search hyper-parameters in so many trials; the validation loss decides", ge=0)
+    checkpoint_s: float = _in("Attribute", 300.0, "between checkpoints inside an epoch, s", ge=0)
+
+    data: Several = _in("Data", (), "tree or series with truth; again for more (default: simulate on the fly)")
+    split: Path | None = _in("Data", None, "sides that `cxls data split` chose, of --data or of all it has")
+    validation_fraction: float = _in("Data", 0.2, "share to validate on where there is no --split", gt=0, lt=1)
+    datasets: str | None = _in("Data", None, "numbers of the paper's nine data sets, as in 1,5-9 (default: all)")
+    size: str | None = _in("Data", None, "cut frames to so many pixels about the middle, N or ROWSxCOLUMNS")
+    bin: int = _in("Data", 1, "then add up squares of so many pixels an edge", ge=1, le=64)
+    frames: int = _in("Data", 2000, "simulated frames an epoch", ge=1, le=10**9)
+    flux: float = _in("Data", 3e8, "photons a pulse of simulated frames", gt=0, le=1e15)
+    water_scale: float = _in("Data", 1.0, "water of simulated frames, in units of 100 micrometres", ge=0, le=1e4)
+    hit_fraction: float = _in("Data", 0.5, "share of simulated frames with a crystal", ge=0, le=1)
+
+    batch: int | None = _in("Recipe (default: as published)", None, "samples a step, over all ranks", ge=1)
+    micro_batch: int | None = _in(
+        "Recipe (default: as published)", None, "most samples in memory at once; gradients add up to a batch's", ge=1
+    )
+    learning_rate: float | None = _in("Recipe (default: as published)", None, "step of the optimiser", gt=0)
+    optimiser: Literal["adam", "adamw", "sgd"] | None = _in("Recipe (default: as published)", None, "optimiser")
+    loss: Literal["bce", "cross-entropy", "focal", "mse", "gaussian-nll"] | None = _in(
+        "Recipe (default: as published)", None, "loss"
+    )
+    schedule: Literal["plateau", "one-cycle", "constant"] | None = _in(
+        "Recipe (default: as published)", None, "learning rate over the run; plateau looks at the validation loss"
+    )
+    patience: int | None = _in(
+        "Recipe (default: as published)", None, "end after so many epochs without a better validation loss", ge=1
+    )
+    recipe: Several = _in(
+        "Recipe (default: as published)", (), "any other part of the recipe, KEY=VALUE, as in pos_weight=counts"
+    )
+
+    out: Path = _in("Bundle (hit, parameters, all)", Path("runs/bundle"), "folder of the bundle to write")
+    work: Path = _in(
+        "Bundle (hit, parameters, all)", Path("runs/shots"), "folder for simulated shots; what is there is used again"
+    )
+    shards: int = _in("Bundle (hit, parameters, all)", 24, "training shards of 512 shots (adaptation: 6)", ge=1)
+    steps: int = _in("Bundle (hit, parameters, all)", 6000, "steps of the parameter network", ge=1)
+
+    finetune: bool = _in(_FINETUNE, False, "adapt a bundle's hit network to the series that PATHs name")
+    bundle: Path | None = _in(_FINETUNE, None, "bundle to start from (default: the one shipped)")
+    labels: Literal["auto", "truth", "peaks"] = _in(
+        _FINETUNE, "auto", "what tells hits: truth, peak counts, or auto, truth where a series has it"
+    )
+    label_peaks: int = _in(_FINETUNE, 10, "peaks from which a frame is labelled a hit", ge=1)
+    label_empty_peaks: int = _in(_FINETUNE, 0, "most peaks of a frame labelled empty; between has no label", ge=0)
+    mix: float = _in(_FINETUNE, 0.5, "simulated share of each batch; keeps faint hits", ge=0, lt=1)
+    real_frames: int | None = _in(_FINETUNE, None, "take so many frames, evenly over the series (default: all)", ge=1)
+    mask: Path | None = _in(_FINETUNE, None, "extra mask, .npy or HDF5 dataset FILE:PATH, nonzero where bad")
+
+
+class ModelsUseSettings(_Settings):
+    """Give a running analysis another model bundle; it loses no frame. The bundle is checked here first."""
+
+    at: str = Field("http://127.0.0.1:8080", description="address of the analysis, as it said after: listening http")
+    token: Path | None = Field(None, description="file of mode 0600 with the token of its --control-token")
+
+
+class CalibrateSettings(_Settings):
+    """Calibrate on a blank run (jet, no crystals): false-hit rate, threshold, mask.
+
+    Writes OUT.json for `cxls analyze --calibration`, OUT_mask.npy and OUT_mask.h5 for --mask, and OUT.png.
+    """
+
+    out: Path = Field(Path("calibration"), description="what the names of the files that are written begin with")
+    false_hits: float = Field(0.005, gt=0, le=0.5, description="share of empty frames that may be called hits")
+    frames: int | None = Field(
+        None, ge=30, le=1_000_000, description="blank frames to take (default: all of files, 1000 of a live stream)"
+    )
+    min_peaks: int = Field(5, ge=1, description="peaks that keep no place from which a blank frame is suspect")
+    bundle: Path | None = Field(None, description="model bundle folder (default: the one shipped)")
+    mask: Path | None = Field(None, description="extra mask, .npy or HDF5 dataset FILE:PATH, nonzero where bad")
+    stream: Literal["auto", "v1", "v2"] = Field("auto", description="protocol of the live stream")
+    channel: str | None = Field(None, description="channel to analyse (default: the first threshold)")
+    max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
+    overwrite: bool = Field(False, description="replace files that are there")
+
+
+class EvaluateSettings(_Settings):
+    """Hold a bundle against the truth of series: ROC, recall, calibration, peaks, photon energy, camera length.
+
+    Intervals count crystals, not frames. --ideal shows what the light itself allows, --peers what OM's peakfinder8
+    finds. A metric that the truth does not allow is named with what is missing; one that --metrics asks for is an
+    error then.
+    """
+
+    bundle: Path | None = Field(None, description="model bundle folder (default: the one shipped)")
+    results: Path | None = Field(
+        None, description="take the records of this .jsonl of cxls analyze on the same series instead of judging anew"
+    )
+    metrics: str | None = Field(
+        None, description="hits, calibration, no-beam, peaks, photon-energy, camera-length; commas (default: all)"
+    )
+    ideal: bool = Field(False, description="score the ideal observers and the total count on the same frames; slow")
+    crystfel: Path | None = Field(None, description="folder of combo*.npz patterns that series were made from")
+    peers: bool = Field(False, description="run OM's peakfinder8 on the same frames (`make peers` installs it)")
+    show: int = Field(0, ge=0, le=100_000, description="print truth beside result for so many frames, peaks included")
+    report: Path | None = Field(None, description="folder for report.html, report.md and plots, which are replaced")
+    workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core")
 
 
 class BenchSettings(_Settings):
@@ -248,10 +372,17 @@ class BenchSettings(_Settings):
     frames: int = Field(60, ge=4, description="frames to measure on")
     seconds: float = Field(60.0, gt=0, description="length of a load test, s")
     json_file: Path | None = Field(None, description="write the figures here as JSON too")
+    bundle: Path | None = Field(None, description="bundle that hits judges with (default: the one shipped)")
+    scenarios: str = Field("", description="scenarios of hits, with commas (default: all)")
+    work: Path = Field(Path("runs/shots"), description="folder for simulated shots, used again when there")
 
 
 class FiguresSettings(_Settings):
-    """Draw the figures of docs/simulation.md with the simulator as it is, and print their tables."""
+    """Draw figures of the documentation and print their tables.
+
+    simulation: those of docs/simulation.md, with the simulator as it is. paper: the 2024 paper's results by its own
+    protocol and by an honest one (docs/paper.md); it trains every published network twice, in about ten minutes.
+    """
 
     out: Path = Field(Path("docs/images"), description="folder for the PNG files; those of the same name are replaced")
     only: str | None = Field(
@@ -261,6 +392,16 @@ class FiguresSettings(_Settings):
     crystfel: Path | None = Field(None, description="folder of combo*.npz patterns of pattern_sim, for crystfel")
     hkl: Path | None = Field(None, description="CrystFEL reflection list that those patterns were made with")
     cell: Path | None = Field(None, description="cell of --hkl: CrystFEL .cell or PDB file (default: proteinase K's)")
+    conditions: str | None = Field(
+        None, description="paper: its Figure 18 instead, photon energy on these of its data sets, as in 1,2"
+    )
+    quick: bool = Field(False, description="paper: every step at a toy's size, to see that it runs")
+    bin: int = Field(20, ge=1, le=32, description="paper: edge of a pixel for the convolutions, in pixels of 75 um")
+    frozen_water: float = Field(
+        500.0, ge=0, le=1500, description="paper: brightness of its frozen water, in units of the true one"
+    )
+    seed: int = Field(1, ge=0, lt=1 << 63, description="paper: of images, splits and weights")
+    work: Path = Field(Path("runs/paper"), description="paper: folder of its trainings, which are not done again")
 
 
 class DataSettings(_Settings):
@@ -351,6 +492,9 @@ COMMANDS: dict[str, type[_Settings]] = {
     "replay": ReplaySettings,
     "analyze": AnalyzeSettings,
     "train": TrainSettings,
+    "models use": ModelsUseSettings,
+    "calibrate": CalibrateSettings,
+    "evaluate": EvaluateSettings,
     "bench": BenchSettings,
     "figures": FiguresSettings,
     "data check": DataCheckSettings,

@@ -3,7 +3,8 @@
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -14,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from analyzer.front import Front
 
@@ -23,24 +24,30 @@ _MOST_CONNECTIONS = 500
 """Idle connections count too, so a few dozen forgotten browsers must not shut out Prometheus."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """What depends on what frames are judged with; replaced as a whole when that changes.
+
+    ``estimate`` gives the running parameters; ``facts`` (bundle, threshold, mask) go into /status.
+    """
+
+    registry: CollectorRegistry
+    estimate: Callable[[], dict[str, Any]]
+    facts: dict[str, Any]
+
+
 class WebServer:
     """Serves one front. ``address`` is HOST:PORT as bound; ``ready`` turns /readyz to 200.
 
-    ``estimate`` gives the running parameters; ``facts`` (bundle, threshold) go into /status.
+    ``view`` may be replaced while it serves; ``routes`` are served besides its own.
     """
 
-    def __init__(
-        self,
-        bound: socket.socket,
-        front: Front,
-        registry: CollectorRegistry,
-        estimate: Callable[[], dict[str, Any]],
-        facts: dict[str, Any],
-    ) -> None:
+    def __init__(self, bound: socket.socket, front: Front, view: View, routes: Sequence[BaseRoute] = ()) -> None:
         host, port = bound.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.ready = False
-        self._front, self._registry, self._estimate, self._facts = front, registry, estimate, facts
+        self.view = view
+        self._front = front
         self._page = (files("analyzer.web") / "page.html").read_text()
         app = Starlette(
             routes=[
@@ -49,6 +56,7 @@ class WebServer:
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 Route("/status", self._status),
+                *routes,
             ]
         )
         config = uvicorn.Config(
@@ -64,7 +72,7 @@ class WebServer:
 
     def _metrics(self, request: Request) -> Response:
         del request
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self.view.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _healthz(self, request: Request) -> Response:
         del request
@@ -81,7 +89,7 @@ class WebServer:
         return Response(msgspec.json.encode(self._snapshot()), media_type="application/json")
 
     def _snapshot(self) -> dict[str, Any]:
-        front, account = self._front, self._front.account
+        front, account, view = self._front, self._front.account, self.view
         # Outcomes before arrivals, so that a frame in between is in flight and not lost.
         settled = {
             "processed": dict(account.processed),
@@ -103,7 +111,7 @@ class WebServer:
             "time": time.time(),
             "ready": self.ready and not front.stopping,
             "connected": front.source.connected,
-            **self._facts,
+            **view.facts,
             "queue_frames": len(front.ring),
             "account": {
                 "announced": account.announced,
@@ -113,7 +121,7 @@ class WebServer:
                 "messages_invalid": account.invalid,
                 "identity": account.identity(),
             },
-            "estimate": self._estimate(),
+            "estimate": view.estimate(),
             "header": geometry,
             **front.running.snapshot(),
         }

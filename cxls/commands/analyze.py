@@ -15,22 +15,27 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
-import h5py
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
+from analyzer.calibration import BadCalibration, Calibration, load_calibration
 from analyzer.cascade import Analyser, CascadeSettings, PlanCache
+from analyzer.control import Control
 from analyzer.front import Front, FrontSettings, SeriesReport, Source
+from analyzer.judge import Judge
+from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import make_registry
 from analyzer.results import HitRule
 from analyzer.sinks import DetachedSink, Sink, open_results
 from analyzer.warm import warm_up
-from analyzer.web.server import WebServer, bind
+from analyzer.web.control import ControlEndpoints
+from analyzer.web.server import View, WebServer, bind
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.settings import AnalyzeSettings, BadSettings, Resolved
+from cxls.token_file import read_token
 from streamer.files import FileSource
 from streamer.frames import DIFFERENCE
 from streamer.receiver import StreamReceiver
@@ -88,18 +93,22 @@ class Session:
         self._live = where.live
         # What can be refused is looked at before anything is written or slow.
         self._files = None if where.live else FileSource(sources)
+        token = _read_token(settings, where)
         bound = _bind(where.listen) if where.listen else None
         _give_back_large_buffers()
         device = choose_device(settings.device)
         torch.set_num_threads(1)
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
-        cascade = _cascade_settings(settings)
+        judge = Judge(bundle, _cascade_settings(settings), _read_calibration(settings, bundle.label))
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
         workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
         plans = PlanCache()
-        analysers = [Analyser(bundle, cascade, device, plans) for _ in range(workers)]
-        self._estimator = Analyser(bundle, cascade, device, plans)
-        warm_up(analysers[0])
+
+        def make(judge: Judge) -> Analyser:
+            return Analyser(judge.bundle, judge.settings, device, plans)
+
+        analysers = [make(judge) for _ in range(workers)]
+        warm_up(analysers[0], judge)
         # Connected last: from here on the detector hands us its images.
         source: Source = self._files or _connect(settings, sources)
         self.front = Front(
@@ -112,38 +121,43 @@ class Session:
                 ring_bytes=settings.queue_mib << 20,
                 channel=settings.channel,
                 series=settings.series,
-                tags=cascade.tags,
+                tags=judge.cascade.tags,
             ),
             on_series=_report_series,
         )
-        threshold = bundle.card.hit.threshold if cascade.threshold is None else cascade.threshold
-        self.web = self._serve(bound, bundle, threshold) if bound else None
+        self.control = Control(self.front, judge, make, lambda folder: load_bundle(folder, device), self._follow)
+        self._endpoints = ControlEndpoints(self.control, token)
+        self.web: WebServer | None = None
+        if bound is not None:
+            self.web = WebServer(bound, self.front, self._view(judge), self._endpoints.routes)
+            listening("http", self.web.address)
 
     @property
     def problems(self) -> list[str]:
         """Parts of the input that could not be read, a sentence each."""
         return self._files.problems if self._files else []
 
-    def _serve(self, bound: socket.socket, bundle: Bundle, threshold: float) -> WebServer:
-        rate = bundle.card.hit.performance.get("false_hit_rate", (0.0, 0.0, 0.0))
+    def _follow(self, judge: Judge) -> None:
+        if self.web is not None:
+            self.web.view = self._view(judge)
+
+    def _view(self, judge: Judge) -> View:
         build = {
             "version": version("cxls-analyzer"),
             "torch": torch.__version__,
-            "bundle": bundle.label,
+            "bundle": judge.bundle.label,
             "python": platform.python_version(),
         }
-        registry = make_registry(self.front, self.running_estimate, (rate[0], rate[1], rate[2]), build)
-        facts = {"bundle": bundle.label, "threshold": threshold}
-        web = WebServer(bound, self.front, registry, self.running_estimate, facts)
-        listening("http", web.address)
-        return web
+        registry = make_registry(self.front, self.running_estimate, judge.point, build)
+        registry.register(self._endpoints)
+        return View(registry, self.running_estimate, judge.facts | {"control": self._endpoints.enabled})
 
     def running_estimate(self) -> dict[str, object]:
         """Photon energy and camera length from the running profile."""
         running = self.front.running
         with running.lock:
             profile, frames = running.profile.astype(np.float32), running.profile_frames
-        return self._estimator.estimate(profile) if frames >= 1 and profile[0].sum() >= 50 else {}
+        return self.control.estimator.estimate(profile) if frames >= 1 and profile[0].sum() >= 50 else {}
 
     def run(self) -> None:
         """Run to the end; every output is complete when it returns."""
@@ -196,6 +210,14 @@ def _bind(listen: str) -> socket.socket:
         raise BadSettings(f"--listen {listen}: {error}; choose another HOST:PORT") from None
 
 
+def _read_token(settings: AnalyzeSettings, where: _Where) -> str | None:
+    if settings.control_token is None:
+        return None
+    if where.listen is None:
+        raise BadSettings("--control-token: nothing is served that it could control; give --listen HOST:PORT too")
+    return read_token(settings.control_token, "--control-token")
+
+
 def _connect(settings: AnalyzeSettings, addresses: list[str]) -> StreamReceiver:
     try:
         return StreamReceiver(addresses, settings.stream, settings.max_message_mib << 20)
@@ -245,19 +267,17 @@ def _hit_text(front: Front) -> str:
 
 
 def _read_mask(path: Path) -> Validity:
-    """A mask file as validity: ``.npy``, or ``FILE.h5:/dataset``; nonzero is bad."""
-    name, _, dataset = str(path).partition(":")
     try:
-        if name.endswith(".npy"):
-            mask = np.load(name, allow_pickle=False)
-        else:
-            with h5py.File(name, "r") as file:
-                mask = file[dataset or "entry/instrument/detector/pixel_mask"][()]
-    except (OSError, ValueError, KeyError) as error:
-        raise BadSettings(f"--mask {path}: {error}; give an .npy file or FILE.h5:/path/to/dataset") from None
-    if mask.ndim != 2:
-        raise BadSettings(f"--mask {path}: {mask.ndim} dimensions; a mask is (ss, fs)")
-    return Validity(Path(name).name, (mask == 0).astype(np.uint8))
+        return read_mask(path)
+    except BadMask as error:
+        raise BadSettings(f"--mask {error}") from None
+
+
+def _read_calibration(settings: AnalyzeSettings, bundle: str) -> Calibration | None:
+    try:
+        return load_calibration(settings.calibration, bundle) if settings.calibration else None
+    except BadCalibration as error:
+        raise BadSettings(f"--calibration {error}") from None
 
 
 def _report_series(report: SeriesReport) -> None:

@@ -1,54 +1,125 @@
-"""``cxls train``: models of a bundle from simulated shots."""
+"""``cxls train``: a network for an attribute, or the models of a bundle."""
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import click
 import msgspec
 import torch
 
-from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, BundleCard
+from analyzer import attributes
+from analyzer.attributes import Attribute
+from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, BundleCard, HitCard
+from cxls.cli import Failed, Interrupted, stop_on_signals
+from cxls.commands import finetune, train_attribute
 from cxls.commands.analyze import choose_device
-from cxls.settings import Resolved, TrainSettings
+from cxls.settings import BadSettings, Resolved, TrainSettings
 from training.hit import HitRecipe
-from training.make_bundle import Plan, make_hit, make_parameters, table, write_bundle
+from training.loop.train import Diverged
+from training.make_bundle import Plan, Progress, make_hit, make_parameters, table, write_bundle
 from training.parameters import ParameterRecipe
 
+BUNDLE_TASKS = ("hit", "parameters", "all")
+_OF_BUNDLES = ("out", "work", "shards", "steps")
+_OF_BOTH = ("epochs", "seed", "workers", "device")
 
-def run(resolved: Resolved[TrainSettings], task: str) -> None:
+
+def run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> None:
+    """Train what the task names. Raises ``BadSettings`` for an unknown task and for options of the other kind."""
+    if resolved.settings.finetune:
+        _finetune(resolved, task, paths)
+    elif task in BUNDLE_TASKS:
+        if paths:
+            raise BadSettings(f"cxls train {task} {paths[0]}: a bundle is trained on simulated shots, not on files")
+        others = {*TrainSettings.model_fields} - {*_OF_BUNDLES, *_OF_BOTH}
+        _refuse_adaptation(resolved, task)
+        _refuse(resolved, others, f"cxls train {task}: of a bundle; --{{}} is for attributes such as peak or energy")
+        _train_bundle(resolved.settings, task)
+    else:
+        attribute = _attribute(task)
+        _refuse_adaptation(resolved, task)
+        _refuse(resolved, {*_OF_BUNDLES}, f"cxls train {task}: an attribute; --{{}} is for {', '.join(BUNDLE_TASKS)}")
+        settings = resolved.settings
+        train_attribute.run(settings.model_copy(update={"data": (*settings.data, *paths)}), attribute)
+
+
+def _refuse_adaptation(resolved: Resolved[TrainSettings], task: str) -> None:
+    _refuse(resolved, {*finetune.OPTIONS}, f"cxls train {task}: --{{}} is for cxls train hit --finetune")
+
+
+def _finetune(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> None:
+    if task != "hit":
+        raise BadSettings(f"cxls train {task} --finetune: only the hit network of a bundle is adapted, as task hit")
+    others = {*TrainSettings.model_fields} - {*finetune.OPTIONS, *finetune.SHARED_OPTIONS}
+    _refuse(resolved, others, "cxls train hit --finetune: --{} is not for adaptation")
+    shards = finetune.SHARDS if resolved.origin["shards"] == "default" else resolved.settings.shards
+    finetune.run(resolved.settings, paths, shards)
+
+
+def _refuse(resolved: Resolved[TrainSettings], names: set[str], text: str) -> None:
+    for name in TrainSettings.model_fields:
+        if name in names and resolved.origin[name] == "command line":
+            raise BadSettings(text.format(name.replace("_", "-")), name)
+
+
+def _attribute(name: str) -> Attribute:
+    try:
+        return attributes.attribute(name)
+    except KeyError:
+        known = f"attributes {', '.join(attributes.names())}; of a bundle {', '.join(BUNDLE_TASKS)}"
+        raise BadSettings(f"cxls train {name}: not a task; {known}") from None
+    except TypeError as error:
+        raise BadSettings(f"cxls train {name}: {error}") from None
+
+
+def _train_bundle(settings: TrainSettings, task: str) -> None:
     """Train the hit model, the parameter model or both into the bundle folder.
 
     With one task, the other model comes from the bundle already in the folder, else from the
     one shipped. Simulated shots on disk are used again, so an interrupted run goes on.
     """
-    settings = resolved.settings
     device = torch.device(choose_device(settings.device))
     workers = settings.workers or os.cpu_count() or 1
     torch.set_num_threads(workers)
-    command = "cxls " + " ".join(sys.argv[1:])
+    recipe = HitRecipe(seed=settings.seed)
     plan = Plan(
         out=settings.out,
         work=settings.work,
         shards=settings.shards,
         seed=settings.seed,
         workers=workers,
-        command=command,
-        hit=HitRecipe(epochs=settings.epochs, seed=settings.seed),
+        command="cxls " + " ".join(sys.argv[1:]),
+        hit=recipe if settings.epochs is None else replace(recipe, epochs=settings.epochs),
         parameters=replace(ParameterRecipe(), steps=settings.steps, seed=settings.seed),
     )
     plan.out.mkdir(parents=True, exist_ok=True)
     base = None if task == "all" else _base(plan)
 
+    stopped = stop_on_signals()
+
     def progress(done: int, total: int, text: str) -> None:
         click.echo(f"{done}/{total} {text}", err=True)
+        if stopped:
+            raise Interrupted(stopped[0])
 
-    hit = make_hit(plan, device, progress) if task != "parameters" or base is None else base.hit
+    hit = base.hit if task == "parameters" and base is not None else _hit(plan, device, progress, stopped)
     parameters = make_parameters(plan, device, progress) if task != "hit" or base is None else base.parameters
     card = write_bundle(plan, hit, parameters)
     click.echo(f"{plan.out}: bundle {card.name}")
     click.echo(table(card.hit.performance["rows"]))
     click.echo(table(card.parameters.performance["rows"]))
+
+
+def _hit(plan: Plan, device: torch.device, progress: Progress, stopped: list[int]) -> HitCard:
+    try:
+        hit = make_hit(plan, device, progress, lambda done, total: not stopped)
+    except Diverged as error:
+        raise Failed(str(error)) from None
+    if hit is None:
+        raise Interrupted(stopped[0])
+    return hit
 
 
 def _base(plan: Plan) -> BundleCard:

@@ -105,7 +105,7 @@ def test_an_unknown_network_is_refused_and_the_known_ones_are_named(folder: Path
     change(folder, "hit", network="resnet-9000")
     text = refusal(folder)
     assert "resnet-9000" in text
-    assert "hit-significance-map" in text
+    assert "hit-map-and-zones" in text
 
 
 def test_weights_of_another_architecture_are_refused(folder: Path) -> None:
@@ -151,3 +151,16 @@ def test_truncated_weights_with_a_matching_hash_are_refused(folder: Path) -> Non
     path.write_bytes(raw)
     change(folder, "hit", sha256=hashlib.sha256(raw).hexdigest())
     assert "do not fit" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "hit.safetensors"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert f"{name}: not a regular file" in refusal(folder)
+
+
+def test_a_card_that_is_no_card_by_its_size_is_refused_unread(folder: Path) -> None:
+    with (folder / "bundle.json").open("r+b") as file:
+        file.truncate(1 << 30)
+    assert "1073741824 bytes" in refusal(folder)

@@ -5,14 +5,18 @@ import subprocess
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from analyzer.bundle import Bundle
+from analyzer.calibration import OperatingPoint, Rate
 from analyzer.cascade import Analyser, CascadeSettings
+from analyzer.drift import ScoreReference, score_histogram
 from analyzer.front import Front, FrontSettings
-from analyzer.metrics import corrected_ratio, make_registry
+from analyzer.intervals import wilson
+from analyzer.metrics import corrected_ratio, expected_ratio, make_registry
 from streamer.messages import InvalidMessage
 from tests.analyzer.builders import BROKEN, ScriptedSource, end, image, metadata, start, water, whole_series, with_spots
 from tests.support import require
@@ -41,18 +45,24 @@ WITH_DATA = {
     "cxls_hit_ratio": {("100",), ("1000",)},
     "cxls_indexable_ratio": {("100",), ("1000",)},
     "cxls_hit_ratio_corrected": {(b, w) for w in ("100", "1000") for b in ("estimate", "low", "high")},
+    "cxls_hit_ratio_expected": {(b, w) for w in ("100", "1000") for b in ("estimate", "low", "high")},
     "cxls_relative_flux_ratio": {()},
 }
+
+
+POINT = OperatingPoint(0.5, 0.5, Rate(0.01, 0.002, 0.03))
 
 
 class Scrapes:
     """A front and its exposition."""
 
-    def __init__(self, bundle: Bundle, script: list[Any], workers: int = 1, **settings: Any) -> None:
+    def __init__(
+        self, bundle: Bundle, script: list[Any], workers: int = 1, point: OperatingPoint = POINT, **settings: Any
+    ) -> None:
         analysers = [Analyser(bundle, CascadeSettings(threshold=0.5)) for _ in range(workers)]
         self.front = Front(ScriptedSource(script), analysers, [], FrontSettings(**({"block": True} | settings)))
         build = {"version": "1", "bundle": 'quo"te\\n'}
-        self.registry = make_registry(self.front, dict, (0.01, 0.002, 0.03), build)
+        self.registry = make_registry(self.front, dict, point, build)
 
     def run(self) -> "Scrapes":
         self.front.run(threading.Event())
@@ -181,11 +191,104 @@ def test_the_header_of_the_series_is_shown_beside_the_estimate(bundle: Bundle) -
     ), "unknown is NaN"
 
 
+# --- the scores -------------------------------------------------------------------------
+
+
+def drifts(bundle: Bundle, scores: list[float], reference: list[int]) -> dict[tuple[str, ...], float]:
+    """What is shown of a run of these scores beside references that are this histogram."""
+    references = dict.fromkeys(("bundle", "calibration"), ScoreReference(tuple(reference)))
+    scrapes = Scrapes(bundle, [], point=OperatingPoint(1.0, 0.5, Rate(0.0, 0.0, 0.1), references))
+    for n, score in enumerate(scores):
+        scrapes.front.running.scores.add(n, score)
+    return scrapes.samples().get("cxls_score_drift_ratio", {})
+
+
+def test_drift_is_shown_for_every_reference_there_is(bundle: Bundle) -> None:
+    scores = np.random.default_rng(0).uniform(0.01, 0.4, 400).tolist()
+    assert drifts(bundle, scores, []) == {}
+    same, other = (drifts(bundle, scores, score_histogram(of)) for of in (scores, np.full(400, 0.999)))
+    assert same == {("bundle",): pytest.approx(0, abs=1e-6), ("calibration",): pytest.approx(0, abs=1e-6)}
+    assert other == {("bundle",): pytest.approx(1, abs=1e-6), ("calibration",): pytest.approx(1, abs=1e-6)}
+
+
+def test_the_expected_ratio_is_absent_for_few_frames(bundle: Bundle) -> None:
+    assert "cxls_hit_ratio_expected" not in Scrapes(bundle, whole_series(10)).run().samples()
+    found = Scrapes(bundle, whole_series(50)).run().samples()["cxls_hit_ratio_expected"]
+    assert 0 <= found["low", "100"] <= found["estimate", "100"] <= found["high", "100"] <= 1
+
+
+def test_beside_a_blank_run_faint_crystals_count_whatever_the_scale_of_the_scores() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        blank = rng.uniform(0.2, 0.4, 1000)
+        level = float(np.quantile(blank, 0.9))
+        rate = Rate(float((blank >= level).mean()), *wilson(int((blank >= level).sum()), 1000))
+        point = OperatingPoint(0.99, 0.5, Rate(0.0, 0.0, 0.01), {}, (level, rate))
+        run = np.concatenate([rng.uniform(0.2, 0.4, 900), rng.uniform(0.5, 0.9, 100)])
+        found = expected_ratio(run, point)
+        assert found is not None
+        covered += found[1] <= 0.1 <= found[2]
+    assert covered >= 186
+    uncalibrated = expected_ratio(run, POINT)
+    assert uncalibrated is not None
+    assert uncalibrated[0] != pytest.approx(0.1, abs=0.03)
+
+
 # --- the corrected ratio ----------------------------------------------------------------
+
+NO_FALSE_HITS = Rate(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("hit_share", [0.0, 0.01, 0.1, 0.5])
+@pytest.mark.parametrize(
+    ("window", "blanks", "false_hits"), [(100, 600, 0.005), (1000, 600, 0.005), (1000, 3000, 0.02)]
+)
+def test_the_interval_covers_the_share_of_crystals(
+    hit_share: float, window: int, blanks: int, false_hits: float
+) -> None:
+    rng = np.random.default_rng(4)
+    runs, covered = 600, 0
+    for _ in range(runs):
+        by_mistake = int(rng.binomial(blanks, false_hits))
+        rate = Rate(by_mistake / blanks, *wilson(by_mistake, blanks))
+        hits = int(rng.binomial(window, hit_share + (1 - hit_share) * false_hits))
+        found = corrected_ratio(hits, window, rate)
+        covered += found["low"] <= hit_share <= found["high"]
+    assert covered / runs >= 0.93
+
+
+def test_the_interval_covers_what_a_known_recall_lets_through() -> None:
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(600):
+        found_hits = int(rng.binomial(400, 0.8))
+        recall = Rate(found_hits / 400, *wilson(found_hits, 400))
+        hits = int(rng.binomial(1000, 0.2 * 0.8 + 0.8 * 0.01))
+        found = corrected_ratio(hits, 1000, Rate(0.01, 0.01, 0.01), recall)
+        covered += found["low"] <= 0.2 <= found["high"]
+    assert covered / 600 >= 0.93
+
+
+def test_an_interval_of_false_hits_widens_that_of_the_ratio() -> None:
+    sure, unsure = (corrected_ratio(30, 1000, rate) for rate in (Rate(0.01, 0.01, 0.01), Rate(0.01, 0.0, 0.05)))
+    assert unsure["low"] < sure["low"]
+    assert unsure["high"] > sure["high"]
+
+
+def test_fewer_hits_than_false_ones_leave_room_for_some_crystals() -> None:
+    found = corrected_ratio(0, 100, Rate(0.05, 0.02, 0.1))
+    assert found["low"] == found["estimate"] == 0
+    assert 0.01 < found["high"] < 0.1
+
+
+def test_an_unknown_rate_of_false_hits_leaves_no_lower_bound() -> None:
+    found = corrected_ratio(300, 1000, Rate(0.0, 0.0, 1.0))
+    assert (found["low"], found["estimate"]) == (0.0, 0.3)
 
 
 def test_without_false_hits_the_estimate_is_the_ratio_within_wilsons_interval() -> None:
-    found = corrected_ratio(30, 100, (0.0, 0.0, 0.0))
+    found = corrected_ratio(30, 100, NO_FALSE_HITS)
     assert found["estimate"] == 0.3
     # Wilson's 95 % interval of 30 in 100.
     assert (found["low"], found["high"]) == (pytest.approx(0.2189, abs=1e-3), pytest.approx(0.3958, abs=1e-3))
@@ -193,11 +296,12 @@ def test_without_false_hits_the_estimate_is_the_ratio_within_wilsons_interval() 
 
 @pytest.mark.parametrize("counted", [1, 10, 100, 1000])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
-@pytest.mark.parametrize("rate", [(0.0, 0.0, 0.0), (0.01, 0.002, 0.03), (0.5, 0.4, 0.6)])
+@pytest.mark.parametrize("rate", [(0.0, 0.0, 0.0), (0.01, 0.002, 0.03), (0.5, 0.4, 0.6), (0.0, 0.0, 1.0), (1, 1, 1)])
+@pytest.mark.parametrize("recall", [(1.0, 1.0, 1.0), (0.8, 0.7, 0.9), (0.0, 0.0, 0.1)])
 def test_the_bounds_enclose_the_estimate_and_stay_ratios(
-    counted: int, share: float, rate: tuple[float, float, float]
+    counted: int, share: float, rate: tuple[float, float, float], recall: tuple[float, float, float]
 ) -> None:
-    found = corrected_ratio(round(share * counted), counted, rate)
+    found = corrected_ratio(round(share * counted), counted, Rate(*rate), Rate(*recall))
     rounding = 1e-9
     assert 0 <= found["low"] <= found["estimate"] + rounding
     assert found["estimate"] <= found["high"] + rounding
@@ -206,8 +310,8 @@ def test_the_bounds_enclose_the_estimate_and_stay_ratios(
 
 def test_false_hits_are_removed() -> None:
     # 20 % crystals, and a tenth of the rest called hits: 0.2 + 0.8 * 0.1.
-    assert corrected_ratio(280, 1000, (0.1, 0.1, 0.1))["estimate"] == pytest.approx(0.2)
+    assert corrected_ratio(280, 1000, Rate(0.1, 0.1, 0.1))["estimate"] == pytest.approx(0.2)
 
 
 def test_nothing_but_false_hits_is_no_crystal() -> None:
-    assert corrected_ratio(5, 1000, (0.01, 0.005, 0.02))["estimate"] == 0
+    assert corrected_ratio(5, 1000, Rate(0.01, 0.005, 0.02))["estimate"] == 0

@@ -78,6 +78,20 @@ def test_frames_without_beam_leave_the_denominator() -> None:
     assert running.indexable.counts(100) == (0, 2)
 
 
+def test_the_scores_of_frames_with_beam_are_kept_by_image() -> None:
+    results = [result(n, hit_probability=n / 10) for n in range(5)]
+    results.append(result(5, Decision.NO_BEAM, hit_probability=0.0))
+    running = shown([results[n] for n in (3, 0, 5, 1, 4, 2)])
+    assert sorted(running.scores.values(100)) == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert sorted(running.scores.values(3)) == [0.3, 0.4]
+
+
+def test_another_judge_starts_new_scores() -> None:
+    running = shown([result(n) for n in range(5)])
+    running.forget_judgements()
+    assert len(running.scores.values(100)) == 0
+
+
 def test_only_good_frames_enter_the_windows() -> None:
     bad = FrameResult(
         series_id=1, image_id=1, channel=CHANNEL, start_time=None, exposure_s=None, received_at=0.0,

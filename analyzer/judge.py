@@ -1,0 +1,60 @@
+"""What frames are judged with, as one value that is replaced as a whole."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from analyzer.bundle import Bundle
+from analyzer.calibration import Calibration, OperatingPoint, operating_point
+from analyzer.cascade import CascadeSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judge:
+    """A bundle, the settings that go with it, and what a blank run said of it.
+
+    Every analyser of a run is made from the same one. ``cascade.threshold`` is what the user asked
+    for, ``None`` for the calibration's or the bundle's.
+    """
+
+    bundle: Bundle
+    cascade: CascadeSettings
+    calibration: Calibration | None = None
+
+    @property
+    def point(self) -> OperatingPoint:
+        """How hits are called, and what is known of it."""
+        cascade = self.cascade
+        return operating_point(
+            self.bundle.card.hit, cascade.hit_rule, cascade.min_peaks, cascade.threshold, self.calibration
+        )
+
+    @property
+    def threshold(self) -> float:
+        """The hit probability from which a frame is a hit."""
+        return self.point.threshold
+
+    @property
+    def mask(self) -> str | None:
+        """The name of the extra mask."""
+        return None if self.cascade.mask is None else self.cascade.mask.name
+
+    @property
+    def settings(self) -> CascadeSettings:
+        """The settings of an analyser, with the threshold that holds."""
+        return replace(self.cascade, threshold=self.threshold)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What /status says of it."""
+        return {"bundle": self.bundle.label, "threshold": self.threshold, "mask": self.mask}
+
+    def with_bundle(self, bundle: Bundle) -> "Judge":
+        """The same with another bundle. A calibration belongs to its bundle and stays behind."""
+        calibration = self.calibration
+        if calibration is not None and calibration.bundle != bundle.label:
+            calibration = None
+        return replace(self, bundle=bundle, calibration=calibration)
+
+    def with_threshold(self, threshold: float | None) -> "Judge":
+        """The same with this threshold; ``None``: the calibration's or the bundle's."""
+        return replace(self, cascade=replace(self.cascade, threshold=threshold))

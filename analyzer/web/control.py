@@ -1,0 +1,196 @@
+"""``POST /control/…``: changes to a running analysis, for whoever holds the token.
+
+The token is looked at before anything is read, a body is bounded in bytes and time, and the work
+is done in a thread: pages and metrics are served meanwhile.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from analyzer.bundle import BadBundle
+from analyzer.control import ACTIONS, Busy, Change, Control
+from analyzer.front import Ending
+from analyzer.mask_file import BadMask
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 64 << 10
+BODY_TIMEOUT_S = 10.0
+STRANGERS_S = 10.0
+OUTCOMES = ("done", "refused", "busy", "unauthorised", "failed")
+OFF = "control is off here; start cxls analyze with --control-token FILE"
+
+Probability = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+PathText = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+
+
+class BundleRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The folder of a bundle on the analyser's machine."""
+
+    path: PathText
+
+
+class ThresholdRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The hit probability from which a frame is a hit; null: the bundle's own."""
+
+    value: Probability | None
+
+
+class MaskRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A mask as ``--mask`` takes it, on the analyser's machine; null: none."""
+
+    path: PathText | None
+
+
+class ResetRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Nothing to say."""
+
+
+T = TypeVar("T")
+
+
+class _Refusal(Exception):
+    """An answer other than 200, in one line."""
+
+    def __init__(self, status: int, outcome: str, text: str) -> None:
+        super().__init__(text)
+        self.status, self.outcome, self.text = status, outcome, " ".join(text.split())
+
+
+class ControlEndpoints(Collector):
+    """The endpoints, and the count of what became of their requests.
+
+    Without a ``token`` every request is refused.
+    """
+
+    def __init__(self, control: Control, token: str | None) -> None:
+        self.enabled = token is not None
+        self._control = control
+        # Digests: of equal length, so that comparing them says nothing of the token's.
+        self._token = hashlib.sha256(token.encode()).digest() if token is not None else None
+        self._last_stranger = -math.inf
+        self._counts = {(action, outcome): 0 for action in ACTIONS for outcome in OUTCOMES}
+
+    @property
+    def routes(self) -> list[Route]:
+        return [Route(f"/control/{action}", self._endpoint(action), methods=["POST"]) for action in ACTIONS]
+
+    def collect(self) -> Iterator[Metric]:
+        """``cxls_control_actions_total``, every child from the start."""
+        family = CounterMetricFamily(
+            "cxls_control_actions", "Requests to change the running analysis", labels=["action", "outcome"]
+        )
+        for key, count in list(self._counts.items()):
+            family.add_metric(key, count)
+        yield family
+
+    def _endpoint(self, action: str) -> Callable[[Request], object]:
+        async def answer(request: Request) -> Response:
+            outcome, response = await self._answer(action, request)
+            self._counts[action, outcome] += 1
+            return response
+
+        return answer
+
+    async def _answer(self, action: str, request: Request) -> tuple[str, Response]:
+        try:
+            self._authorise(request)
+            work = self._work(action, await _body(request))
+            change = await run_in_threadpool(work)
+        except _Refusal as refusal:
+            refused = refusal
+        except Busy as error:
+            refused = _Refusal(409, "busy", str(error))
+        except Ending as error:
+            refused = _Refusal(503, "refused", str(error))
+        except (BadBundle, BadMask) as error:
+            refused = _Refusal(422, "refused", str(error))
+        except Exception:
+            log.exception("control: %s failed", action)
+            refused = _Refusal(500, "failed", "internal error, see the log of the analysis")
+        else:
+            return "done", Response(msgspec.json.encode(change) + b"\n", media_type="application/json")
+        self._complain(action, refused)
+        headers = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else {}
+        return refused.outcome, PlainTextResponse(refused.text + "\n", refused.status, headers)
+
+    def _complain(self, action: str, refused: _Refusal) -> None:
+        """Strangers get a line in ``STRANGERS_S``, so that they cannot fill the log; the counter has them all."""
+        if refused.outcome == "unauthorised":
+            now = time.monotonic()
+            if now - self._last_stranger < STRANGERS_S:
+                return
+            self._last_stranger = now
+        log.warning("control: %s refused (%d): %s", action, refused.status, refused.text)
+
+    def _authorise(self, request: Request) -> None:
+        if self._token is None:
+            raise _Refusal(403, "unauthorised", OFF)
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(given.strip().encode()).digest()
+        if not hmac.compare_digest(digest, self._token) or scheme.lower() != "bearer":
+            raise _Refusal(401, "unauthorised", "the token is missing or wrong; send Authorization: Bearer TOKEN")
+
+    def _work(self, action: str, body: bytes) -> Callable[[], Change]:
+        """What a request asks for."""
+        control = self._control
+        if action == "bundle":
+            folder = _path(_decoded(body, BundleRequest).path)
+            return lambda: control.use_bundle(folder)
+        if action == "threshold":
+            value = _decoded(body, ThresholdRequest).value
+            return lambda: control.use_threshold(value)
+        if action == "mask":
+            text = _decoded(body, MaskRequest).path
+            mask = None if text is None else _path(text)
+            return lambda: control.use_mask(mask)
+        _decoded(body or b"{}", ResetRequest)
+        return control.reset
+
+
+async def _body(request: Request) -> bytes:
+    """The body. Raises ``_Refusal`` where it is too large or does not come."""
+    try:
+        return await asyncio.wait_for(_bounded(request), BODY_TIMEOUT_S)
+    except TimeoutError:
+        raise _Refusal(408, "refused", f"no whole body in {BODY_TIMEOUT_S:.0f} s") from None
+    except ClientDisconnect:
+        raise _Refusal(400, "refused", "the connection ended within the body") from None
+
+
+async def _bounded(request: Request) -> bytes:
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise _Refusal(413, "refused", f"a body of more than {MAX_BODY_BYTES >> 10} KiB")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _decoded(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _Refusal(400, "refused", f"not the JSON that is wanted here: {error}") from None
+
+
+def _path(text: str) -> Path:
+    if not text.isprintable():
+        raise _Refusal(400, "refused", "a path with unprintable characters")
+    return Path(text)

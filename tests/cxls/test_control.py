@@ -1,0 +1,516 @@
+"""``POST /control/…`` and ``cxls models use``: who may, what is refused, and that no frame is lost."""
+
+import http.client
+import http.server
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analyzer.bundle import load_bundle
+from tests.analyzer.builders import SHAPE, frames_of_a_run, write_bundle, write_series
+from tests.analyzer.test_control import HOW, damaged, renamed
+from tests.cxls.programs import Analysis, Child, Sender, cxls, records, refusal, wait_for
+from tests.cxls.test_live import Wire
+
+TOKEN = "a-token-for-tests-0123456789"
+
+
+@pytest.fixture(scope="module")
+def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("token") / "token"
+    path.write_text(TOKEN + "\n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture(scope="module")
+def second(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return renamed(bundle_folder, tmp_path_factory.mktemp("second") / "b", "second")
+
+
+def fetched(address: str, path: str) -> str:
+    connection = http.client.HTTPConnection(address, timeout=30)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
+
+
+class Controlled:
+    """A live analysis that can be controlled, with a sender of its own."""
+
+    def __init__(self, sender: Sender, analysis: Analysis) -> None:
+        self.sender, self.analysis = sender, analysis
+        assert analysis.session.web is not None
+        self.address = analysis.session.web.address
+
+    def ask(
+        self, action: str, body: bytes | dict[str, Any] = b"{}", token: str | None = TOKEN, **headers: str
+    ) -> tuple[int, str]:
+        """Status and body of a POST."""
+        connection = http.client.HTTPConnection(self.address, timeout=30)
+        content = json.dumps(body).encode() if isinstance(body, dict) else body
+        given = {"Authorization": f"Bearer {token}"} if token is not None else {}
+        try:
+            connection.request("POST", f"/control/{action}", content, given | headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> str:
+        return fetched(self.address, path)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.get("/status"))
+        return found
+
+    def count(self, action: str, outcome: str) -> float:
+        found = re.search(
+            rf'^cxls_control_actions_total{{action="{action}",outcome="{outcome}"}} (\S+)$', self.get("/metrics"), re.M
+        )
+        assert found, "every child is there from the start"
+        return float(found[1])
+
+    def analyse(self, images: int, series_id: int = 1) -> None:
+        before = len(self.analysis.session.front.reports)
+        for message in Wire("v2").series(images, series_id):
+            self.sender.send(*message)
+        wait_for(lambda: len(self.analysis.session.front.reports) > before)
+
+
+@pytest.fixture(scope="module")
+def shared_live(
+    bundle_folder: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Controlled]:
+    results = tmp_path_factory.mktemp("control") / "r.jsonl"
+    with Sender() as sender:
+        analysis = Analysis([sender.endpoint], bundle_folder, results, control_token=token_file).start()
+        yield Controlled(sender, analysis)
+        analysis.stop()
+
+
+@pytest.fixture
+def live(shared_live: Controlled, bundle_folder: Path) -> Controlled:
+    """With the bundle, threshold and mask it began with."""
+    facts = shared_live.status
+    if facts["mask"] is not None:
+        shared_live.ask("mask", {"path": None})
+    if facts["threshold"] != 0.5:
+        shared_live.ask("threshold", {"value": None})
+    if not facts["bundle"].startswith("random-"):
+        shared_live.ask("bundle", {"path": str(bundle_folder)})
+    facts = shared_live.status
+    assert (facts["mask"], facts["threshold"], facts["bundle"][:7]) == (None, 0.5, "random-")
+    return shared_live
+
+
+# --- who may ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["bundle", "threshold", "mask", "reset"])
+def test_without_the_token_nothing_is_changed(live: Controlled, second: Path, action: str) -> None:
+    body = {"bundle": {"path": str(second)}, "threshold": {"value": 0.1}, "mask": {"path": None}, "reset": {}}[action]
+    before, counted = live.status, live.count(action, "unauthorised")
+    tokens = (None, "", "wrong", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "Ã¼", "x" * 5000)
+    for token in tokens:
+        code, text = live.ask(action, body, token)
+        assert code == 401
+        assert text.count("\n") == 1
+        assert TOKEN not in text
+    after = live.status
+    assert [after[key] for key in ("bundle", "threshold", "mask")] == [
+        before[key] for key in ("bundle", "threshold", "mask")
+    ]
+    assert live.count(action, "unauthorised") == counted + len(tokens)
+
+
+def test_the_scheme_is_bearer_and_its_case_is_free(live: Controlled) -> None:
+    assert live.ask("reset", token=None, Authorization=f"Basic {TOKEN}")[0] == 401
+    assert live.ask("reset", token=None, Authorization=TOKEN)[0] == 401
+    assert live.ask("reset", token=None, Authorization=f"bearer {TOKEN}")[0] == 200
+
+
+def test_tokens_are_not_logged(live: Controlled, caplog: pytest.LogCaptureFixture) -> None:
+    live.ask("reset", token="a-wrong-token-from-somewhere")
+    live.ask("reset")
+    live.ask("bundle", {"path": "/nowhere"})
+    assert "a-wrong-token-from-somewhere" not in caplog.text
+    assert TOKEN not in caplog.text
+    assert "/nowhere" in caplog.text, "what was refused is"
+
+
+def test_strangers_cannot_fill_the_log(live: Controlled, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(20):
+        assert live.ask("reset", token="wrong")[0] == 401
+    assert caplog.text.count("refused (401)") <= 1
+
+
+def test_without_a_token_file_there_is_no_control(bundle_folder: Path, tmp_path: Path) -> None:
+    with Sender() as sender:
+        analysis = Analysis([sender.endpoint], bundle_folder, tmp_path / "r.jsonl").start()
+        live = Controlled(sender, analysis)
+        for token in (None, "", TOKEN, "None"):
+            code, text = live.ask("reset", token=token)
+            assert code == 403
+            assert "--control-token" in text
+        assert live.status["control"] is False
+        analysis.stop()
+
+
+def test_a_token_file_that_others_can_read_is_refused(master: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o644)
+    said = refusal(
+        "analyze", master, "--bundle", bundle_folder, "--listen", "127.0.0.1:0", "--control-token", token
+    )  # fmt: skip
+    assert "chmod 600" in said
+    assert TOKEN not in said
+
+
+def test_a_token_where_nothing_is_served_is_refused(master: Path, bundle_folder: Path, token_file: Path) -> None:
+    assert "--listen" in refusal("analyze", master, "--bundle", bundle_folder, "--control-token", token_file)
+
+
+def test_only_posts_are_answered(live: Controlled) -> None:
+    connection = http.client.HTTPConnection(live.address, timeout=10)
+    for method in ("GET", "PUT", "DELETE"):
+        connection.request(method, "/control/reset", headers={"Authorization": f"Bearer {TOKEN}"})
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 405
+    connection.close()
+    assert live.ask("nothing")[0] == 404
+
+
+# --- bodies -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("action", "body"),
+    [
+        ("bundle", b""), ("bundle", b"{}"), ("bundle", b"null"), ("bundle", b'"path"'), ("bundle", b"{"),
+        ("bundle", b'{"path": null}'), ("bundle", b'{"path": ""}'), ("bundle", b'{"path": 5}'),
+        ("bundle", b'{"path": "a\\u0000b"}'), ("bundle", b'{"path": "a\\nb"}'), ("bundle", b'{"path": "\\ud800"}'),
+        ("bundle", b'{"path": "x", "also": 1}'), ("bundle", b"\xff\xfe"), ("bundle", b"[" * 60_000),
+        ("bundle", b'{"path": "' + b"x" * 5000 + b'"}'),
+        ("threshold", b"{}"), ("threshold", b'{"value": "0.5"}'), ("threshold", b'{"value": 1.01}'),
+        ("threshold", b'{"value": -0.01}'), ("threshold", b'{"value": NaN}'), ("threshold", b'{"value": 1e999}'),
+        ("threshold", b'{"value": true}'), ("threshold", b'{"value": [0.5]}'),
+        ("mask", b"{}"), ("mask", b'{"path": 1}'), ("mask", b'{"path": ""}'),
+        ("reset", b"[]"), ("reset", b'{"all": true}'),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_not_what_is_wanted_is_400_in_one_line(live: Controlled, action: str, body: bytes) -> None:
+    before = live.status
+    code, text = live.ask(action, body)
+    assert code == 400, text
+    assert text.count("\n") == 1
+    assert len(text) < 1000
+    assert live.status["threshold"] == before["threshold"]
+
+
+def test_a_large_body_is_413(live: Controlled) -> None:
+    assert live.ask("bundle", b" " * (65 << 10))[0] == 413
+
+
+def test_a_large_body_of_unknown_length_is_413(live: Controlled) -> None:
+    host, _, port = live.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(
+            b"POST /control/bundle HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+            + f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
+        )
+        try:
+            for _ in range(64):
+                connection.sendall(b"1000\r\n" + b" " * 4096 + b"\r\n")
+        except OSError:
+            pass  # it has hung up
+        assert b" 413 " in connection.recv(100)
+
+
+def test_a_body_that_does_not_come_is_408_and_holds_up_nobody(
+    live: Controlled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analyzer.web.control.BODY_TIMEOUT_S", 0.3)
+    host, _, port = live.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(
+            b"POST /control/reset HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n"
+            + f"Authorization: Bearer {TOKEN}\r\n\r\n{{".encode()
+        )
+        assert live.ask("reset")[0] == 200
+        assert b" 408 " in connection.recv(100)
+
+
+# --- what is done -----------------------------------------------------------------------
+
+
+def test_a_bundle_is_swapped_and_everything_names_the_new_one(
+    live: Controlled, bundle_folder: Path, second: Path
+) -> None:
+    done = live.count("bundle", "done")
+    old, new = load_bundle(bundle_folder).label, load_bundle(second).label
+    code, text = live.ask("bundle", {"path": str(second)})
+    assert code == 200
+    change = json.loads(text)
+    assert (change["action"], change["old"], change["new"], change["drained"]) == ("bundle", old, new, True)
+    assert live.status["bundle"] == new
+    assert re.search(rf'^cxls_build_info{{.*bundle="{new}".*}} 1\.0$', live.get("/metrics"), re.M)
+    assert live.count("bundle", "done") == done + 1
+    live.analyse(4, 70)
+    wait_for(lambda: len([r for r in live.analysis.records if r["series_id"] == 70]) == 4)
+    assert {r["bundle"] for r in live.analysis.records if r["series_id"] == 70} == {new}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_bad_bundle_is_422_in_one_line_and_changes_nothing(
+    live: Controlled, bundle_folder: Path, tmp_path: Path, how: str
+) -> None:
+    before = live.status["bundle"]
+    folder = damaged(renamed(bundle_folder, tmp_path / "b", "bad"), how)
+    code, text = live.ask("bundle", {"path": str(folder)})
+    assert code == 422
+    assert text.count("\n") == 1
+    assert live.status["bundle"] == before
+
+
+@pytest.mark.parametrize("path", ["/etc", "/etc/passwd", "/dev/zero", "../../..", "/proc/self", "nothing/here"])
+def test_a_path_without_a_bundle_is_422(live: Controlled, path: str) -> None:
+    code, text = live.ask("bundle", {"path": path})
+    assert code == 422
+    assert "root:" not in text
+
+
+def test_a_threshold_and_the_bundles_own_again(live: Controlled) -> None:
+    own = live.status["threshold"]
+    assert json.loads(live.ask("threshold", {"value": 0.0})[1])["new"] == 0.0
+    assert live.status["threshold"] == 0.0
+    live.analyse(3, 71)
+    wait_for(lambda: len([r for r in live.analysis.records if r["series_id"] == 71]) == 3)
+    assert all(r["hit"] for r in live.analysis.records if r["series_id"] == 71)
+    assert json.loads(live.ask("threshold", {"value": None})[1])["new"] == own
+
+
+def test_a_mask_and_none_again(live: Controlled, tmp_path: Path) -> None:
+    live.analyse(2, 72)
+    bad = np.zeros(SHAPE, "u1")
+    bad[:5] = 1
+    np.save(tmp_path / "top.npy", bad)
+    assert live.ask("mask", {"path": str(tmp_path / "top.npy")})[0] == 200
+    assert live.status["mask"] == "top.npy"
+    live.analyse(2, 73)
+    wait_for(lambda: len([r for r in live.analysis.records if r["series_id"] == 73]) == 2)
+    assert {r["mask"] for r in live.analysis.records if r["series_id"] == 73} == {"none + top.npy"}
+    assert live.ask("mask", {"path": None})[0] == 200
+    assert live.status["mask"] is None
+
+
+def test_a_mask_that_does_not_fit_is_422_by_name(live: Controlled, tmp_path: Path) -> None:
+    live.analyse(2, 74)
+    np.save(tmp_path / "other.npy", np.zeros((10, 10)))
+    for path, said in ((tmp_path / "other.npy", "(10, 10)"), (tmp_path / "none.npy", "no such file")):
+        code, text = live.ask("mask", {"path": str(path)})
+        assert code == 422
+        assert path.name in text
+        assert said in text
+    assert live.status["mask"] is None
+
+
+def test_a_reset_empties_the_windows_and_leaves_the_account(live: Controlled) -> None:
+    live.analyse(5, 75)
+    before = live.status
+    assert before["hit_ratio"]["100"] is not None
+    assert live.ask("reset", b"")[0] == 200
+    after = live.status
+    assert after["hit_ratio"] == {"100": None, "1000": None}
+    assert after["history"] == []
+    assert after["account"] == before["account"]
+    assert "cxls_hit_ratio{" not in live.get("/metrics")
+    live.analyse(5, 76)
+    assert len(live.status["history"]) == 5
+
+
+def test_a_second_change_meanwhile_is_409_and_pages_are_served(live: Controlled, second: Path) -> None:
+    control = live.analysis.session.control
+    loading, go_on = threading.Event(), threading.Event()
+    load, answers = control._load, []
+
+    def slow(folder: Path) -> Any:
+        loading.set()
+        assert go_on.wait(20)
+        return load(folder)
+
+    control._load = slow
+    try:
+        first = threading.Thread(target=lambda: answers.append(live.ask("bundle", {"path": str(second)})))
+        first.start()
+        assert loading.wait(10)
+        began = time.monotonic()
+        assert live.ask("threshold", {"value": 0.3})[0] == 409
+        assert live.get("/healthz") == "alive\n"
+        assert live.status["bundle"].startswith("random-")
+        assert time.monotonic() - began < 5
+        go_on.set()
+        first.join(30)
+    finally:
+        control._load = load
+        go_on.set()
+    assert answers[0][0] == 200
+
+
+def test_a_change_of_an_analysis_that_ends_is_503(bundle_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    with Sender() as sender:
+        analysis = Analysis([sender.endpoint], bundle_folder, tmp_path / "r.jsonl", control_token=token_file).start()
+        live = Controlled(sender, analysis)
+        analysis.session.front.stopping = True
+        assert live.ask("reset")[0] == 503
+        assert live.ask("bundle", {"path": str(bundle_folder)})[0] == 503
+        analysis.stop()
+
+
+# --- cxls models use --------------------------------------------------------------------
+
+
+def test_models_use_swaps_and_says_what_was_and_what_is(
+    live: Controlled, bundle_folder: Path, second: Path, token_file: Path
+) -> None:
+    old, new = load_bundle(bundle_folder).label, load_bundle(second).label
+    for at in (live.address, f"http://{live.address}", f"http://{live.address}/"):
+        assert live.ask("bundle", {"path": str(bundle_folder)})[0] == 200
+        done = cxls("models", "use", os.path.relpath(second), "--at", at, "--token", token_file)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{old} -> {new} in ")
+        assert live.status["bundle"] == new
+
+
+def test_models_use_looks_at_the_bundle_before_it_asks(live: Controlled, token_file: Path, tmp_path: Path) -> None:
+    bad = damaged(write_bundle(tmp_path / "b"), "corrupt")
+    refused = live.count("bundle", "refused")
+    assert "SHA-256" in refusal("models", "use", bad, "--at", live.address, "--token", token_file)
+    assert live.count("bundle", "refused") == refused
+
+
+def test_models_use_with_a_wrong_token_or_none_says_so(live: Controlled, second: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("something else".replace(" ", "-"))
+    wrong.chmod(0o600)
+    assert "401" in refusal("models", "use", second, "--at", live.address, "--token", wrong)
+    assert "--token" in refusal("models", "use", second, "--at", live.address)
+    wrong.chmod(0o640)
+    assert "chmod" in refusal("models", "use", second, "--at", live.address, "--token", wrong)
+
+
+def test_models_use_where_nobody_listens_fails_in_one_line(second: Path, token_file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = taken.getsockname()[1]
+    done = cxls("models", "use", second, "--at", f"127.0.0.1:{free}", "--token", token_file)
+    assert done.returncode == 1
+    assert "is the analysis running" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("at", ["ftp://127.0.0.1", "http://", "127.0.0.1:notaport", "http://a:99999", "a\nb"])
+def test_models_use_refuses_what_is_no_address(second: Path, token_file: Path, at: str) -> None:
+    assert "--at" in refusal("models", "use", second, "--at", at, "--token", token_file)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "said"),
+    [(200, b"<html>", 1, "not that of"), (200, b'{"new": "other"}', 1, "other"), (404, b"", 2, "no control"),
+     (409, b"busy", 1, "busy"), (422, b"bad\nbundle", 2, "bad bundle"), (500, b"\xff" * 9999, 1, "500"),
+     (302, b"", 1, "302")],
+)  # fmt: skip
+def test_models_use_tells_every_answer_apart(
+    second: Path, token_file: Path, status: int, body: bytes, code: int, said: str
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(status)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_address[1]}/elsewhere")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = cxls("models", "use", second, "--at", f"127.0.0.1:{server.server_address[1]}", "--token", token_file)
+        server.shutdown()
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert asked == [("/control/bundle", f"Bearer {TOKEN}")], "a token follows no redirection"
+
+
+# --- a real stream ----------------------------------------------------------------------
+
+
+def settled(address: str) -> bool:
+    """Whether all that was received has its fate, and nothing more comes."""
+    account = json.loads(fetched(address, "/status"))["account"]
+    time.sleep(0.3)
+    again = json.loads(fetched(address, "/status"))["account"]
+    return account["received"] == again["received"] == sum(again["processed"].values())
+
+
+def test_a_swap_in_a_running_stream_loses_no_frame(
+    bundle_folder: Path, second: Path, token_file: Path, tmp_path: Path
+) -> None:
+    """Replay, analysis and swap are programs of their own; the swap comes in the middle."""
+    master = write_series(tmp_path, frames_of_a_run(60))
+    results = tmp_path / "r.jsonl"
+    old, new = load_bundle(bundle_folder).label, load_bundle(second).label
+    with Child("replay", master, "--bind", "tcp://127.0.0.1:0", "--rate", 50, "--loop") as replay:
+        source = replay.listening("replay")
+        with Child(
+            "analyze", source, "--bundle", bundle_folder, "--listen", "127.0.0.1:0", "--control-token", token_file,
+            "--results", results, "--device", "cpu",
+        ) as analysis:  # fmt: skip
+            address = analysis.listening("http", 120)
+            wait_for(lambda: results.exists() and len(records(results)) > 50, 60)
+            done = cxls("models", "use", second, "--at", address, "--token", token_file)
+            assert done.returncode == 0, done.stderr
+            assert f"{old} -> {new}" in done.stdout
+            swapped = len(records(results))
+            wait_for(lambda: len(records(results)) > swapped + 50, 60)
+            assert replay.end(signal.SIGINT) == 130
+            wait_for(lambda: settled(address), 60)
+            assert analysis.end(signal.SIGINT) == 130
+            said = "".join(analysis.errors)
+            assert f"control: bundle {old} -> {new}" in said
+            assert TOKEN not in said
+            assert analysis.process.stdout is not None
+            summary = analysis.process.stdout.read()
+    found = records(results)
+    identity = re.search(r"received (\d+) = processed (\d+) \+ dropped 0 \+ undecodable 0", summary)
+    assert identity, summary
+    assert int(identity[1]) == int(identity[2]) == len(found)
+    assert {r["bundle"] for r in found} == {old, new}
+    pairs = [(r["series_id"], r["image_id"]) for r in found]
+    assert len(pairs) == len(set(pairs))
+    for series_id in {s for s, _ in pairs}:
+        ids = sorted(i for s, i in pairs if s == series_id)
+        assert ids == list(range(len(ids))), "no gap"
+    order = [r["bundle"] for r in sorted(found, key=lambda r: (r["series_id"], r["image_id"]))]
+    first_new = order.index(new)
+    last_old = len(order) - 1 - order[::-1].index(old)
+    assert last_old - first_new < 8 * (os.cpu_count() or 1), "only batches in hand overlap"

@@ -1,0 +1,238 @@
+"""Series on disk reduced to what the hit network sees, by the analyser that would judge them live.
+
+A frame costs a byte a scale for each cell of 8 x 8 pixels, and its zones: 288 kB for EIGER2 4M, of which 7,400 frames
+fill the `MOST_BYTES` that are allowed. Frames are read one at a time; of a longer run take so many, evenly over it.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzer import zones
+from analyzer.bundle import Bundle
+from analyzer.cascade import Analyser, CascadeSettings
+from analyzer.kernels import CELL
+from analyzer.results import Decision, FrameResult, Status
+from analyzer.zones import header_of
+from streamer.files import CHANNEL, BadInput, FileSeries
+from streamer.frames import Frame
+from streamer.messages import Defect, ImageData
+from streamer.series import Series
+from streamer.validity import Validity
+from training.dataset.series import OpenSeries, open_series
+from training.evaluation.facts import Facts, read_facts
+from training.shots import FACTS, MapSet, pack_maps
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total); may raise to end the work."""
+
+MOST_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesCount:
+    """What became of a series: frames it has, those reduced, undecodable and without beam; the first's problem."""
+
+    path: Path
+    frames: int
+    reduced: int
+    bad: int
+    no_beam: int
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReducedSeries:
+    """Good frames with beam, series after series.
+
+    shots (N): `hit` is the truth where `known` (N,) bool, False elsewhere; a series is a group; of the facts, those
+    that truth or header tell, NaN for others (kinds 0). peak_count (N,) of the classical finder. probability (N,) that
+    the bundle gave. position (N,) in the series. crystal (N,): frames of one number show one pattern of light. counts:
+    the series in order.
+    """
+
+    shots: MapSet
+    known: npt.NDArray[np.bool_]
+    peak_count: npt.NDArray[np.int64]
+    probability: npt.NDArray[np.float64]
+    position: npt.NDArray[np.int64]
+    crystal: npt.NDArray[np.int64]
+    counts: tuple[SeriesCount, ...]
+
+    def __len__(self) -> int:
+        return len(self.shots)
+
+
+def reduce_series(
+    masters: Sequence[Path],
+    bundle: Bundle,
+    *,
+    mask: Validity | None = None,
+    frames: int | None = None,
+    progress: Progress | None = None,
+) -> ReducedSeries:
+    """Reduce the frames of series, or so many of them at even distances; undecodable ones are counted and left out.
+
+    Raises BadInput for files that hold no series, for images of different shapes, for more frames than fit in
+    `MOST_BYTES`, and when no frame is good.
+    """
+    lengths, shape = _survey(masters)
+    chosen = _choose(lengths, shape, frames)
+    reducer = _Reducer(bundle, mask, shape, len(masters), sum(map(len, chosen)), progress)
+    for number, (path, positions) in enumerate(zip(masters, chosen, strict=True)):
+        with open_series(path) as opened:
+            reducer.add(number, opened, positions)
+    return reducer.finish()
+
+
+def _survey(masters: Sequence[Path]) -> tuple[list[int], tuple[int, int]]:
+    lengths: list[int] = []
+    shape: tuple[int, int] | None = None
+    for path in masters:
+        files = FileSeries(path)
+        files.close()
+        lengths.append(len(files))
+        if shape is not None and files.shape != shape:
+            raise BadInput(
+                f"{path}: images of {files.shape}, {masters[0]} has {shape}; give series of one detector at a time"
+            )
+        shape = files.shape
+    if shape is None:
+        raise BadInput("no series given; name Eiger masters, a folder of them or a glob")
+    return lengths, shape
+
+
+def _choose(lengths: Sequence[int], shape: tuple[int, int], frames: int | None) -> list[list[int]]:
+    """Positions of the frames to take of each series."""
+    total = sum(lengths)
+    wanted = total if frames is None else min(frames, total)
+    rows, columns = (-(-size // CELL) for size in shape)
+    most = MOST_BYTES // (zones.SCALES * rows * columns + 4 * zones.ZONES * zones.COLUMNS)
+    if wanted > most:
+        raise BadInput(
+            f"{wanted} frames of {shape[0]} x {shape[1]} pixels take more than {MOST_BYTES >> 30} GiB once reduced; "
+            f"take {most} or fewer, evenly over the run"
+        )
+    overall = np.unique(np.rint(np.linspace(0, total - 1, wanted)).astype(np.int64))
+    starts = np.cumsum([0, *lengths])
+    return [
+        (overall[(overall >= start) & (overall < end)] - start).tolist() for start, end in itertools.pairwise(starts)
+    ]
+
+
+class _Reducer:
+    """Arrays that fill up frame by frame."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        mask: Validity | None,
+        shape: tuple[int, int],
+        series: int,
+        total: int,
+        progress: Progress | None,
+    ) -> None:
+        cells = (-(-shape[0] // CELL), -(-shape[1] // CELL))
+        self._analyser = Analyser(bundle, CascadeSettings(mask=mask))
+        self._shape, self._total, self._progress = shape, total, progress
+        self._done = self._kept = 0
+        self._maps = np.zeros((total, zones.SCALES, *cells), np.uint8)
+        self._zones = np.zeros((total, zones.ZONES, zones.COLUMNS), np.float32)
+        self._header = np.zeros((total, 2), np.float32)
+        self._valid = np.zeros((series, *cells), np.uint8)
+        self._series, self._position, self._peak_count, self._crystal = np.zeros((4, total), np.int64)
+        self._hit, self._known = np.zeros((2, total), bool)
+        self._probability = np.zeros(total)
+        self._facts = {name: np.full(total, np.nan) for name in FACTS}
+        self._crystals: dict[str, int] = {}
+        self._counts: list[SeriesCount] = []
+
+    def add(self, number: int, opened: OpenSeries, positions: Sequence[int]) -> None:
+        """Reduce these frames of a series."""
+        facts = read_facts(opened) if opened.truth is not None and opened.truth.hits is not None else None
+        series = Series(number + 1, number + 1, None, opened.metadata)
+        before, bad, no_beam, problem = self._kept, 0, 0, ""
+        for position in positions:
+            image = _image(opened, position)
+            (result,) = self._analyser.process([Frame(series, position, CHANNEL, image, None, None, 0.0)]).results
+            if result.status != Status.OK or not isinstance(image, ImageData) or image.shape != self._shape:
+                bad += 1
+                problem = problem or result.status_text or f"image of {image.shape}"  # type: ignore[union-attr]
+            elif result.decision == Decision.NO_BEAM:
+                no_beam += 1
+            else:
+                self._keep(number, series, image, position, result)
+                self._tell(opened, facts, position)
+                self._kept += 1
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+        self._analyser.forget(series)
+        self._counts.append(SeriesCount(opened.path, len(opened), self._kept - before, bad, no_beam, problem))
+
+    def _keep(self, number: int, series: Series, image: ImageData, position: int, result: FrameResult) -> None:
+        """What the analyser has just made of a frame still lies in its workspace."""
+        dtype, n = image.dtype.newbyteorder("="), self._kept
+        workspace = next(
+            each for each in self._analyser.workspaces(series) if (each.plan.shape, each.dtype) == (self._shape, dtype)
+        )
+        self._maps[n] = pack_maps(workspace.significance)
+        self._zones[n] = workspace.zones
+        self._header[n] = header_of(workspace.plan.geometry)
+        self._valid[number] = np.rint(255 * workspace.plan.cell_valid)
+        self._series[n], self._position[n] = number, position
+        self._peak_count[n], self._probability[n] = result.peak_count or 0, result.hit_probability or 0.0
+
+    def _tell(self, opened: OpenSeries, facts: Facts | None, position: int) -> None:
+        """What header and truth know of the frame."""
+        n = self._kept
+        length, energy = opened.condition
+        stated = {"photon_energy_eV": energy, "camera_length_m": length, "group": float(self._series[n]), "kinds": 0.0}
+        for name, value in stated.items():
+            self._facts[name][n] = np.nan if value is None else value
+        name = f"{opened.path} frame {position}"
+        if facts is not None and facts.hit is not None:
+            self._known[n], self._hit[n] = True, facts.hit[position]
+            name = facts.group[position] if facts.hit[position] else name
+            for fact in set(FACTS) - {"group", "kinds"}:
+                values = facts.truth.per_frame(fact)
+                if values is not None and values.ndim == 1 and values.dtype.kind in "iuf":
+                    self._facts[fact][n] = values[position]
+        self._crystal[n] = self._crystals.setdefault(name, len(self._crystals))
+
+    def finish(self) -> ReducedSeries:
+        """The frames so far. Raises BadInput when there are none."""
+        n = self._kept
+        if not n:
+            bad, dark = sum(count.bad for count in self._counts), sum(count.no_beam for count in self._counts)
+            problem = next((f" ({count.path}: {count.problem})" for count in self._counts if count.problem), "")
+            raise BadInput(f"no frame to learn from: {bad} undecodable, {dark} without beam{problem}")
+        shots = MapSet(
+            self._maps[:n],
+            self._zones[:n],
+            self._header[:n],
+            self._valid,
+            self._series[:n].astype(np.intp),
+            self._hit[:n],
+            {name: values[:n] for name, values in self._facts.items()},
+        )
+        return ReducedSeries(
+            shots,
+            self._known[:n],
+            self._peak_count[:n],
+            self._probability[:n],
+            self._position[:n],
+            self._crystal[:n],
+            tuple(self._counts),
+        )
+
+
+def _image(opened: OpenSeries, position: int) -> ImageData | Defect:
+    try:
+        return opened.files.image(position)
+    except (OSError, RuntimeError) as error:
+        return Defect("missing_data", f"{opened.path}: image {position} cannot be read: {error}")
