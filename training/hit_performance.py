@@ -22,6 +22,7 @@ _CLEAN: dict[str, Any] = {"salt": 0.0, "ice": 0.0, "lipid": 0.0, "polymer": 0.0,
 _PLAIN: dict[str, Any] = {
     **_CLEAN, "artefacts_fraction": 0.0, "surroundings_fraction": 0.0, "masked_fraction": 0.0,
     "several_crystals_fraction": 0.0, "one_per_pulse_fraction": 0.0, "retrigger_fraction": 0.0,
+    "shared_charge_fraction": 0.0,
 }  # fmt: skip
 _SALT_SEEN: dict[str, Any] = {
     "photon_energy_eV": (7000.0, 10000.0),

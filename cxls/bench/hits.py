@@ -22,7 +22,7 @@ from training.shots import MapSet, make_shots
 from training.statistics import recall_at
 
 SEED = 7_001
-_GROUPS_A_SHARD = 8
+_GROUPS_A_SHARD = 16
 
 
 def run(settings: BenchSettings) -> Report:

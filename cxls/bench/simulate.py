@@ -31,9 +31,9 @@ _PROCESSES = 2
 _ROUNDS = 5
 _CROP_GROUPS = 16
 _CROP_PX = 256
-_MIX = ShotRecipe(groups_per_shard=8)
+_MIX = ShotRecipe(groups_per_shard=8, shots_per_group=16)
 _PLAIN = replace(
-    _MIX, cells=("proteinase-k",), several_crystals_fraction=0.0, retrigger_fraction=0.0,
+    _MIX, cells=("proteinase-k",), several_crystals_fraction=0.0, retrigger_fraction=0.0, shared_charge_fraction=0.0,
     surroundings_fraction=0.0, artefacts_fraction=0.0, masked_fraction=0.0, salt=0.0, ice=0.0, lipid=0.0, polymer=0.0,
 )  # fmt: skip
 
@@ -116,4 +116,4 @@ def _shard(job: tuple[ShotRecipe, int]) -> int:
 
 def _crops(seed: int) -> int:
     torch.set_num_threads(1)  # a process has a core
-    return len(simulate_crops(ShotRecipe(), seed, range(_CROP_GROUPS), _CROP_PX).counts)
+    return len(simulate_crops(_MIX, seed, range(_CROP_GROUPS), _CROP_PX).counts)
