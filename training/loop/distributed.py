@@ -90,5 +90,7 @@ def ranks(device: str) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if here.type == "cuda" else "gloo", rank=rank, world_size=world)
     try:
         yield Ranks(here, rank, world)
+        # None leaves while another still speaks to it: gloo ends such a process with an abort.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
