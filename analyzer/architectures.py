@@ -7,12 +7,12 @@ objects are ``Architecture``. A network that is named and not installed is refus
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import Any
 
 from torch import nn
 
 from analyzer.networks import HitNetwork, MapHitNetwork, ParameterNetwork
+from analyzer.plugins import find, known_names
 
 GROUP = "cxls.networks"
 
@@ -49,22 +49,12 @@ OWN: dict[str, Architecture] = {
 
 def names() -> list[str]:
     """Every network that can be named here, sorted."""
-    return sorted({*OWN, *(point.name for point in entry_points(group=GROUP))})
+    return known_names(OWN, GROUP)
 
 
 def architecture(name: str) -> Architecture:
     """The architecture of a name. Raises ``KeyError`` for an unknown one, ``TypeError`` for a broken plugin."""
-    if name in OWN:
-        return OWN[name]
-    for point in entry_points(group=GROUP, name=name):
-        try:
-            found = point.load()
-        except Exception as error:  # whatever a foreign package does when it is imported
-            raise TypeError(f"entry point {GROUP}:{name} of {point.value} cannot be loaded: {error}") from error
-        if not isinstance(found, Architecture):
-            raise TypeError(f"entry point {GROUP}:{name} of {point.value} is no Architecture")
-        return found
-    raise KeyError(name)
+    return find(name, OWN, GROUP, Architecture)
 
 
 def build(name: str, settings: dict[str, Any]) -> nn.Module:

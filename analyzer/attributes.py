@@ -8,13 +8,14 @@ Other packages add theirs by the entry point group ``cxls.attributes``.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from analyzer.plugins import find, known_names
 
 GROUP = "cxls.attributes"
 
@@ -209,22 +210,12 @@ OWN = {each.name: each for each in (PEAK, PHOTON_ENERGY, CAMERA_LENGTH, PEAK_LOC
 
 def names() -> list[str]:
     """Every attribute that can be named here, sorted."""
-    return sorted({*OWN, *(point.name for point in entry_points(group=GROUP))})
+    return known_names(OWN, GROUP)
 
 
 def attribute(name: str) -> Attribute:
     """The attribute of a name. Raises ``KeyError`` for an unknown one, ``TypeError`` for a broken plugin."""
-    if name in OWN:
-        return OWN[name]
-    for point in entry_points(group=GROUP, name=name):
-        try:
-            found = point.load()
-        except Exception as error:  # whatever a foreign package does when it is imported
-            raise TypeError(f"entry point {GROUP}:{name} of {point.value} cannot be loaded: {error}") from error
-        if not isinstance(found, Attribute):
-            raise TypeError(f"entry point {GROUP}:{name} of {point.value} is no Attribute")
-        return found
-    raise KeyError(name)
+    return find(name, OWN, GROUP, Attribute)
 
 
 def recipe_for(attribute: Attribute, network: str) -> Recipe:

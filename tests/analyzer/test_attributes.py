@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from analyzer import attributes
+from analyzer import attributes, plugins
 from analyzer.attributes import (
     CAMERA_LENGTH,
     PEAK,
@@ -26,7 +26,7 @@ SPARE = replace(PEAK, name="spare")
 def offer(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     point = EntryPoint("spare", value, attributes.GROUP)
     monkeypatch.setattr(
-        attributes,
+        plugins,
         "entry_points",
         lambda group, name=None: [point] if group == attributes.GROUP and name in (None, "spare") else [],
     )
