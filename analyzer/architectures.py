@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from analyzer.networks import HitNetwork, MapHitNetwork, ParameterNetwork
+from analyzer.networks import HitNetwork, ParameterNetwork
 from analyzer.plugins import find, known_names
 
 GROUP = "cxls.networks"
@@ -22,7 +22,7 @@ class Architecture:
     """How to build a network and what it takes.
 
     inputs: names of the sample's fields that ``forward`` takes, in its order: ``image`` (B, 1, ss, fs) float32
-    counts with invalid pixels 0; ``map``, ``zones``, ``header`` and ``profile`` as the reduction leaves them; or
+    counts with invalid pixels 0; ``zones``, ``cells``, ``header`` and ``profile`` as the reduction leaves them; or
     fields of a package's own.
     shapes: of one sample of the fields of a package's own, without the batch; what the layers' table is made with.
     sized: the network is tied to one frame size and ``build`` takes it as ``shape=(ss, fs)``.
@@ -41,8 +41,7 @@ class Architecture:
 
 
 OWN: dict[str, Architecture] = {
-    "hit-significance-map": Architecture(build=MapHitNetwork, inputs=("significance",)),
-    "hit-map-and-zones": Architecture(build=HitNetwork, inputs=("map", "zones", "header")),
+    "hit-zones-and-cells": Architecture(build=HitNetwork, inputs=("zones", "cells", "header")),
     "parameters-radial-profile": Architecture(build=ParameterNetwork, inputs=("profile",)),
 }
 

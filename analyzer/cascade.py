@@ -201,8 +201,8 @@ class Analyser:
             workspace,
             profile_index(geometry, plan.bins.radial_bins),
             {
-                "map": torch.from_numpy(workspace.network_input)[None],
                 "zones": torch.from_numpy(workspace.zones)[None],
+                "cells": torch.from_numpy(workspace.cells)[None],
                 "header": torch.from_numpy(header_of(geometry))[None],
             },
         )
@@ -230,9 +230,6 @@ class Analyser:
         }
 
     def _hit_inputs(self, prepared: _Prepared) -> list[torch.Tensor]:
-        if self._hit_fields == ("significance",):
-            whole = prepared.inputs["map"]
-            return [torch.cat([torch.expm1(whole[:, 1:3]), whole[:, -1:]], 1)]
         return [prepared.inputs[name] for name in self._hit_fields]
 
     def _batched_logits(self, waiting: list[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:

@@ -10,4 +10,5 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     p = successes / trials
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
     reach = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    # Rounding must not leave the proportion outside at 0 and at 1.
+    return max(0.0, min(p, centre - reach)), min(1.0, max(p, centre + reach))

@@ -290,36 +290,76 @@ def map_significance(
 
 
 @numba.njit(
-    types.void(
-        _MAP,
-        types.Array(types.uint8, 1, "C"),
-        types.Array(types.float64, 1, "C"),
-        types.Array(types.float32, 2, "C"),
-        _MAP,
-    ),
+    types.void(_MAP, types.Array(types.uint8, 1, "C"), _F64, types.Array(types.float32, 2, "C"), _F64),
     nogil=True,
     cache=True,
 )
-def count_levels(significance: Any, zone_of_cell: Any, levels: Any, counts: Any, logarithms: Any) -> None:
-    """How many cells of each zone reach each level of significance, on each scale of the map; and its logarithm.
+def count_levels(significance: Any, zone_of_cell: Any, levels: Any, counts: Any, strength: Any) -> None:
+    """How many cells of each zone reach each level of significance, on each scale of the map; and how strong each is.
 
-    ``zone_of_cell`` (rows * columns,), ``levels`` ascending; ``counts`` (zones, scales * levels) and ``logarithms``
-    (scales, rows, columns), log1p of the significance, are overwritten.
+    ``zone_of_cell`` (rows * columns,), ``levels`` ascending; ``counts`` (zones, scales * levels) and ``strength``
+    (rows * columns,), the product of 1 + significance over the scales, are overwritten.
     """
     counts[:] = 0.0
+    strength[:] = 1.0
     scales, rows, columns = significance.shape
     for scale in range(scales):
         for row in range(rows):
             for column in range(columns):
                 value = significance[scale, row, column]
                 if value == 0.0:
-                    logarithms[scale, row, column] = 0.0
                     continue
-                logarithms[scale, row, column] = np.log1p(value)
+                cell = row * columns + column
+                strength[cell] *= 1.0 + value
                 for level in range(levels.size):
                     if value < levels[level]:
                         break
-                    counts[zone_of_cell[row * columns + column], scale * levels.size + level] += 1.0
+                    counts[zone_of_cell[cell], scale * levels.size + level] += 1.0
+
+
+@numba.njit(
+    types.void(
+        _MAP, _F64, types.Array(types.float32, 2, "C"), _F64, _F64, _I64, types.Array(types.float32, 2, "C"),
+    ),
+    nogil=True,
+    cache=True,
+)  # fmt: skip
+def list_strongest(
+    significance: Any, strength: Any, valid: Any, radius_m: Any, expected: Any, chosen: Any, cells: Any
+) -> None:
+    """The strongest cells of the map, strongest first; of equals the earlier.
+
+    ``strength``, ``radius_m``, ``expected`` (rows * columns,): as ``count_levels`` leaves it; of the middle of each
+    cell; its expected counts. ``valid`` (rows, columns): share of valid pixels. ``chosen`` (n,) is used up; ``cells``
+    (n, scales + 4) is overwritten: significances, radius, valid share, expected counts a valid pixel and the distance
+    in cells to the nearest other, 0 throughout where there are fewer cells above nothing.
+    """
+    scales, _, columns = significance.shape
+    most, found = chosen.size, 0
+    for cell in range(strength.size):
+        value = strength[cell]
+        if value <= 1.0 or (found == most and value <= strength[chosen[most - 1]]):
+            continue
+        place = min(found, most - 1)
+        while place > 0 and strength[chosen[place - 1]] < value:
+            chosen[place] = chosen[place - 1]
+            place -= 1
+        chosen[place] = cell
+        found = min(found + 1, most)
+    cells[:] = 0.0
+    for n in range(found):
+        row, column = chosen[n] // columns, chosen[n] % columns
+        for scale in range(scales):
+            cells[n, scale] = significance[scale, row, column]
+        cells[n, scales] = radius_m[chosen[n]]
+        cells[n, scales + 1] = valid[row, column]
+        cells[n, scales + 2] = expected[chosen[n]] / max(valid[row, column] * CELL**2, 1.0)
+        nearest = np.int64(0)
+        for other in range(found):
+            if other != n:
+                apart = (chosen[other] // columns - row) ** 2 + (chosen[other] % columns - column) ** 2
+                nearest = apart if nearest == 0 else min(nearest, apart)
+        cells[n, scales + 3] = np.sqrt(float(nearest))
 
 
 @numba.njit(nogil=True, cache=True)

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from analyzer.architectures import Architecture, architecture
-from analyzer.kernels import CELL
 from analyzer.networks import PROFILE_FEATURES
 from analyzer.single_model import meta_network
-from analyzer.zones import COLUMNS, SCALES, ZONES
+from analyzer.zones import CELL_COLUMNS, COLUMNS, STRONGEST, ZONES
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +66,13 @@ def sized(found: Architecture, shape: tuple[int, int]) -> dict[str, Any]:
 
 def input_shape(found: Architecture, name: str, shape: tuple[int, int]) -> tuple[int, ...]:
     """The shape of one sample of an input field, for frames of ``shape``. Raises ``ValueError`` for an unknown one."""
-    cells = (-(-shape[0] // CELL), -(-shape[1] // CELL))
     known: dict[str, tuple[int, ...]] = {
         "image": (1, *shape),
         "clean_image": (1, *shape),
         "photon_energy_eV": (),
         "camera_length_m": (),
-        "map": (SCALES + 1, *cells),
-        "significance": (3, *cells),
         "zones": (ZONES, COLUMNS),
+        "cells": (STRONGEST, CELL_COLUMNS),
         "header": (2,),
         "profile": (PROFILE_FEATURES,),
         **found.shapes,

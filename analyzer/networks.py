@@ -16,91 +16,49 @@ PROFILE_BINS = 48
 PROFILE_BIN_M = 2.4e-3
 """The profile reaches 115 mm, the corner of a 4M detector centred on the beam."""
 
-STRONGEST_CELLS = 16
-
 
 class HitNetwork(nn.Module):
-    """Hit or miss from the significance map, what lies at which radius, and the header where there is one.
+    """Hit or miss from what lies at which radius, the strongest cells, and the header where there is one.
 
-    In: map (B, 5, rows, columns) float32 as ``Workspace.network_input``, any rows and columns; zones
-    (B, ZONES, COLUMNS); header (B, 2) photon energy in eV and camera length in m, 0 where unknown. Out: (B,) logit.
-    Convolutions judge what surrounds a bright cell, pooling counts how many there are, and the strongest cells pass
-    unchanged, for at low flux a hit is one or two of them. The zones tell protein from salt, rings and more water.
+    In: zones (B, ZONES, COLUMNS), cells (B, STRONGEST, CELL_COLUMNS) as ``Workspace`` has them; header (B, 2) photon
+    energy in eV and camera length in m, 0 where unknown. Out: (B,) logit. The zones tell protein from salt, rings and
+    more water. Each cell is judged alone, from all scales at once, and the verdicts are pooled; the very strongest
+    pass unchanged, for at low flux a hit is one or two of them.
     """
 
-    def __init__(self, channels: int = 8, hidden: int = 64) -> None:
-        super().__init__()
-        wide = [channels, 2 * channels, 3 * channels]
-        self.map_layers = nn.Sequential(
-            nn.Conv2d(zones.SCALES + 1, wide[0], 3, 2, 1), nn.ReLU(), nn.Conv2d(wide[0], wide[1], 3, 2, 1), nn.ReLU(),
-            nn.Conv2d(wide[1], wide[2], 3, 2, 1), nn.ReLU(),
-        )  # fmt: skip
-        self.zone_layers = nn.Sequential(
-            nn.Conv1d(zones.COLUMNS + 3, 2 * wide[1], 3, 1, 1), nn.ReLU(),
-            nn.Conv1d(2 * wide[1], 2 * channels, 3, 2, 1), nn.ReLU(),
-        )  # fmt: skip
-        self.zone_head = nn.Sequential(nn.Linear(2 * channels * (zones.ZONES // 2), hidden), nn.ReLU())
-        gathered = 3 * wide[2] + zones.SCALES * STRONGEST_CELLS + hidden + 2 * 2 * channels
-        self.head = nn.Sequential(
-            nn.Linear(gathered, hidden), nn.ReLU(), nn.Linear(hidden, hidden // 2), nn.ReLU(), nn.Linear(hidden // 2, 1)
-        )
+    UNCHANGED = 8
 
-    def forward(self, maps: Tensor, zone_counts: Tensor, header: Tensor) -> Tensor:
-        features = self.map_layers(maps)
-        cells = features.shape[2] * features.shape[3]
-        count = min(STRONGEST_CELLS, maps.shape[2] * maps.shape[3])
-        strongest = maps[:, : zones.SCALES].flatten(2).topk(count, 2).values
+    def __init__(self, channels: int = 24, hidden: int = 64) -> None:
+        super().__init__()
+        self.zone_layers = nn.Sequential(
+            nn.Conv1d(zones.COLUMNS + 3, channels, 3, 1, 1), nn.ReLU(),
+            nn.Conv1d(channels, channels // 2, 3, 2, 1), nn.ReLU(),
+        )  # fmt: skip
+        self.cell_layers = nn.Sequential(
+            nn.Linear(zones.CELL_COLUMNS + 3, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU()
+        )
+        radial = (channels // 2) * (zones.ZONES // 2 + 2)
+        self.head = nn.Sequential(
+            nn.Linear(radial + 3 * channels + zones.SCALES * self.UNCHANGED, hidden), nn.ReLU(),
+            nn.Linear(hidden, hidden // 2), nn.ReLU(),
+            nn.Linear(hidden // 2, 1),
+        )  # fmt: skip
+
+    def forward(self, zone_counts: Tensor, cells: Tensor, header: Tensor) -> Tensor:
         radial = self.zone_layers(zones.zone_features(zone_counts, header))
+        features = zones.cell_features(cells, header)
+        judged = self.cell_layers(features) * features[:, :, -1:]
+        strongest = features[:, :, : zones.SCALES].topk(self.UNCHANGED, 1).values
         gathered = [
-            features.mean((2, 3)),
-            features.amax((2, 3)),
-            torch.logsumexp(features.flatten(2), 2) - float(np.log(cells)),
-            nn.functional.pad(strongest, (0, STRONGEST_CELLS - count)).flatten(1),
-            self.zone_head(radial.flatten(1)),
+            radial.flatten(1),
             radial.mean(2),
             radial.amax(2),
+            judged.mean(1),
+            judged.amax(1),
+            judged[:, : self.UNCHANGED].mean(1),
+            strongest.flatten(1),
         ]
         logit: Tensor = self.head(torch.cat(gathered, 1))
-        return logit.squeeze(1)
-
-
-class MapHitNetwork(nn.Module):
-    """Hit or miss from the significance map.
-
-    In: (B, 3, rows, columns) float32: significance of one pixel, of 2 x 2 and 3 x 3, share of
-    valid pixels; any rows and columns. Out: (B,) logit. Convolutions judge what surrounds a
-    bright cell, pooling counts how many there are, and the strongest cells pass unchanged,
-    for at low flux a hit is one or two of them.
-    """
-
-    def __init__(self, channels: int = 8) -> None:
-        super().__init__()
-        wide = [channels, 2 * channels, 3 * channels]
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(3, wide[0], 3, 2, 1),
-            nn.ReLU(),
-            nn.Conv2d(wide[0], wide[1], 3, 2, 1),
-            nn.ReLU(),
-            nn.Conv2d(wide[1], wide[2], 3, 2, 1),
-            nn.ReLU(),
-        )
-        self.head = nn.Sequential(
-            nn.Linear(3 * wide[2] + 2 * STRONGEST_CELLS, 48), nn.ReLU(), nn.Linear(48, 24), nn.ReLU(), nn.Linear(24, 1)
-        )
-
-    def forward(self, maps: Tensor) -> Tensor:
-        scaled = torch.cat([torch.log1p(maps[:, :2]) / 3.0, maps[:, 2:]], 1)
-        features = self.convolutions(scaled)
-        cells = features.shape[2] * features.shape[3]
-        pooled = [
-            features.mean((2, 3)),
-            features.amax((2, 3)),
-            torch.logsumexp(features.flatten(2), 2) - float(np.log(cells)),
-        ]
-        count = min(STRONGEST_CELLS, maps.shape[2] * maps.shape[3])
-        strongest = scaled[:, :2].flatten(2).topk(count, 2).values
-        strongest = nn.functional.pad(strongest, (0, STRONGEST_CELLS - count))
-        logit: Tensor = self.head(torch.cat([*pooled, strongest.flatten(1)], 1))
         return logit.squeeze(1)
 
 

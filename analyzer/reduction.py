@@ -6,10 +6,10 @@ azimuthal bin, estimated so that Bragg light does not enter. Significance of n c
 b are expected is the surprise -ln Poisson(n; b) of an excess: a scale on which frames of any
 flux and any water compare, and on which ln(number of pixels) is what chance reaches once a
 frame. It is taken over one pixel, the best 2 x 2 and the 3 x 3 around each nonzero pixel,
-and its largest value in each 8 x 8 cell makes the map that the network sees, so that a
-single bright pixel survives the reduction; what supports a pixel, the eight around it, tells a
-spot from a hot pixel, and that of the cell as a whole gathers streaks and
-spots too weak to hold two photons side by side. What lies at which radius is counted in zones.
+and its largest value in each 8 x 8 cell makes a map, so that a single bright pixel survives the
+reduction; what supports a pixel, the eight around it, tells a spot from a hot pixel, and that of
+the cell as a whole gathers streaks and spots too weak to hold two photons side by side. The
+network sees how many cells are how significant at which radius, and the strongest one by one.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ class FramePlan:
 
     ``inside`` (ss * fs,) uint8: 0 invalid, 1 valid, 2 valid with all eight neighbours valid.
     ``bin_pixels`` (bins,) float64: valid pixels of each bin. ``cell_valid`` (rows, columns)
-    float32: valid share of each cell of the map; ``cell_bin`` and ``cell_zone`` (rows * columns,):
-    bin and zone of its middle. ``bin_zone`` (bins,): zone of each bin.
+    float32: valid share of each cell of the map; ``cell_bin``, ``cell_zone`` and ``cell_radius_m``
+    (rows * columns,): of its middle. ``bin_zone`` (bins,): zone of each bin.
     """
 
     geometry: Geometry
@@ -47,6 +47,7 @@ class FramePlan:
     cell_valid: npt.NDArray[np.float32]
     cell_bin: npt.NDArray[np.intp]
     cell_zone: npt.NDArray[np.uint8]
+    cell_radius_m: npt.NDArray[np.float64]
     bin_zone: npt.NDArray[np.intp]
     saturation: int
     peak_threshold: float
@@ -87,6 +88,7 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
         cell_valid,
         cell_bin.reshape(-1).astype(np.intp),
         zones.zone_of_cells(geometry),
+        zones.cell_radius_m(geometry).reshape(-1),
         zones.zone_of_bins(geometry, bins.radial_bins),
         saturation,
         float(np.log(pixels) - np.log(FALSE_PEAKS_PER_FRAME)),
@@ -96,12 +98,11 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
 class Workspace:
     """The buffers one worker reuses for frames of one shape and type; nothing is allocated a frame.
 
-    ``pixels`` (ss, fs) is where the decoder writes. After ``reduce``: ``network_input``
-    (5, rows, columns) float32: log1p of ``significance`` (4, rows, columns) of the cell, of one
-    pixel, of 2 x 2 and 3 x 3 and of what supports a pixel, and the share of valid pixels; ``zones``
-    (ZONES, COLUMNS) float32, see ``analyzer.zones``; ``photons`` and ``pixels_counted`` (bins,)
-    without the pixels of spots; ``background`` (bins,) photons a pixel. Over all frames: ``seen``
-    (ss * fs,) uint8, set where
+    ``pixels`` (ss, fs) is where the decoder writes. After ``reduce``: ``significance`` (4, rows,
+    columns) float32 of the cell, of one pixel, of 2 x 2 and 3 x 3 and of what supports a pixel;
+    ``zones`` (ZONES, COLUMNS) and ``cells`` (STRONGEST, CELL_COLUMNS) float32, see
+    ``analyzer.zones``; ``photons`` and ``pixels_counted`` (bins,) without the pixels of spots;
+    ``background`` (bins,) photons a pixel. Over all frames: ``seen`` (ss * fs,) uint8, set where
     a pixel has ever counted, and ``expected`` (bins,), the background summed.
     """
 
@@ -124,14 +125,13 @@ class Workspace:
         self.background = np.zeros(bins)
         self.expected = np.zeros(bins)
         self._occupied, self._scratch, self._log_background = np.zeros(bins), np.zeros(bins), np.zeros(bins)
-        scales, cells = zones.SCALES, plan.cell_valid.shape
-        self.network_input = np.zeros((scales + 1, *cells), np.float32)
-        self.network_input[scales] = plan.cell_valid
-        self.significance = np.zeros((scales, *cells), np.float32)
+        self.significance = np.zeros((zones.SCALES, *plan.cell_valid.shape), np.float32)
         self._cell_pixels = plan.cell_valid.reshape(-1).astype(np.float64) * CELL**2
         self._cell_counts, self._cell_expected = np.zeros(plan.cell_valid.size), np.zeros(plan.cell_valid.size)
         self.zones = np.zeros((zones.ZONES, zones.COLUMNS), np.float32)
-        self._levels = np.zeros((zones.ZONES, scales * len(zones.LEVELS)), np.float32)
+        self._levels = np.zeros((zones.ZONES, zones.SCALES * len(zones.LEVELS)), np.float32)
+        self.cells = np.zeros((zones.STRONGEST, zones.CELL_COLUMNS), np.float32)
+        self._strength, self._strongest = np.zeros(plan.cell_valid.size), np.zeros(zones.STRONGEST, np.int64)
         self._candidate_index = np.empty(65536, np.int64)
         self._candidate_score = np.empty(65536)
         self._claim_index = np.empty(1 << 20, np.int64)
@@ -158,9 +158,11 @@ class Workspace:
             pixels, self._index, counts, columns, top, inside, bin_of, self.background, logs, plan.peak_threshold,
             self.significance, self._cell_counts, self._cell_expected, self._candidate_index, self._candidate_score,
         )  # fmt: skip
-        kernels.count_levels(
-            self.significance, plan.cell_zone, zones.LEVELS, self._levels, self.network_input[: zones.SCALES]
-        )
+        kernels.count_levels(self.significance, plan.cell_zone, zones.LEVELS, self._levels, self._strength)
+        kernels.list_strongest(
+            self.significance, self._strength, plan.cell_valid, plan.cell_radius_m, self._cell_expected,
+            self._strongest, self.cells,
+        )  # fmt: skip
         self.zones[:, zones.LIGHT :] = self._levels
         self.zones[:, 0] = self._of_zones(self.photons)
         found = kernels.find_peaks(

@@ -1,8 +1,9 @@
-"""What lies at which radius: the part of the hit network's input that knows where the beam is.
+"""What the hit network reads: what lies at which radius, and the strongest cells of the significance map.
 
 Zones are rings around the beam, ``ZONE_M`` wide. For each there is how much light is in it, with and without the
 spots, how much background is expected and how many cells of the significance map reach each of ``LEVELS``. Protein,
-salt, a powder ring and a shift of the water differ in how these run along the radius, which the map alone does not say.
+salt, a powder ring and a shift of the water differ in how these run along the radius. The strongest cells come one by
+one, with all that is known of each: a spot, a hot pixel and a streak differ in how the scales go together.
 """
 
 from typing import Any
@@ -27,6 +28,13 @@ SCALES = 4
 """Of the significance map: the cell, one pixel, 2 x 2 and 3 x 3, and the support around one pixel."""
 SINGLE = 1
 """The scale of one pixel."""
+
+STRONGEST = 32
+"""How many cells come one by one."""
+RADIUS, VALID, BACKGROUND, NEAREST = range(SCALES, SCALES + 4)
+"""Columns of a cell after its significances: radius in m, share of valid pixels, expected counts a pixel, and distance
+to the nearest other of the strongest in cells, 0 where it is the only one."""
+CELL_COLUMNS = SCALES + 4
 
 LIGHT = 4
 """Photons, photons outside spots, pixels and expected background: the first columns of a zone."""
@@ -74,12 +82,38 @@ def zone_features(zones: Tensor, header: Tensor) -> Tensor:
     """Network input (B, COLUMNS + 3, ZONES) from zones (B, ZONES, COLUMNS) and headers (B, 2).
 
     Logarithms of the counts; then q in 1/angstrom where the header is known (0 elsewhere), whether it is, and the
-    radius as a share of the largest. q = 4 pi sin(theta) / lambda with tan(2 theta) = radius / camera length.
+    radius as a share of the largest.
     """
     radius_m = (torch.arange(ZONES, device=zones.device) + 0.5) * ZONE_M
     known = (header[:, 1:] > 0).float()
-    length = torch.where(header[:, 1:] > 0, header[:, 1:], 1.0)
-    theta = 0.5 * torch.atan(radius_m[None] / length)
-    q = 4.0 * torch.pi * torch.sin(theta) * header[:, :1] / HC_EV_ANGSTROM
-    place = torch.stack([q * known, known.expand(-1, ZONES), (radius_m / (ZONE_M * ZONES)).expand(len(zones), -1)], 1)
+    share = (radius_m / (ZONE_M * ZONES)).expand(len(zones), -1)
+    place = torch.stack([_q(radius_m[None], header) * known, known.expand(-1, ZONES), share], 1)
     return torch.cat([torch.log1p(zones).transpose(1, 2) * 0.3, place], 1)
+
+
+def cell_features(cells: Tensor, header: Tensor) -> Tensor:
+    """Network input (B, STRONGEST, CELL_COLUMNS + 3) from cells (B, STRONGEST, CELL_COLUMNS) and headers (B, 2).
+
+    Logarithms, each brought near one; q in 1/angstrom and whether it is known, as in ``zone_features``; whether there
+    is a cell at all.
+    """
+    significance, radius_m = cells[:, :, :SCALES], cells[:, :, RADIUS]
+    there = (significance.amax(2) > 0).float()
+    known = (header[:, 1:] > 0).float()
+    place = [
+        radius_m * 10.0,
+        cells[:, :, VALID],
+        torch.log(cells[:, :, BACKGROUND] + 1e-6) * 0.2 + 1.0,
+        torch.log1p(cells[:, :, NEAREST]) * 0.5,
+        _q(radius_m, header) * known,
+        known.expand_as(radius_m),
+        there,
+    ]
+    return torch.cat([torch.log1p(significance) * 0.5 - 1.0, torch.stack(place, 2)], 2)
+
+
+def _q(radius_m: Tensor, header: Tensor) -> Tensor:
+    """q = 4 pi sin(theta) / lambda in 1/angstrom with tan(2 theta) = radius / camera length, for headers (B, 2)."""
+    length = torch.where(header[:, 1:] > 0, header[:, 1:], 1.0)
+    theta = 0.5 * torch.atan(radius_m / length)
+    return 4.0 * torch.pi * torch.sin(theta) * header[:, :1] / HC_EV_ANGSTROM

@@ -302,8 +302,29 @@ def footprint(
         condition.camera_length_m / detector.pixel_size_m, REACH_SIGMA, _MOST_KERNELS,
     )  # fmt: skip
     if not fits:
-        raise ValueError(_TOO_WIDE)
+        raise TooWideError
     return _laid(spot, fs, ss, sigma_px, photons, len(spots), detector, transmission, most_entries)
+
+
+class TooWideError(ValueError):
+    """Spots that would fill the memory."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the spots of a frame are too many and too wide to lay out; give less mosaicity, divergence or strain, "
+            "fewer or larger crystals, or a smaller cell"
+        )
+
+
+def in_one_pixel(laid: Footprint) -> Footprint:
+    """The same spots with all light of each in its brightest pixel.
+
+    So they look on a detector far sharper than its pixels, and in images that sample a pattern at the pixels' centres.
+    """
+    order = np.lexsort((-laid.photons, laid.spot))
+    first = order[np.flatnonzero(np.diff(laid.spot[order], prepend=-1))]
+    photons = laid.spot_sums(laid.photons, 0)[laid.spot[first]]
+    return Footprint(laid.index[first], photons, laid.spot[first])
 
 
 def lay_gaussians(
@@ -337,14 +358,8 @@ def _laid(
         spot, fs, ss, sigma_px, photons, live, detector.mask, _MIN_PIXEL_PHOTONS, _MIN_PIXEL_SHARE, most_entries
     )
     if not fits:
-        raise ValueError(_TOO_WIDE)
+        raise TooWideError
     return Footprint(index, values, owner)
-
-
-_TOO_WIDE = (
-    "the spots of a frame are too many and too wide to lay out; give less mosaicity, divergence or strain, "
-    "fewer or larger crystals, or a smaller cell"
-)
 
 
 @lru_cache(maxsize=4)

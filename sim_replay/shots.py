@@ -27,6 +27,7 @@ from sim_replay.diffraction import (
     Sample,
     diffract,
     footprint,
+    in_one_pixel,
     lay_gaussians,
     random_orientation,
 )
@@ -73,13 +74,14 @@ def simulate_shot(
     fixed: FixedPixels | None = None,
     buffers: Buffers | None = None,
     out: NDArray[np.unsignedinteger] | None = None,
+    pixel_spots: bool = False,
 ) -> Shot:
     """Simulate one frame of a scene.
 
     pattern: light of a crystal computed elsewhere, fitted to the detector, which takes the place of the scene's own
     crystals. fixed: the faulty pixels of the series. buffers: made anew when None. out, if given, is a C-contiguous
-    array (ss, fs) of the detector's dtype that becomes `counts`. Raises ValueError when out or pattern does not fit the
-    detector.
+    array (ss, fs) of the detector's dtype that becomes `counts`. pixel_spots: all light of a spot falls in one pixel.
+    Raises ValueError when out or pattern does not fit the detector.
     """
     detector = scene.detector
     if out is None:
@@ -97,8 +99,8 @@ def simulate_shot(
         cast = dataclasses.replace(cast, orientations=pattern.orientation[None])
     else:
         samples = [dataclasses.replace(scene.sample, offset_m=offset) for offset in cast.drawn.offsets_m]
-        crystals = _lit(samples, cast.orientations, cast.frame_condition, detector, stop)
-    light = _shine(scene, cast, crystals, stop, buffers, rng)
+        crystals = _lit(samples, cast.orientations, cast.frame_condition, detector, stop, pixel_spots)
+    light = _shine(scene, cast, crystals, stop, buffers, rng, pixel_spots)
     truth = _tell(scene, cast, light, buffers.response)
     _expose(scene, light, buffers, rng, out)
     if fixed is not None:
@@ -165,10 +167,11 @@ def _shine(
     stop: NDArray[np.float32] | None,
     buffers: Buffers,
     rng: np.random.Generator,
+    pixel_spots: bool,
 ) -> _Light:
     condition, detector, drawn = cast.frame_condition, scene.detector, cast.distractors
     turns = [random_orientation(rng) for _ in drawn.salts]
-    salts = _lit(drawn.salts, turns, condition, detector, stop)
+    salts = _lit(drawn.salts, turns, condition, detector, stop, pixel_spots)
     grains = NO_FOOTPRINT
     if len(drawn.grain_photons):
         place = (drawn.grain_fs, drawn.grain_ss, drawn.grain_photons, drawn.grain_sigma_px)
@@ -251,13 +254,14 @@ def _lit(
     condition: Condition,
     detector: Detector,
     transmission: NDArray[np.float32] | None,
+    pixel_spots: bool,
 ) -> tuple[Lit, ...]:
     lit, left = [], MOST_ENTRIES
     for sample, orientation in zip(samples, orientations, strict=False):
         spots = diffract(sample, condition, detector, orientation)
         laid = footprint(spots, condition, detector, transmission, left)
         left -= len(laid.index)
-        lit.append(Lit(spots.hkl, spots.partiality, laid))
+        lit.append(Lit(spots.hkl, spots.partiality, in_one_pixel(laid) if pixel_spots else laid))
     return tuple(lit)
 
 

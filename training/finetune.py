@@ -22,11 +22,11 @@ from analyzer.bundle import CARD, BadBundle, Bundle, BundleCard, save_card, save
 from analyzer.drift import score_histogram
 from analyzer.networks import HitNetwork
 from training.guard import Compared, compare
-from training.hit import NETWORK, TrainedHit, batch_of, calibrate, predict
+from training.hit import NETWORK, THRESHOLDS, TrainedHit, batch_of, calibrate, of_bundle, predict
 from training.hit_performance import count_row, mix_rows
 from training.real_labels import Labels, class_counts
 from training.reduced_series import ReducedSeries
-from training.shots import MapSet, ShotRecipe, make_shots
+from training.shots import ShotRecipe, ShotSet, make_shots, take
 
 Progress = Callable[[int, int], None]
 """Called with (done, total); may raise to end the work."""
@@ -40,7 +40,6 @@ _SEEDS = 1 << 32
 REFERENCE_SEED = _SEEDS - 1
 _REFERENCE_SHARDS = 4
 _VALIDATION_SHARE = 3
-_THRESHOLDS = (0.05, 0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +73,12 @@ class RealFrames:
     validation: npt.NDArray[np.intp]
 
     @property
-    def shots(self) -> MapSet:
+    def shots(self) -> ShotSet:
         """All frames with their labels for truth."""
         return replace(self.reduced.shots, hit=self.labels.hit)
 
     @property
-    def held_out(self) -> MapSet:
+    def held_out(self) -> ShotSet:
         """The frames to validate on (a copy)."""
         return take(self.shots, self.validation)
 
@@ -88,9 +87,9 @@ class RealFrames:
 class SimulatedShots:
     """To train on, to calibrate on, and the reference that bundles are compared on."""
 
-    train: MapSet
-    validation: MapSet
-    reference: MapSet
+    train: ShotSet
+    validation: ShotSet
+    reference: ShotSet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,19 +106,6 @@ class Finetuned:
     def failures(self) -> tuple[Compared, ...]:
         """What the new network is worse at; none where it may take its parent's place."""
         return tuple(each for each in self.compared if each.worse)
-
-
-def take(shots: MapSet, places: npt.NDArray[np.intp]) -> MapSet:
-    """These shots alone."""
-    return MapSet(
-        shots.maps[places],
-        shots.zones[places],
-        shots.header[places],
-        shots.valid,
-        shots.group_place[places],
-        shots.hit[places],
-        {name: values[places] for name, values in shots.facts.items()},
-    )
 
 
 def require_trainable(bundle: Bundle, folder: Path) -> None:
@@ -201,7 +187,6 @@ def _train(
     loss_of, history, total = nn.BCEWithLogitsLoss(), [], 0.0
     network.train()
     for step in range(1, steps + 1):
-        # Frames of two detectors do not fit in one tensor: each part passes alone, the loss is of all.
         passed = [
             _logits(network, source, next(places), recipe, rng, device)
             for (source, _, _), places in zip(parts, draws, strict=True)
@@ -235,25 +220,23 @@ def _forever(places: npt.NDArray[np.intp], count: int, rng: np.random.Generator)
 
 def _logits(
     network: nn.Module,
-    shots: MapSet,
+    shots: ShotSet,
     places: npt.NDArray[np.intp],
     recipe: FinetuneRecipe,
     rng: np.random.Generator,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Logits and truth (n,) of some shots, turned over and with headers hidden or slightly wrong at random."""
+    """Logits and truth (n,) of some shots, with headers hidden or slightly wrong at random."""
     known = rng.random((len(places), 1)) < recipe.header_known
     shown = (known * (1 + recipe.header_error * rng.standard_normal((len(places), 2)))).astype(np.float32)
-    maps, zone_counts, header = batch_of(shots, places, shown, device)
-    flips = [axis for axis in (2, 3) if rng.random() < 0.5]
     truth = torch.from_numpy(shots.hit[places].astype(np.float32)).to(device)
-    return network(maps.flip(flips) if flips else maps, zone_counts, header), truth
+    return network(*batch_of(shots, places, shown, device)), truth
 
 
 def _calibrated(
     network: HitNetwork,
-    validation: MapSet,
-    held_out: MapSet,
+    validation: ShotSet,
+    held_out: ShotSet,
     recipe: FinetuneRecipe,
     device: torch.device,
     history: list[dict[str, float]],
@@ -265,24 +248,23 @@ def _calibrated(
     scores = [made.probability(logits)[~validation.hit]]
     scores.append(made.probability(predict(network, held_out, device, known=True))[~held_out.hit])
     threshold = float(np.quantile(np.concatenate(scores), 1.0 - recipe.false_hits))
-    return replace(made, threshold=min(max(threshold, _THRESHOLDS[0]), _THRESHOLDS[1]))
+    return replace(made, threshold=float(np.clip(threshold, *THRESHOLDS)))
 
 
 def judge(
     parent: Bundle,
     trained: TrainedHit,
-    reference: MapSet,
-    held_out: MapSet,
+    reference: ShotSet,
+    held_out: ShotSet,
     crystal: npt.NDArray[np.int64],
     device: torch.device,
 ) -> Finetuned:
     """Parent and new network on the same frames; crystal (n,) of the real ones held out."""
-    card = parent.card.hit
-    old = TrainedHit(cast(HitNetwork, parent.hit), card.temperature, card.bias, card.threshold, [])
+    old = of_bundle(parent)
     compared: list[Compared] = []
     rows, probabilities = [], {}
     sets = (
-        ("simulated shots", reference, reference.facts["group"].astype(np.int64), None),
+        ("simulated shots", reference, reference.group, None),
         ("real frames", held_out, crystal, True),
     )
     for frames, shots, group, known in sets:

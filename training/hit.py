@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,23 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from analyzer.attributes import Recipe, attribute
+from analyzer.bundle import Bundle
 from analyzer.networks import HitNetwork
+from sim_replay.distractors import Kind
 from training.loop.distributed import Ranks
 from training.loop.record import Epoch
 from training.loop.samples import Batch, Places, digest
 from training.loop.train import Conduct, Job
 from training.loop.train import train as run_loop
-from training.shots import MapSet, unpack_maps
+from training.shots import ShotSet
 
-NETWORK = "hit-map-and-zones"
+NETWORK = "hit-zones-and-cells"
 _CHECKPOINT_S = 120.0
+_SMOOTHING = 2
+"""Shots added to the hits and the empties of a group: few of either are not drawn over and over."""
+
+THRESHOLDS = (0.05, 0.99)
+"""No threshold that is chosen from counts lies outside."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -30,17 +37,19 @@ Progress = Callable[[int, int, str], None]
 class HitRecipe:
     """Hyper-parameters.
 
-    false_hits: the false-hit rate on empties (distractors among them) that sets the threshold. header_known: share
-    of the shots that show the network their header, which then is wrong by header_error (standard deviation,
+    false_hits, distracted_false_hits: the false-hit rates on water alone and on all empties, distractors among them;
+    the threshold keeps both. header_known: share of the shots that show the network their header, which then is wrong
+    by header_error (standard deviation, relative).
     """
 
     epochs: int = 12
     batch: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 1e-3
-    channels: int = 8
+    channels: int = 24
     hidden: int = 64
-    false_hits: float = 0.004
+    false_hits: float = 0.0025
+    distracted_false_hits: float = 0.02
     header_known: float = 0.5
     header_error: float = 0.005
     seed: int = 1
@@ -70,38 +79,43 @@ class TrainedHit:
         return probability
 
 
+def of_bundle(bundle: Bundle) -> TrainedHit:
+    """The hit network of a bundle as its card calibrates it."""
+    card = bundle.card.hit
+    assert isinstance(bundle.hit, HitNetwork)
+    return TrainedHit(bundle.hit, card.temperature, card.bias, card.threshold, [])
+
+
 def batch_of(
-    shots: MapSet, places: npt.NDArray[np.intp], known: npt.NDArray[np.float32] | float, device: torch.device
+    shots: ShotSet, places: npt.NDArray[np.intp], known: npt.NDArray[np.float32] | float, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Network input (map, zones, header) for these shots; headers times `known` (n, 2), 0 for none."""
-    significance = torch.from_numpy(unpack_maps(shots.maps[places]))
-    valid = torch.from_numpy(shots.valid[shots.group_place[places]]).float()[:, None] / 255.0
-    header = torch.from_numpy((shots.header[places] * known).astype(np.float32))
-    whole = torch.cat([significance, valid], 1).to(device)
-    return whole, torch.from_numpy(shots.zones[places]).to(device), header.to(device)
+    """Network input (zones, cells, header) for these shots; headers times `known` (n, 2), 0 for none."""
+    fields = (shots.zones[places], shots.cells[places], (shots.header[places] * known).astype(np.float32))
+    zone_counts, cells, header = (torch.from_numpy(each).to(device) for each in fields)
+    return zone_counts, cells, header
 
 
 class ReducedShots:
-    """Reduced shots as a source of `training.loop`: fields map, zones, header and hit.
+    """Reduced shots as a source of `training.loop`: fields zones, cells, header and hit.
 
-    For training each epoch shows the headers of other shots and turns other patterns over; to validate with, shots of
-    every other group show theirs.
+    For training each epoch draws shots anew, `evened`, and shows the headers of others of them; to validate with, each
+    shot comes once, and those of every other group show their headers.
     """
 
-    fields = frozenset({"map", "zones", "header", "hit"})
+    fields = frozenset({"zones", "cells", "header", "hit"})
 
-    def __init__(self, shots: MapSet, recipe: HitRecipe, *, varied: bool, epoch: int = 0, identity: str = "") -> None:
+    def __init__(self, shots: ShotSet, recipe: HitRecipe, *, varied: bool, epoch: int = 0, identity: str = "") -> None:
         self.name = "reduced shots"
         self.identity = identity or digest(shots.hit, shots.zones, shots.header)
-        self.groups = shots.group_place.astype(np.int64)
         self._shots, self._recipe, self._varied = shots, recipe, varied
         rng = np.random.default_rng((recipe.seed, epoch))
         count = len(shots)
+        self._drawn = rng.choice(count, count, p=evened(shots)) if varied else np.arange(count)
         known, error = rng.random((count, 1)) < recipe.header_known, rng.standard_normal((count, 2))
-        self._flips = rng.random((count, 2)) < 0.5 if varied else np.zeros((count, 2), bool)
         self._known = (
-            known * (1 + recipe.header_error * error) if varied else (self.groups % 2 == 0)[:, None].astype(np.float64)
+            known * (1 + recipe.header_error * error) if varied else (shots.group % 2 == 0)[:, None].astype(np.float64)
         )
+        self.groups = shots.group[self._drawn]
 
     def __len__(self) -> int:
         return len(self._shots)
@@ -115,18 +129,30 @@ class ReducedShots:
         return ReducedShots(self._shots, self._recipe, varied=True, epoch=epoch, identity=self.identity)
 
     def batch(self, places: Places, names: Sequence[str]) -> Batch:
-        known = self._known[places].astype(np.float32)
-        maps, zone_counts, header = (each.numpy() for each in batch_of(self._shots, places, known, torch.device("cpu")))
-        for place, (down, across) in enumerate(self._flips[places]):
-            # A pattern turned over is as good a pattern; polarisation is in the significance already.
-            maps[place] = maps[place, :, :: -1 if down else 1, :: -1 if across else 1].copy()
-        values = {"map": maps, "zones": zone_counts, "header": header, "hit": self._shots.hit[places]}
+        known, drawn = self._known[places].astype(np.float32), self._drawn[places]
+        zone_counts, cells, header = (each.numpy() for each in batch_of(self._shots, drawn, known, torch.device("cpu")))
+        values = {"zones": zone_counts, "cells": cells, "header": header, "hit": self._shots.hit[drawn]}
         return {name: values[name] for name in names}
 
 
+def evened(shots: ShotSet) -> npt.NDArray[np.float64]:
+    """Chances (N,) to draw each shot by, such that hits and empties are about even in every group.
+
+    A crystal that happens to send no light leaves an empty. It does so far more often at some camera lengths and
+    energies than at others, and a network that is shown these would make of a header what a jet's hit rate has to say.
+    """
+    _, group = np.unique(shots.group, return_inverse=True)
+    hits, empties = np.bincount(group, shots.hit), np.bincount(group, ~shots.hit)
+    weight = np.where(shots.hit, 1 / (hits[group] + _SMOOTHING), 1 / (empties[group] + _SMOOTHING))
+    if shots.hit.any():
+        weight *= hits[group] > 0
+    chances: npt.NDArray[np.float64] = weight / weight.sum()
+    return chances
+
+
 def train_hit(
-    train: MapSet,
-    validation: MapSet,
+    train: ShotSet,
+    validation: ShotSet,
     recipe: HitRecipe,
     device: torch.device,
     folder: Path,
@@ -166,19 +192,27 @@ def train_hit(
     assert isinstance(network, HitNetwork)
     logits = predict(network, validation, device)
     temperature, bias = calibrate(logits, validation.hit)
-    threshold = float(np.quantile(expit((logits + bias) / temperature)[~validation.hit], 1 - recipe.false_hits))
     history = [{"train_loss": each.train_loss, "validation_loss": each.validation_loss} for each in trained.history]
-    return TrainedHit(network, temperature, bias, min(max(threshold, 0.05), 0.99), history)
+    made = TrainedHit(network, temperature, bias, 0.5, history)
+    return replace(made, threshold=choose_threshold(made.probability(logits), validation, recipe))
+
+
+def choose_threshold(probability: npt.NDArray[np.float64], shots: ShotSet, recipe: HitRecipe) -> float:
+    """The lowest probability at which both of the recipe's false-hit rates are kept on these shots, within limits."""
+    plain = (shots.facts["kinds"].astype(np.int64) & ~int(Kind.WATER)) == 0
+    rates = ((~shots.hit & plain, recipe.false_hits), (~shots.hit, recipe.distracted_false_hits))
+    chosen = max(np.quantile(probability[empties], 1 - rate) for empties, rate in rates if empties.any())
+    return float(np.clip(chosen, *THRESHOLDS))
 
 
 @torch.inference_mode()
 def predict(
-    network: nn.Module, shots: MapSet, device: torch.device, known: bool | None = None, batch: int = 128
+    network: nn.Module, shots: ShotSet, device: torch.device, known: bool | None = None, batch: int = 128
 ) -> npt.NDArray[np.float64]:
     """Logits (N,) of a set: with headers, without, or (None) with those of every other group."""
     network.eval()
     places = np.arange(len(shots))
-    shown = (shots.group_place % 2 == 0) if known is None else np.full(len(shots), known)
+    shown = (shots.group % 2 == 0) if known is None else np.full(len(shots), known)
     parts = []
     for k in range(0, len(shots), batch):
         some = places[k : k + batch]
@@ -187,15 +221,16 @@ def predict(
 
 
 def calibrate(logits: npt.NDArray[np.float64], hit: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Temperature and bias that make (logit + bias) / temperature the log-odds (Platt scaling)."""
+    """Temperature and bias that make (logit + bias) / temperature the log-odds where half are hits (Platt scaling)."""
     parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     scores, target = torch.from_numpy(logits), torch.from_numpy(hit.astype(np.float64))
+    weight = torch.where(target > 0, 0.5 / max(int(hit.sum()), 1), 0.5 / max(int((~hit).sum()), 1))
     optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
         loss = nn.functional.binary_cross_entropy_with_logits(
-            (scores + parameters[1]) * torch.exp(parameters[0]), target
+            (scores + parameters[1]) * torch.exp(parameters[0]), target, weight, reduction="sum"
         )
         loss.backward()  # type: ignore[no-untyped-call]
         return loss

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from analyzer.intervals import wilson
 from sim_replay.distractors import Kind
-from training.shots import HELD_OUT_CELLS, RESPONSES, MapSet, ShotRecipe
+from training.shots import HELD_OUT_CELLS, RESPONSES, ShotRecipe, ShotSet
 from training.statistics import area_under_curve, confusion
 
 _CLEAN: dict[str, Any] = {"salt": 0.0, "ice": 0.0, "lipid": 0.0, "polymer": 0.0, "no_beam": 0.0}
@@ -95,7 +95,7 @@ SCENARIOS: Mapping[str, Scenario] = {
 }  # fmt: skip
 
 
-def in_question(scenario: Scenario, shots: MapSet) -> npt.NDArray[np.bool_]:
+def in_question(scenario: Scenario, shots: ShotSet) -> npt.NDArray[np.bool_]:
     """Which shots (N,) a scenario is about: those with its kind; of salt, those of 3 to 30 spots, up to 1e4 photons."""
     kinds = shots.facts["kinds"].astype(np.int64)
     chosen = (kinds & scenario.kind) != 0 if scenario.kind is not None else np.ones(len(shots), bool)
@@ -123,7 +123,7 @@ def count_row(
     }
 
 
-def mix_rows(probability: npt.NDArray[np.float64], shots: MapSet, threshold: float) -> list[dict[str, Any]]:
+def mix_rows(probability: npt.NDArray[np.float64], shots: ShotSet, threshold: float) -> list[dict[str, Any]]:
     """Rows over all shots and by what a hit shows, flux, response and what else is in the frame.
 
     Shows: the expected log likelihood ratio of the crystal's light, in nats; below 3 a frame with a crystal is not
@@ -157,9 +157,9 @@ def hit_or(kinds: npt.NDArray[np.int64], kind: Kind, hit: npt.NDArray[np.bool_])
 
 def recall_at_equal_light(
     probability: npt.NDArray[np.float64],
-    shots: MapSet,
+    shots: ShotSet,
     reference_probability: npt.NDArray[np.float64],
-    reference: MapSet,
+    reference: ShotSet,
     threshold: float,
 ) -> tuple[float, float]:
     """Recall of two sets' hits over the range of Bragg photons that both have, each weighted by the reference's."""

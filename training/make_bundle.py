@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from analyzer.drift import score_histogram
 from training.hit import NETWORK, HitRecipe, predict, train_hit
 from training.hit_performance import mix_rows
 from training.parameters import ParameterRecipe, evaluate_parameters, make_table, train_parameters
-from training.shots import ShotRecipe, make_shots
+from training.shots import DISTRACTED, ShotRecipe, ShotSet, join, make_shots
 
 Progress = Callable[[int, int, str], None]
 KeepGoing = Callable[[int, int], bool]
 _VALIDATION_SHARE, _TEST_SHARE = 6, 4
+_DISTRACTED_SHARE = 3
+"""One shard of so many is of frames with distractors, for training alone: calibration and figures are of the mix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +48,22 @@ def make_hit(
     What is simulated and the run itself lie in the plan's folder for work: the same call goes on where it was.
     """
     recipe = ShotRecipe()
+    distracted = replace(recipe, **DISTRACTED)
 
-    def shots(seed: int, shards: int, name: str) -> Any:
-        return make_shots(
-            recipe, seed, range(shards), plan.work, plan.workers, lambda n, of: progress(n, of, f"{name} shots")
-        )
+    def shots(recipe: ShotRecipe, seed: int, shards: range, name: str) -> list[ShotSet]:
+        if not shards:
+            return []
+        return [
+            make_shots(recipe, seed, shards, plan.work, plan.workers, lambda n, of: progress(n, of, f"{name} shots"))
+        ]
 
-    train = shots(plan.seed, plan.shards, "training")
-    validation = shots(plan.seed + 1, max(1, plan.shards // _VALIDATION_SHARE), "validation")
-    test = shots(plan.seed + 2, max(1, plan.shards // _TEST_SHARE), "test")
+    plain = plan.shards - plan.shards // _DISTRACTED_SHARE
+    train = join([
+        *shots(recipe, plan.seed, range(plain), "training"),
+        *shots(distracted, plan.seed, range(plain, plan.shards), "distracted training"),
+    ])  # fmt: skip
+    (validation,) = shots(recipe, plan.seed + 1, range(max(1, plan.shards // _VALIDATION_SHARE)), "validation")
+    (test,) = shots(recipe, plan.seed + 2, range(max(1, plan.shards // _TEST_SHARE)), "test")
     settings = hashlib.sha256(f"{recipe.digest} {plan.hit} {plan.seed} {plan.shards}".encode()).hexdigest()[:8]
     folder = plan.work / f"hit-{settings}"
     trained = train_hit(
@@ -84,6 +93,10 @@ def make_hit(
             "shots": {"training": len(train), "validation": len(validation), "test": len(test)},
             "seeds": {"training": plan.seed, "validation": plan.seed + 1, "test": plan.seed + 2},
             "shot_recipe": asdict(recipe),
+            "distracted": {
+                "shots": len(train) - plain * recipe.groups_per_shard * recipe.shots_per_group,
+                **DISTRACTED,
+            },
             "recipe": asdict(plan.hit),
             "history": trained.history,
         },

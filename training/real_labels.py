@@ -71,7 +71,7 @@ def label_frames(reduced: ReducedSeries, rule: LabelRule) -> Labels:
         raise BadInput(f"empties of up to {rule.empty_peaks} peaks and hits from {rule.peaks}: no frame is between")
     known = reduced.known if rule.source != "peaks" else np.zeros(len(reduced), bool)
     if rule.source == "truth" and not known.all():
-        without = reduced.counts[reduced.shots.group_place[np.flatnonzero(~known)[0]]]
+        without = reduced.counts[reduced.shots.group[np.flatnonzero(~known)[0]]]
         raise BadInput(f"{without.path}: no truth says which frames are hits; label by peaks instead")
     many, few = reduced.peak_count >= rule.peaks, reduced.peak_count <= rule.empty_peaks
     hit = np.where(known, reduced.shots.hit, many)
@@ -122,7 +122,7 @@ def split_blocks(reduced: ReducedSeries, labels: Labels) -> tuple[npt.NDArray[np
     block = int(np.clip(lengths.sum() // _BLOCKS, 1, _LONGEST_BLOCK))
     per_series = -(-lengths // block)
     first = np.cumsum([0, *per_series[:-1]])
-    series, position = reduced.shots.group_place, reduced.position
+    series, position = reduced.shots.group, reduced.position
     own, offset, margin = position // block, position % block, max(1, block // 10)
 
     def validates(number: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """Series on disk reduced to what the hit network sees, by the analyser that would judge them live.
 
-A frame costs a byte a scale for each cell of 8 x 8 pixels, and its zones: 288 kB for EIGER2 4M, of which 7,400 frames
-fill the `MOST_BYTES` that are allowed. Frames are read one at a time; of a longer run take so many, evenly over it.
+A frame costs its zones and its strongest cells, 8 kB whatever its size, of which 270,000 frames fill the `MOST_BYTES`
+that are allowed. Frames are read one at a time; of a longer run take so many, evenly over it.
 """
 
 import itertools
@@ -15,7 +15,6 @@ import numpy.typing as npt
 from analyzer import zones
 from analyzer.bundle import Bundle
 from analyzer.cascade import Analyser, CascadeSettings
-from analyzer.kernels import CELL
 from analyzer.results import Decision, FrameResult, Status
 from analyzer.zones import header_of
 from streamer.files import CHANNEL, BadInput, FileSeries
@@ -25,7 +24,7 @@ from streamer.series import Series
 from streamer.validity import Validity
 from training.dataset.series import OpenSeries, open_series
 from training.evaluation.facts import Facts, read_facts
-from training.shots import FACTS, MapSet, pack_maps
+from training.shots import FACTS, ShotSet
 
 Progress = Callable[[int, int], None]
 """Called with (done, total); may raise to end the work."""
@@ -55,7 +54,7 @@ class ReducedSeries:
     the series in order.
     """
 
-    shots: MapSet
+    shots: ShotSet
     known: npt.NDArray[np.bool_]
     peak_count: npt.NDArray[np.int64]
     probability: npt.NDArray[np.float64]
@@ -81,8 +80,8 @@ def reduce_series(
     `MOST_BYTES`, and when no frame is good.
     """
     lengths, shape = _survey(masters)
-    chosen = _choose(lengths, shape, frames)
-    reducer = _Reducer(bundle, mask, shape, len(masters), sum(map(len, chosen)), progress)
+    chosen = _choose(lengths, frames)
+    reducer = _Reducer(bundle, mask, shape, sum(map(len, chosen)), progress)
     for number, (path, positions) in enumerate(zip(masters, chosen, strict=True)):
         with open_series(path) as opened:
             reducer.add(number, opened, positions)
@@ -106,16 +105,15 @@ def _survey(masters: Sequence[Path]) -> tuple[list[int], tuple[int, int]]:
     return lengths, shape
 
 
-def _choose(lengths: Sequence[int], shape: tuple[int, int], frames: int | None) -> list[list[int]]:
+def _choose(lengths: Sequence[int], frames: int | None) -> list[list[int]]:
     """Positions of the frames to take of each series."""
     total = sum(lengths)
     wanted = total if frames is None else min(frames, total)
-    rows, columns = (-(-size // CELL) for size in shape)
-    most = MOST_BYTES // (zones.SCALES * rows * columns + 4 * zones.ZONES * zones.COLUMNS)
+    most = MOST_BYTES // (4 * (zones.ZONES * zones.COLUMNS + zones.STRONGEST * zones.CELL_COLUMNS))
     if wanted > most:
         raise BadInput(
-            f"{wanted} frames of {shape[0]} x {shape[1]} pixels take more than {MOST_BYTES >> 30} GiB once reduced; "
-            f"take {most} or fewer, evenly over the run"
+            f"{wanted} frames take more than {MOST_BYTES >> 30} GiB once reduced; take {most} or fewer, evenly over "
+            "the run"
         )
     overall = np.unique(np.rint(np.linspace(0, total - 1, wanted)).astype(np.int64))
     starts = np.cumsum([0, *lengths])
@@ -132,18 +130,15 @@ class _Reducer:
         bundle: Bundle,
         mask: Validity | None,
         shape: tuple[int, int],
-        series: int,
         total: int,
         progress: Progress | None,
     ) -> None:
-        cells = (-(-shape[0] // CELL), -(-shape[1] // CELL))
         self._analyser = Analyser(bundle, CascadeSettings(mask=mask))
         self._shape, self._total, self._progress = shape, total, progress
         self._done = self._kept = 0
-        self._maps = np.zeros((total, zones.SCALES, *cells), np.uint8)
         self._zones = np.zeros((total, zones.ZONES, zones.COLUMNS), np.float32)
+        self._cells = np.zeros((total, zones.STRONGEST, zones.CELL_COLUMNS), np.float32)
         self._header = np.zeros((total, 2), np.float32)
-        self._valid = np.zeros((series, *cells), np.uint8)
         self._series, self._position, self._peak_count, self._crystal = np.zeros((4, total), np.int64)
         self._hit, self._known = np.zeros((2, total), bool)
         self._probability = np.zeros(total)
@@ -180,10 +175,8 @@ class _Reducer:
         workspace = next(
             each for each in self._analyser.workspaces(series) if (each.plan.shape, each.dtype) == (self._shape, dtype)
         )
-        self._maps[n] = pack_maps(workspace.significance)
-        self._zones[n] = workspace.zones
+        self._zones[n], self._cells[n] = workspace.zones, workspace.cells
         self._header[n] = header_of(workspace.plan.geometry)
-        self._valid[number] = np.rint(255 * workspace.plan.cell_valid)
         self._series[n], self._position[n] = number, position
         self._peak_count[n], self._probability[n] = result.peak_count or 0, result.hit_probability or 0.0
 
@@ -191,14 +184,14 @@ class _Reducer:
         """What header and truth know of the frame."""
         n = self._kept
         length, energy = opened.condition
-        stated = {"photon_energy_eV": energy, "camera_length_m": length, "group": float(self._series[n]), "kinds": 0.0}
+        stated = {"photon_energy_eV": energy, "camera_length_m": length, "kinds": 0.0}
         for name, value in stated.items():
             self._facts[name][n] = np.nan if value is None else value
         name = f"{opened.path} frame {position}"
         if facts is not None and facts.hit is not None:
             self._known[n], self._hit[n] = True, facts.hit[position]
             name = facts.group[position] if facts.hit[position] else name
-            for fact in set(FACTS) - {"group", "kinds"}:
+            for fact in set(FACTS) - {"kinds"}:
                 values = facts.truth.per_frame(fact)
                 if values is not None and values.ndim == 1 and values.dtype.kind in "iuf":
                     self._facts[fact][n] = values[position]
@@ -211,12 +204,11 @@ class _Reducer:
             bad, dark = sum(count.bad for count in self._counts), sum(count.no_beam for count in self._counts)
             problem = next((f" ({count.path}: {count.problem})" for count in self._counts if count.problem), "")
             raise BadInput(f"no frame to learn from: {bad} undecodable, {dark} without beam{problem}")
-        shots = MapSet(
-            self._maps[:n],
+        shots = ShotSet(
             self._zones[:n],
+            self._cells[:n],
             self._header[:n],
-            self._valid,
-            self._series[:n].astype(np.intp),
+            self._series[:n],
             self._hit[:n],
             {name: values[:n] for name, values in self._facts.items()},
         )

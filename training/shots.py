@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,18 +20,18 @@ import numpy.typing as npt
 
 from analyzer import zones
 from analyzer.geometry import series_geometry
-from analyzer.kernels import CELL
 from analyzer.reduction import Workspace, make_plan
-from sim_replay.artefacts import Artefacts, fixed_pixels
+from sim_replay.artefacts import Artefacts, FixedPixels, fixed_pixels
 from sim_replay.background import Surroundings
 from sim_replay.beam import Beam, gaussian, top_hat
 from sim_replay.cells import READY_CELLS, wilson_crystal
 from sim_replay.detector import CONDITIONS, MAX_FLUX_PHOTONS, Condition, Detector, beam_center_px, eiger2_4m
-from sim_replay.diffraction import Sample
+from sim_replay.diffraction import Sample, TooWideError
 from sim_replay.distractors import Distractors
 from sim_replay.response import Response
 from sim_replay.scene import Scene
 from sim_replay.shots import Buffers, frame_rng, simulate_shot
+from sim_replay.truth import ShotTruth
 from streamer.messages import SeriesMetadata
 from streamer.validity import series_validity
 
@@ -49,8 +49,7 @@ _MOST_WATER = 60.0
 _DETECTOR_CORNER_M = 0.112
 _FINEST_D_ANGSTROM = 1.8
 _POLL_S = 0.5
-_MAP_STEP = 1 / 20
-"""Stored maps hold log1p of the significance in steps of this, a byte each: 5 % of it, far below its noise."""
+_MOST_TRIES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +58,10 @@ class ShotRecipe:
 
     paper_fraction of the groups stand at one of the paper's nine conditions, the others anywhere in the ranges.
     sampled_fraction: hits whose reflections are as uneven as a perfect crystal's in a narrow beam; sharp_fraction:
-    groups whose spots spread less than a quarter pixel. salt to no_beam: chance of each kind, in any frame.
-    salt_photons: light of the strongest spots that the salt's size aims at. ring_strength: thickness of ice, lipid and
-    polymer, times what `sim_replay.distractors` takes for usual.
+    groups of perfect crystals on a detector that spreads their spots little; pixel_fraction: those of them whose spots
+    are one pixel each. salt to no_beam: chance of each kind, in any frame. salt_size_m: a micrometre sends some 300
+    photons of 3e8 into its strongest spot. ring_strength: thickness of ice, lipid and polymer, times what
+    `sim_replay.distractors` takes for usual.
     """
 
     groups_per_shard: int = 64
@@ -74,6 +74,11 @@ class ShotRecipe:
     crystal_size_m: tuple[float, float] = (2e-6, 15e-6)
     wilson_b_angstrom2: tuple[float, float] = (5.0, 60.0)
     mosaicity_deg: tuple[float, float] = (0.01, 0.5)
+    strain: tuple[float, float] = (1e-4, 5e-3)
+    perfect_mosaicity_deg: tuple[float, float] = (5e-4, 0.02)
+    perfect_strain: tuple[float, float] = (1e-6, 2e-4)
+    sharp_spread_px: tuple[float, float] = (0.01, 0.25)
+    spread_px: tuple[float, float] = (0.25, 1.2)
     bandwidth: tuple[float, float] = (0.002, 0.03)
     paper_fraction: float = 0.3
     center_error_px: float = 10.0
@@ -81,17 +86,18 @@ class ShotRecipe:
     one_per_pulse_fraction: float = 0.35
     retrigger_fraction: float = 0.1
     shared_charge_fraction: float = 0.3
-    sharp_fraction: float = 0.4
+    sharp_fraction: float = 0.5
+    pixel_fraction: float = 0.5
     sampled_fraction: float = 0.35
     surroundings_fraction: float = 0.3
-    artefacts_fraction: float = 0.1
+    artefacts_fraction: float = 0.05
     masked_fraction: float = 0.25
     salt: float = 0.2
     ice: float = 0.08
     lipid: float = 0.06
     polymer: float = 0.08
     no_beam: float = 0.01
-    salt_photons: tuple[float, float] = (3.0, 3e4)
+    salt_size_m: tuple[float, float] = (3e-7, 1e-5)
     salt_crystals: tuple[int, int] = (3, 150)
     ring_strength: tuple[float, float] = (0.3, 20.0)
     hit_fraction: float = 0.5
@@ -102,9 +108,12 @@ class ShotRecipe:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 
 
+DISTRACTED: dict[str, Any] = {"salt": 0.5, "ice": 0.2, "lipid": 0.15, "polymer": 0.25, "no_beam": 0.0}
+"""Chances that make nine frames of ten hold what is no protein: what training needs more of than there is in a mix."""
+
 FACTS = (
     "photon_energy_eV", "camera_length_m", "flux_photons", "water_scale", "bragg_photons", "strongest_photons",
-    "log_likelihood_ratio", "kinds", "group", "response", "crystals", "cell", "salt_spots",
+    "log_likelihood_ratio", "kinds", "response", "crystals", "cell", "salt_spots",
 )  # fmt: skip
 """What is kept of each shot's truth: response 0 integrating, 1 one per pulse, 2 retrigger; cell by its place in
 READY_CELLS; kinds as the bits of `sim_replay.distractors.Kind`; strongest_photons of any spot, salt's too; salt_spots
@@ -114,35 +123,23 @@ RESPONSES = ("integrating", "one_per_pulse", "retrigger")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MapSet:
+class ShotSet:
     """Reduced shots.
 
-    maps (N, SCALES, rows, columns) uint8, see `pack_maps`; zones (N, ZONES, COLUMNS) float32; header (N, 2) float32,
-    the true photon energy (eV) and camera length (m); valid (groups, rows, columns) uint8, shares of 255, of which
-    group_place (N,) is each shot's; hit (N,) bool; facts (N,) float64 by name, see `FACTS`.
+    zones (N, ZONES, COLUMNS) and cells (N, STRONGEST, CELL_COLUMNS) float32, see ``analyzer.zones``; header (N, 2)
+    float32, the true photon energy (eV) and camera length (m); group (N,), which shots have a crystal and a geometry
+    in common; hit (N,) bool; facts (N,) float64 by name, see `FACTS`.
     """
 
-    maps: npt.NDArray[np.uint8]
     zones: npt.NDArray[np.float32]
+    cells: npt.NDArray[np.float32]
     header: npt.NDArray[np.float32]
-    valid: npt.NDArray[np.uint8]
-    group_place: npt.NDArray[np.intp]
+    group: npt.NDArray[np.int64]
     hit: npt.NDArray[np.bool_]
     facts: dict[str, npt.NDArray[np.float64]]
 
     def __len__(self) -> int:
         return len(self.hit)
-
-
-def pack_maps(significance: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Significance as a byte a cell, the rounded logarithm."""
-    packed: npt.NDArray[np.uint8] = np.minimum(np.rint(np.log1p(significance) / _MAP_STEP), 255).astype(np.uint8)
-    return packed
-
-
-def unpack_maps(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """log1p of the significance that `pack_maps` has packed: the scales of the network's input."""
-    return packed.astype(np.float32) * np.float32(_MAP_STEP)
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -151,7 +148,11 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 def draw_group(recipe: ShotRecipe, detector: Detector, rng: np.random.Generator) -> Scene:
     """What the shots of a group share: crystal, beam, where the detector stands and what is wrong with it."""
-    condition = _draw_condition(recipe, detector, rng)
+    # Spots of one pixel with nothing beside it, as a hot pixel is, have to be met, and hot pixels as rarely as on a
+    # detector that is looked after: or sharp spots are given up for them.
+    sharp = rng.random() < recipe.sharp_fraction
+    spread = _log_uniform(rng, *recipe.sharp_spread_px) if sharp else rng.uniform(*recipe.spread_px)
+    condition = _draw_condition(recipe, detector, sharp, rng)
     finest = condition.wavelength_angstrom / (
         2.0 * math.sin(0.5 * math.atan(_DETECTOR_CORNER_M / condition.camera_length_m))
     )
@@ -165,20 +166,20 @@ def draw_group(recipe: ShotRecipe, detector: Detector, rng: np.random.Generator)
     sample = Sample(
         crystal,
         size_m=_log_uniform(rng, *recipe.crystal_size_m),
-        mosaicity_deg=_log_uniform(rng, *recipe.mosaicity_deg),
-        strain=_log_uniform(rng, 1e-4, 5e-3),
+        mosaicity_deg=_log_uniform(rng, *(recipe.perfect_mosaicity_deg if sharp else recipe.mosaicity_deg)),
+        strain=_log_uniform(rng, *(recipe.perfect_strain if sharp else recipe.strain)),
     )
     return Scene(
         sample,
         condition,
-        replace(detector, point_spread_px=_draw_point_spread(recipe, rng)),
+        replace(detector, point_spread_px=spread),
         surroundings=_draw_surroundings(recipe, rng),
         response=_draw_response(recipe, rng),
         artefacts=_draw_artefacts(recipe, rng),
     )
 
 
-def _draw_condition(recipe: ShotRecipe, detector: Detector, rng: np.random.Generator) -> Condition:
+def _draw_condition(recipe: ShotRecipe, detector: Detector, sharp: bool, rng: np.random.Generator) -> Condition:
     center = (detector.shape[1] / 2, detector.shape[0] / 2)
     bandwidth = _log_uniform(rng, *recipe.bandwidth)
     if rng.random() < recipe.paper_fraction:
@@ -194,17 +195,11 @@ def _draw_condition(recipe: ShotRecipe, detector: Detector, rng: np.random.Gener
         beam_center_y_px=center[1] + rng.uniform(-20, 20),
         beam=Beam(
             spectrum=top_hat(bandwidth) if rng.random() < 0.7 else gaussian(bandwidth),
-            divergence_rad=0.0 if rng.random() < 0.6 else _log_uniform(rng, 1e-4, 3e-3),
+            divergence_rad=0.0 if sharp or rng.random() < 0.6 else _log_uniform(rng, 1e-4, 3e-3),
             polarisation_fraction=1.0 if rng.random() < 0.7 else rng.uniform(0.0, 1.0),
             polarisation_deg=0.0 if rng.random() < 0.8 else rng.uniform(0.0, 180.0),
         ),
     )
-
-
-def _draw_point_spread(recipe: ShotRecipe, rng: np.random.Generator) -> float:
-    # Below a quarter pixel a spot may be one pixel and nothing beside it, as a hot pixel is: both have to be met, hot
-    # pixels as rarely as on a detector that is looked after, or sharp spots are given up for them.
-    return rng.uniform(0.02, 0.25) if rng.random() < recipe.sharp_fraction else rng.uniform(0.25, 1.2)
 
 
 def _draw_surroundings(recipe: ShotRecipe, rng: np.random.Generator) -> Surroundings:
@@ -239,17 +234,18 @@ def _draw_artefacts(recipe: ShotRecipe, rng: np.random.Generator) -> Artefacts:
     if rng.random() >= recipe.artefacts_fraction:
         return Artefacts()
 
-    def number(most: int) -> int:
-        return int(rng.integers(1, most + 1)) if rng.random() < 0.5 else 0
+    def number(most: int, chance: float = 0.5) -> int:
+        return int(rng.integers(1, most + 1)) if rng.random() < chance else 0
 
     return Artefacts(
         dead_pixels=number(300),
-        hot_pixels=number(3),
+        # A pixel that is always hot is in the mask, or soon will be.
+        hot_pixels=number(3, 0.1),
         hot_counts=_log_uniform(rng, 3.0, 1e4),
-        flickering_pixels=number(5),
+        flickering_pixels=number(5, 0.2),
         flicker_counts=_log_uniform(rng, 2.0, 300.0),
         dark_counts=_log_uniform(rng, 1e-7, 1e-4) if rng.random() < 0.4 else 0.0,
-        cosmics=rng.uniform(0.0, 0.3),
+        cosmics=rng.uniform(0.0, 0.05),
         edge_excess=rng.uniform(0.0, 1.5) if rng.random() < 0.3 else 0.0,
         edge_glow_share=rng.uniform(0.0, 0.2) if rng.random() < 0.2 else 0.0,
     )
@@ -287,10 +283,7 @@ def draw_shot(recipe: ShotRecipe, scene: Scene, rng: np.random.Generator) -> Sce
         factor = np.exp(width * rng.standard_normal(len(sample.crystal.intensity)) - width * width / 2)
         sample = replace(sample, crystal=replace(sample.crystal, intensity=sample.crystal.intensity * factor))
     several = rng.random() < recipe.several_crystals_fraction
-    # A micrometre of salt sends some 300 photons of 3e8 into its strongest spot; they grow with the volume.
-    photons = _log_uniform(rng, *recipe.salt_photons)
-    salt_size_m = 1e-6 * (photons / 300.0 * 3e8 / (flux * pulses)) ** (1 / 3)
-    salt_size_m = min(max(salt_size_m, 1e-8), 3e-5)
+    salt_size_m = _log_uniform(rng, *recipe.salt_size_m)
     crystallites = round(_log_uniform(rng, *recipe.salt_crystals))
     distractors = Distractors(
         salt=recipe.salt,
@@ -313,17 +306,15 @@ def draw_shot(recipe: ShotRecipe, scene: Scene, rng: np.random.Generator) -> Sce
     )
 
 
-def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> MapSet:
+def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> ShotSet:
     """Reduced shots of one shard; the same for the same recipe, seed and shard."""
     detector = eiger2_4m()
-    rows, columns = detector.shape
-    count, cells = recipe.groups_per_shard * recipe.shots_per_group, (-(-rows // CELL), -(-columns // CELL))
-    made = MapSet(
-        maps=np.zeros((count, zones.SCALES, *cells), np.uint8),
+    count = recipe.groups_per_shard * recipe.shots_per_group
+    made = ShotSet(
         zones=np.zeros((count, zones.ZONES, zones.COLUMNS), np.float32),
+        cells=np.zeros((count, zones.STRONGEST, zones.CELL_COLUMNS), np.float32),
         header=np.zeros((count, 2), np.float32),
-        valid=np.zeros((recipe.groups_per_shard, *cells), np.uint8),
-        group_place=np.repeat(np.arange(recipe.groups_per_shard), recipe.shots_per_group),
+        group=shard * recipe.groups_per_shard + np.repeat(np.arange(recipe.groups_per_shard), recipe.shots_per_group),
         hit=np.zeros(count, bool),
         facts={name: np.zeros(count) for name in FACTS},
     )
@@ -334,28 +325,40 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> MapSet:
         scene = draw_group(recipe, detector, rng)
         fixed = fixed_pixels(scene.artefacts, scene.detector.mask, int(rng.integers(1 << 62)))
         workspace = _workspace(recipe, scene, rng)
-        made.valid[group] = np.rint(255 * workspace.plan.cell_valid)
+        sharp = scene.detector.point_spread_px < recipe.spread_px[0]
+        pixel_spots = sharp and rng.random() < recipe.pixel_fraction
         for member in range(recipe.shots_per_group):
             place = group * recipe.shots_per_group + member
-            shot_scene = draw_shot(recipe, scene, rng)
-            # Simulated where the reduction reads it: no frame is copied, compressed or stored.
-            truth = simulate_shot(shot_scene, rng, fixed=fixed, buffers=buffers, out=workspace.pixels).truth
-            reduced = workspace.reduce()
-            made.maps[place] = pack_maps(reduced.significance)
-            made.zones[place] = workspace.zones
+            shot_scene, truth = _simulate(recipe, scene, rng, fixed, buffers, workspace, pixel_spots)
+            workspace.reduce()
+            made.zones[place], made.cells[place] = workspace.zones, workspace.cells
             made.header[place] = truth.condition.photon_energy_eV, truth.condition.camera_length_m
             made.hit[place] = truth.hit
             spots = np.concatenate([truth.spots.photons, truth.distractor_spots.photons, [0.0]])
             known = (
                 truth.condition.photon_energy_eV, truth.condition.camera_length_m, truth.condition.flux_photons,
                 truth.water_thickness_m / _WATER_UNIT_M, truth.bragg_photons, float(spots.max()),
-                truth.log_likelihood_ratio, int(truth.kinds), number, RESPONSES.index(shot_scene.response.kind),
+                truth.log_likelihood_ratio, int(truth.kinds), RESPONSES.index(shot_scene.response.kind),
                 shot_scene.crystals if truth.hit else 0, list(READY_CELLS).index(_cell_name(scene)),
                 int((truth.distractor_spots.photons >= 3.0).sum()),
             )  # fmt: skip
             for name, value in zip(FACTS, known, strict=True):
                 made.facts[name][place] = value
     return made
+
+
+def _simulate(
+    recipe: ShotRecipe, scene: Scene, rng: np.random.Generator, fixed: FixedPixels, buffers: Buffers,
+    workspace: Workspace, pixel_spots: bool,
+) -> tuple[Scene, ShotTruth]:  # fmt: skip
+    """A shot of the group where the reduction reads it: no frame is copied, compressed or stored."""
+    while True:
+        shot = draw_shot(recipe, scene, rng)
+        try:
+            made = simulate_shot(shot, rng, fixed=fixed, buffers=buffers, out=workspace.pixels, pixel_spots=pixel_spots)
+        except TooWideError:
+            continue  # another number of crystals, or none
+        return shot, made.truth
 
 
 def _cell_name(scene: Scene) -> str:
@@ -380,7 +383,7 @@ def _workspace(recipe: ShotRecipe, scene: Scene, rng: np.random.Generator) -> Wo
 
 def make_shots(
     recipe: ShotRecipe, seed: int, shards: range, folder: Path, workers: int, progress: Any = None
-) -> MapSet:
+) -> ShotSet:
     """Reduced shots of several shards, from disk where they are there already.
 
     Every shard is written whole or not at all, so an interrupted run goes on where it was. progress(done, total) is
@@ -406,8 +409,10 @@ def make_shots(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    paths = [_shard_path(recipe, seed, shard, folder) for shard in shards]
-    return join(map(_read_shard, paths), len(paths) * recipe.groups_per_shard * recipe.shots_per_group)
+    return join([_read_shard(_shard_path(recipe, seed, shard, folder)) for shard in shards])
+
+
+_ARRAYS = ("zones", "cells", "header", "group", "hit")
 
 
 def _shard_path(recipe: ShotRecipe, seed: int, shard: int, folder: Path) -> Path:
@@ -421,36 +426,24 @@ def _write_shard(recipe: ShotRecipe, seed: int, shard: int, folder: Path) -> Non
     made = make_shard(recipe, seed, shard)
     temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
     fields: dict[str, Any] = {f"fact_{name}": values for name, values in made.facts.items()}
-    for name in ("maps", "zones", "header", "valid", "group_place", "hit"):
-        fields[name] = getattr(made, name)
-    np.savez_compressed(temporary, **fields)
+    np.savez_compressed(temporary, **fields, **{name: getattr(made, name) for name in _ARRAYS})
     temporary.rename(path)
 
 
-def _read_shard(path: Path) -> MapSet:
+def _read_shard(path: Path) -> ShotSet:
     with np.load(path) as z:
         facts = {name.removeprefix("fact_"): z[name] for name in z.files if name.startswith("fact_")}
-        return MapSet(z["maps"], z["zones"], z["header"], z["valid"], z["group_place"], z["hit"], facts)
+        return ShotSet(**{name: z[name] for name in _ARRAYS}, facts=facts)
 
 
-def join(sets: Iterable[MapSet], count: int) -> MapSet:
-    """Several sets of `count` shots together as one; no more than one of them is held beside the whole."""
-    pieces: dict[str, list[npt.NDArray[Any]]] = {}
-    maps: npt.NDArray[np.uint8] | None = None
-    filled, groups = 0, 0
-    for each in sets:
-        if maps is None:
-            maps = np.empty((count, *each.maps.shape[1:]), np.uint8)
-        maps[filled : filled + len(each)] = each.maps
-        parts: dict[str, npt.NDArray[Any]] = {
-            "zones": each.zones, "header": each.header, "valid": each.valid, "hit": each.hit,
-            "group_place": each.group_place + groups, **each.facts,
-        }  # fmt: skip
-        for name, values in parts.items():
-            pieces.setdefault(name, []).append(values)
-        filled, groups = filled + len(each), groups + len(each.valid)
-    assert maps is not None
-    assert filled == count
-    whole = {name: np.concatenate(values) for name, values in pieces.items()}
-    fields = {name: whole.pop(name) for name in ("zones", "header", "valid", "group_place", "hit")}
-    return MapSet(maps=maps, **fields, facts=whole)
+def join(sets: Sequence[ShotSet]) -> ShotSet:
+    """Several sets of one seed together as one."""
+    arrays = {name: np.concatenate([getattr(each, name) for each in sets]) for name in _ARRAYS}
+    facts = {name: np.concatenate([each.facts[name] for each in sets]) for name in sets[0].facts}
+    return ShotSet(**arrays, facts=facts)
+
+
+def take(shots: ShotSet, places: npt.NDArray[Any]) -> ShotSet:
+    """These shots alone: their places, or which of them (N,) bool."""
+    facts = {name: values[places] for name, values in shots.facts.items()}
+    return ShotSet(**{name: getattr(shots, name)[places] for name in _ARRAYS}, facts=facts)

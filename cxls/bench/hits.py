@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from analyzer.architectures import architecture
-from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from cxls.bench.report import Figure, Ratio, Report
 from cxls.progress import interruptible_progress
 from cxls.settings import BadSettings, BenchSettings
-from training.hit import predict
+from training.hit import NETWORK, of_bundle, predict
 from training.hit_performance import SCENARIOS, count_row, in_question, recall_at_equal_light, smaller
-from training.shots import MapSet, make_shots
+from training.shots import ShotSet, make_shots
 from training.statistics import recall_at
 
 SEED = 7_001
@@ -28,19 +27,20 @@ _GROUPS_A_SHARD = 16
 def run(settings: BenchSettings) -> Report:
     """Judge every scenario with and without the header's photon energy and camera length."""
     bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
-    if architecture(bundle.card.hit.network).inputs != ("map", "zones", "header"):
+    if bundle.card.hit.network != NETWORK:
         raise BadSettings(f"bundle {bundle.label}: network {bundle.card.hit.network} does not read reduced shots")
     names = [name.strip() for name in settings.scenarios.split(",") if name.strip()] or list(SCENARIOS)
     unknown = [name for name in names if name not in SCENARIOS]
     if unknown:
         raise BadSettings(f"--scenarios {unknown[0]}: unknown; take some of {', '.join(SCENARIOS)}")
+    judged_by = of_bundle(bundle)
     figures: list[Figure] = []
-    judged: dict[str, tuple[npt.NDArray[np.float64], MapSet]] = {}
+    judged: dict[str, tuple[npt.NDArray[np.float64], ShotSet]] = {}
     for name in names:
         with interruptible_progress(name, "shards of shots") as after_shard:
             shots = _shots(settings, name, after_shard)
         for known in (False, True):
-            probability = _probability(bundle, shots, known)
+            probability = judged_by.probability(predict(judged_by.network, shots, torch.device("cpu"), known))
             figures += _figures(name, known, probability, shots, bundle.card.hit.threshold)
             if not known:
                 judged[name] = (probability, shots)
@@ -55,21 +55,14 @@ def run(settings: BenchSettings) -> Report:
     )
 
 
-def _shots(settings: BenchSettings, name: str, after_shard: Callable[[int, int], None]) -> MapSet:
+def _shots(settings: BenchSettings, name: str, after_shard: Callable[[int, int], None]) -> ShotSet:
     recipe = smaller(SCENARIOS[name].recipe, _GROUPS_A_SHARD)
     shards = math.ceil(settings.frames / (recipe.groups_per_shard * recipe.shots_per_group))
     return make_shots(recipe, SEED, range(shards), settings.work, os.cpu_count() or 1, after_shard)
 
 
-def _probability(bundle: Bundle, shots: MapSet, known: bool) -> npt.NDArray[np.float64]:
-    card = bundle.card.hit
-    logits = predict(bundle.hit, shots, torch.device("cpu"), known)
-    probability: npt.NDArray[np.float64] = 1 / (1 + np.exp(-(logits + card.bias) / card.temperature))
-    return probability
-
-
 def _figures(
-    name: str, known: bool, probability: npt.NDArray[np.float64], shots: MapSet, threshold: float
+    name: str, known: bool, probability: npt.NDArray[np.float64], shots: ShotSet, threshold: float
 ) -> list[Figure]:
     scenario = SCENARIOS[name]
     chosen = in_question(scenario, shots)
@@ -95,7 +88,7 @@ def _percent(interval: tuple[float, float]) -> str:
     return f"95 %: {100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"
 
 
-def _ratios(judged: dict[str, tuple[npt.NDArray[np.float64], MapSet]], threshold: float) -> Iterator[Ratio]:
+def _ratios(judged: dict[str, tuple[npt.NDArray[np.float64], ShotSet]], threshold: float) -> Iterator[Ratio]:
     """Recalls that are to be equal, as differences."""
     if "protein" in judged:
         alone = _recall(*judged["protein"], threshold)
@@ -114,5 +107,5 @@ def _ratios(judged: dict[str, tuple[npt.NDArray[np.float64], MapSet]], threshold
                 )
 
 
-def _recall(probability: npt.NDArray[np.float64], shots: MapSet, threshold: float) -> float:
+def _recall(probability: npt.NDArray[np.float64], shots: ShotSet, threshold: float) -> float:
     return float((probability[shots.hit] >= threshold).mean())

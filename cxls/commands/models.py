@@ -65,8 +65,11 @@ Trained by `{hit.training["command"]}`.
 
 Trained on {shots["training"]:,} simulated shots, calibrated and thresholded on {shots["validation"]:,}, measured on
 {shots["test"]:,}; the three sets share no crystal, background, orientation or noise seed. Half of the shots have a
-crystal. A frame is a hit from a probability of {hit.threshold:.3f}. Flux and water are spread log-uniformly, so
-that many crystals leave next to no light: those rows show it. Bragg photons are those expected on the panel.
+crystal; the header's photon energy and camera length are shown for half of them. A frame is a hit from a probability of
+{hit.threshold:.3f}. Flux and water are spread log-uniformly, so that many crystals leave next to no light: nats are the
+expected log likelihood ratio for one who knows the very pattern, which nobody does; most of those below 30 look like
+water to anybody. How it does in one situation at a time, and beside ideal observers, is in
+[evaluation.md](evaluation.md).
 
 {table(hit.performance["rows"])}
 

@@ -58,7 +58,7 @@ def write_bundle(folder: Path, seed: int = 0, **changes: Any) -> Path:
         format=1,
         name="random",
         description="random weights, for tests",
-        hit=HitCard(network="hit-map-and-zones", weights="hit.safetensors", sha256=hit_digest, **hit),
+        hit=HitCard(network="hit-zones-and-cells", weights="hit.safetensors", sha256=hit_digest, **hit),
         parameters=ParametersCard(
             network="parameters-radial-profile",
             weights="parameters.safetensors",

@@ -3,19 +3,18 @@
 import pytest
 
 from analyzer.architectures import OWN, build
-from analyzer.networks import HitNetwork, MapHitNetwork, ParameterNetwork
+from analyzer.networks import HitNetwork, ParameterNetwork
 
 
 def test_a_registry_name_builds_its_network() -> None:
     assert {name: type(build(name, {})) for name in OWN} == {
-        "hit-map-and-zones": HitNetwork,
-        "hit-significance-map": MapHitNetwork,
+        "hit-zones-and-cells": HitNetwork,
         "parameters-radial-profile": ParameterNetwork,
     }
 
 
 def test_a_setting_of_the_card_reaches_the_network() -> None:
-    small, large = (build("hit-map-and-zones", {"channels": n}) for n in (4, 8))
+    small, large = (build("hit-zones-and-cells", {"channels": n}) for n in (4, 8))
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in large.parameters())
 
 

@@ -105,7 +105,7 @@ def test_an_unknown_network_is_refused_and_the_known_ones_are_named(folder: Path
     change(folder, "hit", network="resnet-9000")
     text = refusal(folder)
     assert "resnet-9000" in text
-    assert "hit-map-and-zones" in text
+    assert "hit-zones-and-cells" in text
 
 
 def test_weights_of_another_architecture_are_refused(folder: Path) -> None:

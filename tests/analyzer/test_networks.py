@@ -15,24 +15,29 @@ from analyzer.networks import (
     profile_features,
     profile_index,
 )
-from analyzer.zones import COLUMNS, SCALES, ZONES
+from analyzer.zones import CELL_COLUMNS, COLUMNS, STRONGEST, ZONES
 
 BINS = PROFILE_BINS * AZIMUTH_CLASSES
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (5, 1), (9, 11), (64, 130), (271, 259)])
-def test_the_hit_network_judges_maps_of_any_size(size: tuple[int, int]) -> None:
-    maps, zones, header = torch.rand(2, SCALES + 1, *size) * 100, torch.rand(2, ZONES, COLUMNS) * 1e6, torch.zeros(2, 2)
+def test_the_hit_network_gives_each_frame_of_a_batch_what_it_gets_alone() -> None:
+    torch.manual_seed(1)
+    network = HitNetwork()
+    zones, cells = torch.rand(3, ZONES, COLUMNS) * 1e4, torch.rand(3, STRONGEST, CELL_COLUMNS) * 100
+    cells[1, 5:] = 0
+    header = torch.tensor([[7000.0, 0.25], [0.0, 0.0], [6000.0, 0.15]])
     with torch.inference_mode():
-        logits = HitNetwork()(maps, zones, header)
-    assert logits.shape == (2,)
-    assert torch.isfinite(logits).all()
+        whole = network(zones, cells, header)
+        alone = torch.cat([network(zones[n : n + 1], cells[n : n + 1], header[n : n + 1]) for n in range(3)])
+    assert whole.shape == (3,)
+    torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_the_hit_network_stays_finite_on_the_strongest_significance() -> None:
-    with torch.inference_mode():
-        maps, zones = torch.full((1, SCALES + 1, 8, 8), 30.0), torch.full((1, ZONES, COLUMNS), 1e15)
-        assert torch.isfinite(HitNetwork()(maps, zones, torch.tensor([[1e4, 0.1]]))).all()
+def test_the_hit_network_stays_finite_on_nothing_and_on_the_strongest_significance() -> None:
+    for zone_count, strength in ((0.0, 0.0), (1e15, 1e12)):
+        zones, cells = torch.full((1, ZONES, COLUMNS), zone_count), torch.full((1, STRONGEST, CELL_COLUMNS), strength)
+        with torch.inference_mode():
+            assert torch.isfinite(HitNetwork()(zones, cells, torch.tensor([[1e4, 0.1]]))).all()
 
 
 @pytest.mark.parametrize("photons", [0.0, 1e-3, 1.0, 1e9, 1e30])

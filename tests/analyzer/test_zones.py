@@ -9,7 +9,24 @@ import torch
 from analyzer import zones
 from analyzer.geometry import Geometry, bin_map
 from analyzer.kernels import CELL
-from analyzer.zones import COLUMNS, LEVELS, LIGHT, SCALES, ZONES, header_of, zone_features, zone_of_bins, zone_of_cells
+from analyzer.zones import (
+    BACKGROUND,
+    CELL_COLUMNS,
+    COLUMNS,
+    LEVELS,
+    LIGHT,
+    NEAREST,
+    RADIUS,
+    SCALES,
+    STRONGEST,
+    VALID,
+    ZONES,
+    cell_features,
+    header_of,
+    zone_features,
+    zone_of_bins,
+    zone_of_cells,
+)
 from tests.analyzer.builders import water, workspace
 
 PANEL = (200, 208)
@@ -66,6 +83,49 @@ def test_cells_and_bins_agree_on_their_zone() -> None:
     by_cell = zone_of_cells(GEOMETRY).reshape(25, 26)
     middles = by_bin[CELL // 2 :: CELL, CELL // 2 :: CELL][:25, :26]
     assert np.abs(by_cell.astype(int) - middles).max() <= 1
+
+
+def test_the_strongest_cells_come_first_with_what_is_known_of_them() -> None:
+    pixels = water(0.02, PANEL)
+    pixels[84, 44] = 90
+    pixels[84, 60] = 50
+    work = workspace(pixels)
+    significance = work.reduce().significance
+    strength = np.prod(1.0 + significance.astype(np.float64), 0)
+    expected = np.sort(strength.reshape(-1))[::-1][:STRONGEST]
+    np.testing.assert_allclose(np.prod(1.0 + work.cells[:, :SCALES].astype(np.float64), 1), expected, rtol=1e-6)
+    first = work.cells[0]
+    np.testing.assert_array_equal(first[:SCALES], significance[:, 10, 5])
+    assert first[RADIUS] == pytest.approx(75e-6 * math.hypot(83.5 - 99.5, 43.5 - 103.5), rel=1e-5)
+    assert first[VALID] == 1.0
+    assert first[BACKGROUND] == pytest.approx(0.02, rel=0.3)
+    np.testing.assert_array_equal(work.cells[1, :SCALES], significance[:, 10, 7])
+    assert first[NEAREST] <= 2.0
+
+
+def test_where_no_cell_is_above_nothing_none_is_listed() -> None:
+    pixels = np.zeros(PANEL, "u2")
+    work = workspace(pixels)
+    work.reduce()
+    assert not work.cells.any()
+    pixels[84, 44] = 1
+    work = workspace(pixels)
+    work.reduce()
+    assert work.cells[0, 1] > 0
+    assert work.cells[0, NEAREST] == 0
+    assert not work.cells[1:].any()
+
+
+def test_features_of_cells_say_where_there_is_none_and_what_is_known() -> None:
+    cells = torch.zeros(2, STRONGEST, CELL_COLUMNS)
+    cells[:, 0, 1], cells[:, 0, RADIUS] = 20.0, 0.05
+    features = cell_features(cells, torch.tensor([[7000.0, 0.25], [0.0, 0.0]]))
+    assert features.shape == (2, STRONGEST, CELL_COLUMNS + 3)
+    assert features[:, :, -1].sum(1).tolist() == [1.0, 1.0]
+    q = 4 * math.pi * math.sin(0.5 * math.atan(0.05 / 0.25)) * 7000.0 / 12398.4198
+    assert features[0, 0, -3].item() == pytest.approx(q, rel=1e-5)
+    assert features[1, 0, -3:-1].tolist() == [0.0, 0.0]
+    assert torch.isfinite(features).all()
 
 
 def test_what_lies_beyond_the_last_zone_counts_in_it() -> None:

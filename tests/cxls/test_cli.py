@@ -231,7 +231,7 @@ def test_the_program_is_installed_and_says_its_version() -> None:
 def test_a_bundle_shows_its_card(bundle_folder: Path) -> None:
     done = cxls("models", "show", bundle_folder)
     assert done.returncode == 0, done.stderr
-    assert '"hit-map-and-zones"' in done.stdout
+    assert '"hit-zones-and-cells"' in done.stdout
 
 
 def test_a_bundle_that_is_none_is_refused(tmp_path: Path) -> None:

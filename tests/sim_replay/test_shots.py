@@ -9,7 +9,15 @@ from sim_replay.artefacts import Artefacts, fixed_pixels
 from sim_replay.background import Surroundings, make_background, scales
 from sim_replay.crystal import Crystal, proteinase_k
 from sim_replay.detector import CONDITIONS, Condition, Detector, eiger2_4m, plain_panel
-from sim_replay.diffraction import Sample, diffract, footprint, lay_gaussians, random_orientation
+from sim_replay.diffraction import (
+    NO_FOOTPRINT,
+    Sample,
+    diffract,
+    footprint,
+    in_one_pixel,
+    lay_gaussians,
+    random_orientation,
+)
 from sim_replay.distractors import Distractors, Kind
 from sim_replay.response import Response
 from sim_replay.scene import Jitter, Scene
@@ -176,6 +184,28 @@ def test_several_crystals_diffract_each_its_own_way(scene: Scene) -> None:
     assert three.orientations.shape == (3, 3, 3)
     assert set(three.spots.crystal) == {0, 1, 2}
     assert len(three.spots) > 2 * len(simulate_shot(scene, frame_rng(1, 0)).truth.spots)
+
+
+def test_spots_of_one_pixel_keep_their_light_and_their_brightest_place(scene: Scene) -> None:
+    laid = footprint(
+        diffract(scene.sample, scene.condition, scene.detector, random_orientation(frame_rng(1, 0))),
+        scene.condition,
+        scene.detector,
+    )
+    one = in_one_pixel(laid)
+    spots = int(laid.spot.max()) + 1
+    np.testing.assert_array_equal(one.spot, np.unique(laid.spot))
+    np.testing.assert_allclose(one.spot_sums(one.photons, spots), laid.spot_sums(laid.photons, spots))
+    for spot, index in zip(one.spot[:20], one.index[:20], strict=True):
+        own = laid.spot == spot
+        assert index == laid.index[own][laid.photons[own].argmax()]
+    assert len(in_one_pixel(NO_FOOTPRINT).index) == 0
+    as_drawn, sharp = (
+        simulate_shot(dataclasses.replace(scene, hit_fraction=1.0), frame_rng(3, 0), pixel_spots=each).truth
+        for each in (False, True)
+    )
+    assert sharp.bragg_photons == pytest.approx(as_drawn.bragg_photons)
+    assert sharp.log_likelihood_ratio > as_drawn.log_likelihood_ratio
 
 
 def test_a_crystal_beside_the_beam_gives_a_weak_hit_and_then_none(scene: Scene) -> None:

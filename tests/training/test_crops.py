@@ -23,7 +23,8 @@ def test_windows_lie_all_over_the_panel_and_inside_it() -> None:
 
 
 def test_true_spots_stand_on_valid_light_of_their_window() -> None:
-    batch = simulate_crops(ShotRecipe(shots_per_group=8, flux_photons=(1e9, 1e9), hit_fraction=1.0), 2, range(3))
+    recipe = ShotRecipe(shots_per_group=8, flux_photons=(1e9, 1e9), hit_fraction=1.0, sharp_fraction=0.0)
+    batch = simulate_crops(recipe, 2, range(3))
     spots = batch.spots
     assert len(spots)
     bright = spots.counts > 20

@@ -13,12 +13,13 @@ import torch
 
 from analyzer.bundle import CARD, BadBundle, Bundle, load_bundle, save_card, save_weights
 from analyzer.drift import SCORE_BINS
-from analyzer.zones import COLUMNS, SCALES, ZONES
+from analyzer.zones import SCALES
 from cxls.cli import Failed
 from cxls.commands import finetune as command
 from cxls.settings import BadSettings, TrainSettings
 from streamer.files import BadInput
 from tests.analyzer.builders import frames_of_a_run, write_bundle, write_series
+from tests.training.made_shots import made_shots
 from training import finetune as finetuning
 from training.finetune import (
     FinetuneRecipe,
@@ -33,38 +34,17 @@ from training.guard import compare
 from training.hit import predict
 from training.real_labels import FEWEST, LabelRule, doubts, label_frames, split_blocks
 from training.reduced_series import ReducedSeries, SeriesCount
-from training.shots import FACTS, MapSet, pack_maps
+from training.shots import ShotSet
 
 CPU = torch.device("cpu")
 QUICK = FinetuneRecipe(epochs=1, batch=16, learning_rate=1e-4)
 
 
-def made_shots(count: int, seed: int, cells: tuple[int, int] = (16, 16)) -> MapSet:
-    """Shots of which hits have a cell that is bright at all scales, empties one brighter in one; eight of a group."""
-    rng = np.random.default_rng(seed)
-    maps = rng.uniform(0, 12, (count, SCALES, *cells)).astype(np.float32)
-    hit = np.arange(count) % 2 == 0
-    for place in range(count):
-        scales = slice(None) if hit[place] else slice(1)
-        maps[place, scales, rng.integers(cells[0]), rng.integers(cells[1])] = rng.uniform(20, 200) * (2 - hit[place])
-    group = np.arange(count) // 8
-    facts = {name: np.zeros(count) for name in FACTS}
-    return MapSet(
-        pack_maps(maps),
-        np.zeros((count, ZONES, COLUMNS), np.float32),
-        np.tile(np.array([7000.0, 0.25], np.float32), (count, 1)),
-        np.full((int(group[-1]) + 1, *cells), 255, np.uint8),
-        group.astype(np.intp),
-        hit,
-        {**facts, "group": group.astype(np.float64), "bragg_photons": hit * 100.0},
-    )
-
-
-def reduced_frames(shots: MapSet, peaks: np.ndarray[Any, Any], known: bool = False) -> ReducedSeries:
+def reduced_frames(shots: ShotSet, peaks: np.ndarray[Any, Any], known: bool = False) -> ReducedSeries:
     """Frames of one series with these peak counts."""
     count = len(shots)
     return ReducedSeries(
-        replace(shots, group_place=np.zeros(count, np.intp), valid=shots.valid[:1]),
+        replace(shots, group=np.zeros(count, np.int64)),
         np.full(count, known),
         peaks.astype(np.int64),
         np.full(count, 0.5),
@@ -74,8 +54,8 @@ def reduced_frames(shots: MapSet, peaks: np.ndarray[Any, Any], known: bool = Fal
     )
 
 
-def real_frames(count: int = 160, seed: int = 5, cells: tuple[int, int] = (12, 20)) -> RealFrames:
-    shots = made_shots(count, seed, cells)
+def real_frames(count: int = 160, seed: int = 5) -> RealFrames:
+    shots = made_shots(count, seed)
     reduced = reduced_frames(shots, np.where(shots.hit, 12, 0))
     labels = label_frames(reduced, LabelRule())
     return RealFrames(reduced, labels, *split_blocks(reduced, labels))
@@ -93,7 +73,7 @@ def parent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = load_bundle(folder)
     shots = SimulatedShots(made_shots(384, 1), made_shots(96, 2), made_shots(160, 3))
     recipe = FinetuneRecipe(epochs=6, batch=32, learning_rate=4e-3)
-    trained = finetune(random, real_frames(400, 4, (16, 16)), shots, recipe, CPU).trained
+    trained = finetune(random, real_frames(400, 4), shots, recipe, CPU).trained
     card = random.card
     hit = msgspec.structs.replace(
         card.hit,
@@ -218,9 +198,9 @@ def shuffled(bundle: Bundle) -> Bundle:
     return replace(bundle, hit=network)
 
 
-def compared(old: Bundle, new: Bundle, shots: MapSet) -> list[Any]:
+def compared(old: Bundle, new: Bundle, shots: ShotSet) -> list[Any]:
     scores = [predict(each.hit, shots, CPU) for each in (old, new)]
-    return compare("simulated shots", shots.hit, shots.facts["group"].astype(np.int64), *scores)
+    return compare("simulated shots", shots.hit, shots.group, *scores)
 
 
 def test_an_equal_bundle_passes_and_one_of_shuffled_weights_does_not(parent: Bundle, simulated: SimulatedShots) -> None:
@@ -280,10 +260,11 @@ def test_training_goes_on_from_the_parent_and_leaves_it_as_it_was(parent: Bundle
 
 def test_what_the_parent_does_not_know_is_learnt_from_real_frames(parent: Bundle, simulated: SimulatedShots) -> None:
     real = real_frames()
-    # The light of this jet is bright everywhere, its hits brighter: nothing that the simulated shots show.
-    maps = np.random.default_rng(1).integers(60, 90, real.reduced.shots.maps.shape).astype(np.uint8)
-    maps[~real.labels.hit] -= 25
-    real = replace(real, reduced=replace(real.reduced, shots=replace(real.reduced.shots, maps=maps)))
+    # The light of this jet is bright everywhere, its hits less bright: nothing that the simulated shots show.
+    cells = real.reduced.shots.cells.copy()
+    cells[:, :, :SCALES] = np.random.default_rng(1).uniform(20, 90, cells[:, :, :SCALES].shape)
+    cells[real.labels.hit, :, :SCALES] /= 3
+    real = replace(real, reduced=replace(real.reduced, shots=replace(real.reduced.shots, cells=cells)))
     recipe = replace(QUICK, epochs=6, learning_rate=2e-3)
     made = finetune(parent, real, simulated, recipe, CPU)
     area = next(each for each in made.compared if (each.frames, each.figure) == ("real frames", "AUC"))
@@ -309,10 +290,8 @@ def test_simulated_shots_are_of_seeds_that_no_training_takes() -> None:
 
 
 def test_another_network_is_refused_by_name(parent: Bundle) -> None:
-    card = msgspec.structs.replace(
-        parent.card, hit=msgspec.structs.replace(parent.card.hit, network="hit-significance-map")
-    )
-    with pytest.raises(BadBundle, match="'hit-significance-map' cannot be fine-tuned"):
+    card = msgspec.structs.replace(parent.card, hit=msgspec.structs.replace(parent.card.hit, network="another-network"))
+    with pytest.raises(BadBundle, match="'another-network' cannot be fine-tuned"):
         require_trainable(replace(parent, card=card), Path("old"))
 
 

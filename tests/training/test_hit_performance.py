@@ -3,23 +3,10 @@
 import numpy as np
 import pytest
 
-from analyzer.zones import COLUMNS, SCALES, ZONES
 from sim_replay.distractors import Kind
+from tests.training.made_shots import blank_shots
 from training.hit_performance import SCENARIOS, Scenario, count_row, in_question, mix_rows, recall_at_equal_light
-from training.shots import FACTS, HELD_OUT_CELLS, MapSet, ShotRecipe
-
-
-def shots(hit: np.ndarray, **facts: np.ndarray) -> MapSet:
-    count = len(hit)
-    return MapSet(
-        maps=np.zeros((count, SCALES, 1, 1), np.uint8),
-        zones=np.zeros((count, ZONES, COLUMNS), np.float32),
-        header=np.zeros((count, 2), np.float32),
-        valid=np.zeros((1, 1, 1), np.uint8),
-        group_place=np.zeros(count, np.intp),
-        hit=hit,
-        facts={**{name: np.zeros(count) for name in FACTS}, **facts},
-    )
+from training.shots import HELD_OUT_CELLS, ShotRecipe
 
 
 def test_a_row_counts_at_the_threshold() -> None:
@@ -32,7 +19,7 @@ def test_a_row_counts_at_the_threshold() -> None:
 def test_rows_of_the_mix_split_by_what_is_in_the_frame() -> None:
     hit = np.array([True, True, False, False])
     kinds = np.array([Kind.PROTEIN, Kind.PROTEIN | Kind.SALT, Kind.SALT, Kind.WATER], float)
-    set_ = shots(hit, kinds=kinds, log_likelihood_ratio=np.array([1.0, 50.0, 0, 0]), flux_photons=np.full(4, 2e6))
+    set_ = blank_shots(hit, kinds=kinds, log_likelihood_ratio=np.array([1.0, 50.0, 0, 0]), flux_photons=np.full(4, 2e6))
     rows = {row["set"]: row for row in mix_rows(np.array([0.0, 1.0, 1.0, 0.0]), set_, 0.5)}
     assert (rows["with salt"]["hits_found"], rows["with salt"]["empties_called_hit"]) == (1, 1)
     assert rows["with water"]["empties_passed"] == 1
@@ -44,7 +31,7 @@ def test_rows_of_the_mix_split_by_what_is_in_the_frame() -> None:
 
 def test_salt_counts_only_where_its_spots_could_be_a_hits() -> None:
     salt = float(Kind.SALT)
-    set_ = shots(
+    set_ = blank_shots(
         np.zeros(4, bool),
         kinds=np.array([salt, salt, salt, Kind.WATER]),
         salt_spots=np.array([10.0, 2.0, 10.0, 10.0]),
@@ -56,8 +43,8 @@ def test_salt_counts_only_where_its_spots_could_be_a_hits() -> None:
 
 def test_equal_light_compares_like_with_like() -> None:
     light = np.repeat([5.0, 500.0], 100)
-    bright = shots(np.ones(200, bool), bragg_photons=light)
-    faint = shots(np.ones(110, bool), bragg_photons=np.repeat([5.0, 500.0], [100, 10]))
+    bright = blank_shots(np.ones(200, bool), bragg_photons=light)
+    faint = blank_shots(np.ones(110, bool), bragg_photons=np.repeat([5.0, 500.0], [100, 10]))
     # Both find nothing at 5 photons and everything at 500: equal, although the recalls are not.
     one, other = (np.where(each.facts["bragg_photons"] > 100, 1.0, 0.0) for each in (faint, bright))
     mine, reference = recall_at_equal_light(one, faint, other, bright, 0.5)

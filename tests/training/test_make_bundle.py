@@ -6,35 +6,18 @@ import numpy as np
 import torch
 
 from analyzer.bundle import load_bundle
-from analyzer.zones import COLUMNS, SCALES, ZONES
-from training.hit import HitRecipe, calibrate, predict, train_hit
+from sim_replay.distractors import Kind
+from tests.training.made_shots import blank_shots, made_shots
+from training.hit import HitRecipe, calibrate, choose_threshold, predict, train_hit
 from training.make_bundle import Plan, make_parameters, table, write_bundle
 from training.parameters import ParameterRecipe
-from training.shots import MapSet, pack_maps
 from training.statistics import area_under_curve, confusion
 
 CPU = torch.device("cpu")
 
 
-def maps_with_a_bright_cell_in_hits(count: int, seed: int) -> MapSet:
-    rng = np.random.default_rng(seed)
-    maps = rng.uniform(0, 12, (count, SCALES, 32, 32)).astype(np.float32)
-    hit = rng.random(count) < 0.5
-    for place in np.flatnonzero(hit):
-        maps[place, :, rng.integers(32), rng.integers(32)] = rng.uniform(25, 400)
-    return MapSet(
-        maps=pack_maps(maps),
-        zones=np.zeros((count, ZONES, COLUMNS), np.float32),
-        header=np.tile(np.array([7000.0, 0.25], np.float32), (count, 1)),
-        valid=np.full((1, 32, 32), 255, np.uint8),
-        group_place=np.zeros(count, np.intp),
-        hit=hit,
-        facts={"bragg_photons": hit * 100.0},
-    )
-
-
 def test_the_hit_network_learns_a_bright_cell_and_calibration_keeps_the_threshold_between(tmp_path) -> None:
-    train, validation = maps_with_a_bright_cell_in_hits(512, 1), maps_with_a_bright_cell_in_hits(128, 2)
+    train, validation = made_shots(512, 1), made_shots(128, 2)
     trained = train_hit(train, validation, HitRecipe(epochs=6, batch=32), CPU, tmp_path / "run")
     assert trained is not None
     assert trained.history[-1]["validation_loss"] < trained.history[0]["validation_loss"]
@@ -45,6 +28,23 @@ def test_the_hit_network_learns_a_bright_cell_and_calibration_keeps_the_threshol
     assert 0.05 <= trained.threshold <= 0.99
     assert math.isfinite(trained.temperature)
     assert math.isfinite(trained.bias)
+
+
+def test_the_threshold_keeps_both_false_hit_rates_and_stays_within_limits() -> None:
+    recipe = HitRecipe(false_hits=0.1, distracted_false_hits=0.2)
+    hit = np.array([False] * 200 + [True] * 10)
+    kinds = np.repeat([float(Kind.WATER), float(Kind.SALT), float(Kind.PROTEIN)], [100, 100, 10])
+    shots = blank_shots(hit, kinds=kinds)
+    rising = np.linspace(0.1, 0.5, 100)
+    for water, salt in ((rising, rising / 2), (rising / 2, rising)):
+        probability = np.concatenate([water, salt, np.ones(10)])
+        threshold = choose_threshold(probability, shots, recipe)
+        said = probability >= threshold
+        assert said[:100].mean() <= 0.1
+        assert said[:200].mean() <= 0.2
+        assert said[:100].mean() >= 0.08 or said[:200].mean() >= 0.18
+    assert choose_threshold(np.zeros(210), shots, recipe) == 0.05
+    assert choose_threshold(np.ones(210), shots, recipe) == 0.99
 
 
 def test_calibration_recovers_a_known_temperature_and_bias() -> None:

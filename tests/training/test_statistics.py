@@ -25,3 +25,9 @@ def test_area_is_the_chance_that_a_positive_scores_higher() -> None:
 def test_confusion_counts_add_up() -> None:
     counts = confusion(np.array([True, True, False, False]), np.array([True, False, True, False]))
     assert counts == {"hits_found": 1, "hits_missed": 1, "empties_called_hit": 1, "empties_passed": 1}
+
+
+def test_wilson_holds_the_proportion_itself_at_nothing_and_at_all() -> None:
+    for trials in range(1, 400):
+        assert wilson(0, trials)[0] == 0.0
+        assert wilson(trials, trials)[1] == 1.0
