@@ -301,7 +301,7 @@ class TrainSettings(_Settings):
     work: Path = _in(
         "Bundle (hit, parameters, all)", Path("runs/shots"), "folder for simulated shots; what is there is used again"
     )
-    shards: int = _in("Bundle (hit, parameters, all)", 24, "training shards of 512 shots (adaptation: 6)", ge=1)
+    shards: int = _in("Bundle (hit, parameters, all)", 60, "training shards of 512 shots (adaptation: 6)", ge=1)
     steps: int = _in("Bundle (hit, parameters, all)", 6000, "steps of the parameter network", ge=1)
 
     finetune: bool = _in(_FINETUNE, False, "adapt a bundle's hit network to the series that PATHs name")

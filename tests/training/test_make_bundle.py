@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
 from analyzer.bundle import load_bundle
 from sim_replay.distractors import Kind
 from tests.training.made_shots import blank_shots, made_shots
-from training.hit import HitRecipe, calibrate, choose_threshold, predict, train_hit
+from training.hit import HitRecipe, ReducedShots, calibrate, choose_threshold, evened, predict, train_hit
 from training.make_bundle import Plan, make_parameters, table, write_bundle
 from training.parameters import ParameterRecipe
 from training.statistics import area_under_curve, confusion
@@ -45,6 +46,30 @@ def test_the_threshold_keeps_both_false_hit_rates_and_stays_within_limits() -> N
         assert said[:100].mean() >= 0.08 or said[:200].mean() >= 0.18
     assert choose_threshold(np.zeros(210), shots, recipe) == 0.05
     assert choose_threshold(np.ones(210), shots, recipe) == 0.99
+
+
+def test_hits_and_empties_of_a_group_are_drawn_about_evenly_and_groups_without_hits_never() -> None:
+    hit = np.array([True] * 4 + [False] * 4 + [True] + [False] * 7 + [False] * 8)
+    chances = evened(blank_shots(hit))
+    assert chances.sum() == pytest.approx(1.0)
+    balanced, rare, dark = chances.reshape(3, 8)
+    assert balanced[:4].sum() == pytest.approx(balanced[4:].sum())
+    assert rare[0] == pytest.approx(3 * rare[1])
+    assert rare[0] < balanced[:4].sum(), "one lucky shot does not stand for a whole group"
+    assert not dark.any()
+    assert evened(blank_shots(np.zeros(8, bool))).sum() == pytest.approx(1.0)
+
+
+def test_each_epoch_draws_other_shots_and_validation_draws_every_one_once() -> None:
+    shots = made_shots(64, 1)
+    train = ReducedShots(shots, HitRecipe(), varied=True)
+    everywhere = np.arange(64)
+    first, again, second = (train.at_epoch(epoch).batch(everywhere, ("cells", "hit", "header")) for epoch in (1, 1, 2))
+    np.testing.assert_array_equal(first["cells"], again["cells"])
+    assert not np.array_equal(first["cells"], second["cells"])
+    assert 0 < (first["header"][:, 0] > 0).sum() < 64
+    fixed = ReducedShots(shots, HitRecipe(), varied=False)
+    np.testing.assert_array_equal(fixed.at_epoch(3).batch(everywhere, ("cells",))["cells"], shots.cells)
 
 
 def test_calibration_recovers_a_known_temperature_and_bias() -> None:
