@@ -352,13 +352,14 @@ def _simulate(
     workspace: Workspace, pixel_spots: bool,
 ) -> tuple[Scene, ShotTruth]:  # fmt: skip
     """A shot of the group where the reduction reads it: no frame is copied, compressed or stored."""
-    while True:
+    for _ in range(_MOST_TRIES):
         shot = draw_shot(recipe, scene, rng)
         try:
             made = simulate_shot(shot, rng, fixed=fixed, buffers=buffers, out=workspace.pixels, pixel_spots=pixel_spots)
         except TooWideError:
-            continue  # another number of crystals, or none
+            continue  # three crystals of a large cell may be; one is not, and an empty never
         return shot, made.truth
+    raise TooWideError
 
 
 def _cell_name(scene: Scene) -> str:

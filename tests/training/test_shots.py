@@ -7,7 +7,9 @@ import pytest
 
 from sim_replay.cells import READY_CELLS
 from sim_replay.detector import eiger2_4m
+from sim_replay.diffraction import TooWideError
 from sim_replay.distractors import Kind
+from training import shots
 from training.shots import (
     HELD_OUT_CELLS,
     TRAINING_CELLS,
@@ -93,3 +95,16 @@ def test_shots_on_disk_are_used_again_and_only_by_their_own_recipe(tmp_path) -> 
     np.testing.assert_array_equal(first.cells, second.cells)
     make_shots(dataclasses.replace(SMALL, hit_fraction=0.0), 5, range(1), tmp_path, 1)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_recipe_of_spots_that_are_always_too_wide_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def too_wide(*arguments: object, **options: object) -> None:
+        tries.append(1)
+        raise TooWideError
+
+    monkeypatch.setattr(shots, "simulate_shot", too_wide)
+    with pytest.raises(TooWideError, match="give less mosaicity"):
+        make_shard(SMALL, 1, 0)
+    assert len(tries) == shots._MOST_TRIES
