@@ -165,6 +165,13 @@ class FileSeries:
             index -= stack.images
         raise IndexError(position)
 
+    def image_or_defect(self, position: int) -> ImageData | Defect:
+        """As ``image``, but one that cannot be read costs only itself."""
+        try:
+            return self.image(position)
+        except (OSError, RuntimeError) as error:
+            return Defect("missing_data", f"{self.path}: image {position} cannot be read: {error}")
+
 
 def _read(stack: _Stack, index: int) -> ImageData:
     """One image of a stack, packed where that can be handed on. Raises ``OSError`` when unreadable."""
@@ -502,11 +509,8 @@ class FileSource:
     @staticmethod
     def _image(series_id: int, image_id: int, series: FileSeries, position: int) -> Received:
         frame_time, count_time = series.metadata.frame_time_s, series.metadata.count_time_s
-        try:
-            image: ImageData | Defect = series.image(position)
-            nbytes = len(image.data) if isinstance(image, ImageData) else 0
-        except (OSError, RuntimeError) as error:
-            image, nbytes = Defect("missing_data", f"{series.path}: image {position} cannot be read: {error}"), 0
+        image = series.image_or_defect(position)
+        nbytes = len(image.data) if isinstance(image, ImageData) else 0
         return Received(
             ImageMessage(
                 series_id,

@@ -41,7 +41,7 @@ def make_hit(
     plan: Plan,
     device: torch.device,
     progress: Progress,
-    keep_going: Callable[[int, int], bool] = lambda done, total: True,
+    keep_going: KeepGoing = lambda done, total: True,
 ) -> HitCard | None:
     """Train the hit network; writes its weights and returns its card, or None when told to stop before the end.
 

@@ -19,7 +19,7 @@ from analyzer.results import Decision, FrameResult, Status
 from analyzer.zones import header_of
 from streamer.files import CHANNEL, BadInput, FileSeries
 from streamer.frames import Frame
-from streamer.messages import Defect, ImageData
+from streamer.messages import ImageData
 from streamer.series import Series
 from streamer.validity import Validity
 from training.dataset.series import OpenSeries, open_series
@@ -152,7 +152,7 @@ class _Reducer:
         series = Series(number + 1, number + 1, None, opened.metadata)
         before, bad, no_beam, problem = self._kept, 0, 0, ""
         for position in positions:
-            image = _image(opened, position)
+            image = opened.files.image_or_defect(position)
             (result,) = self._analyser.process([Frame(series, position, CHANNEL, image, None, None, 0.0)]).results
             if result.status != Status.OK or not isinstance(image, ImageData) or image.shape != self._shape:
                 bad += 1
@@ -221,10 +221,3 @@ class _Reducer:
             self._crystal[:n],
             tuple(self._counts),
         )
-
-
-def _image(opened: OpenSeries, position: int) -> ImageData | Defect:
-    try:
-        return opened.files.image(position)
-    except (OSError, RuntimeError) as error:
-        return Defect("missing_data", f"{opened.path}: image {position} cannot be read: {error}")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from analyzer.prior import at_prior
+
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
@@ -41,17 +43,11 @@ def reliability(probability: Array, positive: Flags, weight: Array | None = None
     return Reliability(weights[some], said[some] / weights[some], found[some] / weights[some])
 
 
-def with_prior(probability: Array, stated: float, actual: float) -> Array:
-    """The probability where hits are a share `actual` of frames, from one calibrated at the share `stated`."""
-    factor = actual / (1.0 - actual) * (1.0 - stated) / stated
-    return factor * probability / (factor * probability + 1.0 - probability)
-
-
 def at_fraction(probability: Array, positive: Flags, prior: float, fraction: float) -> Reliability:
     """Reliability after correction of the prior, the two classes weighted to that share of hits."""
     hits = float(positive.sum())
     weight = np.where(positive, fraction / hits, (1.0 - fraction) / (len(positive) - hits))
-    return reliability(with_prior(probability, prior, fraction), positive, weight)
+    return reliability(at_prior(probability, prior, fraction), positive, weight)
 
 
 def chance_error(probability: Array, seed: int = 0, draws: int = 40) -> float:

@@ -12,9 +12,8 @@ import msgspec
 from analyzer.bundle import Bundle
 from analyzer.cascade import Analyser, CascadeSettings, PlanCache
 from analyzer.results import FrameResult
-from streamer.files import CHANNEL, BadInput, FileSeries
+from streamer.files import CHANNEL, BadInput
 from streamer.frames import Frame
-from streamer.messages import Defect, ImageData
 from streamer.series import Series
 from training.dataset.opening import require_ordinary
 from training.dataset.series import open_series
@@ -109,14 +108,10 @@ def _batches(facts: Sequence[Facts]) -> Iterator[tuple[int, list[Frame]]]:
             series = Series(number + 1, number + 1, None, opened.metadata)
             for start in range(0, len(opened), BATCH):
                 positions = range(start, min(start + BATCH, len(opened)))
-                yield number, [Frame(series, n, CHANNEL, _image(opened.files, n), None, None, 0.0) for n in positions]
-
-
-def _image(files: FileSeries, position: int) -> ImageData | Defect:
-    try:
-        return files.image(position)
-    except (OSError, RuntimeError) as error:
-        return Defect("missing_data", f"{files.path}: image {position} cannot be read: {error}")
+                yield (
+                    number,
+                    [Frame(series, n, CHANNEL, opened.files.image_or_defect(n), None, None, 0.0) for n in positions],
+                )
 
 
 def _collect(waiting: deque[tuple[int, Future[list[FrameResult]]]], results: list[list[FrameResult]]) -> int:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from training.evaluation.calibration import at_fraction, chance_error, reliability, with_prior
+from analyzer.prior import at_prior
+from training.evaluation.calibration import at_fraction, chance_error, reliability
 
 
 def calibrated(count: int, prior: float, seed: int = 0):  # type: ignore[no-untyped-def]
@@ -29,8 +30,8 @@ def test_overconfidence_shows() -> None:
 
 def test_the_correction_of_the_prior_is_exact() -> None:
     probability, _ = calibrated(1000, 0.5)
-    assert np.allclose(with_prior(with_prior(probability, 0.5, 0.02), 0.02, 0.5), probability)
-    assert with_prior(np.array([0.5]), 0.5, 0.1)[0] == pytest.approx(0.1)
+    assert np.allclose(at_prior(at_prior(probability, 0.5, 0.02), 0.02, 0.5), probability)
+    assert at_prior(np.array([0.5]), 0.5, 0.1)[0] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("fraction", [0.5, 0.1, 0.01])
