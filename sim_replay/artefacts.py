@@ -196,15 +196,16 @@ def _edge_lines(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     columns = mask.shape[1]
     lines = []
     # Looking up and down, then, in the transposed mask, left and right.
-    for image, step in ((mask, 1), (mask.T, columns)):
+    for image, step in ((mask, 1), (np.ascontiguousarray(mask.T), columns)):
+        length = image.shape[1]
         for here, there in ((slice(1, None), slice(-1)), (slice(-1), slice(1, None))):
-            beside = np.zeros((image.shape[0], image.shape[1] + 2), dtype=np.int8)
-            beside[here, 1:-1] = ~image[here] & image[there]
-            turns = np.diff(beside, axis=1)
-            row, first = np.nonzero(turns == 1)
-            _, past = np.nonzero(turns == -1)
+            beside = np.zeros(image.shape, dtype=bool)
+            np.less(image[here], image[there], out=beside[here])
+            place = np.flatnonzero(beside)
+            begins = np.flatnonzero((np.diff(place, prepend=-2) != 1) | (place % length == 0))
+            row, first = np.divmod(place[begins], length)
             start = row * columns + first if step == 1 else first * columns + row
-            lines.append(np.stack([start, past - first, np.full(len(row), step)], axis=1))
+            lines.append(np.stack([start, np.diff(begins, append=len(place)), np.full(len(row), step)], axis=1))
     found = np.concatenate(lines).astype(np.int64)
     return found[found[:, 1] >= SHORTEST_EDGE_PX]
 
