@@ -11,6 +11,7 @@ import numba
 import numpy as np
 from numba import types
 
+from analyzer.evidence import LOG_LOWEST, LOG_STEP
 from analyzer.geometry import AZIMUTH_CLASSES
 
 CELL = 8
@@ -225,6 +226,9 @@ def estimate_background(
     _MAP,
     _F64,
     _F64,
+    _MAP,
+    _I64,
+    _array(types.float64, 2),
     _I64,
     _F64,
     returns=types.int64,
@@ -232,17 +236,20 @@ def estimate_background(
 def map_significance(
     pixels: Any, index: Any, found: int, columns: int, top: int, inside: Any, bin_of: Any, background: Any,
     log_background: Any, threshold: float, significance: Any, cell_counts: Any, cell_expected: Any,
-    candidate_index: Any, candidate_score: Any,
+    evidence_table: Any, bin_zone: Any, evidence: Any, candidate_index: Any, candidate_score: Any,
 ) -> int:  # fmt: skip
-    """Significance of whole cells, and of one pixel, the best of 2 x 2 and 3 x 3 around it and what supports it.
+    """Significance of cells, of one pixel, the best of 2 x 2 and 3 x 3 around it and what supports it; evidence.
 
     Support is the 3 x 3 without its middle, where that is the highest: a spot has it, a hot pixel has not. Sets the
     cell's own and the largest in each cell in ``significance`` (4, rows, columns) and lists
     the pixels above ``threshold`` with their score, negated so that ascending order is brightest first;
     returns how many. ``cell_expected`` (rows * columns,) is the background of each cell;
-    ``cell_counts`` (rows * columns,) is used up.
+    ``cell_counts`` (rows * columns,) is used up. ``evidence`` (zones, rates) becomes what the 3 x 3 of each zone of
+    ``bin_zone`` (bins,) say together, by ``evidence_table`` (``evidence.TABLE``).
     """
     significance[:] = 0.0
+    evidence[:] = 0.0
+    most_counts = evidence_table.shape[2] - 1
     cell_counts[:] = 0.0
     cells_across = significance.shape[2]
     log4, log8, log9 = np.log(4.0), np.log(8.0), np.log(9.0)
@@ -268,6 +275,10 @@ def map_significance(
                 four = value + max(a0 + a1 + a3, a1 + a2 + a5, a3 + a6 + a7, a5 + a7 + a8)
                 nine = value + a0 + a1 + a2 + a3 + a5 + a6 + a7 + a8
                 wide = max(_surprise(four, 4.0 * mean, log_mean + log4), _surprise(nine, 9.0 * mean, log_mean + log9))
+                tabled = max(np.int64((log_mean + log9 - LOG_LOWEST) / LOG_STEP + 0.5), np.int64(0))
+                if tabled < evidence_table.shape[1]:
+                    for rate in range(evidence.shape[1]):
+                        evidence[bin_zone[b], rate] += evidence_table[rate, tabled, min(nine, most_counts)]
                 if highest <= value:
                     support = _surprise(nine - value, 8.0 * mean, log_mean + log8)
         if one > significance[1, row, column]:

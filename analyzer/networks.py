@@ -4,12 +4,15 @@ Both see what ``reduction`` leaves of a frame, never raw counts, so neither depe
 size of the frame, the flux or the water.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from analyzer import zones
+from analyzer.evidence import RATES
 from analyzer.geometry import AZIMUTH_CLASSES, RADIAL_BIN_PX, Geometry
 
 PROFILE_BINS = 48
@@ -17,29 +20,55 @@ PROFILE_BIN_M = 2.4e-3
 """The profile reaches 115 mm, the corner of a 4M detector centred on the beam."""
 
 
+class Lines(nn.Module):
+    """Learnt functions of q, piecewise linear in its logarithm, so that each line of salt or ice can have a say.
+
+    In: q (...) in 1/angstrom. Out: (..., channels). A small network cannot draw lines along a plain number.
+    """
+
+    SMALLEST_Q, LARGEST_Q = 0.08, 6.0
+    KNOTS = 128
+    """3.4 % in q apart, as wide as a beam centre that is 10 pixels off makes the lines."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(self.KNOTS, channels))
+
+    def forward(self, q: Tensor) -> Tensor:
+        spread = math.log(self.LARGEST_Q / self.SMALLEST_Q) / (self.KNOTS - 1)
+        place = torch.log(q.clamp(self.SMALLEST_Q, self.LARGEST_Q * 0.9999) / self.SMALLEST_Q) / spread
+        knot = place.long()
+        beyond = (place - knot).unsqueeze(-1)
+        return self.values[knot] * (1 - beyond) + self.values[knot + 1] * beyond
+
+
 class HitNetwork(nn.Module):
     """Hit or miss from what lies at which radius, the strongest cells, and the header where there is one.
 
     In: zones (B, ZONES, COLUMNS), cells (B, STRONGEST, CELL_COLUMNS) as ``Workspace`` has them; header (B, 2) photon
     energy in eV and camera length in m, 0 where unknown. Out: (B,) logit. The zones tell protein from salt, rings and
-    more water. Each cell is judged alone, from all scales at once, and the verdicts are pooled; the very strongest
-    pass unchanged, for at low flux a hit is one or two of them.
+    more water. Each cell is judged alone, from all scales at once and, with a header, its place among the lines in q;
+    the verdicts are pooled. The very strongest pass unchanged, for at low flux a hit is one or two of them, and so does
+    the evidence of the whole frame, for many faint spots are a hit as well.
     """
 
     UNCHANGED = 8
 
-    def __init__(self, channels: int = 24, hidden: int = 64) -> None:
+    def __init__(self, channels: int = 48, hidden: int = 96) -> None:
         super().__init__()
         self.zone_layers = nn.Sequential(
-            nn.Conv1d(zones.COLUMNS + 3, channels, 3, 1, 1), nn.ReLU(),
+            nn.Conv1d(zones.COLUMNS + 3, channels, 1), nn.ReLU(),
+            nn.Conv1d(channels, channels, 3, 1, 1), nn.ReLU(),
             nn.Conv1d(channels, channels // 2, 3, 2, 1), nn.ReLU(),
         )  # fmt: skip
+        self.cell_features = nn.Linear(zones.CELL_COLUMNS + 3, channels)
+        self.cell_lines = Lines(channels)
         self.cell_layers = nn.Sequential(
-            nn.Linear(zones.CELL_COLUMNS + 3, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU()
+            nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU()
         )
         radial = (channels // 2) * (zones.ZONES // 2 + 2)
         self.head = nn.Sequential(
-            nn.Linear(radial + 3 * channels + zones.SCALES * self.UNCHANGED, hidden), nn.ReLU(),
+            nn.Linear(radial + 3 * channels + zones.SCALES * self.UNCHANGED + len(RATES), hidden), nn.ReLU(),
             nn.Linear(hidden, hidden // 2), nn.ReLU(),
             nn.Linear(hidden // 2, 1),
         )  # fmt: skip
@@ -47,16 +76,19 @@ class HitNetwork(nn.Module):
     def forward(self, zone_counts: Tensor, cells: Tensor, header: Tensor) -> Tensor:
         radial = self.zone_layers(zones.zone_features(zone_counts, header))
         features = zones.cell_features(cells, header)
-        judged = self.cell_layers(features) * features[:, :, -1:]
+        known, there = (header[:, None, 1:] > 0).float(), features[:, :, -1:]
+        lines = self.cell_lines(zones.q_of(cells[:, :, zones.RADIUS], header)) * known
+        judged = self.cell_layers(self.cell_features(features) + lines) * there
         strongest = features[:, :, : zones.SCALES].topk(self.UNCHANGED, 1).values
         gathered = [
             radial.flatten(1),
             radial.mean(2),
             radial.amax(2),
-            judged.mean(1),
+            judged.sum(1) / self.UNCHANGED,
             judged.amax(1),
             judged[:, : self.UNCHANGED].mean(1),
             strongest.flatten(1),
+            0.5 * torch.log1p(zone_counts[:, :, zones.LIGHT : zones.FIRST_LEVEL].sum(1)),
         ]
         logit: Tensor = self.head(torch.cat(gathered, 1))
         return logit.squeeze(1)

@@ -9,7 +9,8 @@ frame. It is taken over one pixel, the best 2 x 2 and the 3 x 3 around each nonz
 and its largest value in each 8 x 8 cell makes a map, so that a single bright pixel survives the
 reduction; what supports a pixel, the eight around it, tells a spot from a hot pixel, and that of
 the cell as a whole gathers streaks and spots too weak to hold two photons side by side. The
-network sees how many cells are how significant at which radius, and the strongest one by one.
+network sees how many cells are how significant at which radius, what all windows at that radius together say of spots,
+and the strongest cells one by one.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzer import kernels, zones
+from analyzer import evidence, kernels, zones
 from analyzer.geometry import BinMap, Geometry, bin_map
 from analyzer.kernels import CELL, PEAK_DTYPE
 from streamer.validity import Validity, sentinel
@@ -129,6 +130,7 @@ class Workspace:
         self._cell_pixels = plan.cell_valid.reshape(-1).astype(np.float64) * CELL**2
         self._cell_counts, self._cell_expected = np.zeros(plan.cell_valid.size), np.zeros(plan.cell_valid.size)
         self.zones = np.zeros((zones.ZONES, zones.COLUMNS), np.float32)
+        self._evidence = np.zeros((zones.ZONES, len(evidence.RATES)))
         self._levels = np.zeros((zones.ZONES, zones.SCALES * len(zones.LEVELS)), np.float32)
         self.cells = np.zeros((zones.STRONGEST, zones.CELL_COLUMNS), np.float32)
         self._strength, self._strongest = np.zeros(plan.cell_valid.size), np.zeros(zones.STRONGEST, np.int64)
@@ -156,14 +158,16 @@ class Workspace:
         self._cell_expected *= self._cell_pixels
         candidates = kernels.map_significance(
             pixels, self._index, counts, columns, top, inside, bin_of, self.background, logs, plan.peak_threshold,
-            self.significance, self._cell_counts, self._cell_expected, self._candidate_index, self._candidate_score,
+            self.significance, self._cell_counts, self._cell_expected, evidence.TABLE,
+            plan.bin_zone, self._evidence, self._candidate_index, self._candidate_score,
         )  # fmt: skip
         kernels.count_levels(self.significance, plan.cell_zone, zones.LEVELS, self._levels, self._strength)
         kernels.list_strongest(
             self.significance, self._strength, plan.cell_valid, plan.cell_radius_m, self._cell_expected,
             self._strongest, self.cells,
         )  # fmt: skip
-        self.zones[:, zones.LIGHT :] = self._levels
+        self.zones[:, zones.LIGHT : zones.FIRST_LEVEL] = self._evidence
+        self.zones[:, zones.FIRST_LEVEL :] = self._levels
         self.zones[:, 0] = self._of_zones(self.photons)
         found = kernels.find_peaks(
             pixels, columns, top, plan.saturation, inside, bin_of, self.background, plan.peak_threshold,

@@ -1,7 +1,8 @@
 """What the hit network reads: what lies at which radius, and the strongest cells of the significance map.
 
 Zones are rings around the beam, ``ZONE_M`` wide. For each there is how much light is in it, with and without the
-spots, how much background is expected and how many cells of the significance map reach each of ``LEVELS``. Protein,
+spots, how much background is expected, what all its windows together say of spots (``analyzer.evidence``) and how many
+cells of the significance map reach each of ``LEVELS``. Protein,
 salt, a powder ring and a shift of the water differ in how these run along the radius. The strongest cells come one by
 one, with all that is known of each: a spot, a hot pixel and a streak differ in how the scales go together.
 """
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from analyzer.evidence import RATES
 from analyzer.geometry import AZIMUTH_CLASSES, RADIAL_BIN_PX, Geometry
 from analyzer.kernels import CELL
 from streamer.messages import HC_EV_ANGSTROM
@@ -29,7 +31,7 @@ SCALES = 4
 SINGLE = 1
 """The scale of one pixel."""
 
-STRONGEST = 32
+STRONGEST = 64
 """How many cells come one by one."""
 RADIUS, VALID, BACKGROUND, NEAREST = range(SCALES, SCALES + 4)
 """Columns of a cell after its significances: radius in m, share of valid pixels, expected counts a pixel, and distance
@@ -39,7 +41,10 @@ CELL_COLUMNS = SCALES + 4
 LIGHT = 4
 """Photons, photons outside spots, pixels and expected background: the first columns of a zone."""
 
-COLUMNS = LIGHT + SCALES * len(LEVELS)
+FIRST_LEVEL = LIGHT + len(RATES)
+"""The first column of levels; between light and levels there is the evidence at each of the ``RATES``."""
+
+COLUMNS = FIRST_LEVEL + SCALES * len(LEVELS)
 ENERGY_KNOWN_EV = (4000.0, 12000.0)
 CAMERA_LENGTH_KNOWN_M = (0.08, 0.6)
 """Headers outside what the networks were trained on are taken for no header."""
@@ -87,7 +92,7 @@ def zone_features(zones: Tensor, header: Tensor) -> Tensor:
     radius_m = (torch.arange(ZONES, device=zones.device) + 0.5) * ZONE_M
     known = (header[:, 1:] > 0).float()
     share = (radius_m / (ZONE_M * ZONES)).expand(len(zones), -1)
-    place = torch.stack([_q(radius_m[None], header) * known, known.expand(-1, ZONES), share], 1)
+    place = torch.stack([q_of(radius_m[None], header) * known, known.expand(-1, ZONES), share], 1)
     return torch.cat([torch.log1p(zones).transpose(1, 2) * 0.3, place], 1)
 
 
@@ -105,14 +110,14 @@ def cell_features(cells: Tensor, header: Tensor) -> Tensor:
         cells[:, :, VALID],
         torch.log(cells[:, :, BACKGROUND] + 1e-6) * 0.2 + 1.0,
         torch.log1p(cells[:, :, NEAREST]) * 0.5,
-        _q(radius_m, header) * known,
+        q_of(radius_m, header) * known,
         known.expand_as(radius_m),
         there,
     ]
     return torch.cat([torch.log1p(significance) * 0.5 - 1.0, torch.stack(place, 2)], 2)
 
 
-def _q(radius_m: Tensor, header: Tensor) -> Tensor:
+def q_of(radius_m: Tensor, header: Tensor) -> Tensor:
     """q = 4 pi sin(theta) / lambda in 1/angstrom with tan(2 theta) = radius / camera length, for headers (B, 2)."""
     length = torch.where(header[:, 1:] > 0, header[:, 1:], 1.0)
     theta = 0.5 * torch.atan(radius_m / length)

@@ -1,7 +1,7 @@
 """Training of the hit network on reduced simulated shots."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +24,12 @@ from training.shots import ShotSet
 
 NETWORK = "hit-zones-and-cells"
 _CHECKPOINT_S = 120.0
-_SMOOTHING = 2
-"""Shots added to the hits and the empties of a group: few of either are not drawn over and over."""
 
 THRESHOLDS = (0.05, 0.99)
 """No threshold that is chosen from counts lies outside."""
+
+_DISTRACTORS = int(Kind.SALT | Kind.ICE | Kind.LIPID | Kind.POLYMER)
+_FAULTS = int(Kind.HOT_PIXEL | Kind.FLICKER | Kind.COSMIC | Kind.EDGE)
 
 Progress = Callable[[int, int, str], None]
 
@@ -37,19 +38,19 @@ Progress = Callable[[int, int, str], None]
 class HitRecipe:
     """Hyper-parameters.
 
-    false_hits, distracted_false_hits: the false-hit rates on water alone and on all empties, distractors among them;
-    the threshold keeps both. header_known: share of the shots that show the network their header, which then is wrong
-    by header_error (standard deviation, relative).
+    false_hits, distracted_false_hits: the false-hit rates on water alone, whether the header is known or not, and on
+    empties with salt or rings, header known; the threshold keeps both. header_known: share of the shots that show the
+    network their header, which then is wrong by header_error (standard deviation, relative).
     """
 
-    epochs: int = 12
-    batch: int = 64
+    epochs: int = 8
+    batch: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-3
-    channels: int = 24
-    hidden: int = 64
-    false_hits: float = 0.0025
-    distracted_false_hits: float = 0.02
+    channels: int = 48
+    hidden: int = 96
+    false_hits: float = 0.005
+    distracted_false_hits: float = 0.01
     header_known: float = 0.5
     header_error: float = 0.005
     seed: int = 1
@@ -136,16 +137,18 @@ class ReducedShots:
 
 
 def evened(shots: ShotSet) -> npt.NDArray[np.float64]:
-    """Chances (N,) to draw each shot by, such that hits and empties are about even in every group.
+    """Chances (N,) to draw each shot by, such that hits and empties are even in every group.
 
     A crystal that happens to send no light leaves an empty. It does so far more often at some camera lengths and
-    energies than at others, and a network that is shown these would make of a header what a jet's hit rate has to say.
+    energies than at others, and a network that is shown these would make of a header what a jet's hit rate has to say:
+    hits would be rare where crystals are faint, and the faintest of them no longer stand out from empties elsewhere.
+    Groups of hits or of empties alone are not drawn, unless there are no others.
     """
     _, group = np.unique(shots.group, return_inverse=True)
     hits, empties = np.bincount(group, shots.hit), np.bincount(group, ~shots.hit)
-    weight = np.where(shots.hit, 1 / (hits[group] + _SMOOTHING), 1 / (empties[group] + _SMOOTHING))
-    if shots.hit.any():
-        weight *= hits[group] > 0
+    weight = np.where(shots.hit, empties[group], hits[group])
+    if not weight.any():
+        weight = np.ones(len(shots))
     chances: npt.NDArray[np.float64] = weight / weight.sum()
     return chances
 
@@ -194,14 +197,24 @@ def train_hit(
     temperature, bias = calibrate(logits, validation.hit)
     history = [{"train_loss": each.train_loss, "validation_loss": each.validation_loss} for each in trained.history]
     made = TrainedHit(network, temperature, bias, 0.5, history)
-    return replace(made, threshold=choose_threshold(made.probability(logits), validation, recipe))
+    judged = {known: made.probability(predict(network, validation, device, known)) for known in (False, True)}
+    return replace(made, threshold=choose_threshold(judged, validation, recipe))
 
 
-def choose_threshold(probability: npt.NDArray[np.float64], shots: ShotSet, recipe: HitRecipe) -> float:
-    """The lowest probability at which both of the recipe's false-hit rates are kept on these shots, within limits."""
-    plain = (shots.facts["kinds"].astype(np.int64) & ~int(Kind.WATER)) == 0
-    rates = ((~shots.hit & plain, recipe.false_hits), (~shots.hit, recipe.distracted_false_hits))
-    chosen = max(np.quantile(probability[empties], 1 - rate) for empties, rate in rates if empties.any())
+def choose_threshold(judged: Mapping[bool, npt.NDArray[np.float64]], shots: ShotSet, recipe: HitRecipe) -> float:
+    """The lowest probability at which the recipe's false-hit rates are kept on these shots, within `THRESHOLDS`.
+
+    judged: probabilities (N,) without (False) and with (True) the headers. Frames with faulty pixels do not count:
+    those are the mask's business. Nor do distractors without a header, which nothing then tells from protein.
+    """
+    kinds = shots.facts["kinds"].astype(np.int64)
+    plain = ~shots.hit & ((kinds & ~int(Kind.WATER)) == 0)
+    distracted = ~shots.hit & ((kinds & _DISTRACTORS) != 0) & ((kinds & _FAULTS) == 0)
+    rates = [
+        *((judged[known][plain], recipe.false_hits) for known in judged),
+        (judged[True][distracted], recipe.distracted_false_hits),
+    ]
+    chosen = max((np.quantile(scores, 1 - rate) for scores, rate in rates if len(scores)), default=THRESHOLDS[0])
     return float(np.clip(chosen, *THRESHOLDS))
 
 

@@ -18,8 +18,8 @@ from training.shots import DISTRACTED, ShotRecipe, ShotSet, join, make_shots
 
 Progress = Callable[[int, int, str], None]
 KeepGoing = Callable[[int, int], bool]
-_VALIDATION_SHARE, _TEST_SHARE = 6, 4
-_DISTRACTED_SHARE = 3
+_VALIDATION_SHARE, _TEST_SHARE = 8, 8
+_DISTRACTED_SHARE = 2
 """One shard of so many is of frames with distractors, for training alone: calibration and figures are of the mix."""
 
 

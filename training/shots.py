@@ -48,6 +48,9 @@ _MOST_WATER = 60.0
 
 _DETECTOR_CORNER_M = 0.112
 _FINEST_D_ANGSTROM = 1.8
+_MATCHED = 1 << 40
+"""Beyond the number of any group: the random numbers of matched shots are nobody else's."""
+
 _POLL_S = 0.5
 _MOST_TRIES = 100
 
@@ -97,10 +100,11 @@ class ShotRecipe:
     lipid: float = 0.06
     polymer: float = 0.08
     no_beam: float = 0.01
-    salt_size_m: tuple[float, float] = (3e-7, 1e-5)
+    salt_size_m: tuple[float, float] = (3e-7, 2e-5)
     salt_crystals: tuple[int, int] = (3, 150)
     ring_strength: tuple[float, float] = (0.3, 20.0)
     hit_fraction: float = 0.5
+    matched: bool = False
 
     @property
     def digest(self) -> str:
@@ -108,8 +112,11 @@ class ShotRecipe:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 
 
-DISTRACTED: dict[str, Any] = {"salt": 0.5, "ice": 0.2, "lipid": 0.15, "polymer": 0.25, "no_beam": 0.0}
-"""Chances that make nine frames of ten hold what is no protein: what training needs more of than there is in a mix."""
+DISTRACTED: dict[str, Any] = {
+    "salt": 0.5, "ice": 0.2, "lipid": 0.15, "polymer": 0.25, "no_beam": 0.0, "flux_photons": (1e6, 1e9)
+}  # fmt: skip
+"""Changes that make nine frames of ten hold what is no protein, and bright enough to be seen: what training needs more
+of than there is in a mix."""
 
 FACTS = (
     "photon_energy_eV", "camera_length_m", "flux_photons", "water_scale", "bragg_photons", "strongest_photons",
@@ -329,6 +336,8 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> ShotSet:
         pixel_spots = sharp and rng.random() < recipe.pixel_fraction
         for member in range(recipe.shots_per_group):
             place = group * recipe.shots_per_group + member
+            if recipe.matched:
+                rng = frame_rng(seed, _MATCHED + number * recipe.shots_per_group + member)
             shot_scene, truth = _simulate(recipe, scene, rng, fixed, buffers, workspace, pixel_spots)
             workspace.reduce()
             made.zones[place], made.cells[place] = workspace.zones, workspace.cells

@@ -16,7 +16,14 @@ from cxls.bench.report import Figure, Ratio, Report
 from cxls.progress import interruptible_progress
 from cxls.settings import BadSettings, BenchSettings
 from training.hit import NETWORK, of_bundle, predict
-from training.hit_performance import SCENARIOS, count_row, in_question, recall_at_equal_light, smaller
+from training.hit_performance import (
+    SCENARIOS,
+    count_row,
+    in_question,
+    paired_difference,
+    recall_at_equal_light,
+    smaller,
+)
 from training.shots import ShotSet, make_shots
 from training.statistics import recall_at
 
@@ -35,19 +42,18 @@ def run(settings: BenchSettings) -> Report:
         raise BadSettings(f"--scenarios {unknown[0]}: unknown; take some of {', '.join(SCENARIOS)}")
     judged_by = of_bundle(bundle)
     figures: list[Figure] = []
-    judged: dict[str, tuple[npt.NDArray[np.float64], ShotSet]] = {}
+    judged: dict[bool, dict[str, tuple[npt.NDArray[np.float64], ShotSet]]] = {False: {}, True: {}}
     for name in names:
         with interruptible_progress(name, "shards of shots") as after_shard:
             shots = _shots(settings, name, after_shard)
         for known in (False, True):
             probability = judged_by.probability(predict(judged_by.network, shots, torch.device("cpu"), known))
             figures += _figures(name, known, probability, shots, bundle.card.hit.threshold)
-            if not known:
-                judged[name] = (probability, shots)
+            judged[known][name] = (probability, shots)
     return Report(
         f"hits: {bundle.label}, threshold {bundle.card.hit.threshold:.3f}",
         figures,
-        tuple(_ratios(judged, bundle.card.hit.threshold)),
+        tuple(ratio for known in judged for ratio in _ratios(judged[known], known, bundle.card.hit.threshold)),
         (
             f"simulated EIGER2 4M shots of seed {SEED}",
             "of salt only frames of 3 to 30 spots, the strongest of 10 to 1e4 photons",
@@ -67,7 +73,7 @@ def _figures(
     scenario = SCENARIOS[name]
     chosen = in_question(scenario, shots)
     row = count_row(scenario.question, probability[chosen], shots.hit[chosen], threshold)
-    title = f"{scenario.question}, {'header known' if known else 'no header'}"
+    title = f"{scenario.question}, {_header(known)}"
     figures = []
     if row["false_hits"] is not None:
         total = row["empties_called_hit"] + row["empties_passed"]
@@ -88,24 +94,26 @@ def _percent(interval: tuple[float, float]) -> str:
     return f"95 %: {100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"
 
 
-def _ratios(judged: dict[str, tuple[npt.NDArray[np.float64], ShotSet]], threshold: float) -> Iterator[Ratio]:
+def _ratios(
+    judged: dict[str, tuple[npt.NDArray[np.float64], ShotSet]], known: bool, threshold: float
+) -> Iterator[Ratio]:
     """Recalls that are to be equal, as differences."""
-    if "protein" in judged:
-        alone = _recall(*judged["protein"], threshold)
-        for name in judged:
-            if name.startswith("protein-"):
-                yield Ratio(f"{SCENARIOS[name].question}: recall less that of protein alone",
-                            _recall(*judged[name], threshold) - alone, "at least -0.02")  # fmt: skip
-    if "proteinase-k" in judged:
-        for name in ("cells", "two-crystals"):
-            if name in judged:
-                mine, reference = recall_at_equal_light(*judged[name], *judged["proteinase-k"], threshold)
-                yield Ratio(
-                    f"{SCENARIOS[name].question}: recall less proteinase K's at equal Bragg light",
-                    mine - reference,
-                    "at least -0.01",
-                )
+    header = _header(known)
+    for name, (probability, shots) in judged.items():
+        if name.startswith("protein-") and "protein" in judged:
+            alone_probability, alone = judged["protein"]
+            # The same crystals in the same light, but for shots that had to be drawn again.
+            both = shots.hit & alone.hit & (shots.facts["bragg_photons"] == alone.facts["bragg_photons"])
+            difference, low, high = paired_difference(
+                probability[both] >= threshold, alone_probability[both] >= threshold
+            )
+            title = f"{SCENARIOS[name].question}, {header}: recall less that of the same {both.sum()} alone"
+            yield Ratio(title, difference, f"at least -0.02; 95 %: {low:+.3f} to {high:+.3f}")
+        elif name in ("cells", "two-crystals") and "proteinase-k" in judged:
+            mine, reference = recall_at_equal_light(probability, shots, *judged["proteinase-k"], threshold)
+            title = f"{SCENARIOS[name].question}, {header}: recall less proteinase K's at equal Bragg light"
+            yield Ratio(title, mine - reference, "at least -0.01")
 
 
-def _recall(probability: npt.NDArray[np.float64], shots: ShotSet, threshold: float) -> float:
-    return float((probability[shots.hit] >= threshold).mean())
+def _header(known: bool) -> str:
+    return "header known" if known else "no header"

@@ -13,6 +13,7 @@ from analyzer.zones import (
     BACKGROUND,
     CELL_COLUMNS,
     COLUMNS,
+    FIRST_LEVEL,
     LEVELS,
     LIGHT,
     NEAREST,
@@ -59,7 +60,7 @@ def test_levels_count_the_cells_that_reach_them() -> None:
     pixels[40, 50] += 30
     work = workspace(pixels)
     significance = work.reduce().significance
-    counted = work.zones[:, LIGHT:].reshape(ZONES, SCALES, len(LEVELS)).sum(0)
+    counted = work.zones[:, FIRST_LEVEL:].reshape(ZONES, SCALES, len(LEVELS)).sum(0)
     expected = [[np.count_nonzero(scale >= level) for level in LEVELS] for scale in significance]
     np.testing.assert_array_equal(counted, expected)
     assert counted[1, list(LEVELS).index(50.0)] == 1

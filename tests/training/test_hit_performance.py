@@ -1,11 +1,21 @@
 """Rows say what was counted, of the shots that were asked about."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
 from sim_replay.distractors import Kind
 from tests.training.made_shots import blank_shots
-from training.hit_performance import SCENARIOS, Scenario, count_row, in_question, mix_rows, recall_at_equal_light
+from training.hit_performance import (
+    SCENARIOS,
+    Scenario,
+    count_row,
+    in_question,
+    mix_rows,
+    paired_difference,
+    recall_at_equal_light,
+)
 from training.shots import HELD_OUT_CELLS, ShotRecipe
 
 
@@ -54,3 +64,23 @@ def test_equal_light_compares_like_with_like() -> None:
 def test_scenarios_of_new_cells_have_no_cell_that_was_trained_on() -> None:
     for name in ("cells", "two-crystals"):
         assert set(SCENARIOS[name].recipe.cells) <= set(HELD_OUT_CELLS)
+
+
+def test_a_paired_difference_is_as_sure_as_the_trials_that_differ() -> None:
+    one, other = np.zeros(1000, bool), np.zeros(1000, bool)
+    one[:600], other[:620] = True, True
+    difference, low, high = paired_difference(one, other)
+    assert difference == pytest.approx(-0.02)
+    assert -0.032 < low < -0.025
+    assert -0.015 < high < -0.008
+    other[:] = one
+    _, low, high = paired_difference(one, other)
+    assert low == pytest.approx(-high)
+    assert high < 0.005
+
+
+def test_protein_with_and_without_a_distractor_is_the_same_protein() -> None:
+    one, other = SCENARIOS["protein"].recipe, SCENARIOS["protein-salt"].recipe
+    differing = {field.name for field in fields(one) if getattr(one, field.name) != getattr(other, field.name)}
+    assert differing == {"salt"}
+    assert one.matched

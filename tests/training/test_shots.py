@@ -1,6 +1,7 @@
 """Random training shots: reproducible, labelled, split by group."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,18 @@ def test_each_kind_of_distractor_is_in_the_shots_that_ask_for_it() -> None:
         made = make_shard(recipe, 3, 0)
         assert ((made.facts["kinds"].astype(int) & kind) != 0).mean() > 0.6, name
         assert not made.hit.any()
+
+
+def test_matched_shots_show_the_same_crystals_whatever_is_beside_them() -> None:
+    clean = dataclasses.replace(SMALL, salt=0.0, ice=0.0, lipid=0.0, polymer=0.0, no_beam=0.0, hit_fraction=1.0)
+    beside = {"ice": 1.0, "lipid": 1.0}
+
+    def light(**changes: Any) -> list[float]:
+        return make_shard(dataclasses.replace(clean, **changes), 3, 0).facts["bragg_photons"].tolist()
+
+    assert light(matched=True) == light(matched=True, **beside)
+    assert light() != light(**beside)
+    assert len(set(light(matched=True))) > 3
 
 
 def test_joined_sets_keep_their_shots_in_order_and_shots_can_be_taken_out_again(shard: ShotSet) -> None:
