@@ -389,6 +389,29 @@ def test_simulated_sides_share_no_random_number_and_have_all_conditions() -> Non
         require_fields(sides.training, ["spectrum"], "lines")
 
 
+def test_the_clean_image_of_a_simulated_shot_is_the_photons_of_its_crystal_among_those_counted() -> None:
+    source = SimulatedSource(Simulation(samples=12, water_scale=300.0), 3, Framing((800, 800)))
+    batch = source.batch(np.arange(12), ["image", "clean_image", "peak_map", "hit"])
+    clean, rest, spots = batch["clean_image"], batch["image"] - batch["clean_image"], batch["peak_map"] > 0
+    assert (clean.dtype, clean.shape) == (np.float32, (12, 1, 800, 800))
+    assert np.array_equal(clean, np.rint(clean))
+    assert clean.min() == 0
+    assert rest.min() == 0
+    assert not clean[~batch["hit"]].any()
+    assert clean[spots].mean() > 30
+    beside = np.roll(spots, 9, axis=3)
+    assert rest[spots].mean() == pytest.approx(rest[beside].mean(), abs=1.5), (
+        "spots of a hundred photons leave no trace"
+    )
+    hit = int(np.flatnonzero(spots.any((1, 2, 3)))[0])
+    again = source.batch(np.array([hit]), ["clean_image", "image"])
+    assert np.array_equal(again["clean_image"][0], clean[hit])
+    assert np.array_equal(source.batch(np.array([hit]), ["image"])["image"], again["image"]), (
+        "no shot is another for it"
+    )
+    assert not np.array_equal(source.at_epoch(1).batch(np.array([hit]), ["clean_image"])["clean_image"][0], clean[hit])
+
+
 @pytest.mark.parametrize(("samples", "batch"), [(48, 10), (7, 7), (7, 100), (1, 4), (11, 1), (0, 3)])
 def test_batches_hold_every_sample_once_and_differ_by_one_at_most(samples: int, batch: int) -> None:
     made = batches(samples, batch, 3, 1)
