@@ -193,7 +193,7 @@ def export_tree(resolved: Resolved[DataExportTreeSettings], series: Sequence[str
 
 def _split_table(made: Split) -> Table:
     """Images by condition, class and side."""
-    cells: Counter[tuple[float, float, bool, Side]] = Counter(
+    cells: Counter[tuple[float, float, bool | None, Side]] = Counter(
         (*item.condition, item.hit, side) for side in SIDES for item in made.sides[side]
     )
     table = Table(box=box.SIMPLE, show_footer=True)
@@ -201,12 +201,13 @@ def _split_table(made: Split) -> Table:
         table.add_column(name, footer="in all" if name == "data set" else "")
     for side in SIDES:
         table.add_column(side, justify="right", footer=str(len(made.sides[side])))
-    for length, energy, hit in sorted({cell[:3] for cell in cells}, key=lambda c: (c[0], c[1], not c[2])):
+    names = {True: "hit", False: "empty", None: "unknown"}
+    for length, energy, hit in sorted({cell[:3] for cell in cells}, key=lambda c: (c[0], c[1], [*names].index(c[2]))):
         number = dataset_of(length, energy)
         table.add_row(
             "-" if number is None else f"{number:02d}",
             *_condition_text(length, energy),
-            "hit" if hit else "empty",
+            names[hit],
             *(str(cells[length, energy, hit, side]) for side in SIDES),
         )
     return table

@@ -224,6 +224,16 @@ def test_a_leaky_split_is_a_problem_that_check_prints(tmp_path: Path) -> None:
     assert f"share one seed of the noise: a_master.h5 #{moved[1]} and b_master.h5 #{moved[1]}" in done.stdout
 
 
+def test_frames_of_which_no_hit_is_known_are_a_class_of_the_split_s_table(tmp_path: Path) -> None:
+    build_series(tmp_path, "told", 10)
+    build_series(tmp_path, "bare", 10, truth={})
+    done = cxls("data", "split", tmp_path, "--out", tmp_path / "s.json")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if " m " in line]
+    assert [row[5:7] for row in rows] == [["hit", "4"], ["empty", "4"], ["unknown", "8"]]
+    assert cxls("data", "check", tmp_path / "s.json").returncode == 0
+
+
 def test_shares_that_do_not_sum_to_1_are_refused(tmp_path: Path) -> None:
     build_tree(tmp_path)
     line = refusal("data", "split", tmp_path, "--train", "0.9", "--out", tmp_path / "s.json")

@@ -116,7 +116,10 @@ def test_bad_input_is_refused_in_one_line(tmp_path: Path, master: Path) -> None:
 def test_a_metric_that_is_asked_for_and_not_possible_is_an_error(tmp_path: Path) -> None:
     truth = {"hit": np.array([True, False, True, False])}
     told = refused(build_series(tmp_path, truth=truth), "--metrics", "peaks")
-    assert "spot_frame and its fellows are missing" in told
+    assert (
+        "/entry/truth/spot_frame, /entry/truth/spot_ss, /entry/truth/spot_fs, /entry/truth/spot_photons are missing"
+        in told
+    )
     done = cxls("evaluate", build_series(tmp_path / "again", truth=truth))
     assert done.returncode == 0
     assert "not measured: peaks:" in done.stdout

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import torch
 from analyzer import architectures, attributes
 from analyzer.layers import network_table
 from analyzer.single_model import SingleModelCard, load_model, save_model
+from tests.cxls.programs import cxls
+from tests.training.dataset.builders import build_series
 
 PAGE = Path(__file__).parents[2] / "docs" / "attributes.md"
 
@@ -97,6 +100,59 @@ def test_the_example_learns_by_its_declaration_and_its_model_is_kept(tmp_path: P
     card = SingleModelCard(network=line.network, attribute=line.name, unit=line.unit)
     save_model(network, card, tmp_path / "model")
     assert torch.equal(load_model(tmp_path / "model").network(fresh), network(fresh))
+
+
+def series_of_spectra(folder: Path, shots: int, **changed: Any) -> Path:
+    """A master whose truth holds spectra and the energies of their lines alone."""
+    counts, energy_eV = spectra(shots, 1)
+    truth = {"spectrum": counts.numpy().astype("u2"), "line_energy_eV": energy_eV} | changed
+    pixels = np.zeros((shots, 16, 16), "u2")
+    return build_series(folder, pixels=pixels, truth={k: v for k, v in truth.items() if v is not None}, per_file=shots)
+
+
+@pytest.mark.usefixtures("emission")
+def test_the_example_is_trained_by_the_command_from_a_series(tmp_path: Path) -> None:
+    master, folder = series_of_spectra(tmp_path / "runs", 1280), tmp_path / "run"
+    done = cxls("train", "emission-line", master, "--run-folder", folder, "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 20/20" in done.stdout
+    model = load_model(folder / "model")
+    assert (model.card.network, model.card.attribute, model.card.unit) == ("spectrum-line", "emission-line", "eV")
+    assert model.card.training["samples"] == {"training": 1024, "validation": 256}
+    assert model.card.performance["validation"]["mean_absolute_error"] < 3.0
+    assert {path.name for path in folder.glob("*.png")} == {"loss.png", "values.png"}
+    fresh, fresh_truth = spectra(256, 2)
+    said = attributes.attribute("emission-line").decide(model.network(fresh)).value
+    assert np.median(np.abs(np.asarray(said) - fresh_truth)) < 2.0
+    again = series_of_spectra(tmp_path / "runs", 1280, spectrum=np.ones((1280, 256), "u2"))
+    done = cxls("train", "emission-line", again, "--run-folder", folder, "--workers", "1", "--resume")
+    assert done.returncode == 2
+    assert "training_data" in done.stderr, "a checkpoint is of the spectra it has seen"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"spectrum": None}, "/entry/truth/spectrum is missing; network 'spectrum-line' needs 'spectrum'"),
+        ({"line_energy_eV": None}, "/entry/truth/line_energy_eV is missing; attribute 'emission-line' needs"),
+        ({"spectrum": np.zeros((7, 256))}, "/entry/truth/spectrum: length 7 for 8 frames; network 'spectrum-line'"),
+        ({"spectrum": np.zeros((8, 1 << 18))}, "/entry/truth/spectrum: shape (8, 262144) of float64 is too large for"),
+        (
+            {"line_energy_eV": np.full(8, b"Fe")},
+            "/entry/truth/line_energy_eV: |S2 of shape (8,), no numbers; attribute",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("emission")
+def test_a_series_without_what_the_example_needs_is_refused_in_one_line(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    master, folder = series_of_spectra(tmp_path / "runs", 8, **changed), tmp_path / "run"
+    done = cxls("train", "emission-line", master, "--run-folder", folder)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"{master}:{said}" in done.stderr
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from training.dataset.paper import PAPER, ImageId, PaperDataset
 from training.dataset.series import OpenSeries, UnreadableFrame, open_series
 from training.dataset.simulated import WATER_REFERENCE_THICKNESS_M, Pulse, water_expectation
 from training.dataset.tree import Tree, list_tree
-from training.dataset.truth import Truth
+from training.dataset.truth import SPOT_PLACE, Truth
 
 _Write = Callable[[Path, NDArray[Any], Mapping[str, Any]], None]
 
@@ -47,7 +47,7 @@ def export_tree(
     total = 0
     for master in masters:
         with open_series(master) as series:
-            series.need_truth(spots=True)
+            series.need_truth("hit", *SPOT_PLACE)
             number = _dataset(series)
             if chosen is None or number in chosen:
                 plan.append((master, number))
@@ -63,7 +63,7 @@ def export_tree(
     with _replacing(old) as write:
         for master, number in plan:
             with open_series(master) as series:
-                truth = series.need_truth(spots=True)
+                truth = series.need_truth("hit", *SPOT_PLACE)
                 if not (count[number, False] or count[number, True]):
                     _write_water(write, tree.water_path(number), PAPER[number], series, truth)
                 hits = truth.hits

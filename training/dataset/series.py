@@ -19,8 +19,8 @@ from training.dataset.images import AfterImage
 from training.dataset.labels import LabelKind, label_image
 from training.dataset.paper import dataset_of
 from training.dataset.problems import Problem
-from training.dataset.truth import Truth, unusable
-from training.dataset.truth_file import read_truth
+from training.dataset.truth import SPOT_PLACE, Truth, unusable
+from training.dataset.truth_file import GROUP, read_truth
 
 
 class UnreadableFrame(Exception):
@@ -75,20 +75,25 @@ class OpenSeries:
             raise UnreadableFrame(str(error)) from None
         return out
 
-    def need_truth(self, spots: bool = False) -> Truth:
-        """The truth.
-
-        Raises BadInput when there is none, when something in it is unfit for use, or when it does not say which frames
-        are hits (and their spots).
-        """
+    def usable_truth(self) -> Truth | None:
+        """The truth, None without one. Raises BadInput when something in it is unfit for use."""
         if self.truth is not None:
             for problem in unusable(self.truth, self.shape):
                 raise BadInput(f"{problem}; `cxls data check` lists all that is wrong")
-        if self.truth is None or self.truth.hits is None:
-            raise BadInput(f"{self.path}: no truth in /entry/truth or beside it; `cxls simulate` writes series with it")
-        if spots and not self.truth.has_spots:
-            raise BadInput(f"{self.truth.file}: the truth lists no spots (spot_frame, spot_ss, spot_fs, spot_photons)")
         return self.truth
+
+    def need_truth(self, *names: str) -> Truth:
+        """The truth, which has these datasets.
+
+        Raises BadInput when there is none, when something in it is unfit for use, and for datasets that are missing,
+        by name.
+        """
+        truth = self.usable_truth()
+        if truth is None:
+            raise BadInput(f"{self.path}: no truth in {GROUP} or beside it; `cxls simulate` writes series with it")
+        if missing := truth.missing(*names):
+            raise BadInput(missing)
+        return truth
 
 
 @contextmanager
@@ -121,11 +126,11 @@ def label_series(
     """Write PREFIX_labels.h5: `/entry/labels/data` (N, ss, fs) float32, one bitshuffle-LZ4 chunk an image.
 
     A label is made of the photons that the true spots are expected to give (`Truth.signal`), which has no noise; gaps
-    have no labels. Raises BadInput without truth, FileExistsError when the file is there and force is false.
+    have no labels. Raises BadInput without true spots, FileExistsError when the file is there and force is false.
     """
     final = label_path(path)
     with open_series(path) as series:
-        truth, mask = series.need_truth(spots=True), series.mask
+        truth, mask = series.need_truth(*SPOT_PLACE), series.mask
         if final.exists() and not force:
             raise FileExistsError(f"{final} exists already")
         temporary = final.with_name(f".{final.name}.{os.getpid()}.part")

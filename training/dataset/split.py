@@ -6,6 +6,8 @@ random numbers. Connected by shared keys they form groups, and a group is never 
     a series    orientation (rounded to 1e-6), seed and frame_index, background_seed, frame_crystal
     a tree      orientation, noise_seed and noise_index (attributes); digests of the peak image and of overlay - peak
 
+A frame of which nothing of this is known, as of a real detector or of another package's truth, stands alone.
+
 Within that, every condition and both classes are spread over the sides in the same shares, greedily, one condition and
 class after the other, largest group first; the order among equals comes from the seed and the image's name, so the
 outcome is the same on every machine and for every order of listing.
@@ -35,6 +37,8 @@ from training.dataset.problems import Problem
 from training.dataset.series import open_series
 from training.dataset.sources import find_sources
 from training.dataset.tree import Listing, Tree, list_tree
+from training.dataset.truth import Truth
+from training.dataset.truth_file import GROUP
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -56,13 +60,14 @@ class Item:
     """An image to be put on a side.
 
     file is the master of a series or the `images` folder of a tree; number the frame's position or the image's id.
-    condition is (camera length, m; photon energy, eV); keys are what it may share with others, kind first.
+    condition is (camera length, m; photon energy, eV); hit is None where the truth does not say; keys are what it may
+    share with others, kind first.
     """
 
     file: Path
     number: int | str
     condition: tuple[float, float]
-    hit: bool
+    hit: bool | None
     keys: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
@@ -88,7 +93,7 @@ class Split:
 def read_inputs(
     sources: Iterable[Tree | Path], datasets: Iterable[int] | None = None, after_image: AfterImage | None = None
 ) -> Inputs:
-    """Items of trees and series with truth. Raises BadInput for a source that is neither, or that is unfit."""
+    """Items of trees and series. Raises BadInput for a source that is neither, or that is unfit."""
     items: list[Item] = []
     digests: dict[Path, str] = {}
     chosen = None if datasets is None else frozenset(datasets)
@@ -156,11 +161,11 @@ def _series_items(path: Path, chosen: frozenset[int] | None) -> Iterator[Item]:
     with open_series(path) as series:
         if chosen is not None and series.dataset not in chosen:
             return
-        truth = series.need_truth()
-        hits = truth.hits
         length, energy = series.condition
-        if hits is None or length is None or energy is None:
+        if length is None or energy is None:
             raise BadInput(f"{path}: the header does not state camera length and photon energy")
+        truth = series.usable_truth() or Truth(len(series), {}, path, GROUP)
+        hits = truth.hits
         orientation, every_turn = truth.per_frame("orientation"), truth.per_frame("orientation_all")
         crystal = truth.per_frame("frame_crystal")
         seed, index = truth.per_frame("seed"), truth.per_frame("frame_index")
@@ -177,7 +182,8 @@ def _series_items(path: Path, chosen: frozenset[int] | None) -> Iterator[Item]:
                 keys.append(("background", f"seed {background[n]}"))
             if crystal is not None and crystal[n] >= 0:
                 keys.append(("crystal", f"{length:g} m {energy:g} eV {crystal[n]}"))
-            yield Item(path, n, (length, energy), bool(hits[n]), tuple(sorted(set(keys))))
+            hit = None if hits is None else bool(hits[n])
+            yield Item(path, n, (length, energy), hit, tuple(sorted(set(keys))))
 
 
 def _orientation_key(matrix: NDArray[Any]) -> Iterator[tuple[str, str]]:
@@ -233,8 +239,8 @@ def make_split(items: Sequence[Item], fractions: Mapping[Side, float], seed: int
     return Split({side: tuple(sorted(chosen[side], key=_order)) for side in SIDES}, len(groups))
 
 
-def _stratum(item: Item) -> tuple[float, float, bool]:
-    return (*item.condition, item.hit)
+def _stratum(item: Item) -> tuple[float, float, int]:
+    return (*item.condition, -1 if item.hit is None else int(item.hit))
 
 
 def _shuffled(seed: int, item: Item) -> str:

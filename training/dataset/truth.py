@@ -32,7 +32,16 @@ _FRAME_OR_SERIES = (
     "beam_center_y_px", "seed", "background_seed", "crystal_seed", "crystal_id",
 )  # fmt: skip
 
-_SPOT_PLACE = ("spot_frame", "spot_ss", "spot_fs", "spot_photons")
+SPOT_PLACE = ("spot_frame", "spot_ss", "spot_fs", "spot_photons")
+"""What a list of spots must say of each."""
+
+TABLE_NAMES = {
+    "peak_frame": "spot_frame", "peak_ss": "spot_ss", "peak_fs": "spot_fs", "peak_photons": "spot_photons",
+    "flux": "flux_photons",
+}  # fmt: skip
+"""Names in a table beside a master, and the names that a master has for them."""
+
+_NAMES_IN_TABLES = {name: table_name for table_name, name in TABLE_NAMES.items()}
 
 MAX_PHOTONS = 1e15
 """More than any pulse has."""
@@ -63,6 +72,14 @@ class Truth:
         """The dataset that a name stands for, as problems print it."""
         return f"{self.group}/{name}" if self.group else name
 
+    def missing(self, *names: str) -> str:
+        """One line that names those of the datasets that are not there; '' when all are."""
+        gone = [name for name in names if name not in self.values]
+        if not gone:
+            return ""
+        where = [self.where(name if self.group else _NAMES_IN_TABLES.get(name, name)) for name in gone]
+        return f"{self.file}:{', '.join(where)} {'is' if len(gone) == 1 else 'are'} missing"
+
     def per_frame(self, name: str) -> NDArray[Any] | None:
         """A value a frame (N, ...), a constant of the series repeated; None when absent or of another length."""
         value = self.values.get(name)
@@ -91,8 +108,8 @@ class Truth:
     @property
     def has_spots(self) -> bool:
         """Whether the truth lists spots, all with place and photons."""
-        lengths = {self.values[name].shape for name in _SPOT_PLACE if name in self.values}
-        return all(name in self.values for name in _SPOT_PLACE) and len(lengths) == 1
+        lengths = {self.values[name].shape for name in SPOT_PLACE if name in self.values}
+        return not self.missing(*SPOT_PLACE) and len(lengths) == 1
 
     def spots(self, frame: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """ss, fs (pixel index) and expected photons of a frame's true spots, (n,) each."""

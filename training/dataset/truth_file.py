@@ -1,11 +1,12 @@
 """Reading a truth: from `/entry/truth` of a master, or from `X_truth.npz` beside it.
 
 Nothing is believed before it is read: a file of a few kB may claim arrays of terabytes, or text where numbers belong.
-Names that nothing here needs are left alone, whatever they hold.
+Names that nothing here needs are left alone, whatever they hold, unless an attribute of another package may need them
+(`read_others`).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from streamer.files import BadInput
 from training.dataset.opening import open_hdf5, require_ordinary
 from training.dataset.problems import Problem, cannot_open
-from training.dataset.truth import Truth
+from training.dataset.truth import TABLE_NAMES, Truth
 
 GROUP = "/entry/truth"
 
@@ -45,10 +47,11 @@ _FORMS: dict[str, tuple[str, int]] = {
 }
 """Kinds of dtype that a name may have, and its highest rank."""
 
-_NPZ_NAMES = {
-    "peak_frame": "spot_frame", "peak_ss": "spot_ss", "peak_fs": "spot_fs", "peak_photons": "spot_photons",
-    "flux": "flux_photons",
-}  # fmt: skip
+_Misfit = Callable[[str, tuple[int, ...] | None, np.dtype[Any]], str]
+"""Of a name's shape (None for an empty dataset) and dtype: what is wrong with them, '' for nothing."""
+
+_Found = tuple[dict[str, NDArray[Any]], dict[str, str]]
+"""Values by name, and what is wrong with the others."""
 
 
 def read_truth(master: Path, images: int) -> Truth | Problem | None:
@@ -73,7 +76,7 @@ def read_truth(master: Path, images: int) -> Truth | Problem | None:
         with np.load(beside, allow_pickle=False) as table:
             if sum(entry.file_size for entry in table.zip.infolist()) > _budget(images):
                 return Problem(beside, "", f"a table of truth too large for {images} frames")
-            values = {_NPZ_NAMES.get(name, name): table[name] for name in table.files}
+            values = {TABLE_NAMES.get(name, name): table[name] for name in table.files}
     except Exception as error:  # zipfile, zlib, numpy and struct each have their own
         return Problem(beside, "", f"cannot be read as a table of truth: {error}")
     problems = tuple(_misfits(values, beside))
@@ -87,28 +90,70 @@ def _budget(images: int) -> int:
 
 
 def _from_group(group: h5py.Group, master: Path, images: int) -> Truth:
+    values, unfit = _read_datasets(group, _FORMS, _misfit, images)
+    problems = tuple(Problem(master, f"{GROUP}/{name}", text) for name, text in unfit.items())
+    return Truth(images, values, master, GROUP, problems)
+
+
+def _read_datasets(group: h5py.Group, names: Iterable[str], misfit: _Misfit, images: int) -> _Found:
+    """Those of the datasets that are there; one that does not fit is not read."""
     values: dict[str, NDArray[Any]] = {}
-    problems: list[Problem] = []
+    unfit: dict[str, str] = {}
     left = _budget(images)
-    for name in _FORMS:
-        where = f"{GROUP}/{name}"
+    for name in names:
         try:
             if name not in group:
                 continue
             item = group[name]
             if not isinstance(item, h5py.Dataset):
-                problems.append(Problem(master, where, "not a dataset"))
-            elif misfit := _misfit(name, item.shape, item.dtype):
-                problems.append(Problem(master, where, misfit))
+                unfit[name] = "not a dataset"
+            elif text := misfit(name, item.shape, item.dtype):
+                unfit[name] = text
             elif (size := math.prod(item.shape) * item.dtype.itemsize) > left:
-                text = f"shape {item.shape} of {item.dtype} is too large for the truth of {images} frames"
-                problems.append(Problem(master, where, text))
+                unfit[name] = f"shape {item.shape} of {item.dtype} is too large for the truth of {images} frames"
             else:
                 left -= size
                 values[name] = np.asarray(item[()])
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            problems.append(Problem(master, where, f"cannot be read: {error}"))
-    return Truth(images, values, master, GROUP, tuple(problems))
+            unfit[name] = f"cannot be read: {error}"
+    return values, unfit
+
+
+def read_others(truth: Truth) -> tuple[dict[str, NDArray[Any]], dict[str, Problem]]:
+    """What a truth holds under names that mean nothing here, as another package's attribute may want it.
+
+    Numbers of any rank with a row for each frame (N, ...), or one for all frames (); and of the other names what is
+    wrong with them. All together are held to the size of a truth. Raises BadInput when the file cannot be read.
+    """
+
+    def misfit(name: str, shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> str:
+        del name
+        if shape is None:
+            return "an empty dataset"
+        if dtype.kind not in "buif":
+            return f"{dtype} of shape {shape}, no numbers"
+        return f"length {shape[0]} for {truth.images} frames" if shape and shape[0] != truth.images else ""
+
+    try:
+        values, unfit = _others_of_group(truth, misfit) if truth.group else _others_of_table(truth, misfit)
+    except Exception as error:  # zipfile, zlib, numpy and HDF5 each have their own
+        raise BadInput(f"{truth.file}: the truth cannot be read: {' '.join(str(error).split())}") from None
+    return values, {name: Problem(truth.file, truth.where(name), text) for name, text in unfit.items()}
+
+
+def _others_of_group(truth: Truth, misfit: _Misfit) -> _Found:
+    with open_hdf5(truth.file) as file:
+        group = file[truth.group]
+        return _read_datasets(group, [name for name in group if name not in _FORMS], misfit, truth.images)
+
+
+def _others_of_table(truth: Truth, misfit: _Misfit) -> _Found:
+    """The table is no larger than a truth may be, else there were none."""
+    with np.load(truth.file, allow_pickle=False) as table:
+        names = [name for name in table.files if TABLE_NAMES.get(name, name) not in _FORMS]
+        values = {name: table[name] for name in names}
+    unfit = {name: text for name, value in values.items() if (text := misfit(name, value.shape, value.dtype))}
+    return {name: value for name, value in values.items() if name not in unfit}, unfit
 
 
 def _misfits(values: dict[str, NDArray[Any]], file: Path) -> Iterator[Problem]:

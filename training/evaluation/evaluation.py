@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamer.files import BadInput
+from training.dataset.truth import SPOT_PLACE
 from training.evaluation.calibration import (
     HIT_FRACTIONS,
     Reliability,
@@ -363,9 +364,8 @@ def _peaks(made: Evaluation, judged: Sequence[Judged]) -> None:
     left_out = 0
     for each in judged:
         facts = each.facts
-        if not facts.truth.has_spots:
-            name = {"": "peak_frame"}.get(facts.truth.group, "spot_frame")
-            raise _Refused(f"{facts.truth.file}:{facts.truth.where(name)} and its fellows are missing")
+        if missing := facts.truth.missing(*SPOT_PLACE):
+            raise _Refused(missing)
         columns = facts.by_column
         for n, judgement in enumerate(each.judgements):
             if judgement.status != "ok" or judgement.peaks is None or facts.no_beam[n]:

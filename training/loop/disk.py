@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,20 @@ from streamer.validity import sentinel, series_validity
 from training.dataset.images import read_image
 from training.dataset.opening import open_hdf5
 from training.dataset.paper import ImageId, ImageKind
-from training.dataset.problems import cannot_open
+from training.dataset.problems import Problem, cannot_open
 from training.dataset.series import open_series
 from training.dataset.split import read_inputs
 from training.dataset.tree import Tree, list_tree
-from training.dataset.truth import Truth, unusable
+from training.dataset.truth import SPOT_PLACE, Truth
+from training.dataset.truth_file import read_others
 from training.loop.frames import Framing
-from training.loop.samples import Batch, Places, Source, digest, linked
+from training.loop.samples import IMAGES, Batch, Places, Source, digest, linked
 
 SPOT_PHOTONS = 1.0
 """A true spot of fewer expected photons is no peak; the threshold of `cxls data label`."""
+
+_OF_SPOTS = ("clean_image", "peak_map")
+"""Fields that a series' true spots are made into."""
 
 _TREE_IMAGES: dict[str, ImageKind] = {"image": "peaks_water_overlay", "clean_image": "peaks", "peak_map": "labels"}
 _TREE_ATTRIBUTES: dict[str, tuple[str, str, type[Any]]] = {
@@ -120,13 +125,15 @@ class TreeSource:
 class SeriesSource:
     """Frames of a series; truth where there is one, else what the header says of photon energy and camera length.
 
-    Any value that the truth has for every frame is a field. Invalid pixels are 0. Raises ``BadInput``.
+    Numbers that the truth has for every frame are a field, whatever their name and rank (N, ...); a constant is one
+    too. They are held in memory, fractions of rank 1 as float64. Invalid pixels are 0. A clean image is a draw of what
+    the true spots are expected to give: a series does not say which photon came from the crystal. Raises ``BadInput``.
     """
 
     def __init__(self, path: Path, framing: Framing | None = None) -> None:
         self.path, self.name, self._framing = path, str(path), framing or Framing()
         with open_series(path) as series:
-            truth, self._length, self._shape = series.truth, len(series), series.shape
+            truth, self._length, self._shape = series.usable_truth(), len(series), series.shape
             try:
                 valid = series_validity(series.metadata, series.shape, CHANNEL).valid != 0
             except ValueError as error:
@@ -135,21 +142,25 @@ class SeriesSource:
         self._valid: NDArray[np.bool_] = valid
         self._values = {name: np.full(self._length, value) for name, value in header.items() if value is not None}
         self._spots: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+        self._truth, self._unfit = truth, dict[str, Problem]()
         if truth is not None:
-            for problem in unusable(truth, self._shape):
-                raise BadInput(f"{problem}; `cxls data check` lists all that is wrong")
-            for name in truth.values:
-                value = truth.per_frame(name)
-                if value is not None and value.ndim == 1 and value.dtype.kind in "buif":
-                    self._values[name] = np.array(value, np.float64 if value.dtype.kind == "f" else value.dtype)
+            others, self._unfit = read_others(truth)
+            known = replace(truth, values=others | truth.values)
+            for name in known.values.keys() - set(IMAGES):
+                value = known.per_frame(name)
+                if value is not None and value.dtype.kind in "buif":
+                    self._values[name] = _plain(value)
+                else:
+                    self._unfit[name] = Problem(truth.file, truth.where(name), "no number for every frame")
             if truth.hits is not None:
                 self._values["hit"] = truth.hits
             if truth.has_spots:
                 self._spots = _bright_spots(truth)
-        self.fields = frozenset({"image", *self._values, *(("peak_map",) if self._spots else ())})
+        self.fields = frozenset({"image", *self._values, *(_OF_SPOTS if self._spots else ())})
         spots = [part for pair in self._spots for part in pair]
-        known = [self._values[name] for name in sorted(self._values)]
-        self.identity = f"series:{path.name}:{digest(self._valid, *known, *spots)}:{self._framing}"
+        values = [self._values[name] for name in sorted(self._values)]
+        self.identity = f"series:{path.name}:{digest(self._valid, *values, *spots)}:{self._framing}"
+        self._noise_seed = int(digest(*spots), 16)
         self._open: tuple[int, FileSeries] | None = None
 
     @cached_property
@@ -162,10 +173,18 @@ class SeriesSource:
         return self._length
 
     def lacking(self, field: str) -> str:
+        if field in self._unfit:
+            return str(self._unfit[field])
+        if self._truth is not None and (gone := self._truth.missing(*(SPOT_PLACE if field in _OF_SPOTS else [field]))):
+            return gone
         return f"{self.name}: no {field} in /entry/truth, in a table beside it or in the header"
 
     def batch(self, places: Places, names: Sequence[str]) -> Batch:
-        make: dict[str, Callable[[int], NDArray[np.float32]]] = {"image": self._image, "peak_map": self._peak_map}
+        make: dict[str, Callable[[int], NDArray[np.float32]]] = {
+            "image": self._image,
+            "clean_image": self._clean_image,
+            "peak_map": self._peak_map,
+        }
         return {
             name: _stacked([make[name](int(n)) for n in places], self.name)
             if name in make
@@ -195,11 +214,25 @@ class SeriesSource:
             raise BadInput(f"{self.name}: image {n} is {pixels.shape}, the first is {self._shape}")
         return self._framing.image(pixels, self._valid & (pixels != sentinel(pixels.dtype)))
 
+    def _clean_image(self, n: int) -> NDArray[np.float32]:
+        assert self._truth is not None
+        photons = self._truth.signal(n, self._shape)
+        lit = photons > 0
+        photons[lit] = np.random.default_rng([self._noise_seed, n]).poisson(photons[lit])
+        return self._framing.image(photons, self._valid)
+
     def _peak_map(self, n: int) -> NDArray[np.float32]:
         marks = np.zeros(self._shape, np.bool_)
         ss, fs = (np.rint(axis).astype(np.intp) for axis in self._spots[n])
         marks[ss, fs] = True
         return self._framing.marks(marks & self._valid)
+
+
+def _plain(value: NDArray[Any]) -> NDArray[Any]:
+    """In this machine's byte order and of a dtype that torch has."""
+    if value.dtype.kind == "f" and (value.ndim == 1 or value.itemsize > 8):
+        return value.astype(np.float64)
+    return value.astype(value.dtype.newbyteorder("="))
 
 
 def _bright_spots(truth: Truth) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:

@@ -2,7 +2,8 @@
 
 Fields that sources share a name for:
 
-    image, clean_image   (B, 1, ss, fs) float32, counts with invalid pixels 0; without and with nothing but Bragg light
+    image                (B, 1, ss, fs) float32, counts with invalid pixels 0
+    clean_image          the same, of the Bragg light alone
     peak_map             (B, 1, ss, fs) float32, 1 at one pixel of each true spot
     hit                  (B,) bool
     photon_energy_eV, camera_length_m   (B,) float64
@@ -21,6 +22,9 @@ from streamer.files import BadInput
 
 Batch = dict[str, NDArray[Any]]
 Places = NDArray[np.intp]
+
+IMAGES = ("image", "clean_image", "peak_map")
+"""Fields that are cut and binned."""
 
 
 class Source(Protocol):
@@ -136,9 +140,10 @@ class Joined:
                 if name not in out:
                     out[name] = np.empty((len(places), *values.shape[1:]), values.dtype)
                 if out[name].shape[1:] != values.shape[1:]:
+                    way_out = "; give --size to cut all frames to one" if name in IMAGES else ""
                     raise BadInput(
                         f"{self.sources[number].name}: {name} of shape {values.shape[1:]} beside others of "
-                        f"{out[name].shape[1:]}; give --size to cut all frames to one"
+                        f"{out[name].shape[1:]}{way_out}"
                     )
                 out[name][mine] = values
         return out

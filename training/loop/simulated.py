@@ -56,7 +56,7 @@ class SimulatedSource:
         self._fixed, self._epoch = fixed, epoch
         self.name = f"simulation of seed {seed}"
         self.identity = f"simulation:{simulation}:{seed}:{self._framing}:{'fixed' if fixed else 'new every epoch'}"
-        self.fields = frozenset({"image", "peak_map", "hit", "photon_energy_eV", "camera_length_m"})
+        self.fields = frozenset({"image", "clean_image", "peak_map", "hit", "photon_energy_eV", "camera_length_m"})
         self._detector = eiger2_4m()
         panel, size = self._detector.shape, self._framing.size or self._detector.shape
         self._window = (min(size[0], panel[0]), min(size[1], panel[1]))
@@ -79,10 +79,13 @@ class SimulatedSource:
             "photon_energy_eV": np.array([crop.condition.photon_energy_eV for crop in crops]),
             "camera_length_m": np.array([crop.condition.camera_length_m for crop in crops]),
         }
-        if {"image", "peak_map"} & set(names):
+        if {"image", "clean_image", "peak_map"} & set(names):
             made = [self._make(crop, int(place)) for crop, place in zip(crops, places, strict=True)]
             if "image" in names:
                 out["image"] = np.stack([self._framing.image(window.counts[0].numpy()) for window in made])
+            if "clean_image" in names:
+                clean = [_clean(window, self._rng(int(n), 2)) for window, n in zip(made, places, strict=True)]
+                out["clean_image"] = np.stack([self._framing.image(counts) for counts in clean])
             if "peak_map" in names:
                 out["peak_map"] = np.stack([self._framing.marks(_marks(window)) for window in made])
         return {name: out[name] for name in names}
@@ -124,6 +127,17 @@ class SimulatedSource:
 @lru_cache(maxsize=1)
 def _crystal() -> Crystal:
     return proteinase_k()
+
+
+def _clean(window: CropBatch, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Counts (ss, fs) without those of the background: of a Poisson sum, each photon is one part's by its share."""
+    counts, bragg, background = (
+        image[0].numpy().astype(np.float64) for image in (window.counts, window.bragg, window.background)
+    )
+    clean = np.zeros(counts.shape, np.float32)
+    lit = (counts > 0) & (bragg > 0)
+    clean[lit] = rng.binomial(counts[lit].astype(np.int64), bragg[lit] / (bragg[lit] + background[lit]))
+    return clean
 
 
 def _marks(window: CropBatch) -> NDArray[np.bool_]:

@@ -104,11 +104,37 @@ def test_interrupted_labels_leave_no_file(master: Path) -> None:
 
 def test_a_series_without_truth_or_spots_is_refused(master: Path, tmp_path: Path) -> None:
     change(master, "entry/truth/spot_photons", None)
-    with pytest.raises(BadInput, match="the truth lists no spots"):
+    with pytest.raises(BadInput, match=r"run_master\.h5:/entry/truth/spot_photons is missing$"):
         label_series(master, "maxima")
     change(master, "entry/truth", None)
     with pytest.raises(BadInput, match=r"run_master\.h5: no truth in /entry/truth or beside it"):
         label_series(master, "maxima")
+
+
+def test_a_truth_names_what_it_lacks_and_only_that(master: Path, tmp_path: Path) -> None:
+    change(master, "entry/truth/hit", None)
+    with open_series(master) as series:
+        assert len(series.need_truth("spot_ss", "orientation").values["spot_ss"]) == 4
+        with pytest.raises(BadInput) as caught:
+            series.need_truth("spot_ss", "hit")
+    assert str(caught.value) == f"{master}:/entry/truth/hit is missing"
+    assert labels(label_series(master, "maxima")).sum() == 4, "labels need no hits"
+    with pytest.raises(BadInput, match=r"/entry/truth/hit is missing"):
+        export_tree([master], tmp_path / "set")
+    for name in ("spot_ss", "spot_photons"):
+        change(master, f"entry/truth/{name}", None)
+    where = "/entry/truth/hit, /entry/truth/spot_ss, /entry/truth/spot_photons are missing"
+    with pytest.raises(BadInput, match=f"{where}$"):
+        export_tree([master], tmp_path / "set")
+
+
+def test_a_table_of_truth_names_what_it_lacks_in_its_own_words(master: Path) -> None:
+    change(master, "entry/truth", None)
+    beside = master.with_name("run_truth.npz")
+    np.savez(beside, hit=np.ones(4, bool), peak_frame=np.arange(4), spot_fs=np.zeros(4))
+    with pytest.raises(BadInput) as caught:
+        label_series(master, "maxima")
+    assert str(caught.value) == f"{beside}:peak_ss, peak_photons are missing"
 
 
 # --- sources and counts -----------------------------------------------------------------

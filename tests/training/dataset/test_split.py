@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamer.files import BadInput
-from tests.training.dataset.builders import build_series, build_tree, change_attributes, good_truth, rotation
+from tests.training.dataset.builders import build_series, build_tree, change, change_attributes, good_truth, rotation
 from training.dataset.sources import find_sources
 from training.dataset.split import (
     SIDES,
@@ -235,6 +235,32 @@ def test_a_background_seed_may_be_of_the_series_or_of_the_frame(tmp_path: Path) 
         make_split(inputs(one).items, SHARES)
     each = build_series(tmp_path, "each", truth=good_truth() | {"background_seed": np.array([1, 1, 2, 3])})
     assert make_split(inputs(each).items, SHARES).groups == 3
+
+
+def test_a_series_without_hits_or_without_truth_is_split_by_what_is_known_of_it(tmp_path: Path) -> None:
+    truth = good_truth(12)
+    del truth["hit"]
+    unsaid = build_series(tmp_path, "unsaid", 12, truth=truth | {"background_seed": np.repeat(np.arange(6), 2)})
+    bare = build_series(tmp_path, "bare", 10, truth={}, condition=(0.25, 7000.0))
+    told = build_series(tmp_path, "told", 10, seed=3)
+    found = inputs(unsaid, bare, told)
+    assert {(item.file.name, item.hit) for item in found.items} == {
+        ("unsaid_master.h5", None), ("bare_master.h5", None), ("told_master.h5", True), ("told_master.h5", False),
+    }  # fmt: skip
+    split = make_split(found.items, SHARES)
+    assert split.groups == 6 + 10 + 10
+    assert sum(item.file == bare for item in split.sides["train"]) == 8
+    path = write(tmp_path / "split.json", found)
+    assert list(verify_split(path)) == []
+    change(unsaid, "entry/truth/background_seed", None)
+    assert [problem.text for problem in verify_split(path)] == ["unsaid_master.h5 has changed since the split was made"]
+
+
+def test_a_series_whose_truth_is_unfit_is_not_split(tmp_path: Path) -> None:
+    truth = good_truth() | {"background_seed": np.arange(3)}
+    del truth["hit"]
+    with pytest.raises(BadInput, match=r"run_master.h5:/entry/truth/background_seed: length 3 for 4 frames"):
+        inputs(build_series(tmp_path, truth=truth))
 
 
 def test_orientations_are_compared_to_a_millionth(tmp_path: Path) -> None:

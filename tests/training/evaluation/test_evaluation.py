@@ -83,7 +83,12 @@ def test_tables_split_by_what_differs(tmp_path: Path) -> None:
     [
         ("hits", {"hit": None, "class": None}, "/entry/truth/hit is missing"),
         ("calibration", {"hit": None, "class": None}, "/entry/truth/hit is missing"),
-        ("peaks", {"spot_photons": None}, "spot_frame and its fellows are missing"),
+        ("peaks", {"spot_ss": None}, "_master.h5:/entry/truth/spot_ss is missing"),
+        (
+            "peaks",
+            {"spot_ss": None, "spot_photons": None},
+            "/entry/truth/spot_ss, /entry/truth/spot_photons are missing",
+        ),
         ("photon-energy", {"photon_energy_eV": None}, "/entry/truth/photon_energy_eV is missing"),
         ("camera-length", {"camera_length_m": None}, "/entry/truth/camera_length_m is missing"),
         ("no-beam", {}, "no frame without a beam"),

@@ -1,13 +1,14 @@
 """Sources on disk, made on the fly and in memory; how they are cut, joined and split."""
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from streamer.files import BadInput
-from tests.training.dataset.builders import SHAPE, build_series, build_tree, good_truth, rotation
+from tests.training.dataset.builders import SHAPE, build_series, build_tree, change, good_truth, rotation
 from training.dataset.sources import find_sources
 from training.dataset.split import make_split, read_inputs, write_split
 from training.dataset.tree import Tree
@@ -15,7 +16,7 @@ from training.loop.arrays import ArraySource
 from training.loop.disk import SeriesSource, TreeSource
 from training.loop.frames import Framing, parse_size
 from training.loop.opening import shared_sides, simulated_sides, split_sides
-from training.loop.order import batches
+from training.loop.order import as_tensors, batches
 from training.loop.samples import Joined, Part, linked, require_fields, split_by_group
 from training.loop.simulated import SimulatedSource, Simulation
 
@@ -84,6 +85,115 @@ def test_a_series_without_truth_knows_its_header_and_no_hits(tmp_path: Path) -> 
     assert {"image", "camera_length_m", "photon_energy_eV"} <= source.fields
     with pytest.raises(BadInput, match=r"run_master.h5: no hit in /entry/truth"):
         require_fields(source, ["hit"], "attribute 'peak'")
+
+
+def test_a_truth_without_hits_or_spots_names_them_and_gives_the_rest(tmp_path: Path) -> None:
+    truth = good_truth()
+    del truth["hit"], truth["spot_ss"], truth["spot_photons"]
+    master = build_series(tmp_path, truth=truth)
+    source = SeriesSource(master)
+    require_fields(source, ["image", "photon_energy_eV", "camera_length_m"], "attribute 'energy'")
+    for field, where in (
+        ("hit", "/entry/truth/hit is missing; task needs 'hit'"),
+        ("peak_map", "/entry/truth/spot_ss, /entry/truth/spot_photons are missing; task needs 'peak_map'"),
+        ("clean_image", "/entry/truth/spot_ss, /entry/truth/spot_photons are missing; task needs 'clean_image'"),
+        ("class", "/entry/truth/class: no number for every frame; task needs"),
+    ):
+        with pytest.raises(BadInput) as caught:
+            require_fields(source, [field], "task")
+        assert str(caught.value).startswith(f"{master}:{where}")
+
+
+def test_a_series_clean_image_is_a_draw_of_its_true_spots(tmp_path: Path) -> None:
+    frames = 40
+    truth = good_truth(frames) | {"spot_fs": np.tile([5.0, 10.0], frames // 2)}  # the second on the bad column
+    master = build_series(tmp_path, frames=frames, truth=truth, per_file=frames)
+    source = SeriesSource(master)
+    clean = source.batch(np.arange(frames), ["clean_image"])["clean_image"]
+    assert (clean.dtype, clean.shape) == (np.float32, (frames, 1, *SHAPE))
+    assert np.array_equal(clean, np.rint(clean))
+    assert not clean[1::2].any()
+    assert not clean[..., 10].any()
+    first = clean[::2, 0, :10].sum((1, 2))  # 60 photons are expected
+    assert first.mean() == pytest.approx(60.0, abs=4 * (60 / 20) ** 0.5)
+    assert first.std() == pytest.approx(60**0.5, rel=0.6)
+    assert np.array_equal(source.batch(np.array([6, 2]), ["clean_image"])["clean_image"], clean[[6, 2]])
+    small = SeriesSource(master, Framing((20, 20), 2)).batch(np.array([2]), ["clean_image"])["clean_image"]
+    assert small.shape == (1, 1, 10, 10)
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_numbers_of_any_name_and_rank_are_fields_of_a_series(tmp_path: Path, table: bool) -> None:
+    spectrum = np.random.default_rng(1).poisson(9.0, (4, 16)).astype(">u2")
+    cube = np.arange(4 * 2 * 3 * 5, dtype=">f4").reshape(4, 2, 3, 5)
+    others = {"spectrum": spectrum, "cube": cube, "line_eV": np.arange(4, dtype=np.float32), "gain": 2.5}
+    if table:
+        master = build_series(tmp_path, truth={})
+        np.savez(tmp_path / "run_truth.npz", peak_ss=np.zeros(0), **others)
+    else:
+        master = build_series(tmp_path, truth=good_truth() | others)
+    source = SeriesSource(master)
+    batch = source.batch(np.array([3, 1]), [*others])
+    assert np.array_equal(batch["spectrum"], spectrum[[3, 1]])
+    assert np.array_equal(batch["cube"], cube[[3, 1]])
+    assert batch["line_eV"].tolist() == [3.0, 1.0]
+    assert batch["gain"].tolist() == [2.5, 2.5]
+    assert all(values.dtype.isnative for values in batch.values())
+    as_tensors(batch)
+    if not table:
+        assert source.batch(np.array([2]), ["orientation"])["orientation"].shape == (1, 3, 3)
+        change(master, "entry/truth/spectrum", spectrum + np.uint16(1))
+        assert SeriesSource(master).identity != source.identity
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.zeros((3, 16)), "length 3 for 4 frames"),
+        (np.zeros((0, 16)), "length 0 for 4 frames"),
+        (np.full(4, b"iron"), r"|S4 of shape (4,), no numbers"),
+        (np.zeros(4, "c8"), "complex64 of shape (4,), no numbers"),
+        (np.zeros(4, [("a", "f8")]), "[('a', '<f8')] of shape (4,), no numbers"),
+        (h5py.Empty("f8"), "an empty dataset"),
+        (h5py.SoftLink("/entry/truth/spectrum"), "cannot be read: "),
+        (h5py.SoftLink("/entry/instrument"), "not a dataset"),
+        ((4, 1 << 18), "shape (4, 262144) of float64 is too large for the truth of 4 frames"),
+        ((4, 1 << 40), "shape (4, 1099511627776) of float64 is too large for the truth of 4 frames"),
+    ],
+)
+def test_a_field_that_is_none_is_named_where_it_is_needed_and_harms_no_other(
+    tmp_path: Path, value: Any, said: str
+) -> None:
+    master = build_series(tmp_path)
+    with h5py.File(master, "r+") as file:
+        if isinstance(value, tuple):
+            file["entry/truth"].create_dataset("spectrum", value, "f8", chunks=(1, 1 << 17))  # states it, holds nothing
+        else:
+            file["entry/truth/spectrum"] = value
+    source = SeriesSource(master)
+    require_fields(source, ["image", "hit", "peak_map"], "task")
+    with pytest.raises(BadInput) as caught:
+        require_fields(source, ["spectrum"], "network 'spectrum-line'")
+    assert str(caught.value).startswith(f"{master}:/entry/truth/spectrum: {said}")
+    assert "; network 'spectrum-line' needs 'spectrum', every sample has: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_truth_calls_an_image_is_none(tmp_path: Path) -> None:
+    strange = {name: np.zeros((4, 5)) for name in ("image", "clean_image", "peak_map")}
+    source = SeriesSource(build_series(tmp_path, truth=strange))
+    assert source.batch(np.array([1]), ["image"])["image"].shape == (1, 1, *SHAPE)
+    with pytest.raises(BadInput, match=r"/entry/truth/spot_frame, .* are missing; task needs 'peak_map'"):
+        require_fields(source, ["peak_map"], "task")
+
+
+def test_spectra_of_two_lengths_are_refused_by_name(tmp_path: Path) -> None:
+    sources = [
+        SeriesSource(build_series(tmp_path, name, truth={"spectrum": np.zeros((4, channels))}))
+        for name, channels in (("short", 8), ("long", 16))
+    ]
+    with pytest.raises(BadInput, match=r"long_master.h5: spectrum of shape \(16,\) beside others of \(8,\)$"):
+        Joined(sources).batch(np.array([0, 7]), ["spectrum"])
 
 
 def test_a_frame_that_is_damaged_is_named(tmp_path: Path) -> None:
@@ -188,6 +298,30 @@ def test_a_fraction_of_series_splits_no_orientation_and_no_background(tmp_path: 
     assert len(set(sides.training.groups)) == len(sides.training) / 2
 
 
+def test_energy_and_camera_length_are_trained_from_headers_alone(tmp_path: Path) -> None:
+    for name, condition in (("a", (0.15, 6000.0)), ("b", (0.25, 7000.0))):
+        build_series(tmp_path, name, frames=8, truth={}, condition=condition)
+    sides = shared_sides([str(tmp_path)], 0.25, 1, Framing())
+    for side, each in ((sides.training, 6), (sides.validation, 2)):
+        batch = side.batch(np.arange(len(side)), ["photon_energy_eV", "camera_length_m", "image"])
+        assert sorted(batch["photon_energy_eV"].tolist()) == [6000.0] * each + [7000.0] * each
+        assert set(batch["camera_length_m"].tolist()) == {0.15, 0.25}
+    with pytest.raises(BadInput, match=r"a_master.h5: no hit in /entry/truth, in a table beside it or in the header"):
+        require_fields(sides.training, ["hit"], "attribute 'peak'")
+
+
+def test_a_series_whose_truth_lacks_only_hits_is_shared_without_parting_a_crystal(tmp_path: Path) -> None:
+    truth = good_truth(12) | {"orientation": np.stack([rotation(n // 2) for n in range(12)])}
+    del truth["hit"]
+    build_series(tmp_path, frames=12, truth=truth)
+    sides = shared_sides([str(tmp_path)], 0.3, 1, Framing())
+    assert not set(sides.training.groups) & set(sides.validation.groups)
+    assert len(set(sides.training.groups)) == len(sides.training) / 2
+    require_fields(sides.training, ["peak_map", "photon_energy_eV"], "peaks")
+    with pytest.raises(BadInput, match=r"run_master.h5:/entry/truth/hit is missing; attribute 'peak' needs 'hit'"):
+        require_fields(sides.training, ["hit"], "attribute 'peak'")
+
+
 def test_the_paper_s_frozen_water_cannot_be_split(tmp_path: Path) -> None:
     build_tree(tmp_path, frozen=True, hits=4, empties=2)
     with pytest.raises(BadInput, match="the paper's leak"):
@@ -251,8 +385,31 @@ def test_simulated_sides_share_no_random_number_and_have_all_conditions() -> Non
     assert 100 < drawn["hit"].sum() < 200
     first, held = (side.batch(np.arange(9), ["image"])["image"] for side in (sides.training, sides.validation))
     assert not any(np.array_equal(a, b) for a in first for b in held if a.any())
-    with pytest.raises(BadInput, match="simulation of seed 1: shots made on the fly have no clean_image"):
-        require_fields(sides.training, ["clean_image"], "dual")
+    with pytest.raises(BadInput, match="simulation of seed 1: shots made on the fly have no spectrum"):
+        require_fields(sides.training, ["spectrum"], "lines")
+
+
+def test_the_clean_image_of_a_simulated_shot_is_the_photons_of_its_crystal_among_those_counted() -> None:
+    source = SimulatedSource(Simulation(samples=12, water_scale=300.0), 3, Framing((800, 800)))
+    batch = source.batch(np.arange(12), ["image", "clean_image", "peak_map", "hit"])
+    clean, rest, spots = batch["clean_image"], batch["image"] - batch["clean_image"], batch["peak_map"] > 0
+    assert (clean.dtype, clean.shape) == (np.float32, (12, 1, 800, 800))
+    assert np.array_equal(clean, np.rint(clean))
+    assert clean.min() == 0
+    assert rest.min() == 0
+    assert not clean[~batch["hit"]].any()
+    assert clean[spots].mean() > 30
+    beside = np.roll(spots, 9, axis=3)
+    assert rest[spots].mean() == pytest.approx(rest[beside].mean(), abs=1.5), (
+        "spots of a hundred photons leave no trace"
+    )
+    hit = int(np.flatnonzero(spots.any((1, 2, 3)))[0])
+    again = source.batch(np.array([hit]), ["clean_image", "image"])
+    assert np.array_equal(again["clean_image"][0], clean[hit])
+    assert np.array_equal(source.batch(np.array([hit]), ["image"])["image"], again["image"]), (
+        "no shot is another for it"
+    )
+    assert not np.array_equal(source.at_epoch(1).batch(np.array([hit]), ["clean_image"])["clean_image"][0], clean[hit])
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(48, 10), (7, 7), (7, 100), (1, 4), (11, 1), (0, 3)])

@@ -16,6 +16,7 @@ from analyzer.single_model import load_model
 from cxls.cli import main
 from cxls.commands.train_attribute import _pairs, _recipe
 from cxls.settings import BadSettings, TrainSettings
+from tests.cxls.programs import cxls
 from tests.support import REPOSITORY
 from tests.training.dataset.builders import SHAPE, build_series, build_tree, good_truth
 from training.loop.train import CHECKPOINT
@@ -142,6 +143,36 @@ def test_a_task_or_option_that_makes_no_sense_is_refused(
     monkeypatch.chdir(tmp_path)
     assert said in refusal(arguments, monkeypatch, capsys)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("source", ["simulated", "series"])
+@pytest.mark.parametrize("how", [["--network", "paper-dual-input"], ["--recipe", 'views=["clean_image","image"]']])
+def test_clean_images_are_made_for_who_takes_them_where_there_is_no_tree(
+    tmp_path: Path, source: str, how: list[str]
+) -> None:
+    data = ["--frames", "8"]
+    if source == "series":
+        data = [str(build_series(tmp_path / "runs", frames=8, truth=good_truth(8)))]
+    folder = tmp_path / "r"
+    done = cxls(
+        "train", "peak", *data, *how, "--recipe", "pos_weight=1", "--size", "24", "--epochs", "1",
+        "--run-folder", folder, "--workers", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert load_model(folder / "model").card.attribute == "peak"
+
+
+def test_energy_is_trained_from_series_that_have_their_header_alone(tmp_path: Path) -> None:
+    for number, energy_eV in enumerate((6000.0, 7000.0, 8000.0)):
+        build_series(tmp_path / "runs", f"run{number}", frames=8, truth={}, condition=(0.15, energy_eV))
+    options = ["--size", "20", "--epochs", "1", "--workers", "1", "--run-folder", tmp_path / "r"]
+    done = cxls("train", "energy", tmp_path / "runs", *options)
+    assert done.returncode == 0, done.stderr
+    assert load_model(tmp_path / "r" / "model").card.values == [6000.0, 7000.0, 8000.0]
+    done = cxls("train", "peak", tmp_path / "runs", *options[:-1], tmp_path / "other")
+    assert done.returncode == 2
+    assert "run0_master.h5: no hit in /entry/truth, in a table beside it or in the header" in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_torchrun_passes_every_option_on() -> None:
