@@ -12,7 +12,8 @@ from analyzer.architectures import Architecture, architecture, names
 from analyzer.attributes import Attribute
 from analyzer.bundle import BadBundle
 from analyzer.layers import LayerTable, network_table, sized
-from analyzer.single_model import CARD, SingleModelCard, first_line
+from analyzer.single_model import CARD, SingleModelCard
+from analyzer.weights import first_line
 from cxls.cli import Failed
 from training.published.importing import import_model
 from training.published.sizes import PAPER_SHAPE
