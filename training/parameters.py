@@ -180,7 +180,7 @@ def train_parameters(
     profiles, target = draw_profiles(validation, recipe, 20_000, torch.Generator().manual_seed(recipe.seed + 1))
     pulls = _pulls(run.network.eval(), profiles, target, device)
     if not np.isfinite(pulls).all():
-        raise run.diverged("what it says of the validation set is no number", profiles, target)
+        raise run.diverged(f"after {run.step} steps its validation gives no numbers", profiles, target)
     scale = np.quantile(np.abs(pulls), COVERAGE_GOAL, axis=0) / 1.96
     return run.network, (float(scale[0]), float(scale[1]), float(scale[2]))
 
@@ -217,7 +217,8 @@ class _Run:
         loss = (log_sigma + 0.5 * ((target.to(self._device) - mean) * torch.exp(-log_sigma)) ** 2).mean()
         if not torch.isfinite(loss):
             rate = self._descent.learning_rate
-            raise self.diverged(f"the loss is {loss.item()} at a learning rate of {rate:g}", profiles, target)
+            text = f"the loss of step {self.step + 1} is {loss.item()} at a learning rate of {rate:g}"
+            raise self.diverged(text, profiles, target)
         self._descent.optimiser.zero_grad()
         self._descent.backward(loss)
         self._descent.step(self.network)
@@ -228,9 +229,7 @@ class _Run:
         """The error to raise, its batch saved."""
         path = save_batch(self._folder, {"profiles": profiles}, target, {"step": self.step})
         kept = f", the weights before it in {CHECKPOINT}" if self._path.exists() else ""
-        return Diverged(
-            f"parameter network, step {self.step + 1}: {text}; its batch is in {path}{kept}; lower the learning rate"
-        )
+        return Diverged(f"parameter network: {text}; its batch is in {path}{kept}; lower the recipe's learning_rate")
 
     def write_checkpoint(self) -> None:
         """Everything that the next step depends on."""

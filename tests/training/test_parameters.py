@@ -54,7 +54,7 @@ def test_a_learning_rate_that_is_far_too_large_stops_with_the_batch_saved(
     tables: tuple[ProfileTable, ProfileTable], tmp_path: Path
 ) -> None:
     with pytest.raises(
-        Diverged, match=r"^parameter network, step 2: the loss is (nan|inf) at a learning rate"
+        Diverged, match=r"^parameter network: the loss of step 2 is (nan|inf) at a learning rate"
     ) as ended:
         trained(tables, replace(RECIPE, learning_rate=1e30), tmp_path)
     assert str(tmp_path / NONFINITE) in str(ended.value)
@@ -75,7 +75,7 @@ def test_a_truth_that_is_no_number_stops_with_the_weights_before_it_named(
     few = replace(RECIPE, batch=1, steps=100)
     kept = rf", the weights before it in {CHECKPOINT}"
     assert trained((spoiled, validation), few, tmp_path, stop_after=1) is None
-    with pytest.raises(Diverged, match=rf"the loss is nan .*{NONFINITE}{kept}; lower the learning rate"):
+    with pytest.raises(Diverged, match=rf"the loss of step [0-9]+ is nan .*{NONFINITE}{kept}; lower the recipe"):
         trained((spoiled, validation), few, tmp_path)
 
 
@@ -85,7 +85,8 @@ def test_weights_that_the_last_step_spoils_are_not_returned(
     train, validation = tables
     spoiled = replace(validation, energy_eV=np.full_like(validation.energy_eV, np.nan))
     with pytest.raises(
-        Diverged, match=rf"validation set is no number; .*, the weights before it in {CHECKPOINT}; lower"
+        Diverged,
+        match=rf"after 12 steps its validation gives no numbers; .*, the weights before it in {CHECKPOINT}; lower",
     ):
         trained((train, spoiled), RECIPE, tmp_path)
     assert torch.isnan(load_file(tmp_path / NONFINITE)["target"]).any()
