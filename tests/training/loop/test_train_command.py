@@ -142,7 +142,7 @@ def test_a_loss_that_is_no_number_is_a_failure_of_each_task_of_a_bundle_and_leav
 def test_the_help_has_a_line_for_each_task_and_the_choices_of_the_recipe() -> None:
     said = cxls("train", "--help").stdout
     for task in ("peak", "peaks", "energy", "camera-length", "hit", "parameters", "all"):
-        assert len(re.findall(rf"^    {task}  +\w+ \w+", said, re.MULTILINE)) == 1
+        assert len(re.findall(rf"^    {task}  +\S+ \S+", said, re.MULTILINE)) == 1
     for choices in ("adam|adamw|sgd", "bce|cross-entropy|focal|mse|gaussian-nll", "plateau|one-cycle|constant"):
         assert choices in said
 
