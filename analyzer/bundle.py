@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from analyzer.architectures import build, names
+from analyzer.architectures import names
 from analyzer.drift import ScoreReference
+from analyzer.weights import PICKLE, UNBUILDABLE, fill, first_line, is_pickle, meta_network, misfit
 
 CARD = "bundle.json"
 FORMAT = 1
@@ -119,24 +120,37 @@ def _bytes(path: Path, most: int) -> bytes:
 
 def _load(folder: Path, card: ModelCard, device: torch.device | str) -> nn.Module:
     path = folder / card.weights
-    if Path(card.weights).name != card.weights or not card.weights.endswith(".safetensors"):
+    plain = Path(card.weights).name == card.weights and card.weights.isprintable()
+    if not plain or not card.weights.endswith(".safetensors"):
         raise BadBundle(f"{folder / CARD}: weights {card.weights!r} must be a .safetensors file in the bundle's folder")
     try:
         data = _bytes(path, _MOST_WEIGHT_BYTES)
     except OSError as error:
         raise BadBundle(f"{path}: {error.strerror or error}; the card names this file") from None
+    if is_pickle(data[:9]):
+        raise BadBundle(f"{path}: {PICKLE}")
     digest = hashlib.sha256(data).hexdigest()
     if digest != card.sha256:
         raise BadBundle(f"{path}: SHA-256 {digest[:12]}…, the card says {card.sha256[:12]}…; get the bundle again")
-    if card.network not in names():
-        raise BadBundle(f"{folder / CARD}: network {card.network!r} is not known; known: {', '.join(names())}")
+    network = network_on_meta(card.network, card.settings, folder / CARD)
     try:
-        network = build(card.network, card.settings)
-        network.load_state_dict(load(data))
+        state = load(data)
     except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
-        line = str(error).splitlines()[0]
-        raise BadBundle(f"{path}: the weights do not fit network {card.network!r}: {line}") from None
+        raise BadBundle(f"{path}: not a safetensors file: {first_line(error)}; get the bundle again") from None
+    if reason := misfit(state, network.state_dict()):
+        raise BadBundle(f"{path}: the weights do not fit network {card.network!r}: {reason}")
+    network = fill(network, state, card.network, card.settings)
     return network.to(device).eval().requires_grad_(False)
+
+
+def network_on_meta(name: str, settings: dict[str, Any], card: Path) -> nn.Module:
+    """The network that a card names, without memory for its weights. Raises ``BadBundle``, naming the card's file."""
+    if name not in names():
+        raise BadBundle(f"{card}: network {name!r} is not known; known: {', '.join(names())}")
+    try:
+        return meta_network(name, settings)
+    except UNBUILDABLE as error:
+        raise BadBundle(f"{card}: network {name!r} cannot be built: {first_line(error)}") from None
 
 
 def save_weights(network: nn.Module, path: Path) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from analyzer.architectures import Architecture, architecture
 from analyzer.networks import PROFILE_FEATURES
-from analyzer.single_model import meta_network
+from analyzer.weights import meta_network
 from analyzer.zones import CELL_COLUMNS, COLUMNS, STRONGEST, ZONES
 
 

@@ -16,10 +16,11 @@ import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from analyzer.architectures import architecture, build, names
-from analyzer.bundle import BadBundle
+from analyzer.architectures import architecture
+from analyzer.bundle import BadBundle, network_on_meta
+from analyzer.weights import PICKLE, fill, first_line, is_pickle, misfit
 
 CARD, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = 1
@@ -61,7 +62,7 @@ def save_model(network: nn.Module, card: SingleModelCard, folder: Path) -> None:
     Raises ``BadBundle`` when the card would not build this network, before anything is written.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    if reason := misfit(state, _on_meta(card, folder / CARD).state_dict()):
+    if reason := misfit(state, network_on_meta(card.network, card.settings, folder / CARD).state_dict()):
         raise BadBundle(f"{folder / CARD}: the card does not describe the network to be saved: {reason}")
     folder.mkdir(parents=True, exist_ok=True)
     with _complete(folder / WEIGHTS) as part:
@@ -93,14 +94,14 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LoadedModel:
     except OSError as error:
         raise BadBundle(f"{path}: {error.strerror or error}; {CARD} goes with this file") from None
     if is_pickle(start):
-        raise BadBundle(f"{path}: a pickle, which can execute code; weights must be safetensors")
+        raise BadBundle(f"{path}: {PICKLE}")
     if digest != card.sha256:
         raise BadBundle(f"{path}: SHA-256 {digest[:12]}…, the card says {card.sha256[:12]}…; get the model again")
     try:
         state = load_file(path)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise BadBundle(f"{path}: not a safetensors file: {first_line(error)}") from None
-    network = _on_meta(card, folder / CARD)
+    network = network_on_meta(card.network, card.settings, folder / CARD)
     if reason := misfit(state, network.state_dict()):
         raise BadBundle(f"{path}: the weights do not fit network {card.network!r}: {reason}")
     network = fill(network, state, card.network, card.settings)
@@ -125,52 +126,6 @@ def load_card(folder: Path) -> SingleModelCard:
     return card
 
 
-def meta_network(name: str, settings: dict[str, Any]) -> nn.Module:
-    """A network without memory for its weights, from no starting point. Raises as ``architectures.build``."""
-    with torch.device("meta"):
-        return build(name, _lasting(name, settings))
-
-
-def fill(network: nn.Module, state: dict[str, Tensor], name: str, settings: dict[str, Any]) -> nn.Module:
-    """A network of ``meta_network`` with these tensors as its own, without a copy; they must fit (``misfit``)."""
-    network.load_state_dict(state, assign=True)
-    kept = [*network.parameters(), *network.buffers()]
-    if any(tensor.is_meta for tensor in kept):
-        # Buffers that are not saved exist only once the network is built in earnest.
-        network = build(name, _lasting(name, settings))
-        network.load_state_dict(state, assign=True)
-    return network
-
-
-def misfit(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """The first way in which tensors are not those of a network: by name, shape, then dtype. Empty when none."""
-    for name, tensor in wanted.items():
-        if name not in state:
-            return f"there is no {name} {tuple(tensor.shape)}"
-        if state[name].shape != tensor.shape:
-            return f"{name} is {tuple(state[name].shape)}, the network's is {tuple(tensor.shape)}"
-        if state[name].dtype != tensor.dtype:
-            return f"{name} is of {state[name].dtype}, the network's of {tensor.dtype}"
-    for name in state:
-        if name not in wanted:
-            return f"the network has no {name}"
-    return ""
-
-
-def is_pickle(start: bytes) -> bool:
-    """Whether a file that begins so is a pickle, bare or in the archive that ``torch.save`` writes.
-
-    A safetensors file begins with the length of its header, 8 bytes, and a brace.
-    """
-    return start[8:9] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind when it has none."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 @contextmanager
 def _complete(path: Path) -> Iterator[Path]:
     """A place to write to that becomes ``path`` when all is written, and nothing when it is not."""
@@ -180,20 +135,6 @@ def _complete(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _lasting(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    start_only = architecture(name).start_only
-    return {key: value for key, value in settings.items() if key not in start_only}
-
-
-def _on_meta(card: SingleModelCard, path: Path) -> nn.Module:
-    if card.network not in names():
-        raise BadBundle(f"{path}: network {card.network!r} is not known; known: {', '.join(names())}")
-    try:
-        return meta_network(card.network, card.settings)
-    except (TypeError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
-        raise BadBundle(f"{path}: network {card.network!r} cannot be built: {first_line(error)}") from None
 
 
 def _sha256(path: Path) -> str:

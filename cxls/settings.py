@@ -250,9 +250,19 @@ _FINETUNE = "Adaptation (hit --finetune)"
 class TrainSettings(_Settings):
     """Train a network for an attribute, or the models of a bundle.
 
-    TASK is an attribute (peak, energy, camera-length, peaks, or one of another package), or of a bundle hit, parameters
-    or all. PATHs are as --data. Everything of a run lies in its folder; Ctrl-C ends it at a checkpoint, --resume goes
-    on to the same weights.
+    \b
+    TASK is an attribute, of this or another package,
+      peak           whether a frame has a crystal: yes or no
+      peaks          where its Bragg peaks are: yes or no for each pixel
+      energy         its photon energy: 6, 7 or 8 keV
+      camera-length  its camera length: 0.15, 0.25 or 0.35 m
+    or what is trained of a bundle, on shots that are simulated for it,
+      hit            the network that says hit or empty
+      parameters     the network that measures photon energy and camera length
+      all            both, into a bundle of their own
+
+    PATHs are as --data. Ctrl-C ends a run at a checkpoint. That of an attribute lies in its run folder, and --resume
+    goes on to the same weights; hit, parameters and all go on by themselves, given the same --work and options.
     """
 
     epochs: int | None = Field(None, ge=1, description="passes over the data (default: the recipe's; a bundle's 12)")
@@ -263,7 +273,7 @@ class TrainSettings(_Settings):
     network: str | None = _in("Attribute", None, "network to train (default: the attribute's); see `cxls models list`")
     network_setting: Several = _in("Attribute", (), "a setting of the network, KEY=VALUE; again, or commas between")
     run_folder: Path | None = _in("Attribute", None, "folder of the run (default: runs/train/TASK-NETWORK)")
-    resume: bool = _in("Attribute", False, "go on with the run in the folder")
+    resume: bool = _in("Attribute", False, "go on with the run in --run-folder where it was cut short")
     tune: int = _in("Attribute", 0, "search hyper-parameters in so many trials; the validation loss decides", ge=0)
     checkpoint_s: float = _in("Attribute", 300.0, "between checkpoints inside an epoch, s", ge=0)
 
@@ -282,13 +292,25 @@ class TrainSettings(_Settings):
     micro_batch: int | None = _in(
         "Recipe (default: as published)", None, "most samples in memory at once; gradients add up to a batch's", ge=1
     )
-    learning_rate: float | None = _in("Recipe (default: as published)", None, "step of the optimiser", gt=0)
-    optimiser: Literal["adam", "adamw", "sgd"] | None = _in("Recipe (default: as published)", None, "optimiser")
+    learning_rate: float | None = _in(
+        "Recipe (default: as published)", None, "largest learning rate; --schedule says how it falls", gt=0
+    )
+    optimiser: Literal["adam", "adamw", "sgd"] | None = _in(
+        "Recipe (default: as published)",
+        None,
+        "adam, adamw (its weight decay apart from the gradient) or sgd; --recipe sets weight_decay and momentum",
+    )
     loss: Literal["bce", "cross-entropy", "focal", "mse", "gaussian-nll"] | None = _in(
-        "Recipe (default: as published)", None, "loss"
+        "Recipe (default: as published)",
+        None,
+        "bce or focal for a yes or no, of a frame or its pixels; cross-entropy for classes; mse, or gaussian-nll with "
+        "an uncertainty, for a number",
     )
     schedule: Literal["plateau", "one-cycle", "constant"] | None = _in(
-        "Recipe (default: as published)", None, "learning rate over the run; plateau looks at the validation loss"
+        "Recipe (default: as published)",
+        None,
+        "learning rate over the run: plateau falls when the validation loss stands still, one-cycle rises and falls, "
+        "constant stays",
     )
     patience: int | None = _in(
         "Recipe (default: as published)", None, "end after so many epochs without a better validation loss", ge=1

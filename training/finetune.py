@@ -24,6 +24,7 @@ from analyzer.networks import HitNetwork
 from training.guard import Compared, compare
 from training.hit import NETWORK, THRESHOLDS, TrainedHit, batch_of, calibrate, of_bundle, predict
 from training.hit_performance import count_row, mix_rows
+from training.loop.train import Diverged, save_batch
 from training.real_labels import Labels, class_counts
 from training.reduced_series import ReducedSeries
 from training.shots import ShotRecipe, ShotSet, make_shots, take
@@ -148,14 +149,15 @@ def finetune(
     simulated: SimulatedShots,
     recipe: FinetuneRecipe,
     device: torch.device,
+    folder: Path,
     progress: Progress | None = None,
 ) -> Finetuned:
     """Train on from the parent's weights, calibrate, set the threshold, compare with the parent (`training.guard`).
 
-    Raises ArithmeticError when the loss is no number.
+    Raises ``Diverged`` when the loss is no number, with its batch saved in `folder`.
     """
     network = copy.deepcopy(cast(HitNetwork, parent.hit)).to(device).requires_grad_(True)
-    history = _train(network, real, simulated, recipe, device, progress)
+    history = _train(network, real, simulated, recipe, device, folder, progress)
     held_out = real.held_out
     trained = _calibrated(network, simulated.validation, held_out, recipe, device, history)
     return judge(parent, trained, simulated.reference, held_out, real.reduced.crystal[real.validation], device)
@@ -167,6 +169,7 @@ def _train(
     simulated: SimulatedShots,
     recipe: FinetuneRecipe,
     device: torch.device,
+    folder: Path,
     progress: Progress | None,
 ) -> list[dict[str, float]]:
     """Train in place; the weights averaged over the last steps are left."""
@@ -187,13 +190,20 @@ def _train(
     loss_of, history, total = nn.BCEWithLogitsLoss(), [], 0.0
     network.train()
     for step in range(1, steps + 1):
-        passed = [
-            _logits(network, source, next(places), recipe, rng, device)
+        drawn = [
+            _batch(source, next(places), recipe, rng, device)
             for (source, _, _), places in zip(parts, draws, strict=True)
         ]
-        loss = loss_of(torch.cat([logits for logits, _ in passed]), torch.cat([truth for _, truth in passed]))
+        truth = torch.cat([truth for _, truth in drawn])
+        loss = loss_of(torch.cat([network(*inputs) for inputs, _ in drawn]), truth)
         if not torch.isfinite(loss):
-            raise ArithmeticError(f"the loss of step {step} is {loss.item()}; lower the learning rate")
+            fields = (torch.cat(field) for field in zip(*(inputs for inputs, _ in drawn), strict=True))
+            batch = dict(zip(("zones", "cells", "header"), fields, strict=True))
+            path = save_batch(folder, batch, truth, {"step": step})
+            raise Diverged(
+                f"the loss of step {step} is {loss.item()}; its batch is in {path}; start from another bundle, or "
+                "leave out the series whose frames are no numbers there"
+            )
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -218,19 +228,18 @@ def _forever(places: npt.NDArray[np.intp], count: int, rng: np.random.Generator)
         yield np.sort(np.fromiter(itertools.islice(endless, count), np.intp, count))
 
 
-def _logits(
-    network: nn.Module,
+def _batch(
     shots: ShotSet,
     places: npt.NDArray[np.intp],
     recipe: FinetuneRecipe,
     rng: np.random.Generator,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Logits and truth (n,) of some shots, with headers hidden or slightly wrong at random."""
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """What the network takes and the truth (n,) of some shots, with headers hidden or slightly wrong at random."""
     known = rng.random((len(places), 1)) < recipe.header_known
     shown = (known * (1 + recipe.header_error * rng.standard_normal((len(places), 2)))).astype(np.float32)
     truth = torch.from_numpy(shots.hit[places].astype(np.float32)).to(device)
-    return network(*batch_of(shots, places, shown, device)), truth
+    return batch_of(shots, places, shown, device), truth
 
 
 def _calibrated(

@@ -106,12 +106,25 @@ def make_hit(
     )
 
 
-def make_parameters(plan: Plan, device: torch.device, progress: Progress) -> ParametersCard:
-    """Train the parameter network; writes its weights and returns its card."""
+def make_parameters(
+    plan: Plan,
+    device: torch.device,
+    progress: Progress,
+    keep_going: KeepGoing = lambda done, total: True,
+) -> ParametersCard | None:
+    """Train the parameter network; writes its weights and returns its card, or None when told to stop before the end.
+
+    The run lies in the plan's folder for work: the same call goes on where it was.
+    """
     recipe = plan.parameters
     train = make_table(recipe, plan.seed, recipe.tables, progress)
     validation = make_table(recipe, plan.seed + 1, max(16, recipe.tables // 6), progress)
-    network, scale = train_parameters(train, validation, recipe, device, progress)
+    settings = hashlib.sha256(f"{recipe} {plan.seed}".encode()).hexdigest()[:8]
+    folder = plan.work / f"parameters-{settings}"
+    trained = train_parameters(train, validation, recipe, device, folder, progress=progress, keep_going=keep_going)
+    if trained is None:
+        return None
+    network, scale = trained
     performance = evaluate_parameters(network, scale, recipe, 1000 * (plan.seed + 2), device)
     digest = save_weights(network, plan.out / "parameters.safetensors")
     return ParametersCard(

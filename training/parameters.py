@@ -8,7 +8,9 @@ background and left-over Bragg light are drawn anew for each.
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from analyzer.attributes import Recipe
 from analyzer.geometry import Geometry, bin_map, series_geometry
 from analyzer.networks import ParameterNetwork, coarse_profile, profile_features, profile_index
 from sim_replay.background import expected_water
 from sim_replay.detector import CONDITIONS, Condition, eiger2_4m
+from streamer.files import BadInput
 from streamer.messages import SeriesMetadata
 from training.hit import Progress
+from training.loop import checkpoint as checkpoints
+from training.loop.optimising import Descent
+from training.loop.samples import digest
+from training.loop.train import CHECKPOINT, Diverged, save_batch
 
 COVERAGE_GOAL = 0.95
+_CHECKPOINT_S = 120.0
+_RANDOM = "random_numbers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +56,14 @@ class ParameterRecipe:
     shape_error: float = 0.005
     tables: int = 2400
     seed: int = 1
+
+    @property
+    def descent(self) -> Recipe:
+        """Optimiser and schedule, as the training loop takes them."""
+        return Recipe(
+            loss="gaussian-nll", optimiser="adamw", learning_rate=self.learning_rate, epochs=1, batch=self.batch,
+            schedule="one-cycle", weight_decay=1e-4, clip_norm=1.0,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,37 +154,106 @@ def train_parameters(
     validation: ProfileTable,
     recipe: ParameterRecipe,
     device: torch.device,
+    folder: Path,
+    *,
     progress: Progress | None = None,
-) -> tuple[ParameterNetwork, tuple[float, float, float]]:
-    """The network and the factors that make its stated sigmas cover 95 % of the validation set."""
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    network = ParameterNetwork().to(device)
-    optimiser = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, recipe.steps)
-    began = time.monotonic()
-    for step in range(recipe.steps):
-        profiles, target = draw_profiles(train, recipe, recipe.batch, generator)
-        out = network(profile_features(profiles.to(device)))
-        mean, log_sigma = out[:, :3], out[:, 3:]
-        loss = (log_sigma + 0.5 * ((target.to(device) - mean) * torch.exp(-log_sigma)) ** 2).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if progress is not None and step % 200 == 199:
-            progress(step + 1, recipe.steps, f"loss {loss.item():.3f}, {time.monotonic() - began:.0f} s")
-    pulls = _pulls(network.eval(), validation, recipe, device)
+    keep_going: Callable[[int, int], bool] = lambda done, total: True,
+) -> tuple[ParameterNetwork, tuple[float, float, float]] | None:
+    """The network and the factors that make its stated sigmas cover 95 % of the validation set.
+
+    Goes on from the checkpoint in `folder` where there is one, to the same weights; ends at one when keep_going, called
+    with (steps done, steps in all) after each, says no, which gives None. Raises ``Diverged`` when a loss is no number,
+    with its batch saved there, and ``BadInput`` for a checkpoint of another training.
+    """
+    run = _Run(train, recipe, device, folder)
+    began = written = time.monotonic()
+    while run.step < recipe.steps:
+        loss = run.descend()
+        going = keep_going(run.step, recipe.steps)
+        if not going or run.step == recipe.steps or time.monotonic() - written >= _CHECKPOINT_S:
+            run.write_checkpoint()
+            written = time.monotonic()
+        if not going:
+            return None
+        if progress is not None and run.step % 200 == 0:
+            progress(run.step, recipe.steps, f"loss {loss:.3f}, {time.monotonic() - began:.0f} s")
+    profiles, target = draw_profiles(validation, recipe, 20_000, torch.Generator().manual_seed(recipe.seed + 1))
+    pulls = _pulls(run.network.eval(), profiles, target, device)
+    if not np.isfinite(pulls).all():
+        raise run.diverged(f"after {run.step} steps its validation gives no numbers", profiles, target)
     scale = np.quantile(np.abs(pulls), COVERAGE_GOAL, axis=0) / 1.96
-    return network, (float(scale[0]), float(scale[1]), float(scale[2]))
+    return run.network, (float(scale[0]), float(scale[1]), float(scale[2]))
+
+
+class _Run:
+    """A training from its first step, or the one its checkpoint stands at.
+
+    Not one of `training.loop`: its samples are drawn, not had by place, its loss is of three numbers with an
+    uncertainty each, and no epoch's weights are chosen, the last are taken.
+    """
+
+    def __init__(self, train: ProfileTable, recipe: ParameterRecipe, device: torch.device, folder: Path) -> None:
+        self._train, self._recipe, self._device, self._folder = train, recipe, device, folder
+        self._path = folder / CHECKPOINT
+        self._what = {
+            "network": "parameters-radial-profile",
+            "recipe": asdict(recipe),
+            "training_data": digest(train.water, train.pixels, train.energy_eV, train.distance_m),
+        }
+        torch.manual_seed(recipe.seed)
+        self._generator = torch.Generator().manual_seed(recipe.seed)
+        self.network = ParameterNetwork().to(device)
+        self._descent = Descent(recipe.descent, self.network, recipe.steps, mixed=False)
+        self.step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            self._resume()
+
+    def descend(self) -> float:
+        """One step, and its loss."""
+        profiles, target = draw_profiles(self._train, self._recipe, self._recipe.batch, self._generator)
+        out = self.network(profile_features(profiles.to(self._device)))
+        mean, log_sigma = out[:, :3], out[:, 3:]
+        loss = (log_sigma + 0.5 * ((target.to(self._device) - mean) * torch.exp(-log_sigma)) ** 2).mean()
+        if not torch.isfinite(loss):
+            rate = self._descent.learning_rate
+            text = f"the loss of step {self.step + 1} is {loss.item()} at a learning rate of {rate:g}"
+            raise self.diverged(text, profiles, target)
+        self._descent.optimiser.zero_grad()
+        self._descent.backward(loss)
+        self._descent.step(self.network)
+        self.step += 1
+        return float(loss.detach())
+
+    def diverged(self, text: str, profiles: Tensor, target: Tensor) -> Diverged:
+        """The error to raise, its batch saved."""
+        path = save_batch(self._folder, {"profiles": profiles}, target, {"step": self.step})
+        kept = f", the weights before it in {CHECKPOINT}" if self._path.exists() else ""
+        return Diverged(f"parameter network: {text}; its batch is in {path}{kept}; lower the recipe's learning_rate")
+
+    def write_checkpoint(self) -> None:
+        """Everything that the next step depends on."""
+        tensors, optimiser = checkpoints.optimiser_state(self._descent.optimiser)
+        tensors = tensors | checkpoints.network_state(self.network) | {_RANDOM: self._generator.get_state()}
+        state = {"step": self.step, "optimiser": optimiser, "descent": self._descent.state()}
+        checkpoints.write(self._path, tensors, self._what, state)
+
+    def _resume(self) -> None:
+        kept = checkpoints.read(self._path, self._what)
+        checkpoints.restore_network(self.network, kept.tensors, self._path)
+        checkpoints.restore_optimiser(self._descent.optimiser, kept, self._path)
+        try:
+            self._descent.restore(kept.state["descent"])
+            self._generator.set_state(kept.tensors[_RANDOM])
+            self.step = int(kept.state["step"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise BadInput(f"{self._path}: damaged, its position cannot be read: {error}; delete it") from None
 
 
 @torch.inference_mode()
 def _pulls(
-    network: ParameterNetwork, table: ProfileTable, recipe: ParameterRecipe, device: torch.device
+    network: ParameterNetwork, profiles: Tensor, target: Tensor, device: torch.device
 ) -> npt.NDArray[np.float64]:
-    profiles, target = draw_profiles(table, recipe, 20_000, torch.Generator().manual_seed(recipe.seed + 1))
     out = network(profile_features(profiles.to(device))).cpu()
     pulls: npt.NDArray[np.float64] = ((target - out[:, :3]) * torch.exp(-out[:, 3:])).double().numpy()
     return pulls

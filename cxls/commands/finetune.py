@@ -30,6 +30,7 @@ from training.finetune import (
     simulate_shots,
     write_bundle,
 )
+from training.loop.train import Diverged
 from training.make_bundle import table
 from training.real_labels import LabelRule, class_counts, doubts, label_frames, split_blocks
 from training.reduced_series import reduce_series
@@ -59,9 +60,9 @@ def run(settings: TrainSettings, sources: Sequence[str], shards: int = SHARDS) -
     recipe = _recipe(settings)
     with interruptible_progress("training", "steps") as after_step:
         try:
-            made = finetune(parent, real, simulated, recipe, device, after_step)
+            made = finetune(parent, real, simulated, recipe, device, settings.work, after_step)
             after_step(1, 1)  # a signal while the bundles were compared ends it here, with nothing written
-        except ArithmeticError as error:
+        except Diverged as error:
             raise Failed(f"{settings.out}: not written: {error}") from None
     _finish(settings, parent_folder, parent, made, real, simulated, recipe)
 

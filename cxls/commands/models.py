@@ -16,11 +16,17 @@ from training.make_bundle import table
 
 
 def list_models() -> None:
-    """The bundles that come with the program, then every network that can be named, one a line."""
+    """The bundles that come with the program, then every network that can be named, one a line.
+
+    What cannot be loaded or built says why in its own line.
+    """
     click.echo("bundles")
     for folder in sorted(path.parent for path in DEFAULT_BUNDLE.parent.glob("*/bundle.json")):
-        bundle = load_bundle(folder)
-        click.echo(f"  {bundle.label:<28} {bundle.card.description}  ({folder})")
+        try:
+            bundle = load_bundle(folder)
+            click.echo(f"  {bundle.label:<28} {bundle.card.description}  ({folder})")
+        except BadBundle as error:
+            click.echo(f"  {folder.name:<28} cannot be used: {error}")
     networks.list_networks()
 
 

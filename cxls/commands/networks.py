@@ -12,24 +12,29 @@ from analyzer.architectures import Architecture, architecture, names
 from analyzer.attributes import Attribute
 from analyzer.bundle import BadBundle
 from analyzer.layers import LayerTable, network_table, sized
-from analyzer.single_model import CARD, SingleModelCard, first_line
+from analyzer.single_model import CARD, SingleModelCard
+from analyzer.weights import UNBUILDABLE, first_line
 from cxls.cli import Failed
 from training.published.importing import import_model
 from training.published.sizes import PAPER_SHAPE
 
 _LONG_BYTES = 1 << 30
+_TASKS = {"hit-zones-and-cells": "hit", "parameters-radial-profile": "parameters"}
+"""Networks that are trained under the name of a task: what they read is reduced frames, which no data set has."""
 
 
 def list_networks() -> None:
-    """Every network with its parameters at the paper's frame size, its inputs and its source."""
+    """Every network with its parameters at the paper's frame size, its inputs and its source or its own task."""
     click.echo(f"networks, with their parameters for frames of {_by(PAPER_SHAPE)}")
     for name in names():
         try:
             found, table = architecture(name), network_table(name, {}, PAPER_SHAPE)
-            line = f"{table.parameters:>15,}  {' + '.join(found.inputs):<42} {found.source or 'own'}"
-        except (TypeError, ValueError, RuntimeError) as error:
+            source = f"own, trained by cxls train {_TASKS[name]}" if name in _TASKS else found.source or "own"
+            line = f"{table.parameters:>15,}  {' + '.join(found.inputs):<42} {source}"
+        except UNBUILDABLE as error:
             line = f"cannot be used: {first_line(error)}"
         click.echo(f"  {name:<28} {line}")
+    click.echo("trained by cxls train ATTRIBUTE --network NAME, but for those with a task of their own")
 
 
 def show_network(name: str, shape: tuple[int, int] | None, settings: list[str], as_json: bool) -> None:

@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import click
 import msgspec
@@ -11,30 +12,37 @@ import torch
 
 from analyzer import attributes
 from analyzer.attributes import Attribute
-from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, BundleCard, HitCard
+from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, BundleCard, HitCard, ParametersCard
 from cxls.cli import Failed, Interrupted, stop_on_signals
 from cxls.commands import finetune, train_attribute
 from cxls.commands.analyze import choose_device
 from cxls.settings import BadSettings, Resolved, TrainSettings
 from training.hit import HitRecipe
+from training.loop.distributed import world_size
 from training.loop.train import Diverged
-from training.make_bundle import Plan, Progress, make_hit, make_parameters, table, write_bundle
+from training.make_bundle import Plan, make_hit, make_parameters, table, write_bundle
 from training.parameters import ParameterRecipe
 
 BUNDLE_TASKS = ("hit", "parameters", "all")
 _OF_BUNDLES = ("out", "work", "shards", "steps")
 _OF_BOTH = ("epochs", "seed", "workers", "device")
 
+Card = TypeVar("Card", HitCard, ParametersCard)
+
 
 def run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> None:
     """Train what the task names. Raises ``BadSettings`` for an unknown task and for options of the other kind."""
     if resolved.settings.finetune:
+        _refuse_several_processes(f"{task} --finetune")
         _finetune(resolved, task, paths)
     elif task in BUNDLE_TASKS:
         if paths:
             raise BadSettings(f"cxls train {task} {paths[0]}: a bundle is trained on simulated shots, not on files")
+        _refuse_several_processes(task)
         others = {*TrainSettings.model_fields} - {*_OF_BUNDLES, *_OF_BOTH}
         _refuse_adaptation(resolved, task)
+        text = "goes on by itself where it was cut short, given the same --work and options; leave out --{}"
+        _refuse(resolved, {"resume"}, f"cxls train {task}: {text}")
         _refuse(resolved, others, f"cxls train {task}: of a bundle; --{{}} is for attributes such as peak or energy")
         _train_bundle(resolved.settings, task)
     else:
@@ -43,6 +51,15 @@ def run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> N
         _refuse(resolved, {*_OF_BUNDLES}, f"cxls train {task}: an attribute; --{{}} is for {', '.join(BUNDLE_TASKS)}")
         settings = resolved.settings
         train_attribute.run(settings.model_copy(update={"data": (*settings.data, *paths)}), attribute)
+
+
+def _refuse_several_processes(task: str) -> None:
+    """Raises BadSettings under torchrun: each process would write the same files."""
+    if (count := world_size()) > 1:
+        raise BadSettings(
+            f"cxls train {task}: one process trains, torchrun started {count}; run it without torchrun, --workers says "
+            "how many processes simulate (attributes such as peak or energy take several)"
+        )
 
 
 def _refuse_adaptation(resolved: Resolved[TrainSettings], task: str) -> None:
@@ -104,22 +121,25 @@ def _train_bundle(settings: TrainSettings, task: str) -> None:
         if stopped:
             raise Interrupted(stopped[0])
 
-    hit = base.hit if task == "parameters" and base is not None else _hit(plan, device, progress, stopped)
-    parameters = make_parameters(plan, device, progress) if task != "hit" or base is None else base.parameters
+    def keep_going(done: int, total: int) -> bool:
+        del done, total
+        return not stopped
+
+    def made(make: Callable[..., Card | None]) -> Card:
+        try:
+            card = make(plan, device, progress, keep_going)
+        except Diverged as error:
+            raise Failed(str(error)) from None
+        if card is None:
+            raise Interrupted(stopped[0])
+        return card
+
+    hit = base.hit if task == "parameters" and base is not None else made(make_hit)
+    parameters = made(make_parameters) if task != "hit" or base is None else base.parameters
     card = write_bundle(plan, hit, parameters)
     click.echo(f"{plan.out}: bundle {card.name}")
     click.echo(table(card.hit.performance["rows"]))
     click.echo(table(card.parameters.performance["rows"]))
-
-
-def _hit(plan: Plan, device: torch.device, progress: Progress, stopped: list[int]) -> HitCard:
-    try:
-        hit = make_hit(plan, device, progress, lambda done, total: not stopped)
-    except Diverged as error:
-        raise Failed(str(error)) from None
-    if hit is None:
-        raise Interrupted(stopped[0])
-    return hit
 
 
 def _base(plan: Plan) -> BundleCard:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import msgspec
 
+from analyzer.architectures import architecture
 from analyzer.attributes import Attribute, Recipe, recipe_for
 from analyzer.single_model import SingleModelCard, save_model
 from cxls.cli import Failed, Interrupted, stop_on_signals
@@ -25,7 +26,7 @@ from training.loop.judging import metric_name
 from training.loop.opening import Sides, shared_sides, simulated_sides, split_sides
 from training.loop.record import RUN, Epoch
 from training.loop.simulated import Simulation
-from training.loop.train import Conduct, Diverged, Job, Trained, train
+from training.loop.train import Conduct, Diverged, Job, Trained, started_from, train
 from training.loop.tune import tune
 
 MODEL = "model"
@@ -55,6 +56,7 @@ def run(settings: TrainSettings, attribute: Attribute) -> None:
             micro_batch=settings.micro_batch,
             workers=_readers(settings, here),
             checkpoint_s=settings.checkpoint_s,
+            on_begin=_echo_begin if here.writes else _silent,
             on_epoch=_echo_epochs(job.recipe.epochs, metric_name(attribute)) if here.writes else _silent,
             note={"command": _command(), "options": msgspec.to_builtins(settings.model_dump(mode="json"))},
         )
@@ -78,6 +80,7 @@ def _save(job: Job, trained: Trained, folder: Path, sides: Sides) -> None:
     performance = {"validation": trained.validation.summary()}
     if trained.test is not None:
         performance["test"] = trained.test.summary()
+    start = started_from(job.network, trained.settings)
     card = SingleModelCard(
         network=job.network,
         settings=trained.settings,
@@ -93,7 +96,8 @@ def _save(job: Job, trained: Trained, folder: Path, sides: Sides) -> None:
             "samples": {"training": len(sides.training), "validation": len(sides.validation)},
             "epochs": len(trained.history),
             "kept_epoch": trained.best_epoch,
-        },
+        }
+        | ({} if start is None else {"start": start}),
         performance=performance,
         origin=f"trained by cxls train {attribute.name}",
     )
@@ -166,6 +170,18 @@ def _going(here: Ranks) -> Iterator[Callable[[int, int], bool]]:
         raise stopped[0]
 
 
+def _echo_begin(facts: dict[str, Any]) -> None:
+    training, validation = facts["samples"]["training"], facts["samples"]["validation"]
+    ranks = f", {facts['ranks']} processes" if facts["ranks"] > 1 else ""
+    click.echo(
+        f"{facts['network']} for {facts['attribute']}: {facts['parameters']:,} parameters, {training} samples to train "
+        f"on, {validation} to validate on, on {facts['device']}{ranks}"
+    )
+    if facts.get("start") == "from scratch":
+        keys = " or ".join(f"--network-setting {key}=FILE" for key in architecture(facts["network"]).start_only)
+        click.echo(f"{facts['network']} starts from scratch; {keys} starts it from ready weights")
+
+
 def _echo_epochs(epochs: int, metric: str) -> Callable[[Epoch], None]:
     def echo(row: Epoch) -> None:
         click.echo(
@@ -177,8 +193,8 @@ def _echo_epochs(epochs: int, metric: str) -> Callable[[Epoch], None]:
     return echo
 
 
-def _silent(row: Epoch) -> None:
-    del row
+def _silent(said: Epoch | dict[str, Any]) -> None:
+    del said
 
 
 def _command() -> str:

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
+from analyzer import architectures
+from analyzer.architectures import Architecture
 from analyzer.bundle import BadBundle, load_bundle, save_weights
 from analyzer.networks import HitNetwork
 from tests.analyzer.builders import write_bundle
@@ -108,19 +111,73 @@ def test_an_unknown_network_is_refused_and_the_known_ones_are_named(folder: Path
     assert "hit-zones-and-cells" in text
 
 
-def test_weights_of_another_architecture_are_refused(folder: Path) -> None:
+def put_weights(folder: Path, raw: bytes) -> None:
+    """Other weights of the hit network, with the card's hash made right."""
+    (folder / "hit.safetensors").write_bytes(raw)
+    change(folder, "hit", sha256=hashlib.sha256(raw).hexdigest())
+
+
+def test_weights_of_another_architecture_are_refused_by_the_first_tensor_that_is_missing(folder: Path) -> None:
     change(folder, "hit", network="parameters-radial-profile")
-    assert "do not fit" in refusal(folder)
+    assert "hit.safetensors: the weights do not fit network 'parameters-radial-profile': there is no center (3,)" in (
+        refusal(folder)
+    )
 
 
-@pytest.mark.parametrize("settings", [{"channels": 4}, {"colour": "red"}, {"channels": "many"}, {"channels": -1}])
-def test_settings_that_do_not_fit_are_refused(folder: Path, settings: dict[str, Any]) -> None:
-    change(folder, "hit", settings=settings)
-    assert "do not fit" in refusal(folder)
+def test_weights_of_another_shape_precision_or_with_more_are_refused_by_their_tensor(folder: Path) -> None:
+    state = HitNetwork().state_dict()
+    put_weights(folder, save(HitNetwork(channels=4).state_dict()))
+    text = refusal(folder)
+    assert "zone_layers.0.weight is (4, " in text
+    assert "the network's is (24, " in text
+    put_weights(folder, save({name: tensor.half() for name, tensor in state.items()}))
+    assert "zone_layers.0.weight is of torch.float16, the network's of torch.float32" in refusal(folder)
+    put_weights(folder, save({**state, "tail.weight": torch.zeros(1)}))
+    assert "the network has no tail.weight" in refusal(folder)
+    put_weights(folder, save({}))
+    assert "there is no zone_layers.0.weight (24, " in refusal(folder)
+
+
+def test_settings_of_another_network_are_refused_by_the_tensor_that_does_not_fit(folder: Path) -> None:
+    change(folder, "hit", settings={"channels": 4})
+    assert "zone_layers.0.weight" in refusal(folder)
 
 
 @pytest.mark.parametrize(
-    "name", ["../hit.safetensors", "/etc/passwd", "sub/hit.safetensors", "..", "", "hit.pt", "hit.safetensors/."]
+    "settings",
+    [{"colour": "red"}, {"channels": "many"}, {"channels": -1}, {"channels": 1 << 62}, {"channels": 1 << 90}],
+)
+def test_settings_that_the_network_does_not_take_are_refused(folder: Path, settings: dict[str, Any]) -> None:
+    change(folder, "hit", settings=settings)
+    assert "bundle.json: network 'hit-zones-and-cells' cannot be built" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("variant big is none of small\nand more"), ImportError("No module named 'x'"), KeyError("x")]
+)
+def test_whatever_a_constructor_raises_is_one_line_with_its_network(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def build() -> HitNetwork:
+        raise error
+
+    monkeypatch.setitem(architectures.OWN, "picky", Architecture(build=build, inputs=("image",)))
+    change(folder, "hit", network="picky")
+    assert f"bundle.json: network 'picky' cannot be built: {str(error).splitlines()[0]}" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../hit.safetensors",
+        "/etc/passwd",
+        "sub/hit.safetensors",
+        "..",
+        "",
+        "hit.pt",
+        "hit.safetensors/.",
+        "hit\0.safetensors",
+    ],
 )
 def test_weights_outside_the_folder_are_refused(folder: Path, name: str) -> None:
     change(folder, "hit", weights=name)
@@ -137,20 +194,23 @@ class Trap:
         return os.mkdir, (str(self.marker),)
 
 
-def test_a_pickle_is_refused_and_never_run(folder: Path, tmp_path: Path) -> None:
-    trap, path = pickle.dumps(Trap(tmp_path / "sprung")), folder / "hit.safetensors"
-    path.write_bytes(trap)
-    change(folder, "hit", sha256=hashlib.sha256(trap).hexdigest())
-    assert "do not fit" in refusal(folder)
+def test_a_pickle_is_refused_as_one_and_never_run(folder: Path, tmp_path: Path) -> None:
+    trap = Trap(tmp_path / "sprung")
+    torch.save({"extra": trap}, tmp_path / "a.pt")
+    torch.save({"extra": trap}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for raw in (pickle.dumps(trap), (tmp_path / "a.pt").read_bytes(), (tmp_path / "old.pt").read_bytes()):
+        put_weights(folder, raw)
+        text = refusal(folder)
+        assert "hit.safetensors: a pickle" in text
+        assert "only safetensors are read" in text
     assert not (tmp_path / "sprung").exists()
 
 
 def test_truncated_weights_with_a_matching_hash_are_refused(folder: Path) -> None:
-    path = folder / "hit.safetensors"
-    raw = path.read_bytes()[:100]
-    path.write_bytes(raw)
-    change(folder, "hit", sha256=hashlib.sha256(raw).hexdigest())
-    assert "do not fit" in refusal(folder)
+    raw = (folder / "hit.safetensors").read_bytes()
+    for length in (0, 5, 8, 9, 100, len(raw) - 1):
+        put_weights(folder, raw[:length])
+        assert "hit.safetensors: not a safetensors file" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["bundle.json", "hit.safetensors"])

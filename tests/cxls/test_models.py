@@ -1,6 +1,8 @@
 """The pages about models say what the shipped bundle's card says; networks are listed, shown and imported."""
 
 import json
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,26 @@ def test_the_list_has_bundles_and_networks_with_their_parameters() -> None:
     assert "17,784,713" in lines["paper-binary-cnn"]
     assert "image + clean_image" in lines["paper-dual-input"]
     assert set(names()) <= set(lines)
+    assert lines["hit-zones-and-cells"].endswith("own, trained by cxls train hit")
+    assert lines["parameters-radial-profile"].endswith("own, trained by cxls train parameters")
+    assert "cxls train ATTRIBUTE --network NAME" in done.stdout
+
+
+def test_a_bundle_that_cannot_be_loaded_has_its_line_and_the_list_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(DEFAULT_BUNDLE, tmp_path / "default")
+    shutil.copytree(DEFAULT_BUNDLE, tmp_path / "broken")
+    (tmp_path / "broken" / "hit.safetensors").write_bytes(pickle.dumps({"weights": [1.0]}))
+    monkeypatch.setattr("cxls.commands.models.DEFAULT_BUNDLE", tmp_path / "default")
+    done = cxls("models", "list")
+    assert (done.returncode, done.stderr) == (0, "")
+    broken, good = done.stdout.splitlines()[1:3]
+    assert broken.split()[0] == "broken"
+    assert "cannot be used: " in broken
+    assert "hit.safetensors: a pickle" in broken
+    assert good.split()[0] == load_bundle(DEFAULT_BUNDLE).label
+    assert "17,784,713" in done.stdout
 
 
 def test_a_network_is_shown_layer_by_layer_for_any_frame_size() -> None:

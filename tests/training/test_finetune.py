@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from analyzer.bundle import CARD, BadBundle, Bundle, load_bundle, save_card, save_weights
 from analyzer.drift import SCORE_BINS
@@ -32,6 +33,7 @@ from training.finetune import (
 )
 from training.guard import compare
 from training.hit import predict
+from training.loop.train import NONFINITE, Diverged
 from training.real_labels import FEWEST, LabelRule, doubts, label_frames, split_blocks
 from training.reduced_series import ReducedSeries, SeriesCount
 from training.shots import ShotSet
@@ -69,11 +71,12 @@ def simulated() -> SimulatedShots:
 @pytest.fixture(scope="module")
 def parent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that tells a bright cell."""
-    folder = write_bundle(tmp_path_factory.mktemp("parents") / "parent")
+    parents = tmp_path_factory.mktemp("parents")
+    folder = write_bundle(parents / "parent")
     random = load_bundle(folder)
     shots = SimulatedShots(made_shots(384, 1), made_shots(96, 2), made_shots(160, 3))
     recipe = FinetuneRecipe(epochs=6, batch=32, learning_rate=4e-3)
-    trained = finetune(random, real_frames(400, 4), shots, recipe, CPU).trained
+    trained = finetune(random, real_frames(400, 4), shots, recipe, CPU, parents).trained
     card = random.card
     hit = msgspec.structs.replace(
         card.hit,
@@ -244,10 +247,14 @@ def test_a_difference_that_chance_makes_is_allowed() -> None:
 # --- training ---------------------------------------------------------------------------
 
 
-def test_training_goes_on_from_the_parent_and_leaves_it_as_it_was(parent: Bundle, simulated: SimulatedShots) -> None:
+def test_training_goes_on_from_the_parent_and_leaves_it_as_it_was(
+    parent: Bundle, simulated: SimulatedShots, tmp_path: Path
+) -> None:
     before = predict(parent.hit, simulated.reference, CPU)
     steps: list[tuple[int, int]] = []
-    made = finetune(parent, real_frames(), simulated, QUICK, CPU, lambda done, total: steps.append((done, total)))
+    made = finetune(
+        parent, real_frames(), simulated, QUICK, CPU, tmp_path, lambda done, total: steps.append((done, total))
+    )
     np.testing.assert_array_equal(predict(parent.hit, simulated.reference, CPU), before)
     after = predict(made.trained.network, simulated.reference, CPU)
     assert not np.array_equal(after, before)
@@ -258,7 +265,9 @@ def test_training_goes_on_from_the_parent_and_leaves_it_as_it_was(parent: Bundle
     assert 0.05 <= made.trained.threshold <= 0.99
 
 
-def test_what_the_parent_does_not_know_is_learnt_from_real_frames(parent: Bundle, simulated: SimulatedShots) -> None:
+def test_what_the_parent_does_not_know_is_learnt_from_real_frames(
+    parent: Bundle, simulated: SimulatedShots, tmp_path: Path
+) -> None:
     real = real_frames()
     # The light of this jet is bright everywhere, its hits less bright: nothing that the simulated shots show.
     cells = real.reduced.shots.cells.copy()
@@ -266,18 +275,25 @@ def test_what_the_parent_does_not_know_is_learnt_from_real_frames(parent: Bundle
     cells[real.labels.hit, :, :SCALES] /= 3
     real = replace(real, reduced=replace(real.reduced, shots=replace(real.reduced.shots, cells=cells)))
     recipe = replace(QUICK, epochs=6, learning_rate=2e-3)
-    made = finetune(parent, real, simulated, recipe, CPU)
+    made = finetune(parent, real, simulated, recipe, CPU, tmp_path)
     area = next(each for each in made.compared if (each.frames, each.figure) == ("real frames", "AUC"))
     assert area.old < 0.5
     assert area.new > 0.9
 
 
-def test_a_loss_that_is_no_number_stops_the_training(parent: Bundle, simulated: SimulatedShots) -> None:
+def test_a_loss_that_is_no_number_stops_the_training_with_the_batch_saved(
+    parent: Bundle, simulated: SimulatedShots, tmp_path: Path
+) -> None:
     broken = replace(parent, hit=copy.deepcopy(parent.hit))
     with torch.no_grad():
         next(iter(broken.hit.parameters())).fill_(float("nan"))
-    with pytest.raises(ArithmeticError, match="the loss of step 1 is nan"):
-        finetune(broken, real_frames(), simulated, QUICK, CPU)
+    with pytest.raises(Diverged, match=f"the loss of step 1 is nan; its batch is in {tmp_path / NONFINITE}; "):
+        finetune(broken, real_frames(), simulated, QUICK, CPU, tmp_path)
+    saved = load_file(tmp_path / NONFINITE)
+    assert {name: len(values) for name, values in saved.items()} == dict.fromkeys(
+        ("inputs.zones", "inputs.cells", "inputs.header", "target"), QUICK.batch
+    )
+    assert all(torch.isfinite(values).all() for values in saved.values())
 
 
 def test_simulated_shots_are_of_seeds_that_no_training_takes() -> None:

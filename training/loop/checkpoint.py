@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from analyzer.single_model import first_line, is_pickle, misfit
+from analyzer.weights import PICKLE, first_line, is_pickle, misfit
 from streamer.files import BadInput
 
 FORMAT = "cxls-checkpoint-1"
@@ -58,7 +58,7 @@ def read(path: Path, what: Mapping[str, Any]) -> Checkpoint:
         with path.open("rb") as file:
             start = file.read(9)
         if is_pickle(start):
-            raise BadInput(f"{path}: a pickle, which can execute code; checkpoints are safetensors")
+            raise BadInput(f"{path}: {PICKLE}")
         with safe_open(path, "pt") as opened:
             header = json.loads((opened.metadata() or {}).get(_HEADER, "null"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dict)

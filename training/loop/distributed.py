@@ -76,10 +76,15 @@ class Ranks:
         return out
 
 
+def world_size() -> int:
+    """How many processes `torchrun` has started, as the environment says; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def ranks(device: str) -> Iterator[Ranks]:
     """This process as `torchrun` describes it in the environment, else alone. device: cpu or cuda."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     if world == 1:
         yield Ranks(torch.device(device))
         return

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from analyzer.architectures import Architecture, architecture, names
 from analyzer.attributes import Attribute, Recipe
+from analyzer.weights import first_line
 from streamer.files import BadInput
 from training.loop import checkpoint as checkpoints
 from training.loop import plots
@@ -58,8 +59,9 @@ class Conduct:
 
     folder: of the run. micro_batch: most samples in memory at once; a batch may be larger. workers: processes that read
     ahead. checkpoint_s: seconds between checkpoints inside an epoch; there is always one after it. keep_going is called
-    with (steps done, steps in all) after each; False ends the run at a checkpoint. on_epoch is called after each epoch
-    on every rank; it may raise. draws: whether plots are wanted. note: what the record of the run is to say besides.
+    with (steps done, steps in all) after each, and while samples are judged after each batch of them; False ends the
+    run at a checkpoint. on_begin is called on every rank with what `run.json` holds before the first step, on_epoch
+    after each epoch; it may raise. draws: whether plots are wanted. note: what the record is to say besides.
     """
 
     folder: Path
@@ -69,6 +71,7 @@ class Conduct:
     workers: int = 0
     checkpoint_s: float = 300.0
     keep_going: Callable[[int, int], bool] = lambda done, total: True
+    on_begin: Callable[[dict[str, Any]], None] = lambda facts: None
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
     draws: bool = True
     note: dict[str, Any] = field(default_factory=dict)
@@ -96,10 +99,35 @@ def train(
     validation set.
 
     Raises ``BadInput`` before anything is written: an unknown network, settings it does not have, a source that lacks
-    a field (named with its file), a truth without a target, a checkpoint of another training. ``Diverged`` when a loss
-    is not finite, with the batch saved in the run folder.
+    a field (named with its file), a network whose output the attribute or the loss cannot take, a checkpoint of another
+    training; later for a truth without a target. ``Diverged`` when a loss is not finite, with the batch saved in the
+    run folder.
     """
     return _Run(job, training, validation, test, conduct).run()
+
+
+def started_from(network: str, settings: dict[str, Any]) -> str | dict[str, Any] | None:
+    """Where a network that can start from ready weights starts: these settings, or "from scratch"; None for others."""
+    possible = architecture(network).start_only
+    given = {name: settings[name] for name in possible if settings.get(name) is not None}
+    return (given or "from scratch") if possible else None
+
+
+def save_batch(
+    folder: Path,
+    batch: dict[str, Tensor],
+    target: Tensor,
+    where: dict[str, int],
+    places: NDArray[np.intp] | None = None,
+) -> Path:
+    """Save a batch whose loss is no number, where in the run it came, and its samples' places; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"inputs.{name}": values for name, values in batch.items()} | {"target": target}
+    if places is not None:
+        tensors |= as_tensors({"places": places})
+    tensors = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
+    save_file(tensors, folder / NONFINITE, {name: str(value) for name, value in where.items()})
+    return folder / NONFINITE
 
 
 def evaluate(job: Job, network: nn.Module, source: Source, ranks: Ranks | None = None, workers: int = 0) -> Judged:
@@ -107,14 +135,16 @@ def evaluate(job: Job, network: nn.Module, source: Source, ranks: Ranks | None =
     ranks = ranks or Ranks(next(network.parameters()).device)
     found = _architecture(job.network)
     _require(job, found, source, job.recipe.views[-1:])
-    return _Judge(job, found, ranks, workers, 1.0).judge(network, source)
+    judged = _Judge(job, found, ranks, workers, 1.0, job.recipe.batch).judge(network, source)
+    assert judged is not None  # nothing tells it to stop
+    return judged
 
 
 class _Judge:
-    """Feeds batches to a network; what training and evaluation share."""
+    """Feeds batches to a network; what training and evaluation share. most: samples judged at once."""
 
-    def __init__(self, job: Job, found: Architecture, ranks: Ranks, workers: int, pos_weight: float) -> None:
-        self.job, self.ranks, self.workers = job, ranks, workers
+    def __init__(self, job: Job, found: Architecture, ranks: Ranks, workers: int, pos_weight: float, most: int) -> None:
+        self.job, self.ranks, self.workers, self.most = job, ranks, workers, most
         self.inputs = found.inputs
         self.loss = per_sample_loss(job.recipe, pos_weight)
         self.mixed = job.recipe.mixed_precision and ranks.device.type == "cuda"
@@ -145,12 +175,19 @@ class _Judge:
             raise BadInput(f"network {self.job.network!r} for {self.job.attribute.name!r}: {error}") from None
 
     @torch.no_grad()
-    def judge(self, network: nn.Module, source: Source, keep_batch: Callable[..., None] | None = None) -> Judged:
-        """Loss and decisions of every sample of a source, the same on every rank."""
+    def judge(
+        self,
+        network: nn.Module,
+        source: Source,
+        keep_batch: Callable[..., None] | None = None,
+        keep_going: Callable[[], bool] = lambda: True,
+    ) -> Judged | None:
+        """Loss and decisions of every sample of a source, the same on every rank; None when one is told to stop."""
         view = self.job.recipe.views[-1]
         network.eval()
-        mine = in_turn(self.ranks.share(np.arange(len(source))), self.job.recipe.batch)
+        mine = in_turn(self.ranks.share(np.arange(len(source))), self.most)
         kept: list[NDArray[np.float64]] = []
+        going = True
         for places, batch in zip(mine, load(source, mine, self.fields((view,)), self.workers), strict=True):
             target = self.target(batch, source.name)
             outputs = self.outputs(network, batch, view)
@@ -159,10 +196,43 @@ class _Judge:
                 keep_batch(batch, target, places)
             truth = batch[self.job.attribute.field].numpy()
             kept.append(np.column_stack([losses, rows(self.job.attribute, outputs.float(), target, truth)]))
+            going = keep_going()
+            if not going:
+                break
+        (stops,) = self.ranks.total([not going])
+        if stops:
+            return None
         columns = 5 if self.job.attribute.kind == "map" else 4
         table = np.concatenate(kept) if kept else np.zeros((0, columns))
         table = self.ranks.gather(table, len(source))
         return from_rows(self.job.attribute, table[:, 0], table[:, 1:])
+
+    @torch.no_grad()
+    def try_one(self, network: nn.Module, source: Source) -> None:
+        """Judge the first sample of a source. Raises ``BadInput`` for an output that cannot be learnt from or read."""
+        view = self.job.recipe.views[-1]
+        batch = as_tensors(source.batch(np.array([0]), self.fields((view,))))
+        target = self.target(batch, source.name)
+        attribute, name = self.job.attribute, self.job.network
+        network.eval()
+        try:
+            outputs = self.outputs(network, batch, view)
+        except RuntimeError as error:
+            said = ", ".join(f"{each} {tuple(values.shape[1:])}" for each, values in batch.items())
+            raise BadInput(f"network {name!r} does not take a sample of {said}: {first_line(error)}") from None
+        if attribute.values and outputs.shape[1:] != (len(attribute.values),):
+            raise BadInput(
+                f"network {name!r} for {attribute.name!r}: outputs of shape {tuple(outputs.shape)} for "
+                f"{len(attribute.values)} classes; take a network that fits, `cxls models list` names them"
+            )
+        self.losses(outputs, target)
+        try:
+            rows(attribute, outputs.float(), target, batch[attribute.field].numpy())
+        except (ValueError, IndexError, RuntimeError) as error:
+            raise BadInput(
+                f"network {name!r}: attribute {attribute.name!r} cannot decide from outputs of shape "
+                f"{tuple(outputs.shape)}: {first_line(error)}"
+            ) from None
 
 
 class _Run:
@@ -186,9 +256,11 @@ class _Run:
                 "give a larger --batch or fewer processes"
             )
         self.pos_weight = _pos_weight(job, training)
-        self.judge = _Judge(job, found, self.ranks, conduct.workers, self.pos_weight)
+        most = min(recipe.batch, conduct.micro_batch or recipe.batch)
+        self.judge = _Judge(job, found, self.ranks, conduct.workers, self.pos_weight, most)
         seed_everything(job.seed)
         self.network = self.ranks.synchronised(_build(job, found, self.settings).to(self.ranks.device))
+        self.judge.try_one(self.network, validation)
         self.descent = Descent(recipe, self.network, recipe.epochs * self.steps * len(recipe.views), self.judge.mixed)
         self.what = _what(job, self.settings, training, validation)
         self.position, self.history, self.best_epoch = Position(), list[Epoch](), 0
@@ -202,9 +274,11 @@ class _Run:
             self._resume()
 
     def run(self) -> Trained | None:
+        facts = self._facts()
         if self.ranks.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write_run(None, None)
+            write_run(self.folder, facts)
+        self.conduct.on_begin(facts)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             wrapped = self.ranks.wrap(self.network)
             while self.position.epoch < self.job.recipe.epochs and not self._stale:
@@ -235,8 +309,7 @@ class _Run:
                 self._step(network, batch, target, places, view, len(whole))
             self.position = Position(epoch, step + 1)
             self.spent_s = before_s + time.monotonic() - began
-            going = self.conduct.keep_going(epoch * self.steps + step + 1, recipe.epochs * self.steps)
-            (stops,) = self.ranks.total([not going])
+            (stops,) = self.ranks.total([not self._going()])
             if stops or time.monotonic() - last_written >= self.conduct.checkpoint_s:
                 self._checkpoint()
                 last_written = time.monotonic()
@@ -244,6 +317,9 @@ class _Run:
                 return False
         trained_s = max(self.spent_s, 1e-9)
         judged = self._judge_validation()
+        if judged is None:
+            self._checkpoint()
+            return False
         validation_loss = float(judged.loss.mean())
         rate = self.descent.learning_rate
         self.descent.after_epoch(validation_loss)
@@ -302,25 +378,27 @@ class _Run:
         self.loss_sum += total
         self.seen += whole
 
-    def _judge_validation(self) -> Judged:
-        judged = self.judge.judge(self.network, self.validation, self._keep)
-        if not np.isfinite(judged.loss).all():
+    def _going(self) -> bool:
+        done = self.position.epoch * self.steps + self.position.step
+        return self.conduct.keep_going(done, self.job.recipe.epochs * self.steps)
+
+    def _judge_validation(self) -> Judged | None:
+        judged = self.judge.judge(self.network, self.validation, self._keep, self._going)
+        if judged is not None and not np.isfinite(judged.loss).all():
             raise self._diverged(f"the validation loss is {judged.loss.mean()} after {self.position.step} steps")
         return judged
 
     def _diverged(self, text: str) -> Diverged:
+        kept = f", the weights before it in {CHECKPOINT}" if (self.folder / CHECKPOINT).exists() else ""
         return Diverged(
-            f"epoch {self.position.epoch + 1}: {text}; its batch is in {self.folder / NONFINITE}, the weights before "
-            f"it in {CHECKPOINT}; lower the learning rate or clip the gradient"
+            f"epoch {self.position.epoch + 1}: {text}; its batch is in {self.folder / NONFINITE}{kept}; lower the "
+            "learning rate or clip the gradient"
         )
 
     def _keep(self, batch: dict[str, Tensor], target: Tensor, places: NDArray[np.intp]) -> None:
         """Save a batch whose loss is no number."""
-        inputs = {f"inputs.{name}": values.contiguous() for name, values in batch.items()}
-        where = {"epoch": str(self.position.epoch), "step": str(self.position.step), "rank": str(self.ranks.rank)}
-        tensors = {**inputs, "target": target.cpu().contiguous(), **as_tensors({"places": places})}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, self.folder / NONFINITE, where)
+        where = {"epoch": self.position.epoch, "step": self.position.step, "rank": self.ranks.rank}
+        save_batch(self.folder, batch, target, where, places)
 
     def _checkpoint(self) -> None:
         if not self.ranks.writes:
@@ -353,26 +431,35 @@ class _Run:
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{path}: damaged, its position cannot be read: {error}; begin anew elsewhere") from None
 
-    def _end(self) -> Trained:
+    def _end(self) -> Trained | None:
         # Other ranks wait here until the first has written the best weights: they gather the losses first.
         path = self.folder / BEST
         self.ranks.total([0.0])
         checkpoints.restore_network(self.network, checkpoints.read(path, self.what).tensors, path)
         judged = self._judge_validation()
-        tested = None if self.test is None else self.judge.judge(self.network, self.test)
+        if judged is None:
+            return None
+        tested = None
+        if self.test is not None:
+            tested = self.judge.judge(self.network, self.test, keep_going=self._going)
+            if tested is None:
+                return None
         if self.ranks.writes:
             write_history(self.folder, self.history, metric_name(self.job.attribute))
-            self._write_run(judged, tested)
+            write_run(self.folder, self._facts() | self._results(judged, tested))
             if self.conduct.draws:
                 shown = (judged, "validation set") if tested is None else (tested, "test set")
                 plots.draw(self.folder, self.history, *shown)
         self.network.requires_grad_(False)
         return Trained(self.network, self.settings, tuple(self.history), self.best_epoch, judged, tested, self._stale)
 
-    def _write_run(self, judged: Judged | None, tested: Judged | None) -> None:
-        facts = {
+    def _facts(self) -> dict[str, Any]:
+        """What the run's record says before it has begun."""
+        start = started_from(self.job.network, self.settings)
+        return {
             **self.conduct.note,
             **self.what,
+            **({} if start is None else {"start": start}),
             "epochs": self.job.recipe.epochs,
             "patience": self.job.recipe.patience,
             "pos_weight": self.pos_weight,
@@ -384,11 +471,15 @@ class _Run:
             "micro_batch": self.conduct.micro_batch,
             **surroundings(),
         }
-        if judged is not None:
-            facts |= {"best_epoch": self.best_epoch, "epochs_done": len(self.history), "validation": judged.summary()}
-        if tested is not None:
-            facts["test"] = tested.summary()
-        write_run(self.folder, facts)
+
+    def _results(self, judged: Judged, tested: Judged | None) -> dict[str, Any]:
+        """And what it says besides at the end."""
+        return {
+            "best_epoch": self.best_epoch,
+            "epochs_done": len(self.history),
+            "validation": judged.summary(),
+            **({} if tested is None else {"test": tested.summary()}),
+        }
 
 
 def _what(job: Job, settings: dict[str, Any], training: Source, validation: Source) -> dict[str, Any]:

@@ -129,8 +129,13 @@ def _trial(job: Job, sides: Sides, conduct: Conduct, values: dict[str, Any], is_
     """Train in the folder of these values, from the checkpoint there, where there is one; the last is reported on."""
     name = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
     folder: Path = conduct.folder / TRIALS / name
-    here = replace(conduct, folder=folder, resume=folder.is_dir(), draws=is_last)
+    on_begin = conduct.on_begin if is_last else _unsaid
+    here = replace(conduct, folder=folder, resume=folder.is_dir(), draws=is_last, on_begin=on_begin)
     return train(job, sides.training, sides.validation, here, sides.test if is_last else None)
+
+
+def _unsaid(facts: dict[str, Any]) -> None:
+    del facts
 
 
 def _done(study: "optuna.Study") -> int:

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from analyzer.bundle import BadBundle
-from analyzer.single_model import SingleModelCard, fill, first_line, meta_network, save_model
+from analyzer.single_model import SingleModelCard, save_model
+from analyzer.weights import fill, first_line, meta_network
 
 LARGEST_PICKLE_BYTES = 16 << 20
 """Of the archive's own list of tensors; that of a network of a thousand layers is a tenth of a megabyte."""

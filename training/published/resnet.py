@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from analyzer.bundle import BadBundle
-from analyzer.single_model import first_line, is_pickle
+from analyzer.weights import PICKLE, first_line, is_pickle
 
 BLOCKS = (3, 4, 6, 3)
 FEATURES = 2048
@@ -100,7 +100,7 @@ def load_trunk(trunk: ResNet50Trunk, path: Path) -> None:
     except OSError as error:
         raise BadBundle(f"{path}: {error.strerror or error}; weights must be a .safetensors file") from None
     if is_pickle(start):
-        raise BadBundle(f"{path}: a pickle, which can execute code; weights must be safetensors")
+        raise BadBundle(f"{path}: {PICKLE}")
     try:
         given = load_file(path)
     except (SafetensorError, OSError, RuntimeError) as error:

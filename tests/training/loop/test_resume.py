@@ -79,6 +79,29 @@ def test_a_run_that_is_told_to_stop_resumes_to_the_same_bits(tmp_path: Path, rec
     assert same_bits(tmp_path / "whole" / CHECKPOINT, tmp_path / "cut" / CHECKPOINT)
 
 
+@pytest.mark.parametrize("stop_at", ["first", "last", "test"])
+def test_a_run_that_is_told_to_stop_while_it_validates_resumes_to_the_same_bits(tmp_path: Path, stop_at: str) -> None:
+    straight = train(DROPOUT_JOB, spots(), spots(21, 2), Conduct(draws=False, folder=tmp_path / "whole"), spots(9, 3))
+    calls: list[int] = []
+    # 6 steps, then 3 batches to validate on; at the end the best weights are judged on these, and on 2 to test.
+    last = {"first": 8, "last": 3 * 9 + 2, "test": 3 * 9 + 4}[stop_at]
+
+    def keep_going(done: int, total: int) -> bool:
+        calls.append(done)
+        return len(calls) < last
+
+    conduct = Conduct(draws=False, folder=tmp_path / "cut", keep_going=keep_going)
+    assert train(DROPOUT_JOB, spots(), spots(21, 2), conduct, spots(9, 3)) is None
+    assert calls[-2:] == ([6, 6] if stop_at == "first" else [18, 18])
+    conduct = replace(conduct, resume=True, keep_going=lambda done, total: True)
+    resumed = train(DROPOUT_JOB, spots(), spots(21, 2), conduct, spots(9, 3))
+    assert straight is not None
+    assert resumed is not None
+    assert losses(resumed) == losses(straight)
+    assert same_bits(tmp_path / "whole" / CHECKPOINT, tmp_path / "cut" / CHECKPOINT)
+    assert same_bits(tmp_path / "whole" / BEST, tmp_path / "cut" / BEST)
+
+
 def test_gradients_added_up_over_small_parts_are_those_of_the_batch(tmp_path: Path) -> None:
     whole = train(SGD_JOB, spots(), spots(21, 2), Conduct(draws=False, folder=tmp_path / "whole"))
     parts = train(SGD_JOB, spots(), spots(21, 2), Conduct(draws=False, folder=tmp_path / "parts", micro_batch=2))

@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from analyzer.attributes import PEAK_LOCATION, Attribute, Recipe, binary_target, decide_binary
+from analyzer import architectures
+from analyzer.architectures import Architecture
+from analyzer.attributes import PEAK_LOCATION, Attribute, Decided, Recipe, binary_target, decide_binary
 from streamer.files import BadInput
 from tests.training.loop.builders import (
     DROPOUT_JOB,
@@ -20,12 +22,14 @@ from tests.training.loop.builders import (
     SGD_JOB,
     SPECTRUM_LINE,
     THICKNESS,
+    TinyHit,
     images_with_spots,
     spectra,
     spots,
 )
 from training.loop.arrays import ArraySource
 from training.loop.record import HISTORY, RUN
+from training.loop.samples import Source
 from training.loop.train import CHECKPOINT, NONFINITE, Conduct, Diverged, Job, Trained, evaluate, train
 
 
@@ -172,6 +176,66 @@ def test_a_validation_loss_that_is_no_number_stops_too(tmp_path: Path) -> None:
     assert torch.isnan(load_file(tmp_path / NONFINITE)["inputs.image"]).any()
 
 
+def test_weights_before_a_loss_that_is_no_number_are_named_only_where_there_are_some(tmp_path: Path) -> None:
+    class Spoiled(ArraySource):
+        def at_epoch(self, epoch: int) -> ArraySource:
+            images = images_with_spots(24, 1)
+            images["image"][3] = np.nan if epoch else 1.0
+            return ArraySource(images, name="spots 1")
+
+    with pytest.raises(Diverged, match=r"^epoch 1: ") as at_once:
+        train(job_of(PEAK_TINY), Spoiled(images_with_spots(24, 1)).at_epoch(1), spots(9, 2), quiet(tmp_path / "1"))
+    assert CHECKPOINT not in str(at_once.value)
+    with pytest.raises(Diverged, match=rf"^epoch 2: .*, the weights before it in {CHECKPOINT}; lower the") as later:
+        train(job_of(PEAK_TINY), Spoiled(images_with_spots(24, 1)), spots(9, 2), quiet(tmp_path / "2"))
+    assert str(tmp_path / "2" / NONFINITE) in str(later.value)
+    assert (tmp_path / "2" / CHECKPOINT).exists()
+
+
+def test_no_more_samples_are_judged_at_once_than_a_micro_batch(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Watched(ArraySource):
+        def batch(self, places, names):  # type: ignore[no-untyped-def]
+            seen.append(len(places))
+            return super().batch(places, names)
+
+    conduct = replace(quiet(tmp_path / "parts"), micro_batch=4)
+    parts = done(train(job_of(PEAK_TINY, epochs=1), spots(), Watched(images_with_spots(21, 2)), conduct))
+    assert max(seen) == 4
+    whole = done(train(job_of(PEAK_TINY, epochs=1), spots(), spots(21, 2), quiet(tmp_path / "whole")))
+    np.testing.assert_allclose(parts.validation.loss, whole.validation.loss, rtol=1e-4)
+
+
+def test_the_record_before_the_first_step_is_handed_out_once(tmp_path: Path) -> None:
+    begun: list[dict[str, object]] = []
+    job = job_of(PEAK_TINY, epochs=2)
+    train(job, spots(), spots(21, 2), replace(quiet(tmp_path), on_begin=begun.append))
+    (facts,) = begun
+    assert facts["parameters"] == 45
+    assert facts["samples"] == {"training": 48, "validation": 21}
+    assert facts["device"] == "cpu"
+    assert "start" not in facts
+    assert json.loads((tmp_path / RUN).read_text())["best_epoch"] in (1, 2)
+
+
+def test_a_network_that_could_start_from_ready_weights_says_where_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(weights: str | None = None) -> TinyHit:
+        del weights
+        return TinyHit()
+
+    startable = Architecture(build=build, inputs=("image",), start_only=("weights",))
+    monkeypatch.setitem(architectures.OWN, "tiny-hit", startable)
+    for settings, start in (
+        ({}, "from scratch"), ({"weights": None}, "from scratch"), ({"weights": "a.file"}, {"weights": "a.file"})
+    ):  # fmt: skip
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        train(replace(job_of(PEAK_TINY, epochs=1), settings=settings), spots(), spots(9, 2), quiet(folder))
+        assert json.loads((folder / RUN).read_text())["start"] == start
+
+
 @pytest.mark.parametrize(
     ("job", "said"),
     [
@@ -179,13 +243,52 @@ def test_a_validation_loss_that_is_no_number_stops_too(tmp_path: Path) -> None:
         (replace(DROPOUT_JOB, settings={"layers": 3}), "network 'tiny-hit' cannot be built with layers=3"),
         (replace(SGD_JOB, attribute=SPECTRUM_LINE), "^spots 1: no field 'line_eV'; attribute 'line' needs 'line_eV'"),
         (replace(SGD_JOB, network="tiny-spectrum"), "no field 'spectrum'; network 'tiny-spectrum' needs 'spectrum'"),
-        (replace(SGD_JOB, network="tiny-heat"), r"network 'tiny-heat' for 'peak': outputs of shape \(8, 12, 14\)"),
+        (replace(SGD_JOB, network="tiny-heat"), r"network 'tiny-heat' for 'peak': outputs of shape \(1, 12, 14\)"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, job: Job, said: str) -> None:
     with pytest.raises(BadInput, match=said) as refused:
-        train(job, spots(), spots(21, 2), quiet(tmp_path))
+        train(job, spots(), spots(21, 2), quiet(tmp_path / "run"))
     assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def thicknesses(count: int) -> Source:
+    rng = np.random.default_rng(count)
+    return ArraySource(
+        {"features": rng.normal(size=(count, 3)).astype(np.float32), "thickness": rng.normal(size=count)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("job", "source", "said"),
+    [
+        (
+            replace(job_of(SPECTRUM_LINE), settings={"classes": 4}), spectra(9, 1),
+            r"network 'tiny-spectrum' for 'line': outputs of shape \(1, 4\) for 3 classes; take a network that fits",
+        ),
+        (
+            replace(job_of(SPECTRUM_LINE), settings={"bins": 9}), spectra(9, 1),
+            r"network 'tiny-spectrum' does not take a sample of spectrum \(64,\), line_eV \(\): mat1 and mat2",
+        ),
+        (
+            job_of(THICKNESS, loss="mse"), thicknesses(9),
+            r"network 'tiny-straight' for 'thickness': outputs of shape \(1, 2\) for a target of shape \(1,\)",
+        ),
+        (
+            job_of(replace(THICKNESS, decide=lambda outputs: Decided(outputs.numpy(), None))), thicknesses(9),
+            r"network 'tiny-straight': attribute 'thickness' cannot decide from outputs of shape \(1, 2\)",
+        ),
+    ],
+    ids=["classes", "input", "loss", "decision"],
+)  # fmt: skip
+def test_a_network_that_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, job: Job, source: Source, said: str
+) -> None:
+    with pytest.raises(BadInput, match=said) as refused:
+        train(job, source, source, quiet(tmp_path / "run"))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_value_that_is_no_class_is_refused_by_its_source(tmp_path: Path) -> None:

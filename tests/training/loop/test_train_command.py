@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from torch.distributed.run import get_args_parser
 
+from analyzer import architectures
+from analyzer.architectures import Architecture
 from analyzer.attributes import PEAK_LOCATION
 from analyzer.single_model import load_model
 from cxls.cli import main
@@ -19,7 +22,8 @@ from cxls.settings import BadSettings, TrainSettings
 from tests.cxls.programs import cxls
 from tests.support import REPOSITORY
 from tests.training.dataset.builders import SHAPE, build_series, build_tree, good_truth
-from training.loop.train import CHECKPOINT
+from tests.training.loop.builders import TinyHit
+from training.loop.train import CHECKPOINT, Diverged
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:
@@ -48,6 +52,10 @@ def test_ctrl_c_ends_at_a_checkpoint_and_resume_goes_on_to_a_model(tmp_path: Pat
     options = ["peak", str(tmp_path / "run"), "--run-folder", str(tmp_path / "r"), "--size", "20", "--workers", "1"]
     child = command(*options, "--epochs", "4000", "--checkpoint-s", "0")
     assert child.stdout is not None
+    begun = child.stdout.readline()
+    assert begun.startswith("paper-binary-cnn for peak: ")
+    assert " samples to train on, " in begun
+    assert begun.endswith(" to validate on, on cpu\n")
     assert child.stdout.readline().startswith("epoch 1/4000  loss ")
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)
@@ -66,6 +74,77 @@ def test_ctrl_c_ends_at_a_checkpoint_and_resume_goes_on_to_a_model(tmp_path: Pat
     facts = json.loads((tmp_path / "r" / "run.json").read_text())
     assert facts["command"].startswith("cxls train peak")
     assert facts["options"]["size"] == "20"
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    """Twelve frames with truth."""
+    build_series(tmp_path / "run", frames=12, truth=good_truth(12), per_file=12)
+    return tmp_path / "run"
+
+
+def test_a_network_without_ready_weights_says_so_in_its_first_lines_its_record_and_its_card(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(weights: str | None = None) -> TinyHit:
+        assert weights in (None, "ready.safetensors")
+        return TinyHit()
+
+    startable = Architecture(build=build, inputs=("image",), start_only=("weights",))
+    monkeypatch.setitem(architectures.OWN, "startable", startable)
+    options = ["train", "peak", series, "--network", "startable", "--epochs", "1", "--workers", "1", "--device", "cpu"]
+    done = cxls(*options, "--run-folder", tmp_path / "scratch")
+    assert done.returncode == 0, done.stderr
+    assert "startable starts from scratch; --network-setting weights=FILE starts it from ready weights" in done.stdout
+    assert json.loads((tmp_path / "scratch" / "run.json").read_text())["start"] == "from scratch"
+    assert load_model(tmp_path / "scratch" / "model").card.training["start"] == "from scratch"
+    ready = ["--network-setting", "weights=ready.safetensors", "--run-folder", tmp_path / "ready"]
+    done = cxls(*options, *ready)
+    assert done.returncode == 0, done.stderr
+    assert "from scratch" not in done.stdout
+    assert load_model(tmp_path / "ready" / "model").card.training["start"] == {"weights": "ready.safetensors"}
+
+
+def test_a_network_that_does_not_fit_the_attribute_is_refused_before_anything_is_written(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--network", "paper-binary-cnn", "--size", "20", "--workers", "1", "--run-folder", str(tmp_path / "r")]
+    said = refusal(["energy", str(series), *options], monkeypatch, capsys)
+    assert "network 'paper-binary-cnn' for 'energy': outputs of shape (1,) for 3 classes" in said
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("task", [["hit"], ["parameters"], ["all"], ["hit", "--finetune", "run_master.h5"]])
+def test_several_processes_are_refused_where_each_would_write_the_same_files(
+    task: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.chdir(tmp_path)
+    name = " ".join(task[:2])
+    said = refusal(task, monkeypatch, capsys)
+    assert said.startswith(f"cxls: cxls train {name}: one process trains, torchrun started 2; run it without torchrun")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_no_number_is_a_failure_of_each_task_of_a_bundle_and_leaves_no_card(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def diverging(*given: object) -> None:
+        raise Diverged("step 3: the loss is nan; its batch is in a file")
+
+    for task, made in (("hit", "make_hit"), ("parameters", "make_parameters")):
+        monkeypatch.setattr(f"cxls.commands.train.{made}", diverging)
+        done = cxls("train", task, "--out", tmp_path / task, "--work", tmp_path / "work", "--device", "cpu")
+        assert (done.returncode, done.stderr) == (1, "cxls: step 3: the loss is nan; its batch is in a file\n")
+        assert not (tmp_path / task / "bundle.json").exists()
+
+
+def test_the_help_has_a_line_for_each_task_and_the_choices_of_the_recipe() -> None:
+    said = cxls("train", "--help").stdout
+    for task in ("peak", "peaks", "energy", "camera-length", "hit", "parameters", "all"):
+        assert len(re.findall(rf"^    {task}  +\S+ \S+", said, re.MULTILINE)) == 1
+    for choices in ("adam|adamw|sgd", "bce|cross-entropy|focal|mse|gaussian-nll", "plateau|one-cycle|constant"):
+        assert choices in said
 
 
 def refusal(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
@@ -130,6 +209,7 @@ def test_settings_of_a_network_are_given_again_and_again_or_with_commas() -> Non
     [
         (["nothing"], "cxls train nothing: not a task; attributes camera-length, energy, "),
         (["hit", "--network", "x"], "cxls train hit: of a bundle; --network is for attributes"),
+        (["hit", "--resume"], "cxls train hit: goes on by itself where it was cut short, given the same --work"),
         (["peak", "--shards", "2"], "cxls train peak: an attribute; --shards is for hit, parameters, all"),
         (["all", "some_data"], "cxls train all some_data: a bundle is trained on simulated shots"),
         (["peak", "--network", "none", "--size", "64"], "network 'none' is not known; known: "),

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from analyzer.architectures import architecture, names
 from analyzer.layers import LayerTable, input_shape, network_table, sized
-from analyzer.single_model import meta_network
+from analyzer.weights import meta_network
 from training.published.sizes import PAPER_SHAPE
 
 PAPER = [name for name in names() if name.startswith("paper-")]
