@@ -1,5 +1,6 @@
 """A single model with the attribute that it is for: what it is fed, and whether that fits."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from analyzer.architectures import architecture
 from analyzer.attributes import Attribute, attribute, names
 from analyzer.bundle import BadBundle
 from analyzer.single_model import CARD, SingleModelCard, first_line, load_model
+
+MOST_PIXELS = 1 << 28
+"""That a frame is padded to; no detector has so many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +61,8 @@ def open_model(folder: Path, device: Device | str = "cpu") -> AttributeModel:
         raise BadBundle(
             f"{folder / CARD}: classes {theirs} of {found.name!r}, which here has {ours or 'none'}; train it again"
         )
+    if math.prod(card.framing.size or ()) > MOST_PIXELS:
+        raise BadBundle(f"{folder / CARD}: takes {card.framing.text}, more than any frame has; its framing is wrong")
     built = architecture(card.network)
     inputs = tuple(card.view if name == "image" else name for name in built.inputs)
     return AttributeModel(folder, card, found, loaded.network, inputs, _shape(card) if built.sized else None)

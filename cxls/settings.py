@@ -204,6 +204,9 @@ class AnalyzeSettings(_Settings):
     channel: str | None = Field(None, description="channel to analyse (default: the first threshold)")
     device: Device = Field("auto", description="where the networks run")
     bundle: Path | None = Field(None, description="model bundle folder (default: the one shipped)")
+    model: Several = Field(
+        (), description="folder of a single model that says an attribute of each frame; again for more, in this order"
+    )
     mask: Path | None = Field(None, description="extra mask, .npy or HDF5 dataset FILE:PATH, nonzero where bad")
     hit_rule: Literal["network", "peaks", "either", "both"] = Field("network", description="what makes a hit")
     min_peaks: int = Field(5, ge=1, description="peaks that make a hit under the peaks rules")
