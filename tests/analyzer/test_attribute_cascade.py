@@ -16,7 +16,7 @@ from analyzer import architectures, attributes
 from analyzer.architectures import Architecture
 from analyzer.attribute_cascade import AttributeCascade, Seen, Unsaid, open_models
 from analyzer.attributes import Attribute, Decided, Recipe
-from analyzer.bundle import BadBundle, Bundle
+from analyzer.bundle import BadBundle, Bundle, load_bundle
 from analyzer.cascade import Analyser, CascadeSettings
 from analyzer.framing import Framing
 from analyzer.networks import PROFILE_FEATURES
@@ -268,6 +268,32 @@ def test_a_failure_in_a_batch_is_that_of_its_frame(tmp_path: Path, monkeypatch: 
     feeds = [cascade.feed(Seen(np.full((8, 8), n, "u2"), valid, {}), None) for n in (1, 99, 2)]
     said = cascade.say(feeds, [Decision.HIT] * 3)
     assert [each.values["peak"] is None for each in said] == [False, True, False]
+
+
+def test_frames_that_wait_for_their_decision_are_told_what_they_are_told_at_once(tmp_path: Path) -> None:
+    models = open_models([hit_model(tmp_path / "m", 3.0), linear_model(tmp_path / "e", (8, 8))], "cpu")
+    cascade = AttributeCascade(models, torch.device("cpu"))
+    shapes = [(8, 8), (8, 8), (9, 8), (8, 8), (8, 8)]
+    decisions = [Decision.HIT, Decision.MISS, Decision.HIT, Decision.NO_BEAM, Decision.HIT]
+    frames = [Seen(water(2.0, shape, n), np.ones(shape, "u1"), {}) for n, shape in enumerate(shapes)]
+    at_once = [cascade.say([cascade.feed(each, d)], [d])[0] for each, d in zip(frames, decisions, strict=True)]
+    assert cascade.say([cascade.feed(each, None) for each in frames], decisions) == at_once
+    reasons = [{name: null.reason for name, null in each.nulls.items()} for each in at_once]
+    assert reasons == [
+        {}, {"energy": "not_a_hit"}, {"energy": "size"}, {"peak": "no_beam", "energy": "no_beam"}, {},
+    ]  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_says_what_a_cpu_says(bundle_folder: Path, tmp_path: Path) -> None:
+    folders = [hit_model(tmp_path / "m", 10.0), linear_model(tmp_path / "e", SHAPE)]
+    said = []
+    for device in ("cpu", "cuda"):
+        settings = CascadeSettings(hit_rule=HitRule.PEAKS, min_peaks=3, models=open_models(folders, device))
+        results = Analyser(load_bundle(bundle_folder, device), settings, device).process(mixture()).results
+        said.append([result.attributes for result in results])
+    assert said[0] == said[1]
 
 
 def refusal(*folders: Path) -> str:

@@ -25,14 +25,16 @@ def master(tmp_path: Path) -> Path:
     return write_series(tmp_path / "run", frames_of_a_run(FRAMES))
 
 
-def test_models_say_their_attributes_in_lines_and_parquet(master: Path, bundle_folder: Path, tmp_path: Path) -> None:
+def test_models_say_their_attributes_in_lines_and_parquet(
+    master: Path, bundle_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     peak, energy = hit_model(tmp_path / "peak", 10.0), linear_model(tmp_path / "energy", (20, 30))
     given = ("analyze", master, "--bundle", bundle_folder, "--device", "cpu", "--model", peak, "--model", energy)
     given += ("--hit-rule", "peaks", "--min-peaks", 3)
     done = cxls(*given, "--results", tmp_path / "r.jsonl")
     assert done.returncode == 0, done.stderr
     assert f"attributes null: energy not_a_hit {FRAMES // 2}, energy size {FRAMES // 2}" in done.stdout
-    assert "paper-linear takes 20 x 30 pixels, whole frames leave 61 x 75" in done.stderr
+    assert "paper-linear takes 20 x 30 pixels, whole frames leave 61 x 75" in caplog.text
     found = by_image(records(tmp_path / "r.jsonl"))
     assert [each["attributes"]["peak"]["value"] for each in found] == [n % 2 == 1 for n in range(FRAMES)]
     assert {each["attributes"]["energy"] for each in found} == {None}
