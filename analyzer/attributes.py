@@ -84,6 +84,7 @@ class Attribute:
     values: what each class stands for, in the order of the network's outputs; empty where there are no classes.
     network: the default architecture. target: truth (B, ...) to the loss's target; raises ValueError for a truth it
     has no target for. decide: outputs to decisions. dense: the truth is a yes or no for each pixel of the frame.
+    of_hits: the cascade asks it of hits alone, as the paper's program asked for energy and camera length.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Attribute:
     values: tuple[float, ...] = ()
     unit: str = ""
     dense: bool = False
+    of_hits: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -179,6 +181,7 @@ PHOTON_ENERGY = Attribute(
     decide=decide_class(PAPER_ENERGIES_EV),
     values=PAPER_ENERGIES_EV,
     unit="eV",
+    of_hits=True,
 )
 CAMERA_LENGTH = Attribute(
     name="camera-length",
@@ -189,6 +192,7 @@ CAMERA_LENGTH = Attribute(
     decide=decide_class(PAPER_CAMERA_LENGTHS_M),
     values=PAPER_CAMERA_LENGTHS_M,
     unit="m",
+    of_hits=True,
 )
 PEAK_LOCATION = Attribute(
     name="peaks",

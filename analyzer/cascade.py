@@ -1,4 +1,4 @@
-"""The cascade: decode, reduce, hit, photon energy, camera length, on batches of frames.
+"""The cascade: decode, reduce, hit, photon energy, camera length, then any single models, on batches of frames.
 
 One ``Analyser`` belongs to one worker and reuses its buffers; a result is a function of the
 frame, its series' header, the bundle and the settings alone.
@@ -19,6 +19,8 @@ import torch
 from scipy.ndimage import label
 
 from analyzer.architectures import architecture
+from analyzer.attribute_cascade import AttributeCascade, Feed, Said, Seen
+from analyzer.attribute_model import AttributeModel
 from analyzer.bundle import Bundle
 from analyzer.geometry import Geometry, series_geometry
 from analyzer.kernels import CELL
@@ -43,7 +45,10 @@ _BEAM_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CascadeSettings:
-    """How frames are judged. ``threshold`` and ``mask`` override the bundle's and add to the series'."""
+    """How frames are judged. ``threshold`` and ``mask`` override the bundle's and add to the series'.
+
+    ``models`` say further attributes, on the device of the analyser.
+    """
 
     hit_rule: HitRule = HitRule.NETWORK
     min_peaks: int = 5
@@ -51,6 +56,7 @@ class CascadeSettings:
     threshold: float | None = None
     mask: Validity | None = None
     tags: tuple[str, ...] = ()
+    models: tuple[AttributeModel, ...] = ()
 
 
 @dataclass(slots=True)
@@ -73,6 +79,7 @@ class _Prepared:
     workspace: Workspace
     profile_index: npt.NDArray[np.intp]
     inputs: dict[str, torch.Tensor]
+    header: dict[str, torch.Tensor]
 
 
 class PlanCache:
@@ -106,6 +113,7 @@ class Analyser:
         self._prepared: dict[tuple[Any, ...], _Prepared] = {}
         self._plans = plans or PlanCache()
         self._hit_fields = architecture(bundle.card.hit.network).inputs
+        self._models = AttributeCascade(settings.models, self._device)
 
     @torch.inference_mode()
     def process(self, frames: Sequence[Frame]) -> BatchOutcome:
@@ -116,6 +124,8 @@ class Analyser:
         logits: list[torch.Tensor] = []
         waiting: list[tuple[torch.Tensor, ...]] = []
         profiles: list[npt.NDArray[np.float32]] = []
+        feeds: list[Feed] = []
+        said: list[Said] = []
         for frame in frames:
             began = time.perf_counter()
             try:
@@ -138,15 +148,25 @@ class Analyser:
                 logits.append(self._bundle.hit(*self._hit_inputs(prepared)))
             else:
                 waiting.append(tuple(each.to(self._device) for each in self._hit_inputs(prepared)))
+            if self._models and logits:
+                decision = self._decision(judged[-1][2], self._hit_probabilities(logits[-1])[0])
+                said += self._models.say([self._models.feed(self._seen(prepared, profiles[-1]), decision)], [decision])
+            elif self._models:
+                feeds.append(self._models.feed(self._seen(prepared, profiles[-1]), None))
             seconds["peaks"] += listed - done
             seconds["infer"] += time.perf_counter() - listed
         if judged:
             began = time.perf_counter()
             probabilities = self._hit_probabilities(torch.cat(logits or self._batched_logits(waiting)))
             parameters = self._parameters(np.stack(profiles))
+            if feeds:
+                decisions = [self._decision(fields, p) for (_, _, fields), p in zip(judged, probabilities, strict=True)]
+                said = self._models.say(feeds, decisions)
             seconds["infer"] += time.perf_counter() - began
-            for (place, frame, fields), probability, estimate in zip(judged, probabilities, parameters, strict=True):
-                results[place] = self._result(frame, fields, probability, estimate)
+            for (place, frame, fields), probability, estimate, more in zip(
+                judged, probabilities, parameters, said or itertools.repeat(None, len(judged)), strict=True
+            ):
+                results[place] = self._result(frame, fields, probability, estimate, more)
         return BatchOutcome([result for result in results if result is not None], profiles, seconds)
 
     @torch.inference_mode()
@@ -205,6 +225,11 @@ class Analyser:
                 "cells": torch.from_numpy(workspace.cells)[None],
                 "header": torch.from_numpy(header_of(geometry))[None],
             },
+            {
+                name: torch.tensor([float(value)])
+                for name in ("photon_energy_eV", "camera_length_m")
+                if (value := getattr(geometry, name)) is not None
+            },
         )
 
     def _classical(self, prepared: _Prepared, reduced: Reduced) -> dict[str, Any]:
@@ -232,6 +257,12 @@ class Analyser:
     def _hit_inputs(self, prepared: _Prepared) -> list[torch.Tensor]:
         return [prepared.inputs[name] for name in self._hit_fields]
 
+    def _seen(self, prepared: _Prepared, profile: npt.NDArray[np.float32]) -> Seen:
+        """What single models may ask for, in the worker's own buffers."""
+        features = profile_features(torch.from_numpy(profile)[None])
+        fields = {**prepared.inputs, **prepared.header, "profile": features}
+        return Seen(prepared.workspace.pixels, prepared.plan.validity.valid, fields)
+
     def _batched_logits(self, waiting: list[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
         """Logits of inputs on the device, those of one shape that follow each other in one call."""
         runs = [list(run) for _, run in itertools.groupby(waiting, key=lambda each: each[0].shape)]
@@ -249,9 +280,11 @@ class Analyser:
         out: list[list[float]] = torch.cat(parts).double().tolist()
         return out
 
-    def _result(self, frame: Frame, fields: dict[str, Any], probability: float, estimate: list[float]) -> FrameResult:
-        settings, card = self._settings, self._bundle.card
-        threshold = settings.threshold if settings.threshold is not None else card.hit.threshold
+    def _decision(self, fields: dict[str, Any], probability: float) -> Decision:
+        settings = self._settings
+        if fields["no_beam"]:
+            return Decision.NO_BEAM
+        threshold = settings.threshold if settings.threshold is not None else self._bundle.card.hit.threshold
         by_network = probability >= threshold
         by_peaks = fields["peak_count"] >= settings.min_peaks
         hit = {
@@ -260,17 +293,24 @@ class Analyser:
             HitRule.EITHER: by_network or by_peaks,
             HitRule.BOTH: by_network and by_peaks,
         }[settings.hit_rule]
+        return Decision.HIT if hit else Decision.MISS
+
+    def _result(
+        self, frame: Frame, fields: dict[str, Any], probability: float, estimate: list[float], said: Said | None
+    ) -> FrameResult:
+        decision = self._decision(fields, probability)
         no_beam = fields.pop("no_beam")
-        hit = hit and not no_beam
         return FrameResult(
-            **_identity(frame, settings.tags),
-            decision=Decision.NO_BEAM if no_beam else Decision.HIT if hit else Decision.MISS,
-            hit=hit,
+            **_identity(frame, self._settings.tags),
+            decision=decision,
+            hit=decision == Decision.HIT,
             hit_probability=0.0 if no_beam else probability,
-            hit_rule=settings.hit_rule,
+            hit_rule=self._settings.hit_rule,
             bundle=self._bundle.label,
+            attributes=None if said is None else said.values,
+            nulls=None if said is None else {name: (null.reason, null.text) for name, null in said.nulls.items()},
             **fields,
-            **_published_parameters(estimate, card.parameters.sigma_scale, no_beam),
+            **_published_parameters(estimate, self._bundle.card.parameters.sigma_scale, no_beam),
         )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
+from analyzer.attribute_cascade import Unsaid
 from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
 from analyzer.reduction import suspect_pixels
 from analyzer.results import FrameResult, Status
@@ -69,7 +70,7 @@ class Source(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontSettings:
     """``block``: wait when the ring is full (else drop and count). ``series``: end after so many.
-    ``tags``: keys of user data to keep in records.
+    ``tags``: keys of user data to keep in records. ``attributes``: those that single models say.
     """
 
     block: bool = False
@@ -80,6 +81,7 @@ class FrontSettings:
     channel: str | None = None
     series: int | None = None
     tags: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ _Published = BatchOutcome | SeriesOpened | SeriesUpdated | SeriesClosed | FrameR
 class Front:
     """Runs one analysis. ``account`` and ``running`` can be read while it runs.
 
-    ``kind`` is that of the last frame judged, ``None`` before the first.
+    ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the
+    frames of which an attribute says nothing, by attribute and reason.
     """
 
     def __init__(
@@ -141,6 +144,7 @@ class Front:
         self.sinks = list(sinks)
         self.ring = FrameRing(settings.ring_bytes, settings.ring_frames)
         self.reports: list[SeriesReport] = []
+        self.nulls = {(name, reason): 0 for name in settings.attributes for reason in Unsaid}
         self.finished = 0
         self._closed = 0
         self.kind: FrameKind | None = None
@@ -351,6 +355,7 @@ class Front:
                 account.processed[result.decision] += 1
                 tally.analysed += 1
                 tally.hits += bool(result.hit)
+                self._settle_attributes(result)
             elif result.status == Status.UNDECODABLE:
                 reason = result.reason or "failed"
                 account.undecodable[reason] = account.undecodable.get(reason, 0) + 1
@@ -362,6 +367,14 @@ class Front:
             else:
                 account.drop(result.reason or "shutdown")
         self._finish_complete()
+
+    def _settle_attributes(self, result: FrameResult) -> None:
+        for name, (reason, text) in (result.nulls or {}).items():
+            key = name, Unsaid(reason)
+            self.nulls[key] = self.nulls.get(key, 0) + 1
+            if text:
+                where = f"series {result.series_id} image {result.image_id}"
+                self._warn(f"attribute {name} {reason}", f"{where}: attribute {name} is null ({reason}): {text}")
 
     def _publish_event(self, event: SeriesOpened | SeriesUpdated | SeriesClosed) -> None:
         series = event.series

@@ -46,7 +46,8 @@ class Judge:
     @property
     def facts(self) -> dict[str, Any]:
         """What /status says of it."""
-        return {"bundle": self.bundle.label, "threshold": self.threshold, "mask": self.mask}
+        models = {model.attribute.name: model.label for model in self.cascade.models}
+        return {"bundle": self.bundle.label, "threshold": self.threshold, "mask": self.mask, "models": models}
 
     def with_bundle(self, bundle: Bundle) -> "Judge":
         """The same with another bundle. A calibration belongs to its bundle and stays behind."""

@@ -95,6 +95,15 @@ class _RunCollector(Collector):
             account.missing,
         )
         yield _counters("cxls_messages_invalid", "Messages refused, by reason", "reason", INVALID_REASONS, invalid)
+        if front.nulls:
+            nulls = CounterMetricFamily(
+                "cxls_attributes_null",
+                "Frames of which a single model says nothing, by attribute and reason",
+                labels=["attribute", "reason"],
+            )
+            for (name, reason), count in list(front.nulls.items()):
+                nulls.add_metric([name, reason], count)
+            yield nulls
         yield _counter("cxls_results_lost", "Records that an output could not write", sum(s.lost for s in front.sinks))
         yield _counter("cxls_series_begun", "Series seen", front.running.series_began)
         frames = GaugeMetricFamily("cxls_queue_frames", "Images waiting, by queue", labels=["queue"])

@@ -55,8 +55,10 @@ class Peak:
 class FrameResult:
     """One accepted image. Everything from ``decision`` on is ``None`` unless ``status`` is ok.
 
-    ``status_text`` says why where it is not. ``ordinal`` (which series of this run) and
-    ``reason`` (a bounded label) are for the program, not for the record.
+    ``status_text`` says why where it is not. ``attributes`` has what single models say, by
+    attribute, ``None`` without models. ``ordinal`` (which series of this run), ``reason`` (a
+    bounded label) and ``nulls`` (attributes that are null: a bounded label and a sentence, by
+    attribute) are for the program, not for the record.
     """
 
     series_id: int
@@ -87,13 +89,15 @@ class FrameResult:
     camera_length_over_energy_m_per_eV: float | None = None
     camera_length_over_energy_sigma_m_per_eV: float | None = None
     estimate_reason: str | None = None
+    attributes: dict[str, Any] | None = None
     bundle: str | None = None
     mask: str | None = None
     ordinal: int = 0
     reason: str | None = None
+    nulls: dict[str, tuple[str, str]] | None = None
 
 
-_PRIVATE = ("ordinal", "reason")
+_PRIVATE = ("ordinal", "reason", "nulls")
 RECORD_FIELDS = tuple(name for name in FrameResult.__dataclass_fields__ if name not in _PRIVATE)
 _encode = msgspec.json.Encoder().encode
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from analyzer.architectures import architecture
 from analyzer.bundle import BadBundle, network_on_meta
+from analyzer.framing import Framing
 from analyzer.weights import PICKLE, fill, first_line, is_pickle, misfit
 
 CARD, WEIGHTS = "model.json", "model.safetensors"
@@ -32,7 +33,9 @@ class SingleModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
     network, settings: its name in the registry and what it is built with (``shape``, ``variant``, …).
     attribute, values, unit: what it says of a frame; the value of each class in the order of the outputs, where it
-    has classes. training, performance: how it came to be and how it does. origin: where the weights are from.
+    has classes. framing: how frames are cut and binned before it sees them; a card without it is of whole frames. view:
+    the field that is fed as the image. training, performance: how it came to be and how it does. origin: where the
+    weights are from.
     """
 
     format: int = FORMAT
@@ -41,6 +44,8 @@ class SingleModelCard(msgspec.Struct, frozen=True, kw_only=True):
     attribute: str
     values: list[float] = []
     unit: str = ""
+    framing: Framing = Framing()
+    view: str = "image"
     sha256: str = ""
     training: dict[str, Any] = {}
     performance: dict[str, Any] = {}

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from analyzer.bundle import BadBundle
-from analyzer.cascade import Analyser
+from analyzer.bundle import BadBundle, Bundle
+from analyzer.cascade import Analyser, CascadeSettings
 from analyzer.judge import Judge
 from analyzer.results import FrameResult, Status
 from streamer.frames import Frame
@@ -27,6 +27,12 @@ class FrameKind:
     channel: str
     shape: tuple[int, int]
     dtype: np.dtype[Any]
+
+
+def check_bundle(bundle: Bundle) -> None:
+    """Refuse, before any work, a bundle that ``warm_up`` refuses. Raises ``BadBundle``."""
+    judge = Judge(bundle, CascadeSettings())
+    warm_up(Analyser(bundle, judge.settings), judge)
 
 
 def warm_up(analyser: Analyser, judge: Judge, kind: FrameKind | None = None) -> None:

@@ -389,6 +389,8 @@ def models_show(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to write the model to")
 @click.option("--attribute", help="what it says of a frame: peak, energy, camera-length, peaks or a package's own")
 @_shape_option
+@click.option("--size", help="the middle of the frame that it was trained on, N or ROWSxCOLUMNS  [default: all of it]")
+@click.option("--bin", type=click.IntRange(1, 64), default=1, help="edge of the squares of pixels added up, after that")
 @_set_option
 @click.option("--force", is_flag=True, help="replace the model that is there")
 def models_import(
@@ -397,15 +399,27 @@ def models_import(
     out: Path,
     attribute: str | None,
     shape: tuple[int, int] | None,
+    size: str | None,
+    bin: int,
     settings: tuple[str, ...],
     force: bool,
 ) -> None:
     """Weights of another program, such as those of the 2024 paper's authors, as a single model.
 
-    Layers are told by their parameters' names where all are ours, otherwise by order and shape.
+    Layers are told by their parameters' names where all are ours, otherwise by order and shape. --size and --bin say
+    how frames were cut and binned for training, so that the model can be used on whole frames; --shape is what was
+    left of them, which follows from --size where that is given.
     """
+    framing = importlib.import_module("analyzer.framing")
     importlib.import_module("cxls.commands.networks").import_weights(
-        file, network, out, attribute, shape, list(settings), force
+        file,
+        network,
+        out,
+        attribute,
+        shape,
+        list(settings),
+        force,
+        framing.Framing(None if size is None else framing.parse_size(size), bin),
     )
 
 

@@ -204,6 +204,9 @@ class AnalyzeSettings(_Settings):
     channel: str | None = Field(None, description="channel to analyse (default: the first threshold)")
     device: Device = Field("auto", description="where the networks run")
     bundle: Path | None = Field(None, description="model bundle folder (default: the one shipped)")
+    model: Several = Field(
+        (), description="folder of a single model that says an attribute of each frame; again for more, in this order"
+    )
     mask: Path | None = Field(None, description="extra mask, .npy or HDF5 dataset FILE:PATH, nonzero where bad")
     hit_rule: Literal["network", "peaks", "either", "both"] = Field("network", description="what makes a hit")
     min_peaks: int = Field(5, ge=1, description="peaks that make a hit under the peaks rules")
@@ -369,11 +372,14 @@ class EvaluateSettings(_Settings):
     """Hold a bundle against the truth of series: ROC, recall, calibration, peaks, photon energy, camera length.
 
     Intervals count crystals, not frames. --ideal shows what the light itself allows, --peers what OM's peakfinder8
-    finds. A metric that the truth does not allow is named with what is missing; one that --metrics asks for is an
-    error then.
+    finds. A metric that the truth does not allow is named with what is missing; hits, and one that --metrics asks for,
+    are an error then. --model evaluates a single model for its attribute: figures with intervals, confusion.
     """
 
     bundle: Path | None = Field(None, description="model bundle folder (default: the one shipped)")
+    model: Path | None = Field(
+        None, description="evaluate this single model of `cxls train` or `cxls models import` instead, on trees too"
+    )
     results: Path | None = Field(
         None, description="take the records of this .jsonl of cxls analyze on the same series instead of judging anew"
     )
@@ -384,8 +390,16 @@ class EvaluateSettings(_Settings):
     crystfel: Path | None = Field(None, description="folder of combo*.npz patterns that series were made from")
     peers: bool = Field(False, description="run OM's peakfinder8 on the same frames (`make peers` installs it)")
     show: int = Field(0, ge=0, le=100_000, description="print truth beside result for so many frames, peaks included")
+    show_which: Literal["wrong", "first", "hits", "missed", "false"] = Field(
+        "wrong",
+        description="which frames those are: wrong ones before the others, or in order all, hits, missed or false hits",
+    )
     report: Path | None = Field(None, description="folder for report.html, report.md and plots, which are replaced")
     workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core")
+    datasets: str | None = Field(
+        None, description="with --model: numbers of the paper's nine data sets in a tree, as in 1,5-9 (default: all)"
+    )
+    device: Device = Field("auto", description="with --model: where its network runs")
 
 
 class BenchSettings(_Settings):

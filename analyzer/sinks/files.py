@@ -182,7 +182,7 @@ def _table(results: Sequence[FrameResult]) -> pa.Table:
         values = [row[name] for row in rows]
         if name == "peaks":
             values = [None if v is None else [{f: getattr(p, f) for f in p.__slots__} for p in v] for v in values]
-        elif name == "tags":
+        elif name in ("tags", "attributes"):
             values = [None if v is None else json.dumps(v) for v in values]
         columns[name] = pa.array(values, _TYPES.get(name, pa.string()))
     return pa.table(columns)

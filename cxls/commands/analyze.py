@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from analyzer.attribute_cascade import open_models
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.calibration import BadCalibration, Calibration, load_calibration
 from analyzer.cascade import Analyser, CascadeSettings, PlanCache
@@ -99,7 +100,9 @@ class Session:
         device = choose_device(settings.device)
         torch.set_num_threads(1)
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
-        judge = Judge(bundle, _cascade_settings(settings), _read_calibration(settings, bundle.label))
+        models = open_models([Path(folder) for folder in settings.model], device)
+        cascade = replace(_cascade_settings(settings), models=models)
+        judge = Judge(bundle, cascade, _read_calibration(settings, bundle.label))
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
         workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
         plans = PlanCache()
@@ -122,6 +125,7 @@ class Session:
                 channel=settings.channel,
                 series=settings.series,
                 tags=judge.cascade.tags,
+                attributes=tuple(model.attribute.name for model in models),
             ),
             on_series=_report_series,
         )
@@ -308,7 +312,9 @@ def print_summary(front: Front) -> None:
         + (f" ({hits / analysed:.1%})" if analysed else "")
     )
     click.echo(account.identity())
+    nulls = {f"{name} {reason}": count for (name, reason), count in front.nulls.items()}
     for title, counts in (("dropped", account.dropped), ("undecodable", account.undecodable),
-                          ("missing", account.missing), ("messages refused", account.invalid)):  # fmt: skip
+                          ("missing", account.missing), ("messages refused", account.invalid),
+                          ("attributes null", nulls)):  # fmt: skip
         if any(counts.values()):
             click.echo(f"{title}: " + ", ".join(f"{reason} {n}" for reason, n in counts.items() if n))

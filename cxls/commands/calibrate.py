@@ -30,6 +30,7 @@ from analyzer.front import POLL_S, Source
 from analyzer.mask_file import DEFAULT_DATASET, BadMask, read_mask
 from analyzer.prior import hit_fraction
 from analyzer.results import Decision, FrameResult, HitRule, Status
+from analyzer.warm import check_bundle
 from cxls.cli import Failed, Interrupted
 from cxls.figures.calibration import draw_calibration
 from cxls.figures.drawing import house_style, save_png, text_table
@@ -57,6 +58,7 @@ def run(resolved: Resolved[CalibrateSettings], source: Sequence[str]) -> None:
         raise BadSettings("--channel difference: negative results read as all ones there; take threshold_1 or _2")
     torch.set_num_threads(1)
     bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
+    check_bundle(bundle)
     mask = _given_mask(settings)
     live = _is_live(source)
     blank = _watch(_open(settings, source, live), bundle, mask, settings, live)

@@ -1,8 +1,6 @@
 """``cxls evaluate``: a bundle, and what else scores frames, against the truth of series."""
 
-import json
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +8,12 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as RichTable
 
 from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from analyzer.warm import check_bundle
 from cxls.bench import om_peer
-from cxls.cli import Failed
+from cxls.commands import evaluate_model
+from cxls.commands.evaluation_output import print_evaluation, refuse_files, write_evaluation
 from cxls.progress import interruptible_progress
 from cxls.settings import BadSettings, EvaluateSettings, Resolved
 from streamer.files import CHANNEL, BadInput
@@ -26,11 +22,10 @@ from streamer.series import Series
 from training.dataset.series import open_series
 from training.dataset.sources import find_sources
 from training.dataset.tree import Tree
-from training.evaluation.evaluation import METRICS, Evaluation, Request, Table, evaluate
+from training.evaluation.evaluation import METRICS, Request, evaluate
 from training.evaluation.facts import Facts
 from training.evaluation.peers import Peer
 from training.evaluation.reference import Referred, refer
-from training.evaluation.report import as_json, cell_text, tables, write_report
 from training.evaluation.scoring import Judged, Progress, all_facts, judge, read_judgements
 from training.evaluation.show import show
 
@@ -38,19 +33,21 @@ OM = "OM's peakfinder8"
 _OM_FRAMES = 40
 """Frames that OM is handed at once; they lie on the disk unpacked, 9 MB each."""
 
-_WIDTH_OF_A_PIPE = 160
-
 
 def run(resolved: Resolved[EvaluateSettings], sources: Sequence[str], json_path: Path | None) -> None:
     """Judge, measure, print; write the report and the JSON file where they are asked for."""
     settings = resolved.settings
+    if settings.model is not None:
+        evaluate_model.run(resolved, settings.model, sources, json_path)
+        return
+    _refuse_options_of_models(resolved)
     metrics = _metrics(settings.metrics)
-    for path, option in ((settings.report, "--report"), (json_path and json_path.parent, "--json")):
-        if path is not None and path.exists() and not path.is_dir():
-            raise BadSettings(f"{option}: {path} is a file; give a folder")
+    refuse_files(settings.report, json_path)
     facts = all_facts(_masters(sources))
     torch.set_num_threads(1)
     bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
+    if settings.results is None:
+        check_bundle(bundle)
     judged = _judged(settings, facts, bundle)
     labels = {record.bundle for each in judged for record in each.judgements} - {None}
     at_hand = labels <= {bundle.label}
@@ -63,18 +60,18 @@ def run(resolved: Resolved[EvaluateSettings], sources: Sequence[str], json_path:
     referred = _referred(settings, facts) if settings.ideal else None
     peer = _peer(judged) if settings.peers else None
     made = evaluate(judged, request, referred, peer)
-    command = "cxls " + " ".join(sys.argv[1:])
-    _print(made)
-    for line in show(judged, settings.show):
+    print_evaluation(made)
+    for line in show(judged, settings.show, settings.show_which):
         click.echo(line)
-    try:
-        if settings.report is not None:
-            write_report(made, settings.report, command)
-            click.echo(f"{settings.report / 'report.html'}: the report; report.md beside it")
-        if json_path is not None:
-            json_path.write_text(json.dumps(as_json(made, command), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise Failed(f"{error.filename}: {error.strerror or error}") from None
+    write_evaluation(made, settings.report, json_path)
+    if why := made.refused.get("hits"):
+        raise BadInput(f"hits were not measured: {why}; --metrics names what to measure without them")
+
+
+def _refuse_options_of_models(resolved: Resolved[EvaluateSettings]) -> None:
+    for name in ("datasets", "device"):
+        if resolved.origin[name] == "command line":
+            raise BadSettings(f"--{name}: for a single model; --model DIR names one")
 
 
 def _metrics(text: str | None) -> tuple[str, ...] | None:
@@ -92,7 +89,9 @@ def _masters(sources: Sequence[str]) -> list[Path]:
     masters = []
     for source in find_sources(sources):
         if isinstance(source, Tree):
-            raise BadInput(f"{source.images}: a tree; evaluation is of series, made by `cxls simulate`")
+            raise BadInput(
+                f"{source.images}: a tree; a bundle is evaluated on series, made by `cxls simulate`; --model on both"
+            )
         masters.append(source)
     return masters
 
@@ -142,24 +141,3 @@ def _find_by_om(judged: Sequence[Judged], counts: np.ndarray, after_frame: Progr
                     after_frame(start + some[-1] + 1, len(counts))
             start += each.facts.frames
     return ""
-
-
-def _print(made: Evaluation) -> None:
-    click.echo(f"{made.bundle}: {made.frames} frames of {len(made.series)} series")
-    for note in made.notes:
-        click.echo(f"  {note}")
-    console = Console()
-    console = console if console.is_terminal else Console(width=_WIDTH_OF_A_PIPE)
-    for table in tables(made):
-        console.print(_rich(table))
-    for reason in made.not_measured:
-        click.echo(f"not measured: {reason}")
-
-
-def _rich(table: Table) -> RichTable:
-    shown = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE, caption=escape(table.note))
-    for number, head in enumerate(table.heads):
-        shown.add_column(escape(head), justify="left" if number == 0 else "right")
-    for row in table.rows:
-        shown.add_row(*(escape(cell_text(cell)) for cell in row))
-    return shown

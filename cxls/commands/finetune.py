@@ -11,6 +11,7 @@ import torch
 
 from analyzer.bundle import CARD, DEFAULT_BUNDLE, Bundle, load_bundle
 from analyzer.mask_file import BadMask, read_mask
+from analyzer.warm import check_bundle
 from cxls.cli import Failed
 from cxls.commands.analyze import choose_device
 from cxls.progress import interruptible_progress
@@ -76,6 +77,7 @@ def _parent(settings: TrainSettings, folder: Path) -> Bundle:
         raise BadSettings(f"--out {out}: the parent {folder} would be replaced if this is refused; name another", "out")
     parent = load_bundle(folder)
     require_trainable(parent, folder)
+    check_bundle(parent)
     return parent
 
 

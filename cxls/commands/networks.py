@@ -11,6 +11,7 @@ from analyzer import attributes
 from analyzer.architectures import Architecture, architecture, names
 from analyzer.attributes import Attribute
 from analyzer.bundle import BadBundle
+from analyzer.framing import Framing
 from analyzer.layers import LayerTable, network_table, sized
 from analyzer.single_model import CARD, SingleModelCard
 from analyzer.weights import UNBUILDABLE, first_line
@@ -73,19 +74,26 @@ def import_weights(
     shape: tuple[int, int] | None,
     settings: list[str],
     force: bool,
+    framing: Framing,
 ) -> None:
     """Write a single model from another program's state dict. Raises ``BadBundle``."""
     found = _architecture(network)
     asked = _attribute(network, attribute)
     if (out / CARD).exists() and not force:
         raise BadBundle(f"{out / CARD} is there already; --force replaces the model")
-    given = sized(found, shape or PAPER_SHAPE) | parse_settings(settings)
+    shape = _fed(framing, shape)
+    given = sized(found, shape) | parse_settings(settings)
     if found.classes:
         given = {"classes": len(asked.values) or 1} | given
-    table = _table(network, found, given, shape or PAPER_SHAPE)
+    table = _table(network, found, given, shape)
     _refuse_other_output(network, asked, table)
     card = SingleModelCard(
-        network=network, settings=given, attribute=asked.name, values=list(asked.values), unit=asked.unit
+        network=network,
+        settings=given,
+        attribute=asked.name,
+        values=list(asked.values),
+        unit=asked.unit,
+        framing=framing,
     )
     if file.is_file() and file.stat().st_size > _LONG_BYTES:
         click.echo(f"importing {_size(file.stat().st_size)}: it is read twice and written once", err=True)
@@ -94,6 +102,16 @@ def import_weights(
     except (OSError, SafetensorError) as error:
         raise Failed(f"{out}: {first_line(error)}; nothing was imported") from None
     click.echo(f"{out}: {network}, {table.parameters:,} parameters, attribute {asked.name}, from {file.name}")
+
+
+def _fed(framing: Framing, shape: tuple[int, int] | None) -> tuple[int, int]:
+    """The frame that reaches the network. Raises ``BadBundle`` where --shape says another than --size and --bin."""
+    left = framing.shape(PAPER_SHAPE)
+    if not all(left):
+        raise BadBundle(f"--bin {framing.bin}: nothing is left of {framing.text}; give a smaller one")
+    if shape is not None and framing.size is not None and shape != left:
+        raise BadBundle(f"--shape {_by(shape)}: --size and --bin leave {_by(left)} of a frame; leave out --shape")
+    return shape or left
 
 
 def parse_settings(given: list[str]) -> dict[str, Any]:

@@ -72,10 +72,10 @@ def run(settings: TrainSettings, attribute: Attribute) -> None:
         except Diverged as error:
             raise Failed(str(error)) from None
         if trained is not None and here.writes:
-            _save(job, trained, folder, sides)
+            _save(job, trained, folder, sides, framing)
 
 
-def _save(job: Job, trained: Trained, folder: Path, sides: Sides) -> None:
+def _save(job: Job, trained: Trained, folder: Path, sides: Sides, framing: Framing) -> None:
     attribute = job.attribute
     performance = {"validation": trained.validation.summary()}
     if trained.test is not None:
@@ -87,6 +87,8 @@ def _save(job: Job, trained: Trained, folder: Path, sides: Sides) -> None:
         attribute=attribute.name,
         values=list(attribute.values),
         unit=attribute.unit,
+        framing=framing,
+        view=job.recipe.views[-1],
         training={
             "command": _command(),
             "recipe": asdict(job.recipe),

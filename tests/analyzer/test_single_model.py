@@ -15,6 +15,7 @@ from torch import nn
 from analyzer import architectures
 from analyzer.architectures import Architecture
 from analyzer.bundle import BadBundle
+from analyzer.framing import Framing
 from analyzer.networks import ParameterNetwork
 from analyzer.single_model import SingleModelCard, load_card, load_model, save_model
 
@@ -59,6 +60,23 @@ def test_what_was_saved_is_loaded(folder: Path) -> None:
     assert not loaded.network.training
     assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_card_of_no_framing_is_of_whole_frames(folder: Path) -> None:
+    path = folder / "model.json"
+    fields = json.loads(path.read_text())
+    assert fields.pop("framing") == {"size": None, "bin": 1}
+    path.write_text(json.dumps(fields))
+    assert load_card(folder).framing == Framing()
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [{"bin": 0}, {"bin": -2}, {"size": [0, 4]}, {"size": [4]}, {"size": [1 << 40, 4]}, {"bin": "two"}, None, 3],
+)
+def test_a_framing_that_is_none_is_refused(folder: Path, framing: Any) -> None:
+    change(folder, framing=framing)
+    assert "framing" in refusal(folder)
 
 
 def test_a_loaded_network_can_be_trained_on_without_changing_the_file(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """``cxls evaluate``: what is printed, what is written, and the exit codes."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load, save
 
 from cxls.bench import om_peer
 from cxls.cli import cli
@@ -16,10 +18,22 @@ from sim_replay.detector import CONDITIONS, plain_panel
 from sim_replay.diffraction import Sample
 from sim_replay.scene import Scene
 from sim_replay.simulation import Plan, simulate_series
-from tests.cxls.programs import cxls
+from tests.analyzer.builders import write_bundle
+from tests.cxls.programs import cxls, refusal
 from tests.training.dataset.builders import build_series, build_tree
 
 FRAMES = 16
+
+
+def damage(folder: Path) -> None:
+    """Make a weight of a bundle's hit network no number, with the card's hash made right."""
+    weights = load((folder / "hit.safetensors").read_bytes())
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    raw = save(weights)
+    (folder / "hit.safetensors").write_bytes(raw)
+    card = json.loads((folder / "bundle.json").read_text())
+    card["hit"]["sha256"] = hashlib.sha256(raw).hexdigest()
+    (folder / "bundle.json").write_text(json.dumps(card))
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +137,40 @@ def test_a_metric_that_is_asked_for_and_not_possible_is_an_error(tmp_path: Path)
     done = cxls("evaluate", build_series(tmp_path / "again", truth=truth))
     assert done.returncode == 0
     assert "not measured: peaks:" in done.stdout
+
+
+def test_hits_that_could_not_be_measured_are_an_error_though_nobody_asked(tmp_path: Path) -> None:
+    run = build_series(tmp_path, truth={"photon_energy_eV": 6000.0, "camera_length_m": 0.15})
+    done = cxls("evaluate", run, "--json", tmp_path / "f.json")
+    assert done.returncode == 2
+    assert "not measured: hits, calibration:" in done.stdout, "what could be measured is printed all the same"
+    assert "hits were not measured:" in done.stderr
+    assert "/entry/truth/hit" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "f.json").exists()
+    assert cxls("evaluate", run, "--metrics", "photon-energy").returncode == 0
+
+
+def test_a_bundle_of_damaged_weights_is_refused_as_the_analysis_refuses_it(tmp_path: Path, master: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    damage(folder)
+    said = refused(master, "--bundle", folder)
+    assert "its weights are damaged" in said
+    assert refusal("analyze", master, "--bundle", folder) == said.rstrip("\n")
+    assert refusal("calibrate", master, "--bundle", folder, "--out", tmp_path / "c") == said.rstrip("\n")
+    finetune = ["train", "hit", "--finetune", master, "--bundle", folder, "--out", tmp_path / "out"]
+    assert refusal(*finetune) == said.rstrip("\n")
+
+
+@pytest.mark.parametrize(("which", "right"), [("first", None), ("missed", False), ("false", False), ("hits", None)])
+def test_the_frames_to_show_can_be_chosen(master: Path, which: str, right: bool | None) -> None:
+    done = cxls("evaluate", master, "--metrics", "hits", "--show", FRAMES, "--show-which", which)
+    assert done.returncode == 0
+    shown = [line for line in done.stdout.splitlines() if line.startswith("own_master.h5 frame")]
+    with h5py.File(master) as file:
+        hit = file["entry/truth/hit"][()]
+    hits = [f"own_master.h5 frame {n}" for n in np.flatnonzero(hit)]
+    assert {"first": len(shown) == FRAMES, "hits": [line.split(":")[0] for line in shown] == hits}.get(which, True)
+    assert "--show-which" in refused(master, "--show-which", "best")
+    if right is False:
+        assert " right" not in done.stdout

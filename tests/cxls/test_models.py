@@ -11,6 +11,7 @@ from torch import nn
 
 from analyzer.architectures import build, names
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
+from analyzer.framing import Framing
 from analyzer.single_model import SingleModelCard, load_model, save_model
 from cxls.commands.models import model_page
 from tests.cxls.programs import cxls, refusal
@@ -118,6 +119,20 @@ def test_the_authors_weights_are_imported_and_shown(tmp_path: Path) -> None:
     assert (loaded.card.attribute, loaded.card.values, loaded.card.unit) == ("energy", [6000.0, 7000.0, 8000.0], "eV")
     assert "--force" in refusal(*command)
     assert cxls(*command, "--force").returncode == 0
+
+
+def test_an_imported_model_says_what_it_was_fed(tmp_path: Path) -> None:
+    torch.save(nn.Linear(12, 3).state_dict(), tmp_path / "energy.pt")
+    command = ["models", "import", tmp_path / "energy.pt", "--network", "paper-linear", "--attribute", "energy"]
+    done = cxls(*command, "--size", "7x8", "--bin", "2", "--out", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    card = load_model(tmp_path / "model").card
+    assert (card.framing, card.view, card.settings["shape"]) == (Framing((7, 8), 2), "image", [3, 4])
+    again = [*command, "--out", tmp_path / "again", "--size"]
+    assert "--size and --bin leave 2x2" in refusal(*again, "4", "--bin", "2", "--shape", "3x4")
+    assert "not a size" in refusal(*again, "4x")
+    assert "nothing is left" in refusal(*again, "4", "--bin", "8")
+    assert "--bin" in refusal(*again, "4", "--bin", "0")
 
 
 def test_an_import_that_makes_no_sense_is_refused(tmp_path: Path) -> None:

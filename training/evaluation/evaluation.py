@@ -68,7 +68,10 @@ class Missed:
 
 @dataclass(slots=True, eq=False)
 class Evaluation:
-    """What was measured. summary: (name, figure); curves by scorer; reliability by what it was corrected to."""
+    """What was measured. summary: (name, figure); curves by scorer; reliability by what it was corrected to.
+
+    refused: metrics that the truth does not allow, and why; not_measured names them too, and what else is left out.
+    """
 
     bundle: str
     threshold: float | None
@@ -81,6 +84,12 @@ class Evaluation:
     missed: list[Missed] = field(default_factory=list)
     not_measured: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> str:
+        """How many there are, in words."""
+        return "1 source" if len(self.series) == 1 else f"{len(self.series)} sources"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +168,7 @@ def _refuse(made: Evaluation, request: Request, names: Sequence[str], refusal: _
     if request.asked:
         raise BadInput(f"{refusal}; --metrics asks for {' and '.join(names)}")
     made.not_measured.append(f"{', '.join(names)}: {refusal}")
+    made.refused |= dict.fromkeys(names, str(refusal))
 
 
 # --- hits -------------------------------------------------------------------------------

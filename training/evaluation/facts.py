@@ -139,12 +139,12 @@ def _columns(
         )
     flux = truth.per_frame("flux_photons")
     if flux is not None:
-        columns["photons a pulse"] = (_half_decade(flux),) * truth.images
+        columns["photons a pulse"] = (half_decade(flux),) * truth.images
     water, thickness = truth.per_frame("water_scale"), truth.per_frame("water_thickness_m")
     if water is None and thickness is not None:
         water = thickness / 100e-6
     if water is not None:
-        columns["water, 100 µm"] = (_half_decade(water),) * truth.images
+        columns["water, 100 µm"] = (half_decade(water),) * truth.images
     if response is not None:
         columns["response"] = (response,) * truth.images
     columns["content"] = (
@@ -167,7 +167,7 @@ def _columns(
     return columns
 
 
-def _half_decade(values: npt.NDArray[Any]) -> str:
+def half_decade(values: npt.NDArray[Any]) -> str:
     """Where the shots of a series lie, to half a decade: their median, as they jitter about one value.
 
     Shots without a pulse have none and do not count.

@@ -3,7 +3,7 @@
 import base64
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,21 @@ MOST_MISSED = 200
 """Rows of the list of missed hits in a report; the JSON has them all."""
 
 
-def write_report(made: Evaluation, folder: Path, command: str) -> list[Path]:
-    """Write report.html, which holds all it needs, report.md and its two plots. Raises OSError."""
+def write_report(made: Evaluation, folder: Path, command: str, drawn: Sequence[Path] = ()) -> list[Path]:
+    """Write report.html, which holds all it needs, report.md and its plots. Raises OSError.
+
+    drawn: plots that lie in the folder already, PNG files, which the report is to show too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"roc.png": roc_png(made), "reliability.png": reliability_png(made)}
+    plots = {"roc.png": roc_png(made), "reliability.png": reliability_png(made)}
+    pictures = {name: data for name, data in plots.items() if data is not None}
     written = []
     for name, data in pictures.items():
-        if data is not None:
-            written.append(folder / name)
-            written[-1].write_bytes(data)
-    for name, text in (("report.md", markdown(made, command)), ("report.html", _html(made, command, pictures))):
+        written.append(folder / name)
+        written[-1].write_bytes(data)
+    pictures |= {path.name: path.read_bytes() for path in drawn}
+    text_of = {"report.md": markdown(made, command, tuple(pictures)), "report.html": _html(made, command, pictures)}
+    for name, text in text_of.items():
         written.append(folder / name)
         written[-1].write_text(text, encoding="utf-8")
     return written
@@ -52,11 +57,10 @@ def tables(made: Evaluation) -> list[Table]:
     return shown
 
 
-def markdown(made: Evaluation, command: str) -> str:
-    """The report as Markdown, with its plots beside it."""
+def markdown(made: Evaluation, command: str, pictures: Sequence[str] = ()) -> str:
+    """The report as Markdown, with its plots, PNG files of these names, beside it."""
     lines = [f"# Evaluation of `{_plain(made.bundle)}`", "", f"    {_plain(command)}", "", *_about(made), ""]
-    pictures = [name for name, some in (("roc", made.curves), ("reliability", made.reliability)) if some]
-    lines += [f"![{name}]({name}.png)" for name in pictures]
+    lines += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
     for table in tables(made):
         lines += ["", f"## {table.title}", ""]
         lines += [_row(table.heads), _row("---" for _ in table.heads)]
@@ -67,7 +71,7 @@ def markdown(made: Evaluation, command: str) -> str:
 
 def _about(made: Evaluation) -> list[str]:
     threshold = "" if made.threshold is None else f", a hit from a probability of {made.threshold:.4g}"
-    lines = [f"{made.frames} frames of {len(made.series)} series{threshold}.", ""]
+    lines = [f"{made.frames} frames of {made.sources}{threshold}.", ""]
     lines += [f"- {_pipes(note)}" for note in made.notes]
     return lines + [f"- not measured: {_pipes(reason)}" for reason in made.not_measured]
 
@@ -96,7 +100,7 @@ pre { background: #f4f4f4; padding: .7rem; white-space: pre-wrap; overflow-wrap:
 """
 
 
-def _html(made: Evaluation, command: str, pictures: dict[str, bytes | None]) -> str:
+def _html(made: Evaluation, command: str, pictures: dict[str, bytes]) -> str:
     title = html.escape(f"Evaluation of {made.bundle}")
     parts = [
         "<!doctype html>",
@@ -108,9 +112,8 @@ def _html(made: Evaluation, command: str, pictures: dict[str, bytes | None]) -> 
         "</ul>",
     ]
     for name, data in pictures.items():
-        if data is not None:
-            encoded = base64.b64encode(data).decode()
-            parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">')
+        encoded = base64.b64encode(data).decode()
+        parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">')
     for table in tables(made):
         heads = "".join(f"<th>{html.escape(head)}</th>" for head in table.heads)
         rows = "".join(

@@ -1,6 +1,7 @@
 """Truth beside result, frame by frame, as lines of text."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -15,15 +16,32 @@ LEAST_PHOTONS = 0.5
 """Fainter spots that no peak was found at are counted, not listed."""
 
 
-def show(judged: Sequence[Judged], frames: int) -> Iterator[str]:
-    """Lines for the first so many frames."""
-    left = frames
-    for each in judged:
-        for n, judgement in enumerate(each.judgements):
-            if left == 0:
-                return
-            left -= 1
-            yield from _frame(each.facts, n, judgement)
+Which = Literal["wrong", "first", "hits", "missed", "false"]
+"""Missed and false hits before all others, all, those with a crystal, missed hits, false hits; else in their order."""
+
+
+def show(judged: Sequence[Judged], frames: int, which: Which = "wrong") -> Iterator[str]:
+    """Lines for the first so many frames of those that are asked for."""
+    places = [(each.facts, n, judgement) for each in judged for n, judgement in enumerate(each.judgements)]
+    if which == "wrong":
+        places.sort(key=lambda place: not (_missed(*place) or _false(*place)))
+    elif which != "first":
+        wanted = {"hits": _hit, "missed": _missed, "false": _false}[which]
+        places = [place for place in places if wanted(*place)]
+    for place in places[:frames]:
+        yield from _frame(*place)
+
+
+def _hit(facts: Facts, n: int, judgement: Judgement) -> bool:
+    return facts.hit is not None and bool(facts.hit[n])
+
+
+def _missed(facts: Facts, n: int, judgement: Judgement) -> bool:
+    return _hit(facts, n, judgement) and judgement.hit is False
+
+
+def _false(facts: Facts, n: int, judgement: Judgement) -> bool:
+    return facts.hit is not None and not facts.hit[n] and judgement.hit is True
 
 
 def _frame(facts: Facts, n: int, judgement: Judgement) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What a network says of a set of samples, beside their truth."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from training.statistics import area_under_curve
 
 MATCH_PX = 1
 """A pixel said to be a peak is one when a true one is within so many pixels, and the other way round."""
+
+_COLUMNS = ("loss", "truth", "said", "probability")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +39,10 @@ class Judged:
     def __len__(self) -> int:
         return len(self.loss)
 
+    def where(self, places: NDArray[np.bool_]) -> "Judged":
+        """Some of the samples, (N,) bool."""
+        return Judged(self.attribute, *(getattr(self, name)[places] for name in _COLUMNS))
+
     @property
     def metric(self) -> float:
         """The one number of the history; ``metric_name`` says which. NaN where the samples do not allow it."""
@@ -49,6 +56,9 @@ class Judged:
         if kind == "value":
             error = np.abs(self.said - self.truth)
             figures["mean_absolute_error"] = float(error.mean()) if len(self) else None
+            if len(self) > 1:
+                mean, reach = float(error.mean()), 1.96 * float(error.std(ddof=1)) / math.sqrt(len(self))
+                figures["mean_absolute_error_interval"] = (max(0.0, mean - reach), mean + reach)
         elif kind == "map":
             (true, found), (said, right) = self.truth.sum(0), self.said.sum(0)
             figures |= {
@@ -74,6 +84,11 @@ class Judged:
                 "auc": area_under_curve(self.probability, yes) if np.isfinite(self.probability).all() else None,
             }
         return figures
+
+
+def joined(parts: Sequence[Judged]) -> Judged:
+    """Samples of one attribute, one part after the other; there is one part at least."""
+    return Judged(parts[0].attribute, *(np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS))
 
 
 def metric_name(attribute: Attribute) -> str:

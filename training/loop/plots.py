@@ -17,20 +17,32 @@ _BINS = 10
 
 
 def draw(folder: Path, history: Sequence[Epoch], judged: Judged, title: str) -> None:
-    """Write the plots that make sense for the attribute; title names the set of samples."""
+    """Write the plot of the losses and those of ``draw_judged``."""
     _save(folder / LOSS, (7, 5), lambda axes: _loss(axes, history, metric_name(judged.attribute)))
+    draw_judged(folder, judged, title)
+
+
+def draw_judged(folder: Path, judged: Judged, title: str) -> list[Path]:
+    """Write the plots of samples that make sense for the attribute, and name them; title names the set of samples."""
     kind = judged.attribute.kind
+    drawn: list[Path] = []
     if not len(judged):
-        return
+        return drawn
+
+    def save(name: str, size: tuple[float, float], paint: Callable[[Axes, Judged, str], None]) -> None:
+        _save(folder / name, size, lambda axes: paint(axes, judged, title))
+        drawn.append(folder / name)
+
     title = f"{judged.attribute.name}, {title}, {len(judged)} samples"
     if kind == "yes-no" and np.isfinite(judged.probability).all() and len(np.unique(judged.truth)) == 2:
-        _save(folder / ROC, (5, 5), lambda axes: _roc(axes, judged, title))
+        save(ROC, (5, 5), _roc)
     if kind in ("yes-no", "classes"):
-        _save(folder / CONFUSION, (5.5, 5), lambda axes: _confusion(axes, judged, title))
+        save(CONFUSION, (5.5, 5), _confusion)
         if np.isfinite(judged.probability).all():
-            _save(folder / RELIABILITY, (5, 5), lambda axes: _reliability(axes, judged, title))
+            save(RELIABILITY, (5, 5), _reliability)
     if kind == "value":
-        _save(folder / VALUES, (5, 5), lambda axes: _values(axes, judged, title))
+        save(VALUES, (5, 5), _values)
+    return drawn
 
 
 def _save(path: Path, size: tuple[float, float], paint: Callable[[Axes], None]) -> None:

@@ -16,7 +16,7 @@ from training.evaluation.peers import Peer
 from training.evaluation.reference import Referred
 from training.evaluation.report import MOST_MISSED, as_json, markdown, write_report
 from training.evaluation.scoring import all_facts, read_judgements
-from training.evaluation.show import show
+from training.evaluation.show import Which, show
 
 HITS = [True] * 12 + [False] * 12
 
@@ -311,7 +311,7 @@ def test_a_long_list_of_missed_hits_is_cut_in_the_report_alone(tmp_path: Path) -
 
 def test_truth_and_result_are_shown_side_by_side(master: Path) -> None:
     peaks = [[peak(5.3, 4.0), peak(15.0, 20.0)]] + [[] for _ in range(23)]
-    lines = list(show([judged_as(master, PROBABILITY[::-1], peaks=peaks)], 2))
+    lines = list(show([judged_as(master, PROBABILITY[::-1], peaks=peaks)], 2, "first"))
     assert lines[0].startswith("run_master.h5 frame 0: protein, 0.15 m, 6000 eV, 3e+08 photons a pulse, 100 Bragg")
     assert "said hit right, probability 0.7000" in lines[1]
     assert "0.30 px off" in lines[2]
@@ -319,6 +319,28 @@ def test_truth_and_result_are_shown_side_by_side(master: Path) -> None:
     assert lines[4].endswith("not found")
     assert "said miss WRONG" in lines[6]
     assert list(show([judged_as(master, PROBABILITY)], 0)) == []
+
+
+def test_wrong_frames_are_shown_before_the_others(master: Path) -> None:
+    judged = judged_as(master, PROBABILITY)
+
+    def shown(which: Which, most: int = 24) -> list[int]:
+        lines = show([judged], most, which)
+        return [int(line.split(":")[0].split()[-1]) for line in lines if line.startswith("run_master.h5")]
+
+    hit = judged.facts.hit
+    assert hit is not None
+    called = [bool(each.hit) for each in judged.judgements]
+    missed = [n for n in range(24) if hit[n] and not called[n]]
+    false = [n for n in range(24) if not hit[n] and called[n]]
+    assert min(len(missed), len(false)) > 0, "the set has both"
+    assert (shown("missed"), shown("false"), shown("first"), shown("hits")) == (
+        missed, false, list(range(24)), np.flatnonzero(hit).tolist(),
+    )  # fmt: skip
+    wrong = sorted(missed + false)
+    assert shown("wrong")[: len(wrong)] == wrong
+    assert sorted(shown("wrong")) == list(range(24))
+    assert shown("wrong", 1) == wrong[:1]
 
 
 def test_every_metric_is_known_by_name() -> None:

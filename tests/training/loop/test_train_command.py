@@ -15,6 +15,7 @@ from torch.distributed.run import get_args_parser
 from analyzer import architectures
 from analyzer.architectures import Architecture
 from analyzer.attributes import PEAK_LOCATION
+from analyzer.framing import Framing
 from analyzer.single_model import load_model
 from cxls.cli import main
 from cxls.commands.train_attribute import _pairs, _recipe
@@ -69,6 +70,7 @@ def test_ctrl_c_ends_at_a_checkpoint_and_resume_goes_on_to_a_model(tmp_path: Pat
     assert model.card.network == "paper-binary-cnn"
     assert model.card.attribute == "peak"
     assert model.card.settings == {"shape": [20, 20]}
+    assert (model.card.framing, model.card.view) == (Framing((20, 20)), "image")
     assert model.card.training["epochs"] == done + 1
     assert model.card.performance["validation"]["samples"] > 0
     facts = json.loads((tmp_path / "r" / "run.json").read_text())
