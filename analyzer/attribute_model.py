@@ -30,8 +30,8 @@ class AttributeModel:
 
     @property
     def label(self) -> str:
-        """Its folder's name and the beginning of its weights' hash."""
-        return f"{self.folder.resolve().name}@{self.card.sha256[:12]}"
+        """Its network and the beginning of its weights' hash; every training calls its folder ``model``."""
+        return f"{self.card.network}-{self.card.sha256[:12]}"
 
     def misfit(self, left: tuple[int, int]) -> str:
         """Why images of this shape, which the framing leaves, cannot be fed; empty where they can."""

@@ -80,7 +80,7 @@ def test_a_hit_model_says_yes_or_no_with_its_probability(bundle: Bundle, tmp_pat
     assert lit.attributes["peak"]["value"] is True
     assert dark.attributes["peak"]["value"] is False
     assert lit.attributes["peak"]["probability"] > 0.99 > dark.attributes["peak"]["probability"]
-    assert lit.attributes["peak"]["model"].startswith("bright@")
+    assert lit.attributes["peak"]["model"].startswith("brightest-")
     assert lit.nulls == {}
 
 
