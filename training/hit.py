@@ -195,7 +195,10 @@ def train_hit(
     assert isinstance(network, HitNetwork)
     logits = predict(network, validation, device)
     temperature, bias = calibrate(logits, validation.hit)
-    history = [{"train_loss": each.train_loss, "validation_loss": each.validation_loss} for each in trained.history]
+    history = [
+        {"train_loss": each.train_loss, "validation_loss": each.validation_loss, "seconds": round(each.seconds, 1)}
+        for each in trained.history
+    ]
     made = TrainedHit(network, temperature, bias, 0.5, history)
     judged = {known: made.probability(predict(network, validation, device, known)) for known in (False, True)}
     return replace(made, threshold=choose_threshold(judged, validation, recipe))

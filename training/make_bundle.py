@@ -1,6 +1,7 @@
 """From shots to a bundle: train, calibrate, evaluate on a fresh seed, write card and weights."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,13 +12,17 @@ import torch
 
 from analyzer.bundle import FORMAT, BundleCard, HitCard, ParametersCard, save_card, save_weights
 from analyzer.drift import score_histogram
-from training.hit import NETWORK, HitRecipe, predict, train_hit
+from training.evaluation.calibration import HIT_FRACTIONS, at_fraction
+from training.hit import NETWORK, HitRecipe, TrainedHit, predict, train_hit
 from training.hit_performance import mix_rows
 from training.parameters import ParameterRecipe, evaluate_parameters, make_table, train_parameters
 from training.shots import DISTRACTED, ShotRecipe, ShotSet, join, make_shots
 
 Progress = Callable[[int, int, str], None]
 KeepGoing = Callable[[int, int], bool]
+PRIOR = 0.5
+"""The share of hits at which probabilities are calibrated."""
+
 _VALIDATION_SHARE, _TEST_SHARE = 8, 8
 _DISTRACTED_SHARE = 2
 """One shard of so many is of frames with distractors, for training alone: calibration and figures are of the mix."""
@@ -76,6 +81,7 @@ def make_hit(
     performance = {
         "frames": len(test),
         "rows": rows,
+        "calibration": _calibration_rows(trained, test, device),
         "false_hit_rate": [rows[0]["false_hits"], *rows[0]["false_hits_interval"]],
     }
     digest = save_weights(trained.network, plan.out / "hit.safetensors")
@@ -87,7 +93,7 @@ def make_hit(
         threshold=round(trained.threshold, 6),
         temperature=trained.temperature,
         bias=trained.bias,
-        prior=0.5,
+        prior=PRIOR,
         training={
             "command": plan.command,
             "shots": {"training": len(train), "validation": len(validation), "test": len(test)},
@@ -99,11 +105,24 @@ def make_hit(
             },
             "recipe": asdict(plan.hit),
             "history": trained.history,
+            "seconds": round(sum(epoch["seconds"] for epoch in trained.history), 1),
+            "machine": {"device": str(device), "cores": os.cpu_count(), "torch": torch.__version__},
         },
         performance=performance,
         score_reference_empties=score_histogram(probability[~test.hit]),
         score_reference_hits=score_histogram(probability[test.hit]),
     )
+
+
+def _calibration_rows(trained: TrainedHit, test: ShotSet, device: torch.device) -> list[dict[str, Any]]:
+    """Expected calibration errors with and without a header, at other shares of hits after correction of the prior."""
+    rows = []
+    for known in (True, False):
+        probability = trained.probability(predict(trained.network, test, device, known))
+        for fraction in HIT_FRACTIONS:
+            error = at_fraction(probability, test.hit, PRIOR, fraction).error
+            rows.append({"header": "known" if known else "none", "share_of_hits": fraction, "calibration_error": error})
+    return rows
 
 
 def make_parameters(

@@ -8,7 +8,7 @@ import msgspec
 from torch import nn
 
 from analyzer.architectures import names
-from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, Bundle, load_bundle
+from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, Bundle, HitCard, load_bundle
 from analyzer.single_model import CARD as MODEL_CARD
 from analyzer.single_model import load_model
 from cxls.commands import networks
@@ -79,7 +79,7 @@ water to anybody. How it does in one situation at a time, and beside ideal obser
 
 {table(hit.performance["rows"])}
 
-## Parameter network: {parameters.network}, {_weights(bundle.parameters):,} weights
+{_calibration(hit)}## Parameter network: {parameters.network}, {_weights(bundle.parameters):,} weights
 
 One frame of 3e8 photons in 100 micrometres of water, 400 fresh profiles a condition. Errors are root mean squares over
 all of them, claimed or not; coverage is that of the stated 95 % interval.
@@ -96,6 +96,22 @@ What misleads: these are shots of the same simulator that trained the networks. 
 of a flat and 3 % of an air-like background beside the water, half of it on average: frames with none read 2 to 4 % high
 in energy and distance, and their 95 % intervals then cover less than that. Where the water of a frame is a few
 thousand photons, energy and distance are not determined by one frame, and records say so instead.
+"""
+
+
+def _calibration(hit: HitCard) -> str:
+    """What the card knows of probabilities and of the time it took; cards of adapted bundles know other things."""
+    if "calibration" not in hit.performance:
+        return ""
+    machine = hit.training["machine"]
+    return f"""Whether a probability means what it says, on all of these shots: the expected calibration error at other
+shares of hits, after correction of the prior.
+
+{table(hit.performance["calibration"])}
+
+Its {len(hit.training["history"])} epochs took {hit.training["seconds"]:.0f} s ({machine["device"]}, {machine["cores"]}
+cores).
+
 """
 
 
