@@ -126,16 +126,17 @@ def test_weights_of_another_architecture_are_refused_by_the_first_tensor_that_is
 
 def test_weights_of_another_shape_precision_or_with_more_are_refused_by_their_tensor(folder: Path) -> None:
     state = HitNetwork().state_dict()
+    channels = len(state["zone_layers.0.weight"])
     put_weights(folder, save(HitNetwork(channels=4).state_dict()))
     text = refusal(folder)
     assert "zone_layers.0.weight is (4, " in text
-    assert "the network's is (24, " in text
+    assert f"the network's is ({channels}, " in text
     put_weights(folder, save({name: tensor.half() for name, tensor in state.items()}))
     assert "zone_layers.0.weight is of torch.float16, the network's of torch.float32" in refusal(folder)
     put_weights(folder, save({**state, "tail.weight": torch.zeros(1)}))
     assert "the network has no tail.weight" in refusal(folder)
     put_weights(folder, save({}))
-    assert "there is no zone_layers.0.weight (24, " in refusal(folder)
+    assert f"there is no zone_layers.0.weight ({channels}, " in refusal(folder)
 
 
 def test_settings_of_another_network_are_refused_by_the_tensor_that_does_not_fit(folder: Path) -> None:

@@ -146,4 +146,6 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(tmp_path: Path) -> None
     assert "--datasets: for a single model" in refusal("evaluate", run, "--datasets", "1")
     assert "no such file" in refusal("evaluate", tmp_path / "gone", "--model", model)
     clean = hit_model(tmp_path / "clean", view="clean_image")
-    assert "network 'brightest' needs 'clean_image'" in refusal("evaluate", run, "--model", clean)
+    spotless = {name: values for name, values in good_truth().items() if not name.startswith("spot_")}
+    unlit = build_series(tmp_path / "unlit", truth=spotless)
+    assert "network 'brightest' needs 'clean_image'" in refusal("evaluate", unlit, "--model", clean)
