@@ -106,7 +106,7 @@ def make_hit(
             "recipe": asdict(plan.hit),
             "history": trained.history,
             "seconds": round(sum(epoch["seconds"] for epoch in trained.history), 1),
-            "machine": {"device": str(device), "cores": os.cpu_count(), "torch": torch.__version__},
+            "machine": {"device": str(device), "cores": os.cpu_count(), "torch": str(torch.__version__)},
         },
         performance=performance,
         score_reference_empties=score_histogram(probability[~test.hit]),
