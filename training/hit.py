@@ -50,7 +50,7 @@ class HitRecipe:
     channels: int = 48
     hidden: int = 96
     false_hits: float = 0.005
-    distracted_false_hits: float = 0.01
+    distracted_false_hits: float = 0.015
     header_known: float = 0.5
     header_error: float = 0.005
     seed: int = 1
