@@ -1,6 +1,6 @@
 """Series on disk reduced to what the hit network sees, by the analyser that would judge them live.
 
-A frame costs its zones and its strongest cells, 8 kB whatever its size, of which 270,000 frames fill the `MOST_BYTES`
+A frame costs its zones and its strongest cells, 9 kB whatever its size, of which 229,000 frames fill the `MOST_BYTES`
 that are allowed. Frames are read one at a time; of a longer run take so many, evenly over it.
 """
 
