@@ -76,9 +76,8 @@ class HitNetwork(nn.Module):
     def forward(self, zone_counts: Tensor, cells: Tensor, header: Tensor) -> Tensor:
         radial = self.zone_layers(zones.zone_features(zone_counts, header))
         features = zones.cell_features(cells, header)
-        known, there = (header[:, None, 1:] > 0).float(), features[:, :, -1:]
-        lines = self.cell_lines(zones.q_of(cells[:, :, zones.RADIUS], header)) * known
-        judged = self.cell_layers(self.cell_features(features) + lines) * there
+        lines = self.cell_lines(features[:, :, zones.Q]) * features[:, :, zones.KNOWN, None]
+        judged = self.cell_layers(self.cell_features(features) + lines) * features[:, :, zones.THERE, None]
         strongest = features[:, :, : zones.SCALES].topk(self.UNCHANGED, 1).values
         gathered = [
             radial.flatten(1),

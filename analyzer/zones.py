@@ -2,9 +2,9 @@
 
 Zones are rings around the beam, ``ZONE_M`` wide. For each there is how much light is in it, with and without the
 spots, how much background is expected, what all its windows together say of spots (``analyzer.evidence``) and how many
-cells of the significance map reach each of ``LEVELS``. Protein,
-salt, a powder ring and a shift of the water differ in how these run along the radius. The strongest cells come one by
-one, with all that is known of each: a spot, a hot pixel and a streak differ in how the scales go together.
+cells of the significance map reach each of ``LEVELS``. Protein, salt, a powder ring and a shift of the water differ in
+how these run along the radius. The strongest cells come one by one, with all that is known of each: a spot, a hot pixel
+and a streak differ in how the scales go together.
 """
 
 from typing import Any
@@ -37,6 +37,9 @@ RADIUS, VALID, BACKGROUND, NEAREST = range(SCALES, SCALES + 4)
 """Columns of a cell after its significances: radius in m, share of valid pixels, expected counts a pixel, and distance
 to the nearest other of the strongest in cells, 0 where it is the only one."""
 CELL_COLUMNS = SCALES + 4
+Q, KNOWN, THERE = -3, -2, -1
+"""The last of ``cell_features``: q in 1/angstrom, 0 where the header is not known; whether it is; whether there is a
+cell at all."""
 
 LIGHT = 4
 """Photons, photons outside spots, pixels and expected background: the first columns of a zone."""
@@ -92,15 +95,14 @@ def zone_features(zones: Tensor, header: Tensor) -> Tensor:
     radius_m = (torch.arange(ZONES, device=zones.device) + 0.5) * ZONE_M
     known = (header[:, 1:] > 0).float()
     share = (radius_m / (ZONE_M * ZONES)).expand(len(zones), -1)
-    place = torch.stack([q_of(radius_m[None], header) * known, known.expand(-1, ZONES), share], 1)
+    place = torch.stack([_q(radius_m[None], header) * known, known.expand(-1, ZONES), share], 1)
     return torch.cat([torch.log1p(zones).transpose(1, 2) * 0.3, place], 1)
 
 
 def cell_features(cells: Tensor, header: Tensor) -> Tensor:
     """Network input (B, STRONGEST, CELL_COLUMNS + 3) from cells (B, STRONGEST, CELL_COLUMNS) and headers (B, 2).
 
-    Logarithms, each brought near one; q in 1/angstrom and whether it is known, as in ``zone_features``; whether there
-    is a cell at all.
+    Logarithms, each brought near one; then ``Q``, ``KNOWN`` and ``THERE``.
     """
     significance, radius_m = cells[:, :, :SCALES], cells[:, :, RADIUS]
     there = (significance.amax(2) > 0).float()
@@ -110,14 +112,14 @@ def cell_features(cells: Tensor, header: Tensor) -> Tensor:
         cells[:, :, VALID],
         torch.log(cells[:, :, BACKGROUND] + 1e-6) * 0.2 + 1.0,
         torch.log1p(cells[:, :, NEAREST]) * 0.5,
-        q_of(radius_m, header) * known,
+        _q(radius_m, header) * known,
         known.expand_as(radius_m),
         there,
     ]
     return torch.cat([torch.log1p(significance) * 0.5 - 1.0, torch.stack(place, 2)], 2)
 
 
-def q_of(radius_m: Tensor, header: Tensor) -> Tensor:
+def _q(radius_m: Tensor, header: Tensor) -> Tensor:
     """q = 4 pi sin(theta) / lambda in 1/angstrom with tan(2 theta) = radius / camera length, for headers (B, 2)."""
     length = torch.where(header[:, 1:] > 0, header[:, 1:], 1.0)
     theta = 0.5 * torch.atan(radius_m / length)

@@ -14,6 +14,7 @@ import msgspec
 
 from analyzer.architectures import architecture
 from analyzer.attributes import Attribute, Recipe, recipe_for
+from analyzer.framing import Framing, parse_size
 from analyzer.single_model import SingleModelCard, save_model
 from cxls.cli import Failed, Interrupted, stop_on_signals
 from cxls.commands.analyze import choose_device
@@ -21,7 +22,6 @@ from cxls.progress import interruptible_progress
 from cxls.settings import BadSettings, TrainSettings
 from training.dataset.paper import parse_datasets
 from training.loop.distributed import Ranks, ranks
-from training.loop.frames import Framing, parse_size
 from training.loop.judging import metric_name
 from training.loop.opening import Sides, shared_sides, simulated_sides, split_sides
 from training.loop.record import RUN, Epoch

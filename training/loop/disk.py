@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analyzer.framing import Framing
 from streamer.decoding import check_size, decode
 from streamer.files import CHANNEL, BadInput, FileSeries
 from streamer.messages import UndecodableImage
@@ -23,7 +24,6 @@ from training.dataset.split import read_inputs
 from training.dataset.tree import Tree, list_tree
 from training.dataset.truth import SPOT_PLACE, Truth
 from training.dataset.truth_file import read_others
-from training.loop.frames import Framing
 from training.loop.samples import IMAGES, Batch, Places, Source, digest, linked
 
 SPOT_PHOTONS = 1.0

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from analyzer.framing import Framing
 from streamer.files import BadInput
 from training.dataset.images import AfterImage
 from training.dataset.sources import find_sources
 from training.dataset.split import Side, make_split, read_inputs, read_split
 from training.dataset.tree import Tree
 from training.loop.disk import SeriesSource, TreeSource
-from training.loop.frames import Framing
 from training.loop.samples import Joined, Part, Source
 from training.loop.simulated import SimulatedSource, Simulation
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from analyzer.framing import Framing
 from sim_replay.background import Surroundings
 from sim_replay.batch import Crop, CropBatch, make_crops
 from sim_replay.crystal import Crystal, proteinase_k
 from sim_replay.detector import CONDITIONS, eiger2_4m
 from sim_replay.diffraction import Sample, random_orientation
 from training.loop.disk import SPOT_PHOTONS
-from training.loop.frames import Framing
 from training.loop.samples import Batch, Places, Source
 
 _WATER_UNIT_M = 100e-6

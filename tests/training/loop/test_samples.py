@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from analyzer.framing import Framing, parse_size
 from streamer.files import BadInput
 from tests.training.dataset.builders import SHAPE, build_series, build_tree, change, good_truth, rotation
 from training.dataset.sources import find_sources
@@ -14,7 +15,6 @@ from training.dataset.split import make_split, read_inputs, write_split
 from training.dataset.tree import Tree
 from training.loop.arrays import ArraySource
 from training.loop.disk import SeriesSource, TreeSource
-from training.loop.frames import Framing, parse_size
 from training.loop.opening import shared_sides, simulated_sides, split_sides
 from training.loop.order import as_tensors, batches
 from training.loop.samples import Joined, Part, linked, require_fields, split_by_group
