@@ -20,7 +20,7 @@ from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
 from analyzer.reduction import suspect_pixels
 from analyzer.results import FrameResult, Status
 from analyzer.running import Running
-from analyzer.sinks import Sink
+from analyzer.sinks import HitOutput, Sink
 from analyzer.warm import FrameKind
 from streamer.account import Account
 from streamer.frames import Frame, make_frame
@@ -137,11 +137,13 @@ class Front:
         sinks: Sequence[Sink],
         settings: FrontSettings,
         on_series: Callable[[SeriesReport], None] = lambda report: None,
+        hit_outputs: Sequence[HitOutput] = (),
     ) -> None:
         self.account = Account()
         self.running = Running()
         self.source = source
         self.sinks = list(sinks)
+        self.hit_outputs = list(hit_outputs)
         self.ring = FrameRing(settings.ring_bytes, settings.ring_frames)
         self.reports: list[SeriesReport] = []
         self.nulls = {(name, reason): 0 for name in settings.attributes for reason in Unsaid}
@@ -295,6 +297,7 @@ class Front:
         with self._handover:
             analyser = worker.busy = worker.analyser
         outcome = self._analyse(analyser, batch)
+        self._hand_out(batch, outcome.results)
         self._results.put(outcome)
         with self._handover:
             worker.busy = None
@@ -312,6 +315,13 @@ class Front:
             log.exception("analysis of %d frames failed", len(batch))
             return BatchOutcome([undecodable(frame, "failed", "internal error, see the log") for frame in batch])
 
+    def _hand_out(self, frames: Sequence[Frame], results: Sequence[FrameResult]) -> None:
+        """Offer hits while their frames are at hand; what waits for publication holds none."""
+        for frame, result in zip(frames, results, strict=True):
+            if result.hit:
+                for output in self.hit_outputs:
+                    output.offer(frame, result)
+
     def _publish(self) -> None:
         while (item := self._results.get()) is not None:
             try:
@@ -321,6 +331,8 @@ class Front:
                 log.exception("publishing failed")
         for sink in self.sinks:
             sink.close()
+        for output in self.hit_outputs:
+            output.close()
 
     def _publish_one(self, item: _Published) -> None:
         if isinstance(item, BatchOutcome):

@@ -1,9 +1,12 @@
 """What an output of results is."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from prometheus_client.core import Metric
 
 from analyzer.results import FrameResult
+from streamer.frames import Frame
 
 
 class ResultsExist(ValueError):
@@ -22,3 +25,23 @@ class Sink(Protocol):
         """Time passes without records."""
 
     def close(self) -> None: ...
+
+
+class HitOutput(Protocol):
+    """Takes hits together with their frames, packed as they came: hits on disk, an indexer.
+
+    It is a Prometheus collector of its own metrics; ``facts`` go into /status under ``name``.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def offer(self, frame: Frame, result: FrameResult) -> None:
+        """Take a hit or count it as lost; called by workers, so it neither waits nor raises."""
+
+    def facts(self) -> dict[str, Any]: ...
+
+    def collect(self) -> Iterable[Metric]: ...
+
+    def close(self) -> None:
+        """Finish what was taken."""

@@ -30,7 +30,7 @@ from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import make_registry
 from analyzer.results import HitRule
-from analyzer.sinks import DetachedSink, Sink, open_results
+from analyzer.sinks import DetachedSink, HitOutput, Sink, open_results
 from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
 from analyzer.web.server import View, WebServer, bind
@@ -104,6 +104,7 @@ class Session:
         cascade = replace(_cascade_settings(settings), models=models)
         judge = Judge(bundle, cascade, _read_calibration(settings, bundle.label))
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
+        hit_outputs: list[HitOutput] = []
         workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
         plans = PlanCache()
 
@@ -128,6 +129,7 @@ class Session:
                 attributes=tuple(model.attribute.name for model in models),
             ),
             on_series=_report_series,
+            hit_outputs=hit_outputs,
         )
         self.control = Control(self.front, judge, make, lambda folder: load_bundle(folder, device), self._follow)
         self._endpoints = ControlEndpoints(self.control, token)
@@ -154,6 +156,8 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
+        for output in self.front.hit_outputs:
+            registry.register(output)
         return View(registry, self.running_estimate, judge.facts | {"control": self._endpoints.enabled})
 
     def running_estimate(self) -> dict[str, object]:
