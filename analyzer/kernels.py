@@ -13,6 +13,7 @@ from numba import types
 
 from analyzer.evidence import LOG_LOWEST, LOG_STEP
 from analyzer.geometry import AZIMUTH_CLASSES
+from analyzer.spots import CLASS, DISC_LOG_WEIGHT, DISCS, LIT_CHANCES, LOG_WEIGHT, PHOTONS, REACH, SHARES
 
 CELL = 8
 """Pixels a side of a cell of the significance map."""
@@ -23,8 +24,20 @@ PEAK_DTYPE = np.dtype(
 
 _PEAK_SEPARATION = 3
 _WINDOW = 2
+_WHOLE_FROM_PHOTONS = 30.0
+"""A brighter peak is measured over all pixels of its spot: there noise costs less than what a window cuts off."""
+
+_SMALLEST_SPOT_PIXELS = 45
+"""Of a spot that claims nothing but the pixels nearer than four."""
+
+_OWN_SHARE = 0.2
+"""Of the photons around its middle; a peak with fewer that are no other's is that one's tail."""
+
 _SPOT_PIXELS = 1024
-_RING_INNER, _RING_OUTER = 4, 6
+SURE_PEAKS_FOR_AS_MANY = 6.0
+"""A crystal that gives sure peaks gives weak ones too: n of them lower the evidence asked for by ln(1 + n / this)."""
+
+_RING_INNER, _RING_OUTER = 5, 7
 _RING_PRIOR_PIXELS = 50.0
 _SMOOTHING_PHOTONS = 25.0
 _LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, 65536, dtype=np.float64)))])
@@ -39,13 +52,6 @@ def _surprise(counts: Any, expected: float, log_expected: float) -> float:
         return float(expected - counts * log_expected + _LOG_FACTORIAL[counts])
     # Stirling; reached only by spots far beyond doubt.
     return float(expected - counts * log_expected + counts * (np.log(float(counts)) - 1.0))
-
-
-@numba.njit(nogil=True, cache=True)
-def _tail_surprise(counts: Any, expected: float) -> float:
-    """-ln of the chance of so many counts or more, by the geometric bound of the Poisson tail."""
-    surprise = _surprise(counts, expected, np.log(expected))
-    return surprise + np.log(1.0 - expected / (counts + 1.0)) if surprise > 0.0 else 0.0
 
 
 @numba.njit(nogil=True, cache=True)
@@ -77,6 +83,8 @@ def _claim(
     for y in range(max(0, row - reach), min(rows, row + reach + 1)):
         for x in range(max(0, column - reach), min(columns, column + reach + 1)):
             j = y * columns + x
+            if (y - row) ** 2 + (x - column) ** 2 > 15:
+                continue
             if claimed[j] == 0 and claims < claim_index.size:
                 claimed[j] = 1
                 claim_index[claims] = j
@@ -85,11 +93,24 @@ def _claim(
 
 
 @numba.njit(nogil=True, cache=True)
+def _belongs(pixels: Any, columns: int, pixel: int, limit: float, most_lit: float, top: int, inside: Any) -> bool:
+    """Whether a pixel counted more than ``limit``, or is one of more than ``most_lit`` that counted in its 3 x 3."""
+    if pixels[pixel] == 0 or pixels[pixel] > limit:
+        return bool(pixels[pixel] > limit)
+    rows, row, column, lit = pixels.size // columns, pixel // columns, pixel % columns, 0
+    for y in range(max(0, row - 1), min(rows, row + 2)):
+        for x in range(max(0, column - 1), min(columns, column + 2)):
+            j = y * columns + x
+            lit += inside[j] != 0 and pixels[j] != top and pixels[j] > 0
+    return lit > most_lit
+
+
+@numba.njit(nogil=True, cache=True)
 def _claim_spot(
     pixels: Any,
     columns: int,
     start: int,
-    limit: float,
+    mean: float,
     top: int,
     inside: Any,
     claimed: Any,
@@ -98,10 +119,13 @@ def _claim_spot(
 ) -> int:
     """Mark what belongs to the spot around ``start``: pixels over the background that lead down from it.
 
-    A streak or a mosaic tail so gives one peak. Noise may rise by two standard deviations on
-    the way down; a neighbour that rises more is a spot of its own.
+    A pixel belongs by its own counts or, where pixels count but once a pulse, by how many around it counted. A streak
+    or a mosaic tail so gives one peak. Noise may rise by two standard deviations on the way down; a neighbour that
+    rises more is a spot of its own.
     """
     rows = pixels.size // columns
+    limit, share = mean + 3.0 * np.sqrt(mean) + 1.0, -np.expm1(-mean)
+    most_lit = 9.0 * share + 3.0 * np.sqrt(9.0 * share * (1.0 - share)) + 2.0
     first = claims
     claims = _claim(start // columns, start % columns, _PEAK_SEPARATION, rows, columns, claimed, claim_index, claims)
     n = first
@@ -110,13 +134,15 @@ def _claim_spot(
         n += 1
         row, column = j // columns, j % columns
         value = float(pixels[j])
-        if inside[j] == 0 or pixels[j] == top or value <= limit:
+        if inside[j] == 0 or pixels[j] == top or not _belongs(pixels, columns, j, limit, most_lit, top, inside):
             continue
         ceiling = value + 2.0 * np.sqrt(value)
         for y in range(max(0, row - 1), min(rows, row + 2)):
             for x in range(max(0, column - 1), min(columns, column + 2)):
                 k = y * columns + x
-                if inside[k] and pixels[k] != top and limit < pixels[k] <= ceiling:
+                if inside[k] == 0 or pixels[k] > ceiling or pixels[k] == top:
+                    continue
+                if _belongs(pixels, columns, k, limit, most_lit, top, inside):
                     claims = _claim(y, x, 1, rows, columns, claimed, claim_index, claims)
     return claims
 
@@ -377,7 +403,7 @@ def list_strongest(
 def _local_background(pixels: Any, columns: int, row: int, column: int, top: int, inside: Any, mean: float) -> float:
     """The larger of the bin's mean and that of a ring around: on streaks and ring edges the ring decides."""
     rows = pixels.size // columns
-    limit = mean + 5.0 * np.sqrt(mean) + 3.0
+    limit = mean + 3.0 * np.sqrt(mean) + 1.0
     counts, area = _RING_PRIOR_PIXELS * mean, _RING_PRIOR_PIXELS
     for y in range(max(0, row - _RING_OUTER), min(rows, row + _RING_OUTER + 1)):
         for x in range(max(0, column - _RING_OUTER), min(columns, column + _RING_OUTER + 1)):
@@ -385,63 +411,108 @@ def _local_background(pixels: Any, columns: int, row: int, column: int, top: int
                 continue
             j = y * columns + x
             if inside[j] and pixels[j] != top:
+                if pixels[j] > limit:
+                    continue
                 area += 1.0
-                counts += min(float(pixels[j]), limit)
+                counts += float(pixels[j])
+    if counts - mean * area < 3.0 * np.sqrt(mean * area):
+        return mean
     return max(mean, counts / area)
 
 
 @numba.njit(nogil=True, cache=True)
-def _best_score(pixels: Any, columns: int, row: int, column: int, top: int, inside: Any, local: float) -> float:
-    """Significance of the pixel, of the best 2 x 2 and of the 3 x 3 around it over a background."""
+def _add_ratio(ratio: float, total: float, largest: float) -> tuple[float, float]:
+    """A sum of exponentials, as a multiple of the largest, and the largest's exponent, with one more."""
+    if ratio > largest:
+        return total * np.exp(largest - ratio) + 1.0, ratio
+    return total + np.exp(ratio - largest), largest
+
+
+@numba.njit(nogil=True, cache=True)
+def _spot_evidence(
+    pixels: Any, columns: int, row: int, column: int, top: int, inside: Any, mean: float, counts: Any
+) -> float:
+    """Log-likelihood ratio of a spot here against ``mean`` counts a pixel alone, in nats; see ``analyzer.spots``.
+
+    ``counts`` (3, distances) is used up. Pixels without data say nothing; one beside the middle rules a spot out.
+    """
     rows = pixels.size // columns
-    nine, nine_area, best_four = np.int64(0), 0, np.int64(0)
-    for y in range(max(0, row - 1), min(rows, row + 2)):
-        for x in range(max(0, column - 1), min(columns, column + 2)):
+    counts[:] = 0.0
+    for y in range(max(0, row - REACH), min(rows, row + REACH + 1)):
+        for x in range(max(0, column - REACH), min(columns, column + REACH + 1)):
+            j = y * columns + x
+            if inside[j] == 0 or pixels[j] == top:
+                if max(abs(y - row), abs(x - column)) <= 1:
+                    return -np.inf
+                continue
+            distance = CLASS[y - row + REACH, x - column + REACH]
+            counts[0, distance] += 1.0
+            counts[1, distance] += pixels[j]
+            counts[2, distance] += pixels[j] > 0
+    largest, total = -np.inf, 0.0
+    for shape in range(SHARES.shape[0]):
+        seen = 0.0
+        for c in range(SHARES.shape[1]):
+            seen += counts[0, c] * SHARES[shape, c]
+        for k in range(PHOTONS.size):
+            ratio = LOG_WEIGHT - PHOTONS[k] * seen
+            for c in range(SHARES.shape[1]):
+                if counts[1, c] > 0.0:
+                    ratio += counts[1, c] * np.log1p(PHOTONS[k] * SHARES[shape, c] / mean)
+            total, largest = _add_ratio(ratio, total, largest)
+    by_chance = -np.expm1(-mean)
+    for disc in range(DISCS.shape[0]):
+        lit, dark = 0.0, 0.0
+        for c in range(DISCS.shape[1]):
+            if DISCS[disc, c]:
+                lit += counts[2, c]
+                dark += counts[0, c] - counts[2, c]
+        for chance in LIT_CHANCES:
+            ratio = DISC_LOG_WEIGHT + lit * np.log(chance / by_chance) + dark * (np.log1p(-chance) + mean)
+            total, largest = _add_ratio(ratio, total, largest)
+    return float(largest + np.log(total))
+
+
+@numba.njit(nogil=True, cache=True)
+def _net_around(pixels: Any, columns: int, row: int, column: int, top: int, inside: Any, local: float) -> float:
+    """Photons over the background in the window around a pixel, whatever spot they belong to."""
+    rows, net = pixels.size // columns, 0.0
+    for y in range(max(0, row - _WINDOW), min(rows, row + _WINDOW + 1)):
+        for x in range(max(0, column - _WINDOW), min(columns, column + _WINDOW + 1)):
             j = y * columns + x
             if inside[j] and pixels[j] != top:
-                nine += np.int64(pixels[j])
-                nine_area += 1
-    for y in range(max(0, row - 1), min(rows - 1, row + 1)):
-        for x in range(max(0, column - 1), min(columns - 1, column + 1)):
-            four = np.int64(0)
-            for dy in range(2):
-                for dx in range(2):
-                    j = (y + dy) * columns + x + dx
-                    if inside[j] and pixels[j] != top:
-                        four += np.int64(pixels[j])
-            best_four = max(best_four, four)
-    return max(
-        _tail_surprise(np.int64(pixels[row * columns + column]), local),
-        _tail_surprise(best_four, 4.0 * local),
-        _tail_surprise(nine, max(nine_area, 1) * local),
-    )
+                net += pixels[j] - local
+    return net
 
 
 @numba.njit(nogil=True, cache=True)
 def _measure(
-    pixels: Any, columns: int, row: int, column: int, top: int, saturation: int, inside: Any, local: float, peak: Any
-) -> bool:
-    """Centroid, net photons and their ratio to noise in the window; False when nothing is left over the background."""
-    rows = pixels.size // columns
-    weight, sum_y, sum_x, net, gross, saturated = 0.0, 0.0, 0.0, 0.0, 0.0, np.uint8(0)
-    for y in range(max(0, row - _WINDOW), min(rows, row + _WINDOW + 1)):
-        for x in range(max(0, column - _WINDOW), min(columns, column + _WINDOW + 1)):
-            j = y * columns + x
-            if inside[j] == 0 or pixels[j] == top:
-                continue
-            value = np.int64(pixels[j])
-            gross += value
-            net += value - local
-            if value >= saturation:
-                saturated = np.uint8(1)
-            if value > local:
-                weight += value - local
-                sum_y += (value - local) * (y - row)
-                sum_x += (value - local) * (x - column)
+    pixels: Any, columns: int, middle: int, listed: Any, top: int, saturation: int, inside: Any, local: float,
+    reach: int, peak: Any,
+) -> bool:  # fmt: skip
+    """Centroid, net photons and their ratio to noise over the ``listed`` pixels within ``reach`` of the middle one.
+
+    False when nothing is left over the background.
+    """
+    row, column = middle // columns, middle % columns
+    sum_y, sum_x, net, gross, saturated = 0.0, 0.0, 0.0, 0.0, np.uint8(0)
+    for n in range(listed.size):
+        j = listed[n]
+        y, x = j // columns - row, j % columns - column
+        if inside[j] == 0 or pixels[j] == top or max(abs(y), abs(x)) > reach:
+            continue
+        value = np.int64(pixels[j])
+        gross += value
+        net += value - local
+        sum_y += (value - local) * y
+        sum_x += (value - local) * x
+        if value >= saturation:
+            saturated = np.uint8(1)
     if net <= 0.0:
         return False
-    peak.ss = row + sum_y / weight
-    peak.fs = column + sum_x / weight
+    # Where little is left of much background, noise must not carry the centroid out of the pixels it is made of.
+    peak.ss = row + min(max(sum_y / net, -reach), reach)
+    peak.fs = column + min(max(sum_x / net, -reach), reach)
     peak.intensity = net
     peak.snr = net / np.sqrt(gross)
     peak.saturated = saturated
@@ -460,6 +531,7 @@ def _measure(
     _I64,
     _F64,
     types.int64,
+    _array(types.float64, 2),
     _U8,
     _I64,
     _PEAKS,
@@ -468,30 +540,50 @@ def _measure(
 )
 def find_peaks(
     pixels: Any, columns: int, top: int, saturation: int, inside: Any, bin_of: Any, background: Any,
-    threshold: float, candidate_index: Any, candidate_score: Any, candidates: int, claimed: Any, claim_index: Any,
-    peaks: Any, totals: Any,
+    threshold: float, candidate_index: Any, candidate_score: Any, candidates: int, distance_counts: Any, claimed: Any,
+    claim_index: Any, peaks: Any, totals: Any,
 ) -> int:  # fmt: skip
-    """One peak for each spot among the candidates, brightest first; returns how many.
+    """One peak for each spot among the candidates, the most certain first; returns how many.
 
+    ``candidate_score`` becomes the evidence for a spot at each candidate, negated; a spot has more than ``threshold``.
     Pixels of spots are marked in ``claimed`` and listed in ``claim_index``, ``totals[2]`` of them.
     """
     found, claims = 0, 0
+    lowest = threshold - np.log1p(peaks.size / SURE_PEAKS_FOR_AS_MANY)
+    for k in range(candidates):
+        i = candidate_index[k]
+        row, column, mean = i // columns, i % columns, background[bin_of[i]]
+        evidence = _spot_evidence(pixels, columns, row, column, top, inside, mean, distance_counts)
+        if evidence > lowest:
+            local = _local_background(pixels, columns, row, column, top, inside, mean)
+            if local > mean:
+                evidence = _spot_evidence(pixels, columns, row, column, top, inside, local, distance_counts)
+        candidate_score[k] = -evidence
+    enough = threshold
     for k in np.argsort(candidate_score[:candidates], kind="mergesort"):
         i = candidate_index[k]
-        if claimed[i] or found >= peaks.size:
+        evidence = -candidate_score[k]
+        if evidence > threshold:
+            enough = threshold - np.log1p((found + 1) / SURE_PEAKS_FOR_AS_MANY)
+        if evidence <= enough or found >= peaks.size:
+            break
+        if claimed[i]:
             continue
         row, column = i // columns, i % columns
         mean = background[bin_of[i]]
         local = _local_background(pixels, columns, row, column, top, inside, mean)
-        score = _best_score(pixels, columns, row, column, top, inside, local)
-        if score <= threshold:
+        first = claims
+        claims = _claim_spot(pixels, columns, i, mean, top, inside, claimed, claim_index, claims)
+        spot = claim_index[first:claims]
+        peak = peaks[found]
+        if not _measure(pixels, columns, i, spot, top, saturation, inside, local, _WINDOW, peak):
             continue
-        if not _measure(pixels, columns, row, column, top, saturation, inside, local, peaks[found]):
+        if peak.intensity < _OWN_SHARE * _net_around(pixels, columns, row, column, top, inside, local):
             continue
-        peaks[found].surprise = score
+        if peak.intensity >= _WHOLE_FROM_PHOTONS or spot.size > _SMALLEST_SPOT_PIXELS:
+            _measure(pixels, columns, i, spot, top, saturation, inside, local, columns, peak)
+        peak.surprise = evidence
         found += 1
-        tail = mean + 3.0 * np.sqrt(mean) + 1.0
-        claims = _claim_spot(pixels, columns, i, tail, top, inside, claimed, claim_index, claims)
     totals[2] = claims
     return found
 

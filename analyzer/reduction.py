@@ -22,10 +22,14 @@ import numpy.typing as npt
 from analyzer import evidence, kernels, zones
 from analyzer.geometry import BinMap, Geometry, bin_map
 from analyzer.kernels import CELL, PEAK_DTYPE
+from analyzer.spots import DISTANCES
 from streamer.validity import Validity, sentinel
 
-FALSE_PEAKS_PER_FRAME = 0.02
-"""Chance peaks allowed in a frame of pure background, for each of the three windows; sets the peak threshold."""
+CANDIDATE_NATS = 9.0
+"""A pixel is looked at for a spot when it, or the 2 x 2 or 3 x 3 around it, is at least this surprising."""
+
+PEAK_MARGIN_NATS = -0.3
+"""Evidence that a peak needs beyond the logarithm of the number of pixels."""
 
 MAX_PEAKS = 2048
 
@@ -92,7 +96,7 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
         zones.cell_radius_m(geometry).reshape(-1),
         zones.zone_of_bins(geometry, bins.radial_bins),
         saturation,
-        float(np.log(pixels) - np.log(FALSE_PEAKS_PER_FRAME)),
+        float(np.log(pixels)) + PEAK_MARGIN_NATS,
     )
 
 
@@ -136,6 +140,7 @@ class Workspace:
         self._strength, self._strongest = np.zeros(plan.cell_valid.size), np.zeros(zones.STRONGEST, np.int64)
         self._candidate_index = np.empty(65536, np.int64)
         self._candidate_score = np.empty(65536)
+        self._distance_counts = np.zeros((3, len(DISTANCES)))
         self._claim_index = np.empty(1 << 20, np.int64)
         self._peaks = np.zeros(MAX_PEAKS, PEAK_DTYPE)
         self._totals = np.zeros(3, np.int64)
@@ -157,7 +162,7 @@ class Workspace:
         np.take(self.background, plan.cell_bin, out=self._cell_expected)
         self._cell_expected *= self._cell_pixels
         candidates = kernels.map_significance(
-            pixels, self._index, counts, columns, top, inside, bin_of, self.background, logs, plan.peak_threshold,
+            pixels, self._index, counts, columns, top, inside, bin_of, self.background, logs, CANDIDATE_NATS,
             self.significance, self._cell_counts, self._cell_expected, evidence.TABLE,
             plan.bin_zone, self._evidence, self._candidate_index, self._candidate_score,
         )  # fmt: skip
@@ -171,8 +176,8 @@ class Workspace:
         self.zones[:, 0] = self._of_zones(self.photons)
         found = kernels.find_peaks(
             pixels, columns, top, plan.saturation, inside, bin_of, self.background, plan.peak_threshold,
-            self._candidate_index, self._candidate_score, candidates, self._claimed, self._claim_index,
-            self._peaks, self._totals,
+            self._candidate_index, self._candidate_score, candidates, self._distance_counts, self._claimed,
+            self._claim_index, self._peaks, self._totals,
         )  # fmt: skip
         kernels.leave_out_spots(
             pixels, top, inside, bin_of, self.photons, self.pixels_counted, self._claimed, self._claim_index,

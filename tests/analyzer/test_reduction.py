@@ -62,8 +62,8 @@ def test_peaks_are_left_out_of_the_profile() -> None:
     dark, lit = reduce(pixels), reduce(with_spots(pixels, 400))
     assert lit.peaks.size == len(SPOT)
     assert lit.photons.sum() == pytest.approx(dark.photons.sum(), rel=0.05)
-    # A peak takes its 7 x 7 pixels out of the count.
-    assert dark.pixels_counted.sum() - lit.pixels_counted.sum() == len(SPOT) * 49
+    # A peak takes the pixels nearer than four out of the count.
+    assert dark.pixels_counted.sum() - lit.pixels_counted.sum() == len(SPOT) * 45
 
 
 def test_the_profile_of_a_frame_without_peaks_is_its_photons() -> None:
@@ -82,7 +82,9 @@ def test_a_single_bright_pixel_survives_wherever_it_is(place: tuple[int, int]) -
     pixels = np.zeros(SHAPE, "u2")
     pixels[place] = 12
     reduced = reduce(pixels)
-    assert [(float(p["ss"]), float(p["fs"])) for p in reduced.peaks] == [place]
+    assert reduced.peaks.size == 1
+    # At the panel's edge a little background is missing on one side.
+    assert (float(reduced.peaks[0]["ss"]), float(reduced.peaks[0]["fs"])) == pytest.approx(place, abs=1e-3)
     significance = reduced.significance[0]
     assert np.flatnonzero(significance).tolist() == [place[0] // CELL * significance.shape[1] + place[1] // CELL]
     assert reduced.peaks[0]["intensity"] == pytest.approx(12, abs=1)
@@ -114,6 +116,52 @@ def test_a_ring_of_water_hardly_ever_has_a_peak() -> None:
     ring = 0.3 + 8 * np.exp(-(((radius - 60) / 40) ** 2))
     found = sum(reduce(np.random.default_rng(seed).poisson(ring).astype("u2")).peaks.size for seed in range(20))
     assert found <= 5
+
+
+@pytest.mark.parametrize("place", [(19, 35), (19, 29), (40, 50), (30, 50)])
+def test_a_spot_that_touches_masked_pixels_makes_no_peak(place: tuple[int, int]) -> None:
+    valid = np.ones(SHAPE, np.uint8)
+    valid[20:40, 30:50] = 0
+    pixels = np.zeros(SHAPE, "u2")
+    pixels[place] = 40
+    assert reduce(pixels, valid=valid).peaks.size == 0
+    away = tuple(2 * p - min(max(p, low), high) for p, low, high in zip(place, (20, 30), (39, 49), strict=True))
+    pixels[away] = 400
+    assert reduce(pixels, valid=valid).peaks.size == 1
+
+
+def test_a_long_streak_is_one_peak_with_all_its_photons() -> None:
+    y, x = np.mgrid[: PANEL[0], : PANEL[1]]
+    along, across = (x - 90) * 0.8 + (y - 100) * 0.6, (y - 100) * 0.8 - (x - 90) * 0.6
+    streak = np.exp(-((along / 3.0) ** 2 + (across / 0.7) ** 2) / 2)
+    pixels = np.random.default_rng(4).poisson(0.03 + 900 * streak / streak.sum()).astype("u2")
+    peaks = reduce(pixels).peaks
+    assert peaks.size == 1
+    assert (float(peaks[0]["ss"]), float(peaks[0]["fs"])) == pytest.approx((100, 90), abs=0.5)
+    assert peaks[0]["intensity"] == pytest.approx(900, abs=4 * np.sqrt(900))
+
+
+def test_pixels_that_count_at_most_once_still_make_a_peak_of_a_cluster() -> None:
+    rng = np.random.default_rng(6)
+    pixels = (rng.random(PANEL) < 0.03).astype("u2")
+    y, x = np.mgrid[: PANEL[0], : PANEL[1]]
+    disc = np.hypot(y - 100, x - 90) < 3.5
+    pixels[disc] = 1
+    peaks = reduce(pixels).peaks
+    assert peaks.size == 1
+    assert (float(peaks[0]["ss"]), float(peaks[0]["fs"])) == pytest.approx((100, 90), abs=0.3)
+    assert peaks[0]["intensity"] == pytest.approx(disc.sum(), rel=0.1)
+
+
+def test_a_frame_of_many_sure_peaks_lends_weak_ones_credit() -> None:
+    weak, bright = (100, 90), [(20 + 16 * k, 20) for k in range(10)]
+    pixels = water(0.05, PANEL, seed=8)
+    pixels[96:105, 86:95] = 0
+    pixels[weak] = 4
+    assert reduce(pixels).peaks.size == 0
+    for place in bright:
+        pixels[place] = 60
+    assert reduce(pixels).peaks.size == len(bright) + 1
 
 
 def test_two_spots_seven_pixels_apart_are_two_peaks() -> None:
