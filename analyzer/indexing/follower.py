@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 _PIECE_BYTES = 1 << 20
-_TAIL_BYTES = 64
-"""So many bytes before our place are looked at again: others there mean another file under the same name."""
+_TAIL_BYTES = 4096
+"""So many bytes before our place are looked at again, a chunk's names with them: others there mean another file."""
 
 _NOT_YET = "waiting for the file"
 

@@ -85,26 +85,26 @@ class Router:
                 parts = self.socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
-            request = self._take(parts)
-            self.requests[request] += 1
+            self._take(parts)
 
-    def _take(self, parts: list[bytes]) -> Request:
-        identity, *inner = parts[:-1]
+    def _take(self, parts: list[bytes]) -> None:
+        *envelope, request = parts
         # A REQ puts one empty part before its request, a DEALER none.
-        if len(parts) > _MOST_PARTS or any(inner):
-            return Request.MALFORMED
-        now = time.monotonic()
-        worker = _Worker((identity, *inner), now)
-        if parts[-1] != _NEXT:
+        if len(parts) > _MOST_PARTS or any(envelope[1:]):
+            self.requests[Request.MALFORMED] += 1
+            return
+        worker = _Worker(tuple(envelope), time.monotonic())
+        if request != _NEXT:
+            self.requests[Request.UNKNOWN] += 1
             self._reply(worker, _UNKNOWN)
-            return Request.UNKNOWN
-        self.last_request = now
+            return
+        self.requests[Request.NEXT] += 1
+        self.last_request = worker.asked_at
         if len(self._waiting) < MOST_WORKERS:
             # Who asks twice without waiting keeps the place of the first.
-            self._waiting.setdefault(identity, worker)
+            self._waiting.setdefault(envelope[0], worker)
         else:
             self._reply(worker, KEEP_ALIVE)
-        return Request.NEXT
 
     def hand_out(self, payload: bytes) -> bool:
         """Answer the oldest request of a worker that is still there; ``False`` when there is none."""
