@@ -1,8 +1,8 @@
 """Every record to whoever listens: a PUB socket, MessagePack, a versioned schema (docs/broadcast.md).
 
 A message is two parts: the topic ``cxls/1/DECISION`` and a map. Sending never waits. A subscriber that is further
-behind than its queue loses messages; how many we had to keep from at least one is counted, and the sequence numbers
-tell each subscriber its own losses.
+behind than its queue loses messages until it reads again. libzmq tells us when that begins, which is counted; how many
+it lost, each subscriber sees from the sequence numbers.
 """
 
 import logging
@@ -36,7 +36,8 @@ Header = Callable[[FrameResult], SeriesMetadata | None]
 class Broadcast:
     """A sink that publishes. Bound when constructed (raises ``CannotBind``); used by one thread after that.
 
-    Nothing is kept for anybody, so no record is ever ``lost`` to it; see ``cxls_broadcast_lost_total``.
+    ``overruns`` counts how often a subscriber's queue was found full, ``failed`` the records that could not be packed.
+    Nothing is kept for anybody, so no record of a run is ever ``lost`` by it.
     """
 
     name = "broadcast"
@@ -54,7 +55,7 @@ class Broadcast:
         self._run_name = secrets.token_hex(4)
         self._sequence = 0
         self._of_topic = dict.fromkeys(TOPICS, 0)
-        self.behind = 0
+        self.overruns = 0
         self.failed = 0
 
     @property
@@ -91,31 +92,38 @@ class Broadcast:
         parts = [f"cxls/{SCHEMA_VERSION}/{topic}".encode(), msgspec.msgpack.encode(message)]
         self._sequence += 1
         self._of_topic[topic] += 1
+        if self._to_all(parts):
+            return
+        # libzmq may not have looked for what subscribers have taken meanwhile; asked for its state, it does.
+        self._socket.getsockopt(zmq.EVENTS)
+        if not self._to_all(parts):
+            self.overruns += 1
+            self._socket.setsockopt(zmq.XPUB_NODROP, 0)
+            self._to_all(parts)  # but those that are behind
+            self._socket.setsockopt(zmq.XPUB_NODROP, 1)
+
+    def _to_all(self, parts: list[bytes]) -> bool:
+        """Send to every subscriber, or to none when one's queue is full."""
         try:
             self._socket.send_multipart(parts, zmq.DONTWAIT)
         except zmq.Again:
-            self.behind += 1
-            # Now to all but those that are behind.
-            self._socket.setsockopt(zmq.XPUB_NODROP, 0)
-            self._socket.send_multipart(parts, zmq.DONTWAIT)
-            self._socket.setsockopt(zmq.XPUB_NODROP, 1)
+            return False
+        return True
 
     def tick(self) -> None:
         """Nothing is held back."""
 
     def facts(self) -> dict[str, Any]:
-        return {"address": self.address, "sent": self.sent, "lost": {"behind": self.behind, "failed": self.failed}}
+        return {"address": self.address, "sent": self.sent, "lost": self.failed, "overruns": self.overruns}
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily("cxls_broadcast_messages", "Records published", value=self.sent)
-        lost = CounterMetricFamily(
-            "cxls_broadcast_lost",
-            "Records that a subscriber did not get, being behind, or that could not be packed",
-            labels=["reason"],
+        yield CounterMetricFamily("cxls_broadcast_lost", "Records that could not be packed", value=self.failed)
+        yield CounterMetricFamily(
+            "cxls_broadcast_overruns",
+            "Times a subscriber's queue was found full; it loses records until it reads again",
+            value=self.overruns,
         )
-        lost.add_metric(["behind"], self.behind)
-        lost.add_metric(["failed"], self.failed)
-        yield lost
 
     def close(self) -> None:
         """Give the last messages a second to go out."""

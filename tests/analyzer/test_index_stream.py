@@ -299,7 +299,9 @@ def test_only_hits_of_ours_count_and_each_once(caplog: pytest.LogCaptureFixture)
 
 
 def test_the_cell_is_the_median_and_the_spread_does_not_mind_one_outlier() -> None:
-    cells = [(79.0 + d, 79.0, 38.0, 90.0, 90.0, 90.0 - d) for d in (-0.2, -0.1, 0.0, 0.1, 0.2)] + [(500.0, *LYSOZYME[1:])]
+    cells = [(79.0 + d, 79.0, 38.0, 90.0, 90.0, 90.0 - d) for d in (-0.2, -0.1, 0.0, 0.1, 0.2)] + [
+        (500.0, *LYSOZYME[1:])
+    ]
     facts = joined(*(indexed(name, cell) for name, cell in zip("abcdef", cells, strict=True))).facts()
     assert facts["cell"]["median"]["a"] == pytest.approx(79.05)
     assert facts["cell"]["sigma"]["a"] == pytest.approx(1.4826 * 0.15, abs=1e-4)
