@@ -29,7 +29,7 @@ def bind(socket: "zmq.Socket[Any]", address: str) -> str:
         socket.bind(address)
     except (zmq.ZMQError, ValueError) as error:
         socket.close(0)
-        why = error.strerror if isinstance(error, zmq.ZMQError) else str(error)
+        why = zmq.strerror(error.errno or 0) if isinstance(error, zmq.ZMQError) else str(error)
         raise CannotBind(f"{address!a}: {why}; {_HOW}") from None
     return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
