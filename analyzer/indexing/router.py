@@ -117,18 +117,14 @@ class Router:
     def keep_alive(self) -> None:
         """Let those ask again who have waited long enough."""
         while self._waiting and self.patience_s == 0.0:
-            self._let_ask_again()
+            _, worker = self._waiting.popitem(last=False)
+            self.keep_alives += self._reply(worker, KEEP_ALIVE)
 
     def close(self) -> None:
-        """Let all ask again, so that they find whoever listens here next; then close."""
-        while self._waiting:
-            self._let_ask_again()
+        """Close. Who waits now waits in vain: a REQ does not repeat its request to whoever listens here next, and one
+        that is told to ask again does so before it sees us go."""
         self.socket.close()
         self._context.term()
-
-    def _let_ask_again(self) -> None:
-        _, worker = self._waiting.popitem(last=False)
-        self.keep_alives += self._reply(worker, KEEP_ALIVE)
 
     def _reply(self, worker: _Worker, payload: bytes) -> bool:
         """Send to a worker; ``False`` when it is gone, or does not read."""

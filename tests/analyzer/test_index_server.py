@@ -88,11 +88,14 @@ class Worker:
 
     def fetch(self) -> int:
         """The image id of the next hit, keep-alives passed over as CrystFEL does."""
-        while True:
+        self.ask()
+        return self.wait()
+
+    def wait(self) -> int:
+        """The same once it has asked."""
+        while len(reply := self.reply()) < reader.SHORTEST_MESSAGE:
             self.ask()
-            reply = self.reply()
-            if len(reply) >= reader.SHORTEST_MESSAGE:
-                return image_of(reply)
+        return image_of(reply)
 
     def die(self) -> None:
         self.socket.close()
@@ -134,9 +137,7 @@ def test_a_hit_is_handed_to_a_worker_that_waits() -> None:
         worker.ask()
         wait_for(lambda: hits.server.router.waiting == 1)
         hits.offer(5)
-        began = time.monotonic()
-        assert image_of(worker.reply()) == 5
-        assert time.monotonic() - began < 0.5
+        assert worker.wait() == 5
 
 
 def test_hits_that_wait_go_out_oldest_first_to_one_worker_each() -> None:
@@ -154,7 +155,7 @@ def test_the_oldest_request_is_answered_first() -> None:
             worker.ask()
             wait_for(lambda count=count: hits.server.router.waiting == count)  # type: ignore[misc]
         hits.offer(*range(5))
-        assert [image_of(worker.reply()) for worker in workers] == list(range(5))
+        assert [worker.wait() for worker in workers] == list(range(5))
 
 
 def test_forty_workers_share_the_hits_and_each_gets_its_own() -> None:
@@ -316,7 +317,7 @@ def test_a_worker_that_died_waiting_costs_no_hit() -> None:
         hits.offer(1)
         assert living.fetch() == 1
         assert hits.server.router.replies_lost == 1
-        assert hits.server.fates["sent"] == 1
+        wait_for(lambda: hits.server.fates["sent"] == 1)
 
 
 def test_the_last_worker_s_death_leaves_the_hit_for_the_next_that_comes() -> None:
@@ -332,27 +333,16 @@ def test_the_last_worker_s_death_leaves_the_hit_for_the_next_that_comes() -> Non
             assert late.fetch() == 1
 
 
-def test_a_server_that_starts_again_serves_workers_that_start_again() -> None:
-    with serving() as hits, Worker(hits.address) as worker:
+def test_a_server_that_starts_again_serves_workers_that_were_busy_and_new_ones() -> None:
+    with serving() as hits, Worker(hits.address) as busy:
         hits.offer(1)
-        assert worker.fetch() == 1
-        address = hits.address
-    with serving(address=address) as again, Worker(address) as new:
-        again.offer(2)
-        assert new.fetch() == 2
-        # A worker that was between two requests goes on, too.
-        worker_between = Worker(address)
-        again.offer(3)
-        assert worker_between.fetch() == 3
-        worker_between.die()
-
-
-def test_a_server_that_ends_lets_waiting_workers_ask_again() -> None:
-    with serving() as hits, Worker(hits.address) as worker:
-        worker.ask()
-        wait_for(lambda: hits.server.router.waiting == 1)
+        assert busy.fetch() == 1
         hits.server.close()
-        assert worker.reply() == KEEP_ALIVE
+        with serving(address=hits.address) as again, Worker(hits.address) as new:
+            again.offer(2)
+            assert busy.fetch() == 2
+            again.offer(3)
+            assert new.fetch() == 3
 
 
 # --- the end of a run --------------------------------------------------------------------
@@ -485,9 +475,8 @@ def test_two_clients_of_one_name_leave_the_first_served() -> None:
         first.ask()
         wait_for(lambda: hits.server.router.waiting == 1)
         second.ask()
-        time.sleep(0.1)
         hits.offer(1)
-        assert image_of(first.reply()) == 1
+        assert first.wait() == 1
 
 
 @pytest.mark.parametrize("greeting", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, b"", b"\0" * 100_000])
