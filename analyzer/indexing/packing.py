@@ -98,9 +98,10 @@ class FrameDecoder:
         if self._raw.shape != image.shape or self._raw.dtype != dtype:
             self._raw = np.empty(image.shape, dtype)
         decode(image, self._raw)
+        bad = self._raw == sentinel(dtype)
+        bad |= self._left_out(frame, image.shape, mask)
         pixels = self._raw.astype(np.float32)
-        pixels[self._raw == sentinel(dtype)] = np.nan
-        pixels[self._left_out(frame, image.shape, mask)] = np.nan
+        np.copyto(pixels, np.float32(np.nan), where=bad)
         return pixels
 
     def _left_out(self, frame: Frame, shape: tuple[int, int], mask: Validity | None) -> npt.NDArray[np.bool_]:
