@@ -188,6 +188,7 @@ class IndexServer:
                 # Whatever one request or hit does, the next ones are served.
                 log.exception("serving hits to indexers failed; going on")
                 time.sleep(0.1)
+        self._describe()
 
     def _finished(self) -> bool:
         if self._closed_at is None:
@@ -200,13 +201,16 @@ class IndexServer:
         ready = dict(poller.poll(int(self.router.patience_s * 1000) + 1))
         if self._wake in ready:
             os.eventfd_read(self._wake)
-        frame, self._to_describe = self._to_describe, None
-        if frame is not None and self._geometry is not None:
-            self._geometry.describe(frame)
+        self._describe()
         if self.router.socket in ready:
             self.router.receive()
         self._hand_out()
         self.router.keep_alive()
+
+    def _describe(self) -> None:
+        frame, self._to_describe = self._to_describe, None
+        if frame is not None and self._geometry is not None:
+            self._geometry.describe(frame)
 
     def _hand_out(self) -> None:
         while self.router.waiting and (hit := self.queue.take()) is not None:

@@ -22,7 +22,8 @@ def bind(socket: "zmq.Socket[Any]", address: str) -> str:
     socket.setsockopt(zmq.MAXMSGSIZE, _LARGEST_REQUEST_BYTES)
     # A pulled cable sends no FIN; without keepalive the peer would be held for ever.
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+    for option, value in ((zmq.TCP_KEEPALIVE_IDLE, 10), (zmq.TCP_KEEPALIVE_INTVL, 5), (zmq.TCP_KEEPALIVE_CNT, 3)):
+        socket.setsockopt(option, value)
     socket.setsockopt(zmq.IPV6, int("[" in address))
     try:
         _check(address)

@@ -431,7 +431,8 @@ def test_a_request_too_large_closes_its_connection_only(attacked: tuple[Hits, An
 
 
 @pytest.mark.parametrize(
-    "parts", [[b"a", b"next"], [b"", b"b", b"next"], [b""] * 20, [b"x"] * 1000, [b"", b"next", b"more", b""]]
+    "parts",
+    [[b"a", b"next"], [b"", b"b", b"next"], [b""] * 20, [b"x"] * 1000, [b"y"] * 30_000, [b"", b"next", b"more", b""]],
 )
 def test_malformed_multiparts_are_counted(attacked: tuple[Hits, Any], parts: list[bytes]) -> None:
     hits, client = attacked
@@ -509,6 +510,13 @@ def test_requests_without_pause_do_not_starve_the_others(attacked: tuple[Hits, A
     finally:
         stop.set()
         flooding.join()
+
+
+def test_the_geometry_is_written_even_when_every_hit_stays_here_and_the_run_ends_at_once(tmp_path: Path) -> None:
+    with serving(geometry=tmp_path / "live.geom", indexable_only=True) as hits:
+        hits.offer(1, peaks=3)
+        hits.server.close()
+        assert "photon_energy = beam_energy eV" in (tmp_path / "live.geom").read_text()
 
 
 # --- addresses ---------------------------------------------------------------------------
