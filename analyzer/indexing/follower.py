@@ -5,13 +5,14 @@ exist yet is waited for; one that was truncated, replaced or written anew is rea
 """
 
 import contextlib
+import io
 import logging
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -37,8 +38,9 @@ class StreamFollower:
         self.restarts = 0
         self._take = take
         self._parser = StreamParser()
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
         self._tail = b""
+        self._opened_before = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="index-stream", daemon=True)
         self._pass_over()
@@ -99,42 +101,47 @@ class StreamFollower:
         """Read what has come since the last time. Raises ``OSError``."""
         if self._file is not None and not self._still_there(self._file):
             self._close_file()
-            self._begin_again()
         if self._file is None:
-            self._file = self._open()
+            self._open()
         if self._file is not None:
             self._read(self._file)
 
-    def _read(self, file: BinaryIO) -> None:
+    def _read(self, file: io.FileIO) -> None:
         while data := file.read(_PIECE_BYTES):
             self.read_bytes += len(data)
             self._tail = (self._tail + data)[-_TAIL_BYTES:]
             for chunk in self._parser.feed(data):
                 self._take(chunk)
 
-    def _open(self) -> BinaryIO | None:
+    def _open(self) -> None:
+        """Open the file at its start, if it is there."""
         try:
             # Without O_NONBLOCK a pipe would be waited for, perhaps for ever.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             self.state = _NOT_YET
-            return None
+            return
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             self._say("not a regular file; name the one that indexamajig -o writes")
-            return None
+            return
+        self._file = io.FileIO(descriptor)
+        self._parser, self._tail = StreamParser(), b""
         self.state = "following"
-        return open(descriptor, "rb", buffering=0)
+        if self._opened_before:
+            self.restarts += 1
+            log.info("%s: written anew; reading it from its start", self.path)
+        self._opened_before = True
 
     def _pass_over(self) -> None:
         """Begin at the end of what is there already."""
         with contextlib.suppress(OSError):
-            self._file = self._open()
+            self._open()
             if self._file is not None:
                 end = self._file.seek(0, os.SEEK_END)
                 self._tail = os.pread(self._file.fileno(), _TAIL_BYTES, max(0, end - _TAIL_BYTES))
 
-    def _still_there(self, file: BinaryIO) -> bool:
+    def _still_there(self, file: io.FileIO) -> bool:
         """Whether the name still stands for this file, and what we have read of it is still in it."""
         try:
             named = os.stat(self.path)
@@ -147,11 +154,6 @@ class StreamFollower:
             return False
         place = file.tell()
         return own.st_size >= place and os.pread(file.fileno(), len(self._tail), place - len(self._tail)) == self._tail
-
-    def _begin_again(self) -> None:
-        self.restarts += 1
-        self._parser, self._tail = StreamParser(), b""
-        log.info("%s: written anew; reading it from its start", self.path)
 
     def _close_file(self) -> None:
         if self._file is not None:

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 QUEUE_BYTES = 512 << 20
 """Packed images of a 4M detector are a few megabytes: some hundred hits."""
 
+TURN_S = 0.2
+"""How long hits are packed before keep-alives have their turn."""
+
 CLOSE_S = 30.0
 """How long the end of a run goes on handing out what waits, to workers that still ask."""
 
@@ -126,6 +129,7 @@ class IndexServer:
         router, asked = self.router, self.router.last_request
         facts: dict[str, Any] = {
             "address": router.address,
+            "run": self._run_name,
             "images": self._settings.images,
             "geometry": str(self._settings.geometry) if self._settings.geometry else None,
             "waiting_workers": router.waiting,
@@ -198,7 +202,8 @@ class IndexServer:
         return not len(self.queue) or quiet or now > self._closed_at + CLOSE_S
 
     def _turn(self, poller: zmq.Poller) -> None:
-        ready = dict(poller.poll(int(self.router.patience_s * 1000) + 1))
+        more = self.router.waiting and len(self.queue)
+        ready = dict(poller.poll(0 if more else int(self.router.patience_s * 1000) + 1))
         if self._wake in ready:
             os.eventfd_read(self._wake)
         self._describe()
@@ -213,17 +218,23 @@ class IndexServer:
             self._geometry.describe(frame)
 
     def _hand_out(self) -> None:
+        began = time.monotonic()
         while self.router.waiting and (hit := self.queue.take()) is not None:
             payload = self._packed(hit)
             if payload is None:
                 self._fates[Fate.UNDECODABLE] += 1
-                continue
-            # Before it is sent: its result could be in the stream before we are back.
-            self.outcomes.handed_out(hit.event_id)
-            if self.router.hand_out(payload):
-                self._fates[Fate.SENT] += 1
             else:
-                self.queue.put_back(hit)
+                self._hand_to_oldest(hit, payload)
+            if time.monotonic() > began + TURN_S:
+                return
+
+    def _hand_to_oldest(self, hit: WaitingHit, payload: bytes) -> None:
+        # Before it is sent: its result could be in the stream before we are back.
+        self.outcomes.handed_out(hit.event_id)
+        if self.router.hand_out(payload):
+            self._fates[Fate.SENT] += 1
+        else:
+            self.queue.put_back(hit)
 
     def _packed(self, hit: WaitingHit) -> bytes | None:
         try:

@@ -23,7 +23,7 @@ def open_indexing(settings: AnalyzeSettings, mask: Callable[[], Validity | None]
     for name in ("index_geometry", "index_stream"):
         path = getattr(settings, name)
         if path is not None and not path.absolute().parent.is_dir():
-            raise BadSettings(f"--{name.replace('_', '-')} {path}: no such folder; make {path.parent} first")
+            raise BadSettings(f"--{name.replace('_', '-')} {str(path)!a}: no such folder; make it first")
     try:
         server = IndexServer(
             IndexingSettings(

@@ -304,6 +304,25 @@ def test_a_hit_that_cannot_be_packed_is_counted_and_the_next_is_sent() -> None:
         assert hits.server.fates["undecodable"] == 1
 
 
+def test_hits_that_take_long_to_pack_do_not_keep_the_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(images=True) as hits, contextlib.ExitStack() as stack:
+        pixels = hits.server._decoder.pixels
+
+        def slowly(*given: Any) -> Any:
+            time.sleep(0.3)
+            return pixels(*given)
+
+        monkeypatch.setattr(hits.server._decoder, "pixels", slowly)
+        workers = [stack.enter_context(Worker(hits.address)) for _ in range(12)]
+        for worker in workers:
+            worker.ask()
+        wait_for(lambda: hits.server.router.waiting == 12)
+        hits.offer(*range(12))
+        # Twelve hits take longer than CrystFEL waits; each worker hears from us in time all the same.
+        for worker in workers:
+            assert worker.reply()
+
+
 # --- workers that vanish, servers that restart -------------------------------------------
 
 

@@ -234,6 +234,20 @@ def test_what_is_no_regular_file_is_left_alone(tmp_path: Path, caplog: pytest.Lo
     assert caplog.text.count("not a regular file") == 3
 
 
+def test_a_file_that_cannot_be_read_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "folder").write_text("a file")
+    taken: list[str | None] = []
+    follower = StreamFollower(tmp_path / "folder" / "out.stream", lambda found: taken.append(found.event_id))
+    follower.start()
+    wait_for(lambda: follower.state.startswith("cannot be read"))
+    (tmp_path / "folder").unlink()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "out.stream").write_text(HEADER + chunk("a"))
+    wait_for(lambda: taken == ["a"])
+    follower.close()
+    assert caplog.text.count("cannot be read") == 1
+
+
 def test_the_thread_reads_to_the_end_before_it_ends(followed: Followed) -> None:
     followed.follower.start()
     followed.append(HEADER + chunk("a"))
