@@ -163,14 +163,14 @@ def test_a_subscriber_that_comes_and_goes_harms_nothing() -> None:
                 assert subscriber.receive()[1]["sequence"] == n
 
 
-def test_a_subscription_of_any_size_and_what_is_no_subscription_harm_nobody() -> None:
+def test_too_large_a_subscription_and_what_is_none_harm_nobody() -> None:
     with publishing() as publisher, subscribed(publisher) as subscriber:
         context: zmq.Context[Any] = zmq.Context()
         greedy, rude = context.socket(zmq.SUB), context.socket(zmq.XSUB)
         for socket in (greedy, rude):
             socket.setsockopt(zmq.LINGER, 0)
             socket.connect(publisher.address)
-        greedy.setsockopt(zmq.SUBSCRIBE, b"x" * 1_000_000)
+        greedy.setsockopt(zmq.SUBSCRIBE, b"x" * 5000)
         for n in range(1000):
             rude.send(b"\x07 nonsense %d" % n)
             rude.send(b"\x01cxls/1/%d" % n)
