@@ -88,7 +88,7 @@ class LiveGeometryFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.ordinal = 0
+        self.ordinal: int | None = None
         self._text: str | None = None
 
     def describe(self, frame: Frame) -> None:

@@ -1,4 +1,4 @@
-"""One hit as the MessagePack map that CrystFEL reads (``--data-format=msgpack``, versions 0.10 to 0.12).
+"""One hit as the MessagePack map that CrystFEL reads (``--data-format=msgpack``, versions 0.11 and 0.12).
 
 The reader compares a key only as far as the *sent* key goes, and takes the first that fits. So a key that is the
 beginning of another, or empty, is taken for it; here the keys it looks for come first and none is another's beginning.

@@ -241,7 +241,12 @@ class IndexServer:
             pixels = self._decoder.pixels(hit.frame, self._mask()) if hit.frame else None
             return pack_hit(hit, pixels)
         except UndecodableImage as error:
-            log.warning("%s is not handed to indexing: %s", hit.event_id, error)
-        except Exception:
-            log.exception("%s is not handed to indexing", hit.event_id)
+            self._say_once(hit, error)
+        except Exception as error:
+            # A fault of ours in one hit must not keep the others from being served.
+            self._say_once(hit, error, of_ours=True)
         return None
+
+    def _say_once(self, hit: WaitingHit, error: Exception, of_ours: bool = False) -> None:
+        if not self._fates[Fate.UNDECODABLE]:
+            log.error("%s is not handed out: %s; such hits are counted", hit.event_id, error, exc_info=of_ours)

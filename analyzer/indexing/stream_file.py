@@ -1,4 +1,4 @@
-"""What indexamajig writes: CrystFEL's stream format (2.3, versions 0.10 to 0.12), parsed as it grows.
+"""What indexamajig writes: CrystFEL's stream format (2.3, versions 0.11 and 0.12), parsed as it grows.
 
 A chunk is one frame, between its two markers; a crystal is a lattice found in it, between two of its own. Anything
 may come in: a chunk is given out only when its end has been read, a line longer than ``MAX_LINE_BYTES`` is skipped,

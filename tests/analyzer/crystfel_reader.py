@@ -1,6 +1,6 @@
 """How CrystFEL reads a MessagePack message and asks for one, rule by rule, with its traps.
 
-A model of libcrystfel's image-msgpack.c and indexamajig's im-zmq.c, versions 0.10 to 0.12, as far as a sender can feel
+A model of libcrystfel's image-msgpack.c and indexamajig's im-zmq.c, versions 0.11 and 0.12, as far as a sender can feel
 them. It keeps the types of the wire, since the reader trips over them: numbers of the peak list are read as doubles
 whatever they are, keys are compared only as far as the sent one goes, and the first that fits is taken.
 """
