@@ -20,7 +20,7 @@ from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
 from analyzer.reduction import suspect_pixels
 from analyzer.results import FrameResult, Status
 from analyzer.running import Running
-from analyzer.sinks import HitOutput, Sink
+from analyzer.sinks import HitOutput, Reporting, Sink
 from analyzer.warm import FrameKind
 from streamer.account import Account
 from streamer.frames import Frame, make_frame
@@ -161,6 +161,11 @@ class Front:
         self._blocked_s = 0.0
         self._last_warning: dict[str, float] = {}
         self.stopping = False
+
+    @property
+    def reporting(self) -> list[Reporting]:
+        """Outputs that have metrics and facts of their own."""
+        return [output for output in (*self.hit_outputs, *self.sinks) if isinstance(output, Reporting)]
 
     @property
     def results_waiting(self) -> int:

@@ -117,6 +117,11 @@ class Running:
                 self.profile_frames = 0.0
             self.series_id, self.metadata = series.series_id, series.metadata
 
+    def header_of(self, ordinal: int) -> SeriesMetadata | None:
+        """The metadata of a series while it is the latest."""
+        with self.lock:
+            return self.metadata if ordinal == self._ordinal else None
+
     def end(self, series: Series, images: int) -> None:
         """A series is over; ``images`` is its highest image id and one."""
         with self.lock:

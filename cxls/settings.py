@@ -197,6 +197,9 @@ class ReplaySettings(_Settings):
     )
 
 
+_INDEXING = "Indexing and others that listen"
+
+
 class AnalyzeSettings(_Settings):
     """Analyse a live stream or files: hits, peaks, photon energy, camera length."""
 
@@ -229,6 +232,31 @@ class AnalyzeSettings(_Settings):
     )
     control_token: Path | None = Field(
         None, description="file of mode 0600 whose token allows POST /control/... (default: no control)"
+    )
+    index_listen: str | None = _in(
+        _INDEXING,
+        None,
+        "hand hits to indexamajig --zmq-input here, for instance tcp://127.0.0.1:12322",
+    )
+    index_images: bool = _in(_INDEXING, False, "hand out the image too, not the peaks alone: 18 MB a hit of a 4M")
+    index_indexable: bool = _in(_INDEXING, False, "hand out only hits with at least --indexable-peaks peaks")
+    index_queue: int = _in(
+        _INDEXING,
+        1000,
+        "most hits that wait for an indexer; the oldest give way to newer ones",
+        ge=1,
+        le=1_000_000,
+    )
+    index_geometry: Path | None = _in(
+        _INDEXING,
+        None,
+        "write the .geom for indexamajig -g here with the first hit; a file that is there stays",
+    )
+    index_stream: Path | None = _in(
+        _INDEXING, None, "follow this file that indexamajig -o writes: indexed fraction, cell, resolution"
+    )
+    broadcast: str | None = _in(
+        _INDEXING, None, "publish every record here, for instance tcp://127.0.0.1:12321 (docs/broadcast.md)"
     )
     series: int | None = Field(None, ge=1, description="end after so many series")
     workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core")

@@ -1,7 +1,7 @@
 """What an output of results is."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from prometheus_client.core import Metric
 
@@ -27,21 +27,23 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class HitOutput(Protocol):
-    """Takes hits together with their frames, packed as they came: hits on disk, an indexer.
-
-    It is a Prometheus collector of its own metrics; ``facts`` go into /status under ``name``.
-    """
+@runtime_checkable
+class Reporting(Protocol):
+    """An output with metrics of its own; ``facts`` go into /status under ``name``."""
 
     @property
     def name(self) -> str: ...
 
-    def offer(self, frame: Frame, result: FrameResult) -> None:
-        """Take a hit or count it as lost; called by workers, so it neither waits nor raises."""
-
     def facts(self) -> dict[str, Any]: ...
 
     def collect(self) -> Iterable[Metric]: ...
+
+
+class HitOutput(Reporting, Protocol):
+    """Takes hits together with their frames, packed as they came: hits on disk, an indexer."""
+
+    def offer(self, frame: Frame, result: FrameResult) -> None:
+        """Take a hit or count it as lost; called by workers, so it neither waits nor raises."""
 
     def close(self) -> None:
         """Finish what was taken."""

@@ -123,7 +123,7 @@ class WebServer:
             },
             "estimate": view.estimate(),
             "header": geometry,
-            **{output.name: output.facts() for output in front.hit_outputs},
+            **{output.name: output.facts() for output in front.reporting},
             **front.running.snapshot(),
         }
 

@@ -35,6 +35,7 @@ from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
 from analyzer.web.server import View, WebServer, bind
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
+from cxls.commands.indexing import open_broadcast, open_indexing
 from cxls.settings import AnalyzeSettings, BadSettings, Resolved
 from cxls.token_file import read_token
 from streamer.files import FileSource
@@ -96,6 +97,8 @@ class Session:
         self._files = None if where.live else FileSource(sources)
         token = _read_token(settings, where)
         bound = _bind(where.listen) if where.listen else None
+        broadcast = open_broadcast(settings, lambda result: self.front.running.header_of(result.ordinal))
+        indexing = open_indexing(settings, lambda: self.control.judge.cascade.mask)
         _give_back_large_buffers()
         device = choose_device(settings.device)
         torch.set_num_threads(1)
@@ -104,7 +107,9 @@ class Session:
         cascade = replace(_cascade_settings(settings), models=models)
         judge = Judge(bundle, cascade, _read_calibration(settings, bundle.label))
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
-        hit_outputs: list[HitOutput] = []
+        if broadcast is not None:
+            sinks.append(broadcast)
+        hit_outputs: list[HitOutput] = [indexing] if indexing is not None else []
         workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
         plans = PlanCache()
 
@@ -132,6 +137,8 @@ class Session:
             hit_outputs=hit_outputs,
         )
         self.control = Control(self.front, judge, make, lambda folder: load_bundle(folder, device), self._follow)
+        if indexing is not None:
+            indexing.start()
         self._endpoints = ControlEndpoints(self.control, token)
         self.web: WebServer | None = None
         if bound is not None:
@@ -156,7 +163,7 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
-        for output in self.front.hit_outputs:
+        for output in self.front.reporting:
             registry.register(output)
         return View(registry, self.running_estimate, judge.facts | {"control": self._endpoints.enabled})
 
