@@ -14,7 +14,7 @@ fixed length there, and a frame that needs longer ones is done again on the CPU.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -51,6 +51,9 @@ _ONE = 1 << 16
 
 _REACH = 2
 """Pixels from a spot's middle to the edge of the square that counting statistics integrates."""
+
+_PART_PIXELS = 1 << 17
+"""Pixels of a frame that are listed at once on the CPU; a multiple of what fits into eight bytes."""
 
 _WINDOW_PIXELS = 1 << 22
 """Pixels of windows around spots that are looked at together."""
@@ -131,7 +134,7 @@ _LIMITS = _Limits(tail=1 << 62, strong=1 << 18, spots=1 << 15)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Lit:
-    """Pixels of frames that may count, (B, L) int64 each: count (-1: no data), ring, index in the frame."""
+    """Pixels of frames that may count, (B, L) each: count (int32, -1: no data), ring (int32), index in the frame."""
 
     counts: torch.Tensor
     ring: torch.Tensor
@@ -227,48 +230,49 @@ class Peakfinder8:
         flat = frames.to(self.device).flatten(1)
         if self.device.type == "cpu":
             return [self._search(one[None], self._list_lit(one), fixed=False)[0] for one in flat]
-        return self._search(flat, self._all_lit(flat), fixed=True)
+        return self._search(flat, [self._all_lit(flat)], fixed=True)
 
     def _counts(self, raw: torch.Tensor) -> torch.Tensor:
-        """Pixels as int64; -1 where they have no data."""
-        if raw.dtype == torch.uint8:
-            counts = raw.long()
-        elif raw.dtype == torch.uint16:
-            counts = raw.view(torch.int16).long() & 0xFFFF
-        else:
-            counts = raw.view(torch.int32).long() & 0xFFFFFFFF
-        return torch.where(counts == self._top, -1, counts.clamp_max(LARGEST_COUNT))
+        """Pixels as int32; -1 where they have no data."""
+        if raw.dtype == torch.uint32:
+            signed = raw.view(torch.int32)
+            return torch.where((signed < -1) | (signed > LARGEST_COUNT), LARGEST_COUNT, signed)
+        counts = raw.int() if raw.dtype == torch.uint8 else raw.view(torch.int16).int() & 0xFFFF
+        return torch.where(counts == self._top, -1, counts)
 
-    def _list_lit(self, one: torch.Tensor) -> _Lit:
-        """The pixels of one frame (N,) that are not zero: zeros, which most are, are passed over eight bytes at once."""
+    def _list_lit(self, one: torch.Tensor) -> list[_Lit]:
+        """The pixels of one frame (N,) that are not zero, in parts that stay in the processor's cache.
+
+        Zeros, which most pixels are, are passed over eight bytes at once.
+        """
         per_word = 8 // one.itemsize
-        whole = one.numel() // per_word * per_word
-        words = torch.nonzero(one[:whole].view(torch.int64))[:, 0]
-        place = (words[:, None] * per_word + torch.arange(per_word)).flatten()
-        place = torch.cat([place, torch.arange(whole, one.numel())])
-        counts = self._counts(_take(one, place))
-        keep = torch.nonzero(counts)[:, 0]
-        place = place[keep]
-        return _Lit(counts[keep][None], self._ring[place].long()[None], place[None])
+        parts = []
+        for start in range(0, one.numel(), _PART_PIXELS):
+            part, ring = one[start : start + _PART_PIXELS], self._ring[start : start + _PART_PIXELS]
+            whole = part.numel() // per_word * per_word
+            words = torch.nonzero(part[:whole].view(torch.int64))[:, 0]
+            if len(words) * per_word > part.numel() // 4:
+                place = torch.arange(start, start + part.numel())
+                parts.append(_Lit(self._counts(part)[None], ring[None], place[None]))
+                continue
+            near = (words[:, None] * per_word + torch.arange(per_word)).flatten()
+            near = torch.cat([near, torch.arange(whole, part.numel())])
+            counts, ring = self._counts(_take(part, near)), ring[near]
+            keep = torch.nonzero((counts != 0) & (ring < self._rings))[:, 0]
+            parts.append(_Lit(counts[keep][None], ring[keep][None], near[keep][None] + start))
+        return parts
 
     def _all_lit(self, flat: torch.Tensor) -> _Lit:
         """All pixels, where a list would have to be waited for."""
         place = torch.arange(flat.shape[1], device=self.device).expand(flat.shape)
-        return _Lit(self._counts(flat), self._ring.long().expand(flat.shape), place)
+        return _Lit(self._counts(flat), self._ring.expand(flat.shape), place)
 
-    def _search(self, flat: torch.Tensor, lit: _Lit, fixed: bool) -> list[Frame]:
+    def _search(self, flat: torch.Tensor, lit: Sequence[_Lit], fixed: bool) -> list[Frame]:
         """Peaks of each of the frames (B, N). ``fixed``: lists have a fixed length, and nothing is waited for."""
         limits = _CUDA_LIMITS if fixed else _LIMITS
-        rings_and_none = self._rings + 1
-        lost = lit.counts < 0
-        usable = self._ring_pixels - _sum_by(torch.where(lost, lit.ring, self._rings), lost.long(), rings_and_none)
-        ring = torch.where(lost, self._rings, lit.ring)
-        counts = torch.where(ring == self._rings, 0, lit.counts)
-        tail, tails = _choose(counts >= _TABLE - 1, limits.tail, fixed)
-        rings = self._statistics(counts, ring, usable, tail)
-        strong, strongs = _choose(counts > rings.threshold.gather(1, ring), limits.strong, fixed)
-        place = _at(lit.place, strong, flat.shape[1])
-        spots = self._connect(place, _at(counts, strong, 0), _at(ring, strong, self._rings), rings, fixed)
+        rings, tails = self._statistics(len(flat), lit, fixed)
+        place, counts, ring, strongs = self._strong(lit, rings, flat.shape[1], limits.strong, fixed)
+        spots = self._connect(place, counts, ring, rings, fixed)
         fits = (spots.pixels >= self.settings.min_pix_count) & (spots.pixels <= self.settings.max_pix_count)
         chosen, candidates = _choose(fits & (spots.weight > 0), limits.spots, fixed)
         measured = self._measure(flat, spots.at(chosen), rings)
@@ -282,41 +286,77 @@ class Peakfinder8:
                 found.append(_as_peaks(row[:-1].reshape(len(_COLUMNS), -1), self.settings.max_peaks))
         return found
 
+    def _strong(
+        self, lit: Sequence[_Lit], rings: _Rings, beyond: int, most: int, fixed: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Place, count and ring (B, K) of pixels over their ring's threshold, and how many there are.
+
+        Where there is none any more: place ``beyond``, count 0 and the last ring.
+        """
+        chosen, number = [], torch.zeros(1, dtype=torch.int64, device=self.device)
+        least = rings.threshold.min()
+        for part in lit:
+            counts, ring, place = part.counts, part.ring, part.place
+            if not fixed:
+                some = torch.nonzero(counts[0] > least)[:, 0]
+                counts, ring, place = counts[:, some], ring[:, some], place[:, some]
+            index, found = _choose(counts > rings.threshold.gather(1, ring.long()), most, fixed)
+            number = number + found
+            chosen.append((_at(place, index, beyond), _at(counts, index, 0), _at(ring, index, self._rings)))
+        place, counts, ring = (torch.cat(each, 1)[:, :most].long() for each in zip(*chosen, strict=True))
+        return place, counts, ring, number
+
     def _on_cpu(self, one: torch.Tensor) -> Frame:
         """A frame with more than the device's lists hold; rare, and the peaks are the same."""
         if self._slow is None:
             self._slow = Peakfinder8(*self._again, self.settings, "cpu")
         return self._slow.find_batch(one.cpu().reshape(1, *self._shape))[0]
 
-    def _statistics(
-        self, counts: torch.Tensor, ring: torch.Tensor, usable: torch.Tensor, tail: torch.Tensor
-    ) -> _Rings:
-        """Mean and threshold of each ring; ``usable`` (B, R + 1) are its pixels with data."""
-        frames, rings = usable.shape
-        table = torch.zeros(frames, rings * _TABLE, dtype=torch.int64, device=self.device)
-        table.scatter_add_(1, ring * _TABLE + counts.clamp_max(_TABLE - 1), torch.ones_like(counts))
-        table = table.view(frames, rings, _TABLE)
-        table[:, :, 0] = usable - table[:, :, 1:].sum(2)
-        table[:, self._rings] = 0
+    def _statistics(self, frames: int, lit: Sequence[_Lit], fixed: bool) -> tuple[_Rings, torch.Tensor]:
+        """Mean and threshold of each ring, and how many pixels lie beyond the table in each frame."""
+        rings = self._rings + 1
+        table = torch.zeros(frames, rings * _TABLE, dtype=torch.int32, device=self.device)
+        usable = self._ring_pixels.repeat(frames, 1)
+        tails = torch.zeros(frames, dtype=torch.int64, device=self.device)
+        rare: list[tuple[torch.Tensor, torch.Tensor]] = []
+        one = torch.ones(1, 1, dtype=torch.int32, device=self.device)
+        for part in lit:
+            lost = part.counts < 0
+            ring = part.ring
+            if fixed or bool(lost.any()):
+                usable -= _sum_by(ring.long(), lost.long(), rings)
+                ring = torch.where(lost, self._rings, ring)
+            index = ring * _TABLE + part.counts.clamp(0, _TABLE - 1)
+            table.scatter_add_(1, index.long(), one.expand(index.shape))
+            tail = (part.counts >= _TABLE - 1) & (ring < self._rings)
+            chosen, number = _choose(tail, _CUDA_LIMITS.tail if fixed else _LIMITS.tail, fixed)
+            tails = tails + number
+            rare.append((_at(part.counts, chosen, LARGEST_COUNT), _at(ring, chosen, self._rings)))
+        usable[:, self._rings] = 0
+        rare_counts, rare_ring = (torch.cat(each, 1).long() for each in zip(*rare, strict=True))
+        by_ring = table.view(frames, rings, _TABLE).long()
+        by_ring[:, self._rings] = 0
+        occupied = by_ring[:, :, 1:].sum(2)
+        by_ring[:, :, 0] = usable - occupied
         # A leading zero: no count is below a threshold of 0.
-        below = [torch.nn.functional.pad((table * self._powers**k).cumsum(2), (1, 0)) for k in range(3)]
-        rare_counts, rare_ring = _at(counts, tail, LARGEST_COUNT), _at(ring, tail, self._rings)
+        below = [torch.nn.functional.pad((by_ring * self._powers**k).cumsum(2), (1, 0)) for k in range(3)]
+        powers = [rare_counts**k for k in range(3)]
 
         def moments(threshold: torch.Tensor) -> torch.Tensor:
-            """(3, B, R + 1): pixels below the threshold of their ring, their counts, the squares of these."""
+            """(3, B, R + 1): pixels below the threshold of their ring, their counts and the squares of these."""
             last = threshold.ceil().clamp(0, _TABLE - 1).long()[:, :, None]
             kept = rare_counts < threshold.gather(1, rare_ring)
             return torch.stack(
                 [
-                    (each.gather(2, last)[:, :, 0] + _sum_by(rare_ring, kept * rare_counts**k, rings)).double()
-                    for k, each in enumerate(below)
+                    (sums.gather(2, last)[:, :, 0] + _sum_by(rare_ring, kept * power, rings)).double()
+                    for sums, power in zip(below, powers, strict=True)
                 ]
             )
 
         everything = torch.full((frames, rings), math.inf, dtype=torch.float64, device=self.device)
         if self.settings.statistics == Statistics.GAUSSIAN:
-            return self._by_spread(moments, everything)
-        return self._by_tail(moments, everything, usable.double(), table[:, :, 1:].sum(2).double())
+            return self._by_spread(moments, everything), tails
+        return self._by_tail(moments, everything, usable.double(), occupied.double()), tails
 
     def _by_spread(self, moments: Moments, upper: torch.Tensor) -> _Rings:
         """Pixels as far below the mean are left out as well; a ring without spread so has nothing left.
@@ -387,7 +427,7 @@ class Peakfinder8:
         part = max(1, _WINDOW_PIXELS // self._circle.shape[1])
         parts = [
             measure(flat, spots.at(index.expand(len(flat), -1)), rings)
-            for index in torch.arange(spots.pixels.shape[1], device=self.device).split(part)
+            for index in torch.split(torch.arange(spots.pixels.shape[1], device=self.device), part)
         ]
         return torch.cat(parts, 2)
 
@@ -399,7 +439,7 @@ class Peakfinder8:
         y, x = ss[:, :, None] + offsets[0], fs[:, :, None] + offsets[1]
         inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
         place = torch.where(inside, y * columns + x, 0).flatten(1)
-        counts = self._counts(_gather(flat, place)).view(inside.shape)
+        counts = self._counts(_gather(flat, place)).long().view(inside.shape)
         ring = torch.where(inside & (counts >= 0), self._ring[place].long().view(inside.shape), self._rings)
         return torch.where(ring < self._rings, counts, 0), ring
 
@@ -427,7 +467,11 @@ class Peakfinder8:
             net,
             snr,
             brightest >= self._saturation,
-            exists & (spots.at_edge < spots.pixels) & (net > 1e-10) & (snr >= self.settings.min_snr) & (brightest >= highest),
+            exists
+            & (spots.at_edge < spots.pixels)
+            & (net > 1e-10)
+            & (snr >= self.settings.min_snr)
+            & (brightest >= highest),
         )
 
     def _by_chance(self, flat: torch.Tensor, spots: _Spots, rings: _Rings) -> torch.Tensor:
