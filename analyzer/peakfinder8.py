@@ -134,11 +134,15 @@ _LIMITS = _Limits(tail=1 << 62, strong=1 << 18, spots=1 << 15)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Lit:
-    """Pixels of frames that may count, (B, L) each: count (int32, -1: no data), ring (int32), index in the frame."""
+    """Pixels of frames that may count, (B, L) each: int32 count and ring, and their place from ``start`` on.
+
+    ``place`` ``None``: one after the other.
+    """
 
     counts: torch.Tensor
     ring: torch.Tensor
-    place: torch.Tensor
+    place: torch.Tensor | None
+    start: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,13 +199,14 @@ class Peakfinder8:
         self.device = torch.device(device)
         self._slow: Peakfinder8 | None = None
         self._again = geometry, validity, dtype, saturation
-        self._type, self._top = _TYPES[dtype.itemsize], sentinel(dtype)
+        self._type = _TYPES[dtype.itemsize]
+        self._no_data = min(sentinel(dtype), LARGEST_COUNT + 1)
         self._saturation = min(saturation, LARGEST_COUNT)
         self._shape = geometry.shape
         ring, self._rings = _ring_map(geometry, validity, self.settings)
         self._ring = torch.from_numpy(ring).to(self.device)
         self._ring_pixels = torch.from_numpy(np.bincount(ring, minlength=self._rings + 1)).to(self.device)
-        self._ring_pixels[self._rings] = 0
+        self._real = (torch.arange(self._rings + 1, device=self.device) < self._rings).long()
         usable = ring.reshape(self._shape) < self._rings
         # peakfinder8 begins no spot on the panel's outermost pixels.
         rim = usable if self.settings.statistics == Statistics.POISSON else np.ones_like(usable)
@@ -230,15 +235,17 @@ class Peakfinder8:
         flat = frames.to(self.device).flatten(1)
         if self.device.type == "cpu":
             return [self._search(one[None], self._list_lit(one), fixed=False)[0] for one in flat]
-        return self._search(flat, [self._all_lit(flat)], fixed=True)
+        # All pixels, as a list would have to be waited for.
+        every = _Lit(self._counts(flat), self._ring.expand(flat.shape), None, 0)
+        return self._search(flat, [every], fixed=True)
 
     def _counts(self, raw: torch.Tensor) -> torch.Tensor:
-        """Pixels as int32; -1 where they have no data."""
+        """Pixels as int32; ``_no_data`` where they have none."""
         if raw.dtype == torch.uint32:
             signed = raw.view(torch.int32)
-            return torch.where((signed < -1) | (signed > LARGEST_COUNT), LARGEST_COUNT, signed)
-        counts = raw.int() if raw.dtype == torch.uint8 else raw.view(torch.int16).int() & 0xFFFF
-        return torch.where(counts == self._top, -1, counts)
+            large = torch.where((signed < 0) | (signed > LARGEST_COUNT), LARGEST_COUNT, signed)
+            return torch.where(signed == -1, self._no_data, large)
+        return raw.int() if raw.dtype == torch.uint8 else raw.view(torch.int16).int() & 0xFFFF
 
     def _list_lit(self, one: torch.Tensor) -> list[_Lit]:
         """The pixels of one frame (N,) that are not zero, in parts that stay in the processor's cache.
@@ -252,20 +259,14 @@ class Peakfinder8:
             whole = part.numel() // per_word * per_word
             words = torch.nonzero(part[:whole].view(torch.int64))[:, 0]
             if len(words) * per_word > part.numel() // 4:
-                place = torch.arange(start, start + part.numel())
-                parts.append(_Lit(self._counts(part)[None], ring[None], place[None]))
+                parts.append(_Lit(self._counts(part)[None], ring[None], None, start))
                 continue
             near = (words[:, None] * per_word + torch.arange(per_word)).flatten()
             near = torch.cat([near, torch.arange(whole, part.numel())])
             counts, ring = self._counts(_take(part, near)), ring[near]
             keep = torch.nonzero((counts != 0) & (ring < self._rings))[:, 0]
-            parts.append(_Lit(counts[keep][None], ring[keep][None], near[keep][None] + start))
+            parts.append(_Lit(counts[keep][None], ring[keep][None], near[keep][None], start))
         return parts
-
-    def _all_lit(self, flat: torch.Tensor) -> _Lit:
-        """All pixels, where a list would have to be waited for."""
-        place = torch.arange(flat.shape[1], device=self.device).expand(flat.shape)
-        return _Lit(self._counts(flat), self._ring.expand(flat.shape), place)
 
     def _search(self, flat: torch.Tensor, lit: Sequence[_Lit], fixed: bool) -> list[Frame]:
         """Peaks of each of the frames (B, N). ``fixed``: lists have a fixed length, and nothing is waited for."""
@@ -294,15 +295,19 @@ class Peakfinder8:
         Where there is none any more: place ``beyond``, count 0 and the last ring.
         """
         chosen, number = [], torch.zeros(1, dtype=torch.int64, device=self.device)
-        least = rings.threshold.min()
+        # As an integer: a comparison of integers with floats converts them all.
+        least = rings.threshold.min().clamp_max(LARGEST_COUNT).floor().int()
         for part in lit:
             counts, ring, place = part.counts, part.ring, part.place
             if not fixed:
                 some = torch.nonzero(counts[0] > least)[:, 0]
-                counts, ring, place = counts[:, some], ring[:, some], place[:, some]
+                counts, ring = counts[:, some], ring[:, some]
+                place = some[None] if place is None else place[:, some]
+            ring = torch.where(counts == self._no_data, self._rings, ring)
             index, found = _choose(counts > rings.threshold.gather(1, ring.long()), most, fixed)
             number = number + found
-            chosen.append((_at(place, index, beyond), _at(counts, index, 0), _at(ring, index, self._rings)))
+            there = index if place is None else _at(place, index, beyond - part.start)
+            chosen.append((there + part.start, _at(counts, index, 0), _at(ring, index, self._rings)))
         place, counts, ring = (torch.cat(each, 1)[:, :most].long() for each in zip(*chosen, strict=True))
         return place, counts, ring, number
 
@@ -314,29 +319,26 @@ class Peakfinder8:
 
     def _statistics(self, frames: int, lit: Sequence[_Lit], fixed: bool) -> tuple[_Rings, torch.Tensor]:
         """Mean and threshold of each ring, and how many pixels lie beyond the table in each frame."""
-        rings = self._rings + 1
+        rings, limits = self._rings + 1, _CUDA_LIMITS if fixed else _LIMITS
         table = torch.zeros(frames, rings * _TABLE, dtype=torch.int32, device=self.device)
-        usable = self._ring_pixels.repeat(frames, 1)
         tails = torch.zeros(frames, dtype=torch.int64, device=self.device)
         rare: list[tuple[torch.Tensor, torch.Tensor]] = []
         one = torch.ones(1, 1, dtype=torch.int32, device=self.device)
         for part in lit:
-            lost = part.counts < 0
-            ring = part.ring
-            if fixed or bool(lost.any()):
-                usable -= _sum_by(ring.long(), lost.long(), rings)
-                ring = torch.where(lost, self._rings, ring)
-            index = ring * _TABLE + part.counts.clamp(0, _TABLE - 1)
+            index = part.ring * _TABLE + part.counts.clamp_max(_TABLE - 1)
             table.scatter_add_(1, index.long(), one.expand(index.shape))
-            tail = (part.counts >= _TABLE - 1) & (ring < self._rings)
-            chosen, number = _choose(tail, _CUDA_LIMITS.tail if fixed else _LIMITS.tail, fixed)
+            # Most of these are pixels without data in gaps, which are left out of the list.
+            chosen, number = self._choose_usable(part.counts >= _TABLE - 1, part.ring, limits.tail, fixed)
             tails = tails + number
-            rare.append((_at(part.counts, chosen, LARGEST_COUNT), _at(ring, chosen, self._rings)))
-        usable[:, self._rings] = 0
+            rare.append((_at(part.counts, chosen, LARGEST_COUNT), _at(part.ring, chosen, self._rings)))
         rare_counts, rare_ring = (torch.cat(each, 1).long() for each in zip(*rare, strict=True))
+        lost = rare_counts == self._no_data
+        without = _sum_by(rare_ring, lost.long(), rings)
+        rare_ring = torch.where(lost, self._rings, rare_ring)
         by_ring = table.view(frames, rings, _TABLE).long()
         by_ring[:, self._rings] = 0
-        occupied = by_ring[:, :, 1:].sum(2)
+        usable = (self._ring_pixels - without) * self._real
+        occupied = (by_ring[:, :, 1:].sum(2) - without) * self._real
         by_ring[:, :, 0] = usable - occupied
         # A leading zero: no count is below a threshold of 0.
         below = [torch.nn.functional.pad((by_ring * self._powers**k).cumsum(2), (1, 0)) for k in range(3)]
@@ -357,6 +359,16 @@ class Peakfinder8:
         if self.settings.statistics == Statistics.GAUSSIAN:
             return self._by_spread(moments, everything), tails
         return self._by_tail(moments, everything, usable.double(), occupied.double()), tails
+
+    def _choose_usable(
+        self, mask: torch.Tensor, ring: torch.Tensor, most: int, fixed: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``_choose`` of those pixels that may count."""
+        if fixed:
+            return _choose(mask & (ring < self._rings), most, fixed)
+        index = torch.nonzero(mask[0])[:, 0]
+        index = index[ring[0, index] < self._rings]
+        return index[None, :most], torch.tensor([len(index)])
 
     def _by_spread(self, moments: Moments, upper: torch.Tensor) -> _Rings:
         """Pixels as far below the mean are left out as well; a ring without spread so has nothing left.
@@ -440,7 +452,7 @@ class Peakfinder8:
         inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
         place = torch.where(inside, y * columns + x, 0).flatten(1)
         counts = self._counts(_gather(flat, place)).long().view(inside.shape)
-        ring = torch.where(inside & (counts >= 0), self._ring[place].long().view(inside.shape), self._rings)
+        ring = torch.where(inside & (counts != self._no_data), self._ring[place].long().view(inside.shape), self._rings)
         return torch.where(ring < self._rings, counts, 0), ring
 
     def _by_background(self, flat: torch.Tensor, spots: _Spots, rings: _Rings) -> torch.Tensor:
