@@ -212,9 +212,10 @@ class Peakfinder8:
         rim = usable if self.settings.statistics == Statistics.POISSON else np.ones_like(usable)
         self._edge = torch.from_numpy(_edges(rim)).to(self.device)
         self._powers = torch.arange(_TABLE, device=self.device)
-        self._around = _offsets(1, square=True, middle=False).to(self.device)
-        self._circle = _offsets(2 * self.settings.local_bg_radius, square=False, middle=True).to(self.device)
-        self._square = _offsets(_REACH, square=True, middle=True).to(self.device)
+        around = _square(1)
+        self._around = around[:, around.abs().amax(0) > 0].to(self.device)
+        self._circle = _circle(2 * self.settings.local_bg_radius).to(self.device)
+        self._square = _square(_REACH).to(self.device)
         chance = normal_tail(self.settings.min_snr)
         self._rare, self._clip, self._grow = (
             TailTable(each, self.device) for each in (max(chance, 1e-300), CLIP_CHANCE, GROWTH_CHANCE)
@@ -465,7 +466,7 @@ class Peakfinder8:
         weak = (ring < self._rings) & (counts < threshold)
         counts = torch.where(weak, counts, 0)
         pixels = weak.sum(2).double()
-        local = torch.where(pixels > 0, counts.sum(2) / pixels.clamp_min(1.0), mean[:, :, self._circle.shape[1] // 2])
+        local = torch.where(pixels > 0, counts.sum(2) / pixels.clamp_min(1.0), mean[:, :, 0])
         variance = (counts**2).sum(2) / pixels.clamp_min(1.0) - local**2
         spread = torch.where(pixels > 0, variance.clamp_min(0.0).sqrt(), _NO_SPREAD)
         net = spots.counts - spots.pixels * local
@@ -491,12 +492,11 @@ class Peakfinder8:
         brightest, place = _unkey(spots.peak)
         ss, fs = place // self._shape[1], place % self._shape[1]
         counts, ring = self._window(flat, ss, fs, self._circle)
-        middle = self._circle.shape[1] // 2
         mean, threshold = (_of_rings(each, ring) for each in (rings.mean, rings.threshold))
         apart = self._circle.abs().amax(0) > _REACH
         weak = (ring < self._rings) & (counts <= threshold) & apart
         pixels = weak.sum(2).double()
-        prior = mean[:, :, middle] * _PRIOR_PIXELS
+        prior = mean[:, :, 0] * _PRIOR_PIXELS
         local = ((torch.where(weak, counts, 0).sum(2) + prior) / (pixels + _PRIOR_PIXELS)).clamp_min(1e-9)
 
         counts, ring = self._window(flat, ss, fs, self._square)
@@ -555,12 +555,17 @@ def _edges(usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return ~clear.reshape(-1)
 
 
-def _offsets(reach: int, square: bool, middle: bool) -> torch.Tensor:
-    """(2, W) ss and fs offsets of a square or a circle; its middle stands in the middle."""
+def _square(reach: int) -> torch.Tensor:
+    """(2, W) offsets along ss and fs in a square."""
     y, x = torch.meshgrid(torch.arange(-reach, reach + 1), torch.arange(-reach, reach + 1), indexing="ij")
-    offsets = torch.stack([y.flatten(), x.flatten()])
-    keep = torch.ones(offsets.shape[1], dtype=torch.bool) if square else (offsets**2).sum(0) <= reach**2
-    return offsets[:, keep if middle else keep & (offsets.abs().amax(0) > 0)]
+    return torch.stack([y.flatten(), x.flatten()])
+
+
+def _circle(reach: int) -> torch.Tensor:
+    """(2, W) offsets in a circle, its middle first; without the last row and column, as peakfinder8 has it."""
+    offsets = _square(reach)
+    offsets = offsets[:, ((offsets**2).sum(0) <= reach**2) & (offsets < reach).all(0)]
+    return offsets[:, torch.argsort((offsets**2).sum(0), stable=True)]
 
 
 def _sum_by(key: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
