@@ -436,6 +436,9 @@ class BenchSettings(_Settings):
     json_file: Path | None = Field(None, description="write the figures here as JSON too")
     bundle: Path | None = Field(None, description="bundle that hits judges with (default: the one shipped)")
     scenarios: str = Field("", description="scenarios of hits, with commas (default: all)")
+    masters: Several = Field(
+        (), description="series with truth for peakfinder8, NAME=GLOB of masters, again for more (default: simulated)"
+    )
     work: Path = Field(Path("runs/shots"), description="folder for simulated shots, used again when there")
 
 
