@@ -254,6 +254,8 @@ class Peakfinder8:
         Zeros, which most pixels are, are passed over eight bytes at once.
         """
         per_word = 8 // one.itemsize
+        # A frame of an odd number of pixels puts the next one of its batch between two words.
+        one = one if one.storage_offset() % per_word == 0 else one.clone()
         parts = []
         for start in range(0, one.numel(), _PART_PIXELS):
             part, ring = one[start : start + _PART_PIXELS], self._ring[start : start + _PART_PIXELS]

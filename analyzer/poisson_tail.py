@@ -1,12 +1,20 @@
 """Exact tails of the Poisson distribution, as a table that a device can look up."""
 
+import functools
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.special import gammaincinv
 
 _COUNTS = 1 << 14
+
+
+@functools.lru_cache(maxsize=16)
+def _means_of(chance: float) -> npt.NDArray[np.float64]:
+    means: npt.NDArray[np.float64] = gammaincinv(np.arange(1, _COUNTS + 1, dtype=np.float64), chance)
+    return means
 
 
 class TailTable:
@@ -20,8 +28,7 @@ class TailTable:
     def __init__(self, chance: float, device: torch.device) -> None:
         if not 0.0 < chance < 0.5:
             raise ValueError(f"chance {chance:g} of a tail: give one above 0 and below 0.5")
-        means = gammaincinv(np.arange(1, _COUNTS + 1, dtype=np.float64), chance)
-        self._means = torch.from_numpy(means).to(device)
+        self._means = torch.from_numpy(_means_of(chance)).to(device)
         self._sigmas = -float(torch.special.ndtri(torch.tensor(chance, dtype=torch.float64)))
 
     def least(self, mean: torch.Tensor) -> torch.Tensor:
