@@ -376,20 +376,21 @@ class Peakfinder8:
     def _by_spread(self, moments: Moments, upper: torch.Tensor) -> _Rings:
         """Pixels as far below the mean are left out as well; a ring without spread so has nothing left.
 
-        Such a ring has no threshold: below a photon or two a ring, peakfinder8 finds nothing.
+        Such a ring has no threshold, and the next round begins anew with all that counted. Of a ring that shows a
+        spot and else no photon, the last round decides: mostly peakfinder8 finds nothing there.
         """
         lower = -upper
+        mean = torch.zeros_like(upper)
         for _ in range(ROUNDS):
             # Up to the lower threshold, itself included.
             pixels, total, squares = moments(upper) - moments(lower.floor() + 1.0)
-            pixels = pixels.clamp_min(0.0)
-            mean = total / pixels.clamp_min(1.0)
-            spread = (squares / pixels.clamp_min(1.0) - mean**2).clamp_min(0.0).sqrt()
             some = pixels > 0
-            lower = torch.where(some, mean - self.settings.min_snr * spread, math.inf)
-            upper = torch.where(some, (mean + self.settings.min_snr * spread).clamp_min(self.settings.threshold), upper)
-            upper = torch.where(some, upper, math.inf)
-        return _Rings(torch.where(some, mean, 0.0), upper)
+            mean = total / pixels.clamp_min(1.0)
+            spread = (squares / pixels.clamp_min(1.0) - mean**2).clamp_min(0.0).sqrt() * self.settings.min_snr
+            mean = torch.where(some, mean, 0.0)
+            lower = torch.where(some, mean - spread, 0.0)
+            upper = torch.where(some, (mean + spread).clamp_min(self.settings.threshold), math.inf)
+        return _Rings(mean, upper)
 
     def _by_tail(
         self, moments: Moments, everything: torch.Tensor, usable: torch.Tensor, occupied: torch.Tensor
