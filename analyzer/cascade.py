@@ -5,6 +5,7 @@ frame, its series' header, the bundle and the settings alone.
 """
 
 import itertools
+import logging
 import math
 import threading
 import time
@@ -25,6 +26,7 @@ from analyzer.bundle import Bundle
 from analyzer.geometry import Geometry, series_geometry
 from analyzer.kernels import CELL
 from analyzer.networks import coarse_profile, profile_features, profile_index
+from analyzer.peak_finder import BUILT_IN, Comparison, FinderKind, PeakFinder, compare
 from analyzer.reduction import FramePlan, Reduced, Workspace, make_plan
 from analyzer.results import Decision, FrameResult, HitRule, Peak, Status
 from analyzer.zones import SINGLE, header_of
@@ -33,6 +35,8 @@ from streamer.frames import Frame
 from streamer.messages import Defect, ImageData, SeriesMetadata, UndecodableImage
 from streamer.series import Series
 from streamer.validity import Validity, sentinel, series_validity
+
+log = logging.getLogger(__name__)
 
 ENERGY_SIGMA_LIMIT_EV = 1000.0
 DISTANCE_SIGMA_LIMIT_M = 0.02
@@ -47,7 +51,8 @@ _BEAM_SHARE = 0.05
 class CascadeSettings:
     """How frames are judged. ``threshold`` and ``mask`` override the bundle's and add to the series'.
 
-    ``models`` say further attributes, on the device of the analyser.
+    ``models`` say further attributes, on the device of the analyser. ``finder`` makes the peaks that are
+    published and that the rules on peaks count; ``shadow`` is compared with it.
     """
 
     hit_rule: HitRule = HitRule.NETWORK
@@ -57,16 +62,20 @@ class CascadeSettings:
     mask: Validity | None = None
     tags: tuple[str, ...] = ()
     models: tuple[AttributeModel, ...] = ()
+    finder: FinderKind = BUILT_IN
+    shadow: FinderKind | None = None
 
 
 @dataclass(slots=True)
 class BatchOutcome:
     """Results of a batch in its order, the radial profiles of its good frames (each
-    (2, bins): photons, pixels), and seconds spent in each stage."""
+    (2, bins): photons, pixels), seconds spent in each stage, and how a shadow finder's peaks
+    compare, ``None`` where it failed."""
 
     results: list[FrameResult]
     profiles: list[npt.NDArray[np.float32]] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    comparisons: list[Comparison | None] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -80,6 +89,8 @@ class _Prepared:
     profile_index: npt.NDArray[np.intp]
     inputs: dict[str, torch.Tensor]
     header: dict[str, torch.Tensor]
+    finder: PeakFinder
+    shadow: PeakFinder | None
 
 
 class PlanCache:
@@ -126,6 +137,7 @@ class Analyser:
         profiles: list[npt.NDArray[np.float32]] = []
         feeds: list[Feed] = []
         said: list[Said] = []
+        comparisons: list[Comparison | None] = []
         for frame in frames:
             began = time.perf_counter()
             try:
@@ -138,7 +150,10 @@ class Analyser:
             done = time.perf_counter()
             seconds["decode"] += decoded - began
             seconds["reduce"] += done - decoded
-            judged.append((len(results), frame, self._classical(prepared, reduced)))
+            found = prepared.finder.find(prepared.workspace.pixels, reduced)
+            if prepared.shadow is not None:
+                comparisons.append(_compare_with_shadow(prepared.shadow, prepared, reduced, found))
+            judged.append((len(results), frame, self._classical(prepared, reduced, found)))
             results.append(None)
             profiles.append(coarse_profile(reduced.photons, reduced.pixels_counted, prepared.profile_index))
             listed = time.perf_counter()
@@ -167,7 +182,7 @@ class Analyser:
                 judged, probabilities, parameters, said or itertools.repeat(None, len(judged)), strict=True
             ):
                 results[place] = self._result(frame, fields, probability, estimate, more)
-        return BatchOutcome([result for result in results if result is not None], profiles, seconds)
+        return BatchOutcome([result for result in results if result is not None], profiles, seconds, comparisons)
 
     @torch.inference_mode()
     def estimate(self, profile: npt.NDArray[np.float32]) -> dict[str, Any]:
@@ -215,6 +230,7 @@ class Analyser:
         top = sentinel(dtype)
         plan = self._plans.get(geometry, validity, min(metadata.saturation_value or top, top - 1))
         workspace = Workspace(plan, dtype)
+        shadow = self._settings.shadow
         return _Prepared(
             metadata,
             plan,
@@ -230,11 +246,13 @@ class Analyser:
                 for name in ("photon_energy_eV", "camera_length_m")
                 if (value := getattr(geometry, name)) is not None
             },
+            self._settings.finder.prepare(plan, dtype, self._device),
+            None if shadow is None else shadow.prepare(plan, dtype, self._device),
         )
 
-    def _classical(self, prepared: _Prepared, reduced: Reduced) -> dict[str, Any]:
-        """The part of a result that needs no network."""
-        plan, found = prepared.plan, reduced.peaks
+    def _classical(self, prepared: _Prepared, reduced: Reduced, found: npt.NDArray[Any]) -> dict[str, Any]:
+        """The part of a result that needs no network; ``found`` are the peaks to publish."""
+        plan = prepared.plan
         peaks = [
             Peak(round(float(p["fs"]), 3), round(float(p["ss"]), 3), round(float(p["intensity"]), 3),
                  round(float(p["snr"]), 3), bool(p["saturated"]))
@@ -312,6 +330,17 @@ class Analyser:
             **fields,
             **_published_parameters(estimate, self._bundle.card.parameters.sigma_scale, no_beam),
         )
+
+
+def _compare_with_shadow(
+    shadow: PeakFinder, prepared: _Prepared, reduced: Reduced, published: npt.NDArray[Any]
+) -> Comparison | None:
+    try:
+        return compare(published, shadow.find(prepared.workspace.pixels, reduced))
+    except Exception:
+        # Only looked at, so a fault of it costs no frame.
+        log.exception("the shadow finder failed on a frame")
+        return None
 
 
 def _no_beam(prepared: _Prepared, reduced: Reduced, fewest_places: int) -> bool:

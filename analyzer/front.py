@@ -17,6 +17,7 @@ from typing import Protocol
 
 from analyzer.attribute_cascade import Unsaid
 from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
+from analyzer.peak_finder import Disagreement
 from analyzer.reduction import suspect_pixels
 from analyzer.results import FrameResult, Status
 from analyzer.running import Running
@@ -71,6 +72,7 @@ class Source(Protocol):
 class FrontSettings:
     """``block``: wait when the ring is full (else drop and count). ``series``: end after so many.
     ``tags``: keys of user data to keep in records. ``attributes``: those that single models say.
+    ``finders``: names of the published peak finder and of its shadow, where there is one.
     """
 
     block: bool = False
@@ -82,6 +84,7 @@ class FrontSettings:
     series: int | None = None
     tags: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
+    finders: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,7 @@ class Front:
         hit_outputs: Sequence[HitOutput] = (),
     ) -> None:
         self.account = Account()
-        self.running = Running()
+        self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
         self.source = source
         self.sinks = list(sinks)
         self.hit_outputs = list(hit_outputs)
@@ -358,7 +361,7 @@ class Front:
             for sink in self.sinks:
                 sink.write(results)
             outcome.stage_seconds["publish"] = time.perf_counter() - began
-            self.running.add(results, outcome.profiles, outcome.stage_seconds)
+            self.running.add(results, outcome.profiles, outcome.stage_seconds, outcome.comparisons)
         finally:
             self._settle(results)
 

@@ -47,7 +47,13 @@ class Judge:
     def facts(self) -> dict[str, Any]:
         """What /status says of it."""
         models = {model.attribute.name: model.label for model in self.cascade.models}
-        return {"bundle": self.bundle.label, "threshold": self.threshold, "mask": self.mask, "models": models}
+        return {
+            "bundle": self.bundle.label,
+            "threshold": self.threshold,
+            "mask": self.mask,
+            "models": models,
+            "peak_finder": self.cascade.finder.name,
+        }
 
     def with_bundle(self, bundle: Bundle) -> "Judge":
         """The same with another bundle. A calibration belongs to its bundle and stays behind."""

@@ -63,6 +63,7 @@ class _RunCollector(Collector):
         yield from self._scores()
         yield from self._parameters()
         yield from self._times()
+        yield from self._disagreement()
         info = InfoMetricFamily("cxls_build", "Version of the program, its libraries and the model bundle")
         info.add_metric([], self._build)
         yield info
@@ -199,6 +200,39 @@ class _RunCollector(Collector):
                 stages.add_metric([stage], histogram.buckets(), histogram.sum)
         yield latency
         yield stages
+
+    def _disagreement(self) -> Iterator[Metric]:
+        """A shadow finder's peaks beside the published ones; nothing without one."""
+        running = self._front.running
+        if running.disagreement is None:
+            return
+        with running.lock:
+            of = running.disagreement
+            names = {"published": of.published, "shadow": of.shadow}
+            frames, failed, peaks, matched = of.frames, of.failed, tuple(of.peaks), of.matched
+            means, fraction = of.mean_peaks, of.matched_fraction
+        prefix = "cxls_peaks_disagreement"
+        yield _counter(f"{prefix}_frames", "Frames that both peak finders searched", frames)
+        yield _counter(f"{prefix}_failures", "Frames on which the shadow finder failed", failed)
+        yield _counter(f"{prefix}_matched", "Peaks that both finders have, within 4 pixels", matched)
+        totals = CounterMetricFamily(
+            f"{prefix}_peaks", "Peaks of each finder on the frames that both searched", labels=["role", "finder"]
+        )
+        mean = GaugeMetricFamily(
+            f"{prefix}_mean_peaks", "Peaks a frame of each finder, latest 1000 frames", labels=["role", "finder"]
+        )
+        for place, (role, name) in enumerate(names.items()):
+            totals.add_metric([role, name], peaks[place])
+            if means is not None:
+                mean.add_metric([role, name], means[place])
+        yield totals
+        yield mean
+        ratio = GaugeMetricFamily(
+            f"{prefix}_ratio", "Share of both finders' peaks that the other has not, latest 1000 frames"
+        )
+        if fraction is not None:
+            ratio.add_metric([], 1.0 - fraction)
+        yield ratio
 
 
 def _counter(name: str, text: str, value: float) -> CounterMetricFamily:

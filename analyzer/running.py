@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from analyzer.geometry import AZIMUTH_CLASSES
 from analyzer.networks import PROFILE_BINS
+from analyzer.peak_finder import Comparison, Disagreement
 from analyzer.results import Decision, FrameResult, Status
 from streamer.messages import SeriesMetadata
 from streamer.series import Series
@@ -85,7 +86,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class Running:
-    """Running products of a run."""
+    """Running products of a run. ``disagreement``: of a shadow finder, ``None`` without one."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     hits: ImageWindow = field(default_factory=lambda: ImageWindow(max(WINDOWS)))
@@ -102,6 +103,7 @@ class Running:
     last_hit: FrameResult | None = None
     last: FrameResult | None = None
     history: list[tuple[int, int, float]] = field(default_factory=list)
+    disagreement: Disagreement | None = None
     _ordinal: int = 0
     _offsets: dict[int, int] = field(default_factory=dict)
     _next_offset: int = 0
@@ -142,6 +144,8 @@ class Running:
             self.profile_frames = 0.0
             self.relative_flux = self.last_hit = self.last = None
             self.history = []
+            if self.disagreement is not None:
+                self.disagreement.latest.clear()
 
     def _place_series(self, ordinal: int) -> int:
         """Where a series' images lie among all; late results of an earlier one keep their place."""
@@ -161,6 +165,7 @@ class Running:
         results: Sequence[FrameResult],
         profiles: Sequence[npt.NDArray[np.float32]],
         stage_seconds: dict[str, float],
+        comparisons: Sequence[Comparison | None] = (),
     ) -> None:
         """Take in the results of a batch."""
         good = [result for result in results if result.status == Status.OK]
@@ -180,6 +185,9 @@ class Running:
                 self.profile *= kept
                 self.profile += np.sum(profiles, 0)
                 self.profile_frames = self.profile_frames * kept + len(profiles)
+            if self.disagreement is not None:
+                for comparison in comparisons:
+                    self.disagreement.add(comparison)
 
     def _add_one(self, result: FrameResult) -> None:
         if result.hit:
@@ -211,4 +219,5 @@ class Running:
                 "history": self.history[-_HISTORY:],
                 "last_hit": self.last_hit,
                 "last": self.last,
+                "peak_finders": None if self.disagreement is None else self.disagreement.facts,
             }

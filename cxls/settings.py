@@ -25,6 +25,7 @@ RESERVED = ("CXLS_CRYSTALS", "CXLS_CONFIG")
 Protocol = Literal["v1", "v2"]
 OnFull = Literal["drop", "block"]
 Device = Literal["auto", "cpu", "cuda"]
+FinderName = Literal["poisson", "peakfinder8", "peakfinder8-poisson"]
 
 
 class BadSettings(ValueError):
@@ -198,6 +199,7 @@ class ReplaySettings(_Settings):
 
 
 _INDEXING = "Indexing and others that listen"
+_PEAKS = "Peak finder (pf8: as CrystFEL's options of these names)"
 
 
 class AnalyzeSettings(_Settings):
@@ -214,6 +216,28 @@ class AnalyzeSettings(_Settings):
     hit_rule: Literal["network", "peaks", "either", "both"] = Field("network", description="what makes a hit")
     min_peaks: int = Field(5, ge=1, description="peaks that make a hit under the peaks rules")
     indexable_peaks: int = Field(10, ge=1, description="peaks that make a frame indexable")
+    peak_finder: FinderName = _in(
+        _PEAKS, "poisson", "who finds the peaks of records: the built-in finder, or peakfinder8 with the settings here"
+    )
+    shadow_finder: FinderName | None = _in(
+        _PEAKS, None, "another finder that sees the same frames; only how the two differ is reported, in metrics"
+    )
+    pf8_threshold: float | None = _in(
+        _PEAKS, None, "counts that a pixel of a peak exceeds (default: 3, with poisson tails 0)", ge=0, le=1e6
+    )
+    pf8_min_snr: float | None = _in(
+        _PEAKS, None, "least signal, in standard deviations of the background (default: 5, with poisson tails 6)",
+        ge=0, le=30,
+    )  # fmt: skip
+    pf8_min_pix_count: int = _in(_PEAKS, 1, "fewest pixels of a peak over its ring's threshold", ge=1, le=1000)
+    pf8_max_pix_count: int = _in(_PEAKS, 200, "most pixels of a peak over its ring's threshold", ge=1, le=1000)
+    pf8_local_bg_radius: int = _in(
+        _PEAKS, 3, "local background is taken from twice so many pixels around a peak", ge=1, le=20
+    )
+    pf8_min_res: float = _in(_PEAKS, 0.0, "least distance of a peak from the beam, pixels", ge=0)
+    pf8_max_res: float | None = _in(
+        _PEAKS, None, "largest distance of a peak from the beam, pixels (default: the corners')", gt=0
+    )
     threshold: float | None = Field(
         None, ge=0, le=1, description="hit probability that makes a hit (default: the calibration's or the bundle's)"
     )
@@ -438,6 +462,9 @@ class BenchSettings(_Settings):
     json_file: Path | None = Field(None, description="write the figures here as JSON too")
     bundle: Path | None = Field(None, description="bundle that hits judges with (default: the one shipped)")
     scenarios: str = Field("", description="scenarios of hits, with commas (default: all)")
+    masters: Several = Field(
+        (), description="series with truth for peakfinder8, NAME=GLOB of masters, again for more (default: simulated)"
+    )
     work: Path = Field(Path("runs/shots"), description="folder for simulated shots, used again when there")
 
 

@@ -36,7 +36,9 @@ def available() -> bool:
     return peer_python(".venv-om") is not None
 
 
-def lay_out(folder: Path, frames: Sequence[Frame]) -> None:
+def lay_out(
+    folder: Path, frames: Sequence[Frame], adc: float = ADC, snr: float = SNR, min_pixels: int = MIN_PIXELS
+) -> None:
     """Write the decoded frames and what OM has to know of them."""
     folder.mkdir(exist_ok=True)
     first, image = frames[0], image_data(frames[0])
@@ -46,9 +48,9 @@ def lay_out(folder: Path, frames: Sequence[Frame]) -> None:
     task = {
         "beam_center_fs": geometry.beam_center_fs,
         "beam_center_ss": geometry.beam_center_ss,
-        "adc": ADC,
-        "snr": SNR,
-        "min_pixels": MIN_PIXELS,
+        "adc": adc,
+        "snr": snr,
+        "min_pixels": min_pixels,
     }
     (folder / "task.json").write_text(json.dumps(task))
 

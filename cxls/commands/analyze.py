@@ -29,6 +29,8 @@ from analyzer.front import Front, FrontSettings, SeriesReport, Source
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import make_registry
+from analyzer.peak_finder import BUILT_IN, FinderKind, Peakfinder8Finder
+from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
 from analyzer.results import HitRule
 from analyzer.sinks import DetachedSink, HitOutput, Sink, open_results
 from analyzer.warm import warm_up
@@ -36,7 +38,7 @@ from analyzer.web.control import ControlEndpoints
 from analyzer.web.server import View, WebServer, bind
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.indexing import open_broadcast, open_indexing
-from cxls.settings import AnalyzeSettings, BadSettings, Resolved
+from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
 from cxls.token_file import read_token
 from streamer.files import FileSource
 from streamer.frames import DIFFERENCE
@@ -132,6 +134,7 @@ class Session:
                 series=settings.series,
                 tags=judge.cascade.tags,
                 attributes=tuple(model.attribute.name for model in models),
+                finders=None if cascade.shadow is None else (cascade.finder.name, cascade.shadow.name),
             ),
             on_series=_report_series,
             hit_outputs=hit_outputs,
@@ -252,6 +255,8 @@ def _open_results(settings: AnalyzeSettings) -> Sink:
 
 
 def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
+    if settings.shadow_finder == settings.peak_finder:
+        raise BadSettings(f"--shadow-finder {settings.shadow_finder}: the published peaks are its own; name another")
     return CascadeSettings(
         hit_rule=HitRule(settings.hit_rule),
         min_peaks=settings.min_peaks,
@@ -259,7 +264,32 @@ def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
         threshold=settings.threshold,
         mask=_read_mask(settings.mask) if settings.mask else None,
         tags=tuple(tag.strip() for tag in settings.tags.split(",") if tag.strip()),
+        finder=_finder(settings, settings.peak_finder),
+        shadow=_finder(settings, settings.shadow_finder) if settings.shadow_finder else None,
     )
+
+
+def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
+    if name == "poisson":
+        return BUILT_IN
+    # Photons are counted, so that with their own statistics no count is too low, and chance alone decides.
+    counted = name == "peakfinder8-poisson"
+    threshold, min_snr = settings.pf8_threshold, settings.pf8_min_snr
+    try:
+        return Peakfinder8Finder(
+            Peakfinder8Settings(
+                threshold=(0.0 if counted else 3.0) if threshold is None else threshold,
+                min_snr=(6.0 if counted else 5.0) if min_snr is None else min_snr,
+                min_pix_count=settings.pf8_min_pix_count,
+                max_pix_count=settings.pf8_max_pix_count,
+                local_bg_radius=settings.pf8_local_bg_radius,
+                min_res=settings.pf8_min_res,
+                max_res=settings.pf8_max_res,
+                statistics=Statistics.POISSON if counted else Statistics.GAUSSIAN,
+            )
+        )
+    except ValueError as error:
+        raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
 
 
 def _give_back_large_buffers() -> None:
