@@ -529,6 +529,8 @@ class DataRecoverSettings(_Settings):
     it twice is as doing it once.
     """
 
+    verify: bool = Field(True, description="decode every image of every file, which takes long for a large folder")
+
 
 COMMANDS: dict[str, type[_Settings]] = {
     "demo": DemoSettings,

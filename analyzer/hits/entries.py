@@ -100,7 +100,7 @@ def hit_head(frame: Frame, image: ImageData, result: FrameResult, series: str) -
     """The head of a hit; its body is the image's bytes as received."""
     try:
         record = to_json_line(result)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         # A hit is worth more than its tags: what cannot be written as JSON is kept as text.
         record = to_json_line(replace(result, tags=_as_text(result.tags), attributes=None, status_text=None))
     entry = HitEntry(

@@ -2,13 +2,16 @@
 
 Policy. A hit is taken when the queue has room for its bytes, else it is lost and counted; nobody waits. The thread
 appends it to the journal, and every ``journal_hits`` hits, ``journal_s`` seconds or ``file_bytes`` bytes the journal
-becomes files and goes. A disk that fails costs no hit that the queue can hold: the same hit is tried again every
+becomes files and goes; sooner where the disk has hardly room for both, so that a full disk never holds a journal of
+which no file can be made. A disk that fails costs no hit that the queue can hold: the same hit is tried again every
 ``RETRY_S`` seconds, and what meanwhile finds the queue full is lost because of the disk. A journal of which no file
 can be made stays, and is tried again too. Each fault is one line in the log when it begins and one when it is over.
 """
 
 import contextlib
+import errno
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -42,12 +45,15 @@ log = logging.getLogger(__name__)
 
 LOST_REASONS = ("queue_full", "disk", "failed", "shutdown")
 RETRY_S = 1.0
+SPARE_BYTES = 4 << 20
+"""Room for what a file holds besides images: the tables of a hundred hits with a thousand peaks each."""
 LIST_S = 10.0
 """The lists of a long run are long: they follow the files at this distance, and at the end."""
 CLOSE_S = 60.0
 """How long the end of a run waits for a disk that is behind."""
 _LIST_SHARE = 50
 """Of the time between two writings of the lists, one part in so many is spent on it."""
+_WHAT = {"journal": "hits", "files": "files of hits", "lists": "lists of hits"}
 _SERIES_KEPT = 4
 _WARN_S = 10.0
 
@@ -101,7 +107,7 @@ class HitFolder:
             self._lock.acquire()
         except OSError as error:
             raise UnusableFolder(f"{folder}: {reason(error)}; choose a folder that can be written") from None
-        self.recovered = _recover(folder)
+        self.recovered = _recover(folder, self._run_name)
         self._lists = Lists(folder)
         self._lists_due = True
         self._lists_at = 0.0
@@ -161,7 +167,7 @@ class HitFolder:
             "waiting": self.unfinished,
             "lost": dict(self.lost),
             "recovered": self.recovered.hits,
-            "fault": next(iter(self._faults.values()), None),
+            "fault": next(iter(dict(self._faults).values()), None),
         }
 
     def collect(self) -> Iterator[Metric]:
@@ -254,8 +260,13 @@ class HitFolder:
 
     def _append(self, item: _Waiting) -> None:
         digest, head, body = self._series_of(item)
+        nbytes = len(head) + len(body) + len(item.image.data)
+        if self._open is not None and not self._has_room(nbytes):
+            self._finish_journal()
+            self._make()
+        if not self._has_room(nbytes):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._open is None:
-            (self.folder / JOURNALS).mkdir(parents=True, exist_ok=True)
             self._number += 1
             self._open = _Open(Journal(journal_path(self.folder, self._run_name, self._number)))
         current = self._open
@@ -265,6 +276,18 @@ class HitFolder:
         current.journal.append(HIT, hit_head(item.frame, item.image, item.result, digest), item.image.data)
         current.hits += 1
         self._journaled += 1
+
+    def _has_room(self, nbytes: int) -> bool:
+        """Whether the disk has room for so much more in the journal and then for the files of all journals."""
+        (self.folder / JOURNALS).mkdir(parents=True, exist_ok=True)
+        journaled = sum(each.journal.nbytes for each in (*self._left, self._open) if each is not None)
+        disk = os.statvfs(self.folder)
+        return disk.f_bavail * disk.f_frsize >= journaled + 2 * nbytes + SPARE_BYTES
+
+    def _finish_journal(self) -> None:
+        if self._open is not None:
+            self._left.append(self._open)
+            self._open = None
 
     def _series_of(self, item: _Waiting) -> tuple[str, bytes, bytes]:
         """The record of a hit's series; packing a mask costs as much as a hit, so the latest are kept."""
@@ -281,8 +304,7 @@ class HitFolder:
     def _tick(self, ending: bool) -> None:
         """Close a journal that is due, make files of those closed, keep the lists up."""
         if self._open is not None and (ending or self._due(self._open)):
-            self._left.append(self._open)
-            self._open = None
+            self._finish_journal()
         now = time.monotonic()
         if self._left and (ending or now >= self._retry_at):
             self._make()
@@ -351,12 +373,12 @@ class HitFolder:
     def _fail(self, what: str, error: OSError) -> None:
         if not self._faults:
             log.error(
-                "%s: hits cannot be written: %s; analysis goes on, hits lost are counted, it is tried again every %g s",
+                "%s: %s cannot be written: %s; analysis goes on, lost hits are counted, writing is tried again",
                 self.folder,
+                _WHAT[what],
                 reason(error),
-                RETRY_S,
             )
-        self._faults[what] = f"{what}: {reason(error)}"
+        self._faults[what] = f"{_WHAT[what]} cannot be written: {reason(error)}"
 
     def _good(self, what: str) -> None:
         if self._faults.pop(what, None) is not None and not self._faults:
@@ -379,8 +401,8 @@ class HitFolder:
             sync_folder(self.folder)
 
 
-def _recover(folder: Path) -> Recovery:
-    found = recover(folder)
+def _recover(folder: Path, own_run: str) -> Recovery:
+    found = recover(folder, own_run)
     if found.files:
         log.info("%s: %d hits of an earlier run are in %d files now", folder, found.hits, len(found.files))
     for problem in found.problems:

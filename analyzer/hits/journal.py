@@ -12,6 +12,7 @@ reader says so and looks for the next. No image can pretend to be a record, as i
 """
 
 import contextlib
+import fcntl
 import os
 import secrets
 import struct
@@ -36,7 +37,7 @@ class UnreadableJournal(ValueError):
 
 
 class Journal:
-    """A new journal, open for appending. ``fileno`` serves readers, even of a file that was removed meanwhile.
+    """A new journal, open for appending and locked. ``fileno`` serves readers, even of a file that was removed.
 
     ``nbytes`` is what is written. Raises ``OSError`` when it cannot be made; nothing is then left of it.
     """
@@ -48,6 +49,7 @@ class Journal:
         self.nbytes = 0
         head = _HEADER.pack(MAGIC, VERSION, self._mark, 0)[: -_CRC.size]
         try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._write([head + _CRC.pack(zlib.crc32(head))])
         except OSError:
             self.close()

@@ -1,6 +1,7 @@
 """Finishing what runs left that were killed, or that a disk did not let finish."""
 
 import contextlib
+import fcntl
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,14 +30,17 @@ class Recovery:
     running: list[str] = field(default_factory=list)
 
 
-def recover(folder: Path) -> Recovery:
+def recover(folder: Path, own_run: str | None = None) -> Recovery:
     """Make files of every journal that no running analyser holds; what is done twice is done once.
 
     A journal goes when all that it holds is in files. One with damage is kept under another name, its intact hits in
-    files. Never raises for what is wrong with a journal or with the disk: these are problems.
+    files. ``own_run`` is left alone. Never raises for what is wrong with a journal or with the disk: these are
+    problems.
     """
     found = Recovery()
     for run in runs_with_journals(folder):
+        if run == own_run:
+            continue
         lock = run_lock(folder, run)
         try:
             if not lock.acquire():
@@ -62,12 +66,15 @@ def _finish(folder: Path, journal: Path, found: Recovery) -> None:
         found.problems.append(f"{journal}: {reason(error)}")
         return
     try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its run's lock is ours, unless somebody removed that file
         made = make_files(fd, folder, journal)
         found.files += made.files
         found.hits += made.hits
         found.problems += [f"{journal}: {damage.text}" for damage in made.damage]
         found.problems += [f"{journal}: {text}" for text in made.unstored]
         settle(journal, made.complete)
+    except BlockingIOError:
+        found.running.append(journal.stem)
     except OSError as error:
         found.problems.append(f"{journal}: {reason(error)}; it stays, recover again when there is room")
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # UnreadableJournal, and h5py's words

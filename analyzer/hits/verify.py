@@ -1,6 +1,6 @@
 """Looking through the files of a folder: is every image there, does it decode, is none there twice?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ _WHICH = np.dtype([("series_id", "i8"), ("image_id", "i8"), ("received_at", "f8"
 
 
 class Verification:
-    """``files`` and ``hits`` seen so far; the problems are what ``problems`` gives, a line each."""
+    """``files`` and ``hits`` seen so far, of ``total`` files; ``problems`` gives what is wrong, a line each."""
 
     def __init__(self, folder: Path) -> None:
         self._paths = sorted(folder.glob(FILES))
+        self.total = len(self._paths)
         self.files = 0
         self.hits = 0
 
-    def problems(self) -> Iterator[str]:
+    def problems(self, after_file: Callable[[int, int], None] = lambda done, total: None) -> Iterator[str]:
         seen: list[npt.NDArray[Any]] = []
         for number, path in enumerate(self._paths):
             try:
@@ -43,6 +44,7 @@ class Verification:
                 seen.append(which)
             finally:
                 series.close()
+                after_file(number + 1, self.total)
         yield from self._twice(seen)
 
     def _twice(self, seen: list[npt.NDArray[Any]]) -> Iterator[str]:
