@@ -1,6 +1,8 @@
 """What the tests of hits build on: hits to offer, settings, and what CrystFEL would read of the files."""
 
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from streamer.messages import ImageData, ImageMessage, SeriesMetadata, StartMess
 from streamer.series import Series
 from tests.analyzer import builders
 from tests.analyzer.writer_child import result as some_result
-from tests.cxls.programs import wait_for
 from tests.support import packed_image, poisson
 
 SHAPE = builders.SHAPE
@@ -109,7 +110,8 @@ def read_as_crystfel(line: str, geometry: DetectorGeometry) -> CrystfelImage:
     bit, the first nPeaks of a row, moved by half a pixel; one outside all panels is dropped.
     """
     found = _LINE.fullmatch(line)
-    assert found is not None and len(line) < 1023, line
+    assert found is not None, line
+    assert len(line) < 1023
     number = int(found[2].removeprefix("//"))
     extra = dict(geometry.extra)
     assert extra["peak_list_type"] == "cxi"
@@ -160,3 +162,10 @@ def the_geometry(folder: Path) -> DetectorGeometry:
 def packed(image: npt.NDArray[Any]) -> ImageData:
     """Counts as a detector packs them."""
     return packed_image(image)
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)

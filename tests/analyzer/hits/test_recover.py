@@ -19,8 +19,7 @@ from analyzer.hits.journal import Journal
 from analyzer.hits.lists import Lists
 from analyzer.hits.places import JOURNALS, journal_path, new_run, prepare_folder, run_lock
 from streamer.messages import ImageData
-from tests.analyzer.hits.made import files, hit, image_ids, pixels, read_as_crystfel, the_geometry, write
-from tests.cxls.programs import wait_for
+from tests.analyzer.hits.made import files, hit, image_ids, pixels, read_as_crystfel, the_geometry, wait_for, write
 from tests.support import REPOSITORY, packed_image
 
 CHILD = [sys.executable, "-m", "tests.analyzer.hits.run_child"]
