@@ -92,9 +92,8 @@ def main() -> int:
         offset = nearest(bright, found)
         near = matched(offset)
         mean = offset[near].mean(axis=0)
-        print(
-            f"    >= {photons:3d} photons  {len(bright.xy):6d}  {100 * near.mean():6.1f} %{'':26} {mean[0]:+.3f} {mean[1]:+.3f}"
-        )
+        share = f"{100 * near.mean():6.1f} %"
+        print(f"    >= {photons:3d} photons  {len(bright.xy):6d}  {share:34} {mean[0]:+.3f} {mean[1]:+.3f}")
         good &= bool((np.abs(mean) < LARGEST_MEAN_OFFSET_PX).all())
     good &= bool(near.mean() >= SMALLEST_SHARE)
     print("\nall as it should be" if good else "\nNOT all as it should be")
