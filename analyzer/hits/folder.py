@@ -405,6 +405,6 @@ def _recover(folder: Path, own_run: str) -> Recovery:
     found = recover(folder, own_run)
     if found.files:
         log.info("%s: %d hits of an earlier run are in %d files now", folder, found.hits, len(found.files))
-    for problem in found.problems:
-        log.warning("%s", problem)
+    for text in (*found.notes, *found.problems):
+        log.warning("%s", text)
     return found

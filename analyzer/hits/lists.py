@@ -78,7 +78,7 @@ class Lists:
         path = self._folder / name
         temporary = temporary_path(path)
         try:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, path)
         except OSError:
             temporary.unlink(missing_ok=True)

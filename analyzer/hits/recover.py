@@ -22,11 +22,15 @@ KEPT = ".kept"
 
 @dataclass(slots=True)
 class Recovery:
-    """What was found: files made of journals and hits in them, problems a line each, runs that are still running."""
+    """What was found: files made of journals and hits in them; runs that are still running.
+
+    ``problems`` are a line each. ``notes`` too: a write that a kill cut short, as it may.
+    """
 
     files: list[Path] = field(default_factory=list)
     hits: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
 
 
@@ -70,7 +74,8 @@ def _finish(folder: Path, journal: Path, found: Recovery) -> None:
         made = make_files(fd, folder, journal)
         found.files += made.files
         found.hits += made.hits
-        found.problems += [f"{journal}: {damage.text}" for damage in made.damage]
+        for damage in made.damage:
+            (found.notes if damage.torn else found.problems).append(f"{journal}: {damage.text}")
         found.problems += [f"{journal}: {text}" for text in made.unstored]
         settle(journal, made.complete)
     except BlockingIOError:

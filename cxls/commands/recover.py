@@ -7,7 +7,8 @@ import click
 
 from analyzer.hits import recover, verify
 from analyzer.hits.lists import Lists
-from analyzer.hits.places import holds_hits
+from analyzer.hits.places import JOURNALS, holds_hits
+from analyzer.hits.recover import KEPT
 from cxls.cli import Failed
 from cxls.progress import interruptible_progress
 from cxls.settings import BadSettings, DataRecoverSettings, Resolved
@@ -36,10 +37,12 @@ def _recover(folder: Path, look: bool) -> list[str]:
     if look:
         with interruptible_progress("checking", "files") as after_file:
             problems += [problem for problem in looked.problems(after_file) if problem not in problems]
-    for problem in problems:
-        click.echo(problem)
+    for text in (*found.notes, *problems):
+        click.echo(text)
     text = f"{folder}: {found.hits} hits of earlier runs put into {len(found.files)} files"
     if found.running:
         text += f"; {len(found.running)} analyses still write here"
+    if kept := list((folder / JOURNALS).glob(f"*{KEPT}")):
+        text += f"; {len(kept)} damaged journals kept in {folder / JOURNALS}"
     click.echo(f"{text}; {looked.hits} hits in {looked.files} files looked through" if look else text)
     return problems

@@ -176,8 +176,9 @@ def test_a_torn_journal_gives_what_is_whole_and_goes(tmp_path: Path) -> None:
     _, path = left_by_a_kill(tmp_path, range(6))
     os.truncate(path, path.stat().st_size - 100)
     found = recover(tmp_path)
-    assert len(found.problems) == 1
-    assert "cut short" in found.problems[0]
+    assert found.problems == []
+    assert len(found.notes) == 1
+    assert "cut short" in found.notes[0]
     assert image_ids(tmp_path) == list(range(5))
     assert not list((tmp_path / JOURNALS).iterdir())
 
@@ -236,7 +237,7 @@ def test_an_empty_journal_goes_without_a_word_of_files(tmp_path: Path) -> None:
     run, _ = left_by_a_kill(tmp_path, range(0))
     journal_path(tmp_path, run, 2).write_bytes(b"")
     found = recover(tmp_path)
-    assert (found.files, found.hits) == ([], 0)
+    assert (found.files, found.hits, found.problems) == ([], 0, [])
     assert not list((tmp_path / JOURNALS).iterdir())
 
 
