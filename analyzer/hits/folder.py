@@ -145,9 +145,8 @@ class HitFolder:
                 return
             else:
                 self.lost["disk" if "journal" in self._faults else "queue_full"] += 1
-            if self._faults or time.monotonic() - self._warned < _WARN_S:
+            if self._faults or not self._may_warn():
                 return
-            self._warned = time.monotonic()
         log.warning("%s: hits come faster than they can be written; those lost are counted", self.folder)
 
     @property
@@ -160,31 +159,35 @@ class HitFolder:
         return len(self._waiting) + self._journaled
 
     def facts(self) -> dict[str, Any]:
-        return {
-            "folder": str(self.folder),
-            "written": self.written,
-            "files": self.files,
-            "waiting": self.unfinished,
-            "lost": dict(self.lost),
-            "recovered": self.recovered.hits,
-            "fault": next(iter(dict(self._faults).values()), None),
-        }
+        with self._changed:
+            return {
+                "folder": str(self.folder),
+                "written": self.written,
+                "files": self.files,
+                "waiting": self.unfinished,
+                "lost": dict(self.lost),
+                "recovered": self.recovered.hits,
+                "fault": next(iter(dict(self._faults).values()), None),
+            }
 
     def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily("cxls_hits_written", "Hits in finished files", value=self.written)
-        yield CounterMetricFamily("cxls_hits_files", "Files of hits finished", value=self.files)
+        with self._changed:
+            written, files, lost_by = self.written, self.files, dict(self.lost)
+            queued, journaled, nbytes = len(self._waiting), self._journaled, self._waiting_bytes
+        yield CounterMetricFamily("cxls_hits_written", "Hits in finished files", value=written)
+        yield CounterMetricFamily("cxls_hits_files", "Files of hits finished", value=files)
         yield CounterMetricFamily(
             "cxls_hits_recovered", "Hits of earlier runs put into files when this one began", value=self.recovered.hits
         )
         lost = CounterMetricFamily("cxls_hits_lost", "Hits that were not written, by reason", labels=["reason"])
         for why in LOST_REASONS:
-            lost.add_metric([why], self.lost[why])
+            lost.add_metric([why], lost_by[why])
         yield lost
         waiting = GaugeMetricFamily("cxls_hits_waiting", "Hits that are in no file yet, by place", labels=["place"])
-        waiting.add_metric(["queue"], len(self._waiting))
-        waiting.add_metric(["journal"], self._journaled)
+        waiting.add_metric(["queue"], queued)
+        waiting.add_metric(["journal"], journaled)
         yield waiting
-        yield GaugeMetricFamily("cxls_hits_waiting_bytes", "Memory of waiting hits", value=self._waiting_bytes)
+        yield GaugeMetricFamily("cxls_hits_waiting_bytes", "Memory of waiting hits", value=nbytes)
         yield GaugeMetricFamily(
             "cxls_hits_disk_fault", "1 while hits cannot be written, else 0", value=float(bool(self._faults))
         )
@@ -197,8 +200,9 @@ class HitFolder:
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
             with self._changed:
-                self.lost["shutdown"] += len(self._waiting)
-                self._waiting.clear()
+                while len(self._waiting) > 1:  # the first is in hand
+                    self._waiting_bytes -= self._waiting.pop().nbytes
+                    self.lost["shutdown"] += 1
             log.error(
                 "%s: not finished in %.0f s; `cxls data recover %s` makes files of what is in the journal",
                 self.folder,
@@ -215,16 +219,8 @@ class HitFolder:
                     self._changed.wait(self._until_next())
                 closing = self._closing
                 item = self._waiting[0] if self._waiting else None
-            if item is not None and self._take(item):
-                with self._changed:
-                    # Counted as waiting until it is in the journal; `close` may have given up on it.
-                    if self._waiting and self._waiting[0] is item:
-                        self._waiting.popleft()
-                    self._waiting_bytes -= item.nbytes
-            elif item is not None and closing:
-                self._give_up()
-            elif item is not None:
-                self._pause()
+            if item is not None and not self._take(item):
+                self._give_up() if closing else self._pause()
             self._tick(closing and not self._waiting)
             if closing and not self._waiting:
                 break
@@ -234,9 +230,10 @@ class HitFolder:
         """Seconds until there is something to do without a new hit."""
         if self._faults or self._left:
             return RETRY_S
+        at = self._lists_at if self._lists_due else time.monotonic() + LIST_S
         if self._open is not None:
-            return max(0.0, self._open.since + self._settings.journal_s - time.monotonic())
-        return LIST_S
+            at = min(at, self._open.since + self._settings.journal_s)
+        return max(0.0, at - time.monotonic())
 
     def _pause(self) -> None:
         with self._changed:
@@ -244,7 +241,8 @@ class HitFolder:
                 self._changed.wait_for(lambda: self._closing, RETRY_S)
 
     def _take(self, item: _Waiting) -> bool:
-        """Put a hit into the journal; False when the disk does not take it."""
+        """Put the first hit that waits into the journal; False when the disk does not take it."""
+        good = True
         try:
             self._append(item)
         except OSError as error:
@@ -252,10 +250,23 @@ class HitFolder:
             return False
         except Exception:
             # A fault of ours must not cost the hits behind this one.
-            log.exception("a hit could not be written")
-            self.lost["failed"] += 1
-            return True
+            good = False
+            if self._may_warn():
+                log.exception("a hit could not be written")
+        with self._changed:
+            # In one step, so that at any moment each hit is in one place.
+            self._waiting.popleft()
+            self._waiting_bytes -= item.nbytes
+            self._journaled += good
+            self.lost["failed"] += not good
         self._good("journal")
+        return True
+
+    def _may_warn(self) -> bool:
+        """Whether the log has been spared for a while."""
+        if time.monotonic() - self._warned < _WARN_S:
+            return False
+        self._warned = time.monotonic()
         return True
 
     def _append(self, item: _Waiting) -> None:
@@ -275,7 +286,6 @@ class HitFolder:
             current.series.add(digest)
         current.journal.append(HIT, hit_head(item.frame, item.image, item.result, digest), item.image.data)
         current.hits += 1
-        self._journaled += 1
 
     def _has_room(self, nbytes: int) -> bool:
         """Whether the disk has room for so much more in the journal and then for the files of all journals."""
@@ -337,11 +347,12 @@ class HitFolder:
             else:
                 for text in (*(damage.text for damage in made.damage), *made.unstored):
                     log.error("%s: %s", path, text)
-                self.written += made.hits
-                self.files += len(made.files)
-                self.lost["failed"] += current.hits - made.hits
+                with self._changed:
+                    self.written += made.hits
+                    self.files += len(made.files)
+                    self.lost["failed"] += current.hits - made.hits
+                    self._journaled -= current.hits
                 self._lists_due = True
-                self._journaled -= current.hits
             current.journal.close()
             self._left.popleft()
         self._good("files")

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "end-to-end": "frames a second, CPU by stage, against OM's peakfinder8",
     "peaks": "peak lists and their cost, against OM's peakfinder8",
     "hits": "hits found and false hits of a bundle by scenario: flux, water, response, salt, rings, new cells",
+    "hits-to-disk": "what it costs to keep a hit in a file, against packing it anew",
     "simulate": "CPU a simulated frame, and training inputs a second, beside pattern_sim's figures",
 }
 
