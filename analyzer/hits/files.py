@@ -11,6 +11,7 @@ A file is written under another name, brought to the disk and renamed into place
 """
 
 import contextlib
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +20,16 @@ from typing import Any
 import h5py
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from analyzer.coordinates import Convention, in_convention
 from analyzer.hits.entries import HIT, SERIES, HitEntry, digest_of, read_hit, read_series, result_of
 from analyzer.hits.journal import Damage, Entry, read_body, read_entries
 from analyzer.hits.packing import Filter, chunk_of, dataset_options, filter_of
 from analyzer.hits.places import file_path, sync_folder, temporary_path
-from streamer import nxmx
+from streamer import bounds, nxmx
 from streamer.files import CHANNEL
-from streamer.messages import Algorithm, ImageData, SeriesMetadata, UndecodableImage
+from streamer.messages import Algorithm, ImageData, SeriesMetadata
 
 PEAKS = "/entry_1/result_1"
 EVENT = "/entry/event"
@@ -42,6 +44,7 @@ _NUMBERS = (
 )  # fmt: skip
 _TEXTS = ("channel", "hit_rule", "bundle", "mask")
 _PEAK_DATASETS = (
+    # the first two are coordinates
     ("peakXPosRaw", "fs", np.float64), ("peakYPosRaw", "ss", np.float64), ("peakTotalIntensity", "intensity_photons",
      np.float64), ("peakSNR", "snr", np.float64), ("peakSaturated", "saturated", np.uint8),
 )  # fmt: skip
@@ -115,7 +118,7 @@ def _groups(fd: int, made: Made) -> list[_Group]:
         elif found.kind == HIT:
             try:
                 hit = _hit(fd, found)
-            except (ValueError, TypeError, UndecodableImage) as error:
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
                 made.unstored.append(f"the hit at byte {found.body_offset}: {str(error).splitlines()[0]}")
                 continue
             image = hit.image()
@@ -132,14 +135,32 @@ def _groups(fd: int, made: Made) -> list[_Group]:
 
 
 def _hit(fd: int, found: Entry) -> _Hit:
+    """A hit that can be stored: one that cannot must not keep the others from their file. Raises as conversions do."""
     entry = read_hit(found.head)
     result = result_of(entry)
-    order = float(result.get("received_at") or 0.0), int(result.get("image_id") or 0)
-    hit = _Hit(entry, found, len(result.get("peaks") or ()), order)
+    numbers, integers = _numbers_of(result), _integers_of(result)
+    hit = _Hit(entry, found, len(_peaks_of(result)), (numbers["received_at"], int(integers["image_id"])))
     image = hit.image()
+    if image.dtype.str[1:] not in ("u1", "u2", "u4") or bounds.image_shape(*image.shape) is None:
+        raise ValueError(f"an image of {image.shape} pixels of {image.dtype}")
     if filter_of(image, found.body_bytes) == Filter.NONE and image.algorithm != Algorithm.RAW:
         chunk_of(hit.image(read_body(fd, found)))  # looked at now, so that a file has the chunks that it was made for
     return hit
+
+
+def _integers_of(record: dict[str, Any]) -> dict[str, np.int64]:
+    return {name: np.int64(int(record.get(name) or 0)) for name in _INTEGERS}
+
+
+def _numbers_of(record: dict[str, Any]) -> dict[str, float]:
+    values = {name: record.get(name) for name in _NUMBERS}
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}
+
+
+def _peaks_of(record: dict[str, Any]) -> npt.NDArray[np.float64]:
+    """(peaks, 5): the columns of ``_PEAK_DATASETS``."""
+    rows = [[peak[key] for _, key, _ in _PEAK_DATASETS] for peak in record.get("peaks") or ()]
+    return np.array(rows, np.float64).reshape(-1, len(_PEAK_DATASETS))
 
 
 class _Output:
@@ -244,11 +265,11 @@ def _fill(journal_fd: int, file: h5py.File, group: _Group, output: _Output) -> N
 
 def _write_events(event: h5py.Group, group: _Group, records: list[dict[str, Any]]) -> None:
     text = h5py.string_dtype()
+    integers, numbers = list(map(_integers_of, records)), list(map(_numbers_of, records))
     for name in _INTEGERS:
-        event[name] = np.array([record.get(name) or 0 for record in records], np.int64)
+        event[name] = np.array([values[name] for values in integers])
     for name in _NUMBERS:
-        values = [record.get(name) for record in records]
-        event[name] = np.array([np.nan if value is None else value for value in values], np.float64)
+        event[name] = np.array([values[name] for values in numbers])
     event["indexable"] = np.array([bool(record.get("indexable")) for record in records])
     for name in _TEXTS:
         event.create_dataset(name, data=[str(record.get(name) or "") for record in records], dtype=text)
@@ -264,13 +285,13 @@ def _json(value: Any) -> str:
 def _write_peaks(result: h5py.Group, group: _Group, records: list[dict[str, Any]]) -> None:
     """CrystFEL takes a row's first nPeaks; the rest is 0."""
     result["nPeaks"] = np.array([hit.peaks for hit in group.hits], np.int32)
-    widest = max(1, *(hit.peaks for hit in group.hits))
-    for name, key, dtype in _PEAK_DATASETS:
-        rows = np.zeros((len(records), widest), dtype)
-        for row, record in zip(rows, records, strict=True):
-            values = np.array([peak[key] for peak in record.get("peaks") or ()], np.float64)
-            row[: len(values)] = in_convention(values, Convention.CRYSTFEL_PEAKS) if key in ("fs", "ss") else values
-        result[name] = rows
+    table = np.zeros((len(records), max(1, *(hit.peaks for hit in group.hits)), len(_PEAK_DATASETS)))
+    for rows, record in zip(table, records, strict=True):
+        peaks = _peaks_of(record)
+        peaks[:, :2] = in_convention(peaks[:, :2], Convention.CRYSTFEL_PEAKS)
+        rows[: len(peaks)] = peaks
+    for column, (name, _, dtype) in enumerate(_PEAK_DATASETS):
+        result[name] = table[:, :, column].astype(dtype)
 
 
 def _write_cxi(file: h5py.File, metadata: SeriesMetadata) -> None:

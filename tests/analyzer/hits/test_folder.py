@@ -312,6 +312,13 @@ def test_a_read_only_disk_is_refused(small_disk: Path) -> None:
             HitFolder(folder)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "h").mkdir(mode=0o555)
+    with pytest.raises(UnusableFolder, match="permission denied; choose a folder that can be written"):
+        HitFolder(tmp_path / "h")
+
+
 def test_a_name_that_no_list_can_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnusableFolder, match="unprintable"):
         HitFolder(tmp_path / "two\nlines")

@@ -1,5 +1,6 @@
 """Killed runs: every hit that reached the journal is in a file once, after any number of recoveries."""
 
+import json
 import os
 import random
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -199,6 +201,71 @@ def test_a_corrupt_record_in_the_middle_costs_itself_and_the_journal_is_kept(tmp
     again = recover(tmp_path)
     assert (again.files, again.problems) == ([], [])
     assert_sound(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_damage_costs_no_record_that_it_does_not_touch(tmp_path: Path, seed: int) -> None:
+    _, path = left_by_a_kill(tmp_path, range(8))
+    raw, draw = bytearray(path.read_bytes()), random.Random(seed)
+    ends = [raw.index(pixels_chunk(n)) + len(pixels_chunk(n)) for n in range(8)]
+    hurt = set()
+    for _ in range(draw.randint(1, 3)):
+        start = draw.randrange(ends[0], len(raw))
+        stop = min(len(raw), start + draw.choice([1, 10, 3000, 9000]))
+        raw[start:stop] = draw.randbytes(stop - start)
+        hurt |= {n for n in range(1, 8) if ends[n - 1] < stop and start < ends[n]}
+    path.write_bytes(raw)
+    found = recover(tmp_path)
+    assert found.problems or found.notes
+    ids = image_ids(tmp_path)
+    assert set(ids) >= set(range(8)) - hurt
+    assert ids == sorted(set(ids))
+    for made in files(tmp_path):
+        with h5py.File(made) as file:
+            for n, image_id in enumerate(file["entry/event/image_id"][()]):
+                assert np.array_equal(file["entry/data/data"][n], pixels(int(image_id)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": [-1, 5]},
+        {"shape": [10**9, 10**9]},
+        {"shape": [1, 2, 3]},
+        {"dtype": "O"},
+        {"dtype": "<f4"},
+        {"dtype": "no type"},
+        {"algorithm": "zip"},
+        {"record": None},
+        {"record": []},
+        {"record": {"peaks": "many"}},
+        {"record": {"peaks": [{"fs": 1}]}},
+        {"record": {"peaks": [None]}},
+        {"record": {"received_at": "noon"}},
+        {"record": {"image_id": 1 << 70}},
+        {"record": {"image_id": [1]}},
+        {"series": 5},
+    ],
+    ids=str,
+)
+def test_a_hit_that_makes_no_sense_keeps_no_other_from_its_file(tmp_path: Path, changes: dict[str, Any]) -> None:
+    prepare_folder(tmp_path)
+    path = journal_path(tmp_path, new_run(), 1)
+    journal = Journal(path)
+    for n in range(3):
+        frame, result = hit(n)
+        assert isinstance(frame.image, ImageData)
+        head = hit_head(frame, frame.image, result, "unknown")
+        if n == 1:
+            head = json.dumps(json.loads(head) | changes).encode()
+        journal.append(HIT, head, frame.image.data)
+    journal.append(77, b"whatever", b"")
+    journal.close()
+    found = recover(tmp_path)
+    assert len(found.problems) == 2
+    assert "unknown kind 77" in found.problems[1]
+    assert image_ids(tmp_path) == [0, 2]
+    assert [kept.suffix for kept in (tmp_path / JOURNALS).iterdir()] == [".kept"]
 
 
 def pixels_chunk(number: int) -> bytes:
