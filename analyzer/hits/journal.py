@@ -116,14 +116,13 @@ def read_body(fd: int, entry: Entry) -> bytes:
 
 
 def _read(fd: int, offset: int, count: int) -> bytes:
-    found = bytearray(count)
-    view, done = memoryview(found), 0
-    while done < count:
-        more = os.preadv(fd, [view[done:]], offset + done)
+    found = os.pread(fd, count, offset)
+    while len(found) < count:  # a read takes 2 GiB at most
+        more = os.pread(fd, count - len(found), offset + len(found))
         if not more:
-            raise OSError(f"the journal ends at {offset + done}, {count - done} bytes early")
-        done += more
-    return bytes(found)
+            raise OSError(f"the journal ends at {offset + len(found)}, {count - len(found)} bytes early")
+        found += more
+    return found
 
 
 def read_entries(fd: int) -> Iterator[Entry | Damage]:
