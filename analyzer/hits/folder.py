@@ -25,7 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from analyzer.hits.entries import HIT, SERIES, hit_head, series_entry
 from analyzer.hits.files import make_files
 from analyzer.hits.journal import Journal
-from analyzer.hits.lists import Lists
+from analyzer.hits.lists import LAST_LOCK_S, LOCK_S, Lists
 from analyzer.hits.places import (
     JOURNALS,
     UnusableFolder,
@@ -319,7 +319,7 @@ class HitFolder:
         if self._left and (ending or now >= self._retry_at):
             self._make()
         if self._lists_due and (ending or now >= self._lists_at):
-            self._list()
+            self._list(LAST_LOCK_S if ending else LOCK_S)
 
     def _due(self, current: _Open) -> bool:
         settings = self._settings
@@ -357,10 +357,10 @@ class HitFolder:
             self._left.popleft()
         self._good("files")
 
-    def _list(self) -> None:
+    def _list(self, wait_s: float) -> None:
         began = time.monotonic()
         try:
-            problems = self._lists.refresh()
+            problems = self._lists.refresh(wait_s)
         except OSError as error:
             self._fail("lists", error)
             return

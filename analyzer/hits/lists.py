@@ -9,8 +9,8 @@ from analyzer.hits.geometry import geometry_text
 from analyzer.hits.places import FILES, LIST, list_lock, temporary_path
 from streamer.files import BadInput, FileSeries
 
-LOCK_S = 2.0
-"""How long another analyser's list is waited for; it takes well under a second to write."""
+LOCK_S, LAST_LOCK_S = 2.0, 20.0
+"""How long another analyser's list is waited for, and for the last time; it takes well under a second to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,13 @@ class Lists:
         self._known: dict[str, _Listed] = {}
         self._texts: dict[str, str] = {}
 
-    def refresh(self) -> list[str]:
+    def refresh(self, wait_s: float = LOCK_S) -> list[str]:
         """Write the lists and geometries; returns what is wrong with files that they leave out.
 
-        Raises ``OSError``, ``BlockingIOError`` when another analyser is at it.
+        Raises ``OSError``, ``BlockingIOError`` when another analyser is at it for ``wait_s`` seconds.
         """
         lock = list_lock(self._folder)
-        if not lock.acquire(LOCK_S):
+        if not lock.acquire(wait_s):
             raise BlockingIOError(f"{self._folder / LIST} is being written by another analyser")
         try:
             return self._write()
@@ -56,12 +56,18 @@ class Lists:
                     RuntimeError,
                 ) as error:  # BadInput, and h5py's words for damage
                     problems.append(str(error) if isinstance(error, BadInput) else f"{path}: {error}")
-        listed = [(path, self._known[path.name]) for path in paths if path.name in self._known]
-        for digest in sorted({found.geometry for _, found in listed}):
+        every: list[str] = []
+        by_geometry: dict[str, list[str]] = {}
+        for path in paths:
+            found = self._known.get(path.name)
+            if found is not None:
+                every.append(lines := _lines(path, found.events))
+                by_geometry.setdefault(found.geometry, []).append(lines)
+        for digest, parts in by_geometry.items():
             self._replace(f"hits-{digest}.geom", self._texts[digest])
-            self._replace(f"hits-{digest}.lst", _lines([item for item in listed if item[1].geometry == digest]))
-        if listed or (self._folder / LIST).exists():
-            self._replace(LIST, _lines(listed))
+            self._replace(f"hits-{digest}.lst", "".join(parts))
+        if every or (self._folder / LIST).exists():
+            self._replace(LIST, "".join(every))
         return problems
 
     def _look(self, path: Path) -> _Listed:
@@ -85,6 +91,6 @@ class Lists:
             raise
 
 
-def _lines(listed: list[tuple[Path, _Listed]]) -> str:
-    """CrystFEL's way to name an image: the file, then its number in it. Absolute, as CrystFEL looks where it runs."""
-    return "".join(f"{path.absolute()} //{n}\n" for path, found in listed for n in range(found.events))
+def _lines(path: Path, events: int) -> str:
+    """CrystFEL's way to name images: the file, then the number in it. Absolute, as CrystFEL looks where it runs."""
+    return "".join(f"{path.absolute()} //{n}\n" for n in range(events))

@@ -144,4 +144,6 @@ def reason(error: OSError) -> str:
     """An error as a few words in one line."""
     if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
         return "the file system has no locks (flock)"
-    return (error.strerror or str(error)).splitlines()[0].lower() if str(error) else type(error).__name__
+    if error.strerror:
+        return error.strerror.splitlines()[0].lower()
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -19,7 +19,7 @@ from analyzer.hits.entries import HIT, SERIES, hit_head, series_entry
 from analyzer.hits.files import make_files
 from analyzer.hits.journal import Journal
 from analyzer.hits.lists import Lists
-from analyzer.hits.places import JOURNALS, journal_path, new_run, prepare_folder, run_lock
+from analyzer.hits.places import JOURNALS, journal_path, list_lock, new_run, prepare_folder, run_lock
 from streamer.messages import ImageData
 from tests.analyzer.hits.made import files, hit, image_ids, pixels, read_as_crystfel, the_geometry, wait_for, write
 from tests.support import REPOSITORY, packed_image
@@ -320,6 +320,22 @@ def test_lists_are_made_of_what_is_there(tmp_path: Path) -> None:
     lines = (tmp_path / "hits.lst").read_text().splitlines()
     assert lines == [f"{path} //{n}" for n in range(3)]
     assert np.array_equal(read_as_crystfel(lines[2], the_geometry(tmp_path)).pixels, pixels(2).astype("f4"))
+
+
+def test_the_list_of_another_is_waited_for(tmp_path: Path) -> None:
+    write(tmp_path, [hit(0)])
+    before = (tmp_path / "hits.lst").read_text()
+    lock = list_lock(tmp_path)
+    assert lock.acquire()
+    with pytest.raises(BlockingIOError, match="another analyser"):
+        Lists(tmp_path).refresh(0.1)
+    output = HitFolder(tmp_path, HitFolderSettings(journal_hits=1))
+    output.offer(*hit(1))
+    wait_for(lambda: output.written == 1)
+    assert (tmp_path / "hits.lst").read_text() == before
+    lock.release()
+    output.close()
+    assert len((tmp_path / "hits.lst").read_text().splitlines()) == 2
 
 
 def test_verify_finds_what_was_done_to_a_file(tmp_path: Path) -> None:
