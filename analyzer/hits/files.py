@@ -13,6 +13,7 @@ A file is written under another name, brought to the disk and renamed into place
 import contextlib
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,17 +89,17 @@ class Made:
         return not self.unstored and all(damage.torn for damage in self.damage)
 
 
-def make_files(fd: int, folder: Path, journal: Path) -> Made:
+def make_files(fd: int, folder: Path, journal: Path, after_image: Callable[[], None] = lambda: None) -> Made:
     """Make the files of a journal that is open as ``fd``; those that are there already are left as they are.
 
-    Raises ``OSError`` when the disk does not take them (what is then missing is made by the next call) and
-    ``UnreadableJournal``.
+    ``after_image`` is called whenever an image is written. Raises ``OSError`` when the disk does not take them (what is
+    then missing is made by the next call) and ``UnreadableJournal``.
     """
     made = Made()
     for number, group in enumerate(_groups(fd, made)):
         path = file_path(folder, journal, number)
         if not path.exists():
-            _write(fd, path, group)
+            _write(fd, path, group, after_image)
         made.files.append(path)
         made.hits += len(group.hits)
     if made.files:
@@ -219,7 +220,7 @@ class _Output:
         """Nothing is held back."""
 
 
-def _write(journal_fd: int, path: Path, group: _Group) -> None:
+def _write(journal_fd: int, path: Path, group: _Group, after_image: Callable[[], None]) -> None:
     """Write one file and rename it into place. Raises ``OSError``; nothing is then left."""
     temporary = temporary_path(path)
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -227,7 +228,7 @@ def _write(journal_fd: int, path: Path, group: _Group) -> None:
         output = _Output(fd)
         try:
             with h5py.File(output, "w") as file:
-                _fill(journal_fd, file, group, output)
+                _fill(journal_fd, file, group, output, after_image)
         finally:
             output.check()
         os.fsync(fd)
@@ -240,7 +241,7 @@ def _write(journal_fd: int, path: Path, group: _Group) -> None:
         os.close(fd)
 
 
-def _fill(journal_fd: int, file: h5py.File, group: _Group, output: _Output) -> None:
+def _fill(journal_fd: int, file: h5py.File, group: _Group, output: _Output, after_image: Callable[[], None]) -> None:
     hits, shape = group.hits, group.shape
     metadata = SeriesMetadata(channels=(CHANNEL,))
     if group.series is not None:
@@ -257,6 +258,7 @@ def _fill(journal_fd: int, file: h5py.File, group: _Group, output: _Output) -> N
     for number, hit in enumerate(hits):
         images.id.write_direct_chunk((number, 0, 0), chunk_of(hit.image(read_body(journal_fd, hit.body))))
         output.check()
+        after_image()
     records = [result_of(hit.entry) for hit in hits]
     _write_events(file.create_group(EVENT), group, records)
     _write_peaks(file.create_group(PEAKS), group, records)

@@ -50,7 +50,7 @@ SPARE_BYTES = 4 << 20
 LIST_S = 10.0
 """The lists of a long run are long: they follow the files at this distance, and at the end."""
 CLOSE_S = 60.0
-"""How long the end of a run waits for a disk that is behind."""
+"""How long the end of a run waits for a disk on which nothing moves."""
 _LIST_SHARE = 50
 """Of the time between two writings of the lists, one part in so many is spent on it."""
 _WHAT = {"journal": "hits", "files": "files of hits", "lists": "lists of hits"}
@@ -122,6 +122,7 @@ class HitFolder:
         self._number = 0
         self._left: deque[_Open] = deque()
         self._retry_at = 0.0
+        self._steps = 0
         self._series: dict[tuple[int, str, tuple[int, int]], tuple[SeriesMetadata, tuple[str, bytes, bytes]]] = {}
         self._warned = -_WARN_S
         self._thread = threading.Thread(target=self._run, name="hits", daemon=True)
@@ -193,18 +194,22 @@ class HitFolder:
         )
 
     def close(self) -> None:
-        """Write what waits and finish the files; gives up after ``CLOSE_S`` seconds."""
+        """Write what waits and finish the files; gives up when nothing has moved for ``CLOSE_S`` seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(CLOSE_S)
+        steps, deadline = self._steps, time.monotonic() + CLOSE_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._thread.join(min(1.0, CLOSE_S))
+            if steps != self._steps:
+                steps, deadline = self._steps, time.monotonic() + CLOSE_S
         if self._thread.is_alive():
             with self._changed:
                 while len(self._waiting) > 1:  # the first is in hand
                     self._waiting_bytes -= self._waiting.pop().nbytes
                     self.lost["shutdown"] += 1
             log.error(
-                "%s: not finished in %.0f s; `cxls data recover %s` makes files of what is in the journal",
+                "%s: the disk has stood still for %.0f s; `cxls data recover %s` makes files of what is in the journal",
                 self.folder,
                 CLOSE_S,
                 self.folder,
@@ -253,6 +258,7 @@ class HitFolder:
             good = False
             if self._may_warn():
                 log.exception("a hit could not be written")
+        self._step()
         with self._changed:
             # In one step, so that at any moment each hit is in one place.
             self._waiting.popleft()
@@ -261,6 +267,10 @@ class HitFolder:
             self.lost["failed"] += not good
         self._good("journal")
         return True
+
+    def _step(self) -> None:
+        """Something was written; the end of the run waits on."""
+        self._steps += 1
 
     def _may_warn(self) -> bool:
         """Whether the log has been spared for a while."""
@@ -335,7 +345,7 @@ class HitFolder:
             path = current.journal.path
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                made = make_files(current.journal.fileno(), self.folder, path)
+                made = make_files(current.journal.fileno(), self.folder, path, self._step)
                 settle(path, made.complete)
             except OSError as error:
                 self._fail("files", error)

@@ -184,6 +184,32 @@ def test_a_fault_of_ours_costs_its_hit_and_no_other(tmp_path: Path, caplog: pyte
     del frame
 
 
+def test_the_end_waits_while_something_moves_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analyzer.hits.folder.CLOSE_S", 0.5)
+    append, gate = HitFolder._append, threading.Event()
+
+    def slow(self: HitFolder, item: object) -> None:
+        if gate.is_set():
+            time.sleep(20)
+        time.sleep(0.1)
+        append(self, item)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HitFolder, "_append", slow)
+    moving = write(tmp_path / "moving", [hit(n) for n in range(15)])
+    assert (moving.written, moving.lost_hits) == (15, 0)
+    stuck = HitFolder(tmp_path / "stuck", HitFolderSettings(journal_hits=100))
+    stuck.offer(*hit(0))
+    wait_for(lambda: stuck.facts()["waiting"] == 1 and not stuck._waiting)
+    gate.set()
+    for n in range(1, 5):
+        stuck.offer(*hit(n))
+    began = time.monotonic()
+    stuck.close()
+    assert time.monotonic() - began < 5
+    assert stuck.lost["shutdown"] == 3
+    assert_counts_close(stuck, 5)
+
+
 # --- disks ------------------------------------------------------------------------------
 
 
