@@ -4,12 +4,12 @@ from itertools import pairwise
 
 from analyzer.coordinates import Convention, in_convention
 from analyzer.geometry import series_geometry
+from analyzer.hits.content import IMAGES, PEAKS
 from streamer import nxmx
 from streamer.geometry_file import DetectorGeometry, Mask, Panel, format_geometry
 from streamer.messages import SeriesMetadata
 from streamer.validity import layout_of
 
-IMAGES, PEAKS = "/entry/data/data", "/entry_1/result_1"
 _ANY_BIT = 0x7FFFFFFF
 
 

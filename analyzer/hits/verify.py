@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.hits.files import EVENT, PEAKS
+from analyzer.hits.content import EVENT, PEAKS
 from analyzer.hits.places import FILES
 from streamer.decoding import check_size, decode
 from streamer.files import BadInput, FileSeries
