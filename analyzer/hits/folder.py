@@ -9,9 +9,7 @@ can be made stays, and is tried again too. Each fault is one line in the log whe
 """
 
 import contextlib
-import errno
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -22,14 +20,11 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from analyzer.hits.entries import HIT, SERIES, hit_head, series_entry
 from analyzer.hits.files import make_files
-from analyzer.hits.journal import Journal
 from analyzer.hits.lists import LAST_LOCK_S, LOCK_S, Lists
 from analyzer.hits.places import (
     JOURNALS,
     UnusableFolder,
-    journal_path,
     new_run,
     prepare_folder,
     reason,
@@ -37,16 +32,15 @@ from analyzer.hits.places import (
     sync_folder,
 )
 from analyzer.hits.recover import Recovery, recover, settle
+from analyzer.hits.writer import JournalWriter
 from analyzer.results import FrameResult
 from streamer.frames import Frame
-from streamer.messages import ImageData, SeriesMetadata
+from streamer.messages import ImageData
 
 log = logging.getLogger(__name__)
 
 LOST_REASONS = ("queue_full", "disk", "failed", "shutdown")
 RETRY_S = 1.0
-SPARE_BYTES = 4 << 20
-"""Room for what a file holds besides images: the tables of a hundred hits with a thousand peaks each."""
 LIST_S = 10.0
 """The lists of a long run are long: they follow the files at this distance, and at the end."""
 CLOSE_S = 60.0
@@ -54,7 +48,6 @@ CLOSE_S = 60.0
 _LIST_SHARE = 50
 """Of the time between two writings of the lists, one part in so many is spent on it."""
 _WHAT = {"journal": "hits", "files": "files of hits", "lists": "lists of hits"}
-_SERIES_KEPT = 4
 _WARN_S = 10.0
 
 
@@ -74,16 +67,6 @@ class _Waiting:
     image: ImageData
     result: FrameResult
     nbytes: int
-
-
-class _Open:
-    """The journal being written, which series it describes already, and since when."""
-
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
-        self.series: set[str] = set()
-        self.hits = 0
-        self.since = time.monotonic()
 
 
 class HitFolder:
@@ -118,12 +101,9 @@ class HitFolder:
         self._changed = threading.Condition()
         self._closing = False
         self._faults: dict[str, str] = {}
-        self._open: _Open | None = None
-        self._number = 0
-        self._left: deque[_Open] = deque()
+        self._writer = JournalWriter(folder, self._run_name)
         self._retry_at = 0.0
         self._steps = 0
-        self._series: dict[tuple[int, str, tuple[int, int]], tuple[SeriesMetadata, tuple[str, bytes, bytes]]] = {}
         self._warned = -_WARN_S
         self._thread = threading.Thread(target=self._run, name="hits", daemon=True)
         self._thread.start()
@@ -233,11 +213,11 @@ class HitFolder:
 
     def _until_next(self) -> float:
         """Seconds until there is something to do without a new hit."""
-        if self._faults or self._left:
+        if self._faults or self._writer.left:
             return RETRY_S
         at = self._lists_at if self._lists_due else time.monotonic() + LIST_S
-        if self._open is not None:
-            at = min(at, self._open.since + self._settings.journal_s)
+        if self._writer.current is not None:
+            at = min(at, self._writer.current.since + self._settings.journal_s)
         return max(0.0, at - time.monotonic())
 
     def _pause(self) -> None:
@@ -280,68 +260,35 @@ class HitFolder:
         return True
 
     def _append(self, item: _Waiting) -> None:
-        digest, head, body = self._series_of(item)
-        nbytes = len(head) + len(body) + len(item.image.data)
-        if self._open is not None and not self._has_room(nbytes):
-            self._finish_journal()
+        if not self._writer.has_room(item.frame, item.image):
+            self._writer.finish()
             self._make()
-        if not self._has_room(nbytes):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if self._open is None:
-            self._number += 1
-            self._open = _Open(Journal(journal_path(self.folder, self._run_name, self._number)))
-        current = self._open
-        if digest not in current.series:
-            current.journal.append(SERIES, head, body)
-            current.series.add(digest)
-        current.journal.append(HIT, hit_head(item.frame, item.image, item.result, digest), item.image.data)
-        current.hits += 1
-
-    def _has_room(self, nbytes: int) -> bool:
-        """Whether the disk has room for so much more in the journal and then for the files of all journals."""
-        (self.folder / JOURNALS).mkdir(parents=True, exist_ok=True)
-        journaled = sum(each.journal.nbytes for each in (*self._left, self._open) if each is not None)
-        disk = os.statvfs(self.folder)
-        return disk.f_bavail * disk.f_frsize >= journaled + 2 * nbytes + SPARE_BYTES
-
-    def _finish_journal(self) -> None:
-        if self._open is not None:
-            self._left.append(self._open)
-            self._open = None
-
-    def _series_of(self, item: _Waiting) -> tuple[str, bytes, bytes]:
-        """The record of a hit's series; packing a mask costs as much as a hit, so the latest are kept."""
-        frame, shape = item.frame, item.image.shape
-        key = id(frame.series.metadata), frame.channel, shape
-        kept = self._series.get(key)
-        if kept is None or kept[0] is not frame.series.metadata:
-            kept = frame.series.metadata, series_entry(frame, shape)
-            while len(self._series) >= _SERIES_KEPT:
-                del self._series[next(iter(self._series))]
-            self._series[key] = kept
-        return kept[1]
+        self._writer.append(item.frame, item.image, item.result)
 
     def _tick(self, ending: bool) -> None:
         """Close a journal that is due, make files of those closed, keep the lists up."""
-        if self._open is not None and (ending or self._due(self._open)):
-            self._finish_journal()
+        if ending or self._due():
+            self._writer.finish()
         now = time.monotonic()
-        if self._left and (ending or now >= self._retry_at):
+        if self._writer.left and (ending or now >= self._retry_at):
             self._make()
         if self._lists_due and (ending or now >= self._lists_at):
             self._list(LAST_LOCK_S if ending else LOCK_S)
 
-    def _due(self, current: _Open) -> bool:
-        settings = self._settings
+    def _due(self) -> bool:
+        settings, current = self._settings, self._writer.current
+        if current is None:
+            return False
         if current.journal.nbytes >= settings.file_bytes:
             return True
-        if self._left:  # files cannot be made now: few large journals, not many small ones
+        if self._writer.left:  # files cannot be made now: few large journals, not many small ones
             return False
         return current.hits >= settings.journal_hits or time.monotonic() - current.since >= settings.journal_s
 
     def _make(self) -> None:
-        while self._left:
-            current = self._left[0]
+        left = self._writer.left
+        while left:
+            current = left[0]
             path = current.journal.path
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -364,7 +311,7 @@ class HitFolder:
                     self._journaled -= current.hits
                 self._lists_due = True
             current.journal.close()
-            self._left.popleft()
+            left.popleft()
         self._good("files")
 
     def _list(self, wait_s: float) -> None:
@@ -407,7 +354,7 @@ class HitFolder:
 
     def _end(self) -> None:
         left = self._journaled
-        for current in self._left:
+        for current in self._writer.left:
             current.journal.close()
         if left:
             log.error("%s: %d hits are in the journal alone; `cxls data recover %s` makes files of them", self.folder,

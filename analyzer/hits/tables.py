@@ -21,10 +21,12 @@ PEAK_DATASETS = (
 
 
 def integers_of(record: dict[str, Any]) -> dict[str, np.int64]:
+    """Whole numbers by name; 0 for null."""
     return {name: np.int64(int(record.get(name) or 0)) for name in INTEGERS}
 
 
 def numbers_of(record: dict[str, Any]) -> dict[str, float]:
+    """Numbers by name; NaN for null."""
     values = {name: record.get(name) for name in NUMBERS}
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
 

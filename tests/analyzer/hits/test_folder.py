@@ -296,7 +296,7 @@ def test_a_folder_that_turns_read_only_is_written_to_again_later(
     output = HitFolder(small_disk / "h", HitFolderSettings(journal_hits=1))
     output.offer(*hit(0))
     wait_for(lambda: output.written == 1)
-    wait_for(lambda: not output._open and not output._left)
+    wait_for(lambda: not output._writer.current and not output._writer.left)
     # What has files open cannot be made read-only; something read-only can come in its place.
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", small_disk / "h"], check=True)
     output.offer(*hit(1))
