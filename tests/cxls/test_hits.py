@@ -107,7 +107,18 @@ def test_a_killed_analysis_is_finished_by_the_next(
 ) -> None:
     master = write_series(tmp_path, frames_of_a_run(300))
     folder = tmp_path / "h"
-    common = ("--bundle", bundle_folder, "--hit-rule", "peaks", "--min-peaks", 3, "--hits", folder)
+    common = (
+        "--bundle",
+        bundle_folder,
+        "--hit-rule",
+        "peaks",
+        "--min-peaks",
+        3,
+        "--hits",
+        folder,
+        "--on-full",
+        "block",
+    )
     with (
         replaying(master, rate_hz=40.0) as (endpoint, _),
         Child("analyze", endpoint, *common, "--listen", "127.0.0.1:0") as child,
@@ -115,23 +126,25 @@ def test_a_killed_analysis_is_finished_by_the_next(
         child.listening("http")
         wait_for(lambda: sum(path.stat().st_size for path in folder.glob("journal/*.journal")) > 20_000, 60)
         child.end(signal.SIGKILL)
-    assert files(folder) == []
-    small = write_series(tmp_path, frames_of_a_run(4), "small")
+    assert list(folder.glob("journal/*.journal"))
     caplog.set_level("INFO")
-    done = cxls("analyze", small, *common)
+    done = cxls("analyze", write_series(tmp_path, frames_of_a_run(4), "small"), *common)
     assert done.returncode == 0, done.stderr
     assert "hits of an earlier run are in 1 files now" in caplog.text
-    ids = events(folder)
-    assert len(files(folder)) == 2
-    assert ids[:-2] == list(range(1, 2 * len(ids) - 4, 2))
-    assert ids[-2:] == [1, 3]
-    pixels = read_pixels(master)
-    with h5py.File(files(folder)[0]) as file:
-        assert np.array_equal(file["entry/data/data"][()], pixels[ids[:-2]])
+    *of_the_killed, of_the_next = files(folder)
+    pixels, ids = read_pixels(master), []
+    for path in of_the_killed:
+        with h5py.File(path) as file:
+            ids += file["entry/event/image_id"][()].tolist()
+            assert np.array_equal(file["entry/data/data"][()], pixels[file["entry/event/image_id"][()]])
+    assert ids == list(range(1, 2 * len(ids), 2))
+    with h5py.File(of_the_next) as file:
+        assert file["entry/event/image_id"][()].tolist() == [1, 3]
     again = cxls("data", "recover", folder)
     assert again.returncode == 0
     assert again.stdout.strip() == (
-        f"{folder}: 0 hits of earlier runs put into 0 files; {len(ids)} hits in 2 files looked through"
+        f"{folder}: 0 hits of earlier runs put into 0 files; "
+        f"{len(ids) + 2} hits in {len(of_the_killed) + 1} files looked through"
     )
 
 
