@@ -116,12 +116,12 @@ def test_a_killed_analysis_is_finished_by_the_next(
         3,
         "--hits",
         folder,
-        "--on-full",
-        "block",
     )
+    # One worker, so that hits come in order; the sender waits, so that none is dropped.
+    in_order = ("--workers", 1, "--on-full", "block", "--listen", "127.0.0.1:0")
     with (
         replaying(master, rate_hz=40.0) as (endpoint, _),
-        Child("analyze", endpoint, *common, "--listen", "127.0.0.1:0") as child,
+        Child("analyze", endpoint, *common, *in_order) as child,
     ):
         child.listening("http")
         wait_for(lambda: sum(path.stat().st_size for path in folder.glob("journal/*.journal")) > 20_000, 60)
