@@ -17,18 +17,17 @@ import numpy as np
 
 from analyzer.coordinates import Convention, in_convention
 from analyzer.hits.entries import read_series, result_of
+from analyzer.hits.geometry import geometry_text
 from analyzer.hits.grouping import Group
 from analyzer.hits.guarded_file import GuardedFile
 from analyzer.hits.journal import read_body
 from analyzer.hits.packing import chunk_of, dataset_options
+from analyzer.hits.places import EVENT, GEOMETRY, PEAKS
 from analyzer.hits.tables import INTEGERS, NUMBERS, PEAK_DATASETS, TEXTS, integers_of, numbers_of, peaks_of
 from streamer import nxmx
 from streamer.files import CHANNEL
 from streamer.messages import SeriesMetadata
 
-PEAKS = "/entry_1/result_1"
-EVENT = "/entry/event"
-IMAGES = "/entry/data/data"
 FORMAT = "cxls hits 1"
 _JOULE_PER_EV = 1.602176634e-19
 
@@ -39,6 +38,7 @@ def fill(journal_fd: int, file: h5py.File, group: Group, output: GuardedFile, af
     if group.series is not None:
         metadata = read_series(group.series.head, read_body(journal_fd, group.series))
     file.attrs["creator"], file.attrs["format"] = "cxls analyze", FORMAT
+    file.attrs[GEOMETRY] = geometry_text(metadata, shape)
     nxmx.write_instrument(
         file, metadata, images=len(hits), shape=shape, dtype=group.dtype, mask=metadata.masks.get(CHANNEL)
     )

@@ -92,7 +92,7 @@ class HitFolder:
             raise UnusableFolder(f"{folder}: {reason(error)}; choose a folder that can be written") from None
         self.recovered = _recover(folder, self._run_name)
         self._lists = Lists(folder)
-        self._lists_due = True
+        self._lists_due = bool(self.recovered.files)
         self._lists_at = 0.0
         self._unlisted: set[str] = set()
         self._waiting: deque[_Waiting] = deque()

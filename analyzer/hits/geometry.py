@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from analyzer.coordinates import Convention, in_convention
 from analyzer.geometry import series_geometry
-from analyzer.hits.content import IMAGES, PEAKS
+from analyzer.hits.places import IMAGES, PEAKS
 from streamer import nxmx
 from streamer.geometry_file import DetectorGeometry, Mask, Panel, format_geometry
 from streamer.messages import SeriesMetadata

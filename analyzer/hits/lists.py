@@ -5,9 +5,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from analyzer.hits.geometry import geometry_text
-from analyzer.hits.places import FILES, LIST, list_lock, temporary_path
-from streamer.files import BadInput, FileSeries
+import h5py
+
+from analyzer.hits.places import FILES, GEOMETRY, IMAGES, LIST, list_lock, temporary_path
 
 LOCK_S, LAST_LOCK_S = 2.0, 20.0
 """How long another analyser's list is waited for, and for the last time; it takes well under a second to write."""
@@ -49,13 +49,8 @@ class Lists:
             if path.name not in self._known:
                 try:
                     self._known[path.name] = self._look(path)
-                except (
-                    ValueError,
-                    KeyError,
-                    TypeError,
-                    RuntimeError,
-                ) as error:  # BadInput, and h5py's words for damage
-                    problems.append(str(error) if isinstance(error, BadInput) else f"{path}: {error}")
+                except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+                    problems.append(f"{path}: no file of hits: {str(error).splitlines()[0]}")
         every: list[str] = []
         by_geometry: dict[str, list[str]] = {}
         for path in paths:
@@ -71,14 +66,14 @@ class Lists:
         return problems
 
     def _look(self, path: Path) -> _Listed:
-        series = FileSeries(path)
-        try:
-            text = geometry_text(series.metadata, series.shape)
-            digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-            self._texts[digest] = text
-            return _Listed(len(series), digest)
-        finally:
-            series.close()
+        """Raises whatever h5py raises for a file that is damaged or another's."""
+        if not path.is_file():
+            raise OSError("not a regular file")  # to open a pipe is to wait for its writer
+        with h5py.File(path) as file:
+            text, events = str(file.attrs[GEOMETRY]), len(file[IMAGES])
+        digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        self._texts[digest] = text
+        return _Listed(events, digest)
 
     def _replace(self, name: str, text: str) -> None:
         path = self._folder / name

@@ -20,6 +20,9 @@ from pathlib import Path
 
 JOURNALS, LIST = "journal", "hits.lst"
 FILES = "hits-*-*.h5"
+IMAGES, EVENT, PEAKS = "/entry/data/data", "/entry/event", "/entry_1/result_1"
+GEOMETRY = "geometry"
+"""The attribute of a file that holds its ``.geom``."""
 _RUN = re.compile(r"(\d{8}T\d{9}-[0-9a-f]{6})(?:-\d+\.journal|\.lock)")
 
 

@@ -8,8 +8,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.hits.content import EVENT, PEAKS
-from analyzer.hits.places import FILES
+from analyzer.hits.places import EVENT, FILES, PEAKS
 from streamer.decoding import check_size, decode
 from streamer.files import BadInput, FileSeries
 from streamer.messages import UndecodableImage

@@ -316,7 +316,7 @@ def test_lists_are_made_of_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "hits-foreign-file.h5").write_bytes(b"no HDF5")
     problems = Lists(tmp_path).refresh()
     assert len(problems) == 1
-    assert "hits-foreign-file.h5: not an HDF5 file" in problems[0]
+    assert "hits-foreign-file.h5: no file of hits: " in problems[0]
     lines = (tmp_path / "hits.lst").read_text().splitlines()
     assert lines == [f"{path} //{n}" for n in range(3)]
     assert np.array_equal(read_as_crystfel(lines[2], the_geometry(tmp_path)).pixels, pixels(2).astype("f4"))
