@@ -109,8 +109,8 @@ class Session:
         models = open_models([Path(folder) for folder in settings.model], device)
         cascade = replace(_cascade_settings(settings), models=models)
         judge = Judge(bundle, cascade, _read_calibration(settings, bundle.label))
-        sinks: list[Sink] = [_open_results(settings)] if settings.results else []
         self.hits = _open_hits(settings)
+        sinks: list[Sink] = [_open_results(settings)] if settings.results else []
         hit_outputs: list[HitOutput] = [] if self.hits is None else [self.hits]
         workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
         plans = PlanCache()

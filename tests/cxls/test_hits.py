@@ -154,7 +154,7 @@ def test_folders_that_cannot_be_written_are_refused_in_one_line(
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/hits")):
         results = tmp_path / "r.jsonl"
-        said = refusal("analyze", master, "--bundle", bundle_folder, "--hits", folder)
+        said = refusal("analyze", master, "--bundle", bundle_folder, "--hits", folder, "--results", results)
         assert said.startswith(f"cxls: --hits {folder}: ")
         assert said.endswith("choose a folder that can be written")
         assert not results.exists()
