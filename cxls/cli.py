@@ -297,6 +297,14 @@ _data_command(
     ],
     "Writes OUT/images/... Example: cxls data export-tree runs/*_master.h5 my_set",
 )
+data.add_command(
+    _command(
+        "data recover",
+        "cxls.commands.recover:run",
+        [click.Argument(["folders"], nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))],
+        "DIR is what cxls analyze --hits was given. Example: cxls data recover runs/hits12",
+    )
+)
 
 
 @cli.group()

@@ -246,6 +246,9 @@ class AnalyzeSettings(_Settings):
     )
     tags: str = Field("", description="keys of user data or image appendix to keep in records, comma separated")
     results: Path | None = Field(None, description="write a record a frame to this .jsonl file or .parquet folder")
+    hits: Path | None = Field(None, description="write hits into this folder: HDF5, CXI peaks, hits.lst and .geom")
+    hits_file_mib: int = Field(512, ge=1, description="begin a new file of hits at this size, MiB")
+    hits_queue_mib: int = Field(512, ge=16, description="most hits in memory while the disk is behind, MiB")
     append: bool = Field(False, description="add to existing results; no record is repeated")
     overwrite: bool = Field(False, description="replace existing results")
     on_full: OnFull | None = Field(
@@ -574,6 +577,16 @@ class DataExportTreeSettings(DataSettings):
     force: bool = Field(False, description="replace files that are there")
 
 
+class DataRecoverSettings(_Settings):
+    """Finish what killed runs left in folders of hits, and look through all their files.
+
+    Files are made of every journal that no running analysis holds; hits.lst and the geometries are written anew. Doing
+    it twice is as doing it once.
+    """
+
+    verify: bool = Field(True, description="decode every image of every file, which takes long for a large folder")
+
+
 COMMANDS: dict[str, type[_Settings]] = {
     "demo": DemoSettings,
     "simulate": SimulateSettings,
@@ -595,6 +608,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "data make-tree": DataMakeTreeSettings,
     "data split": DataSplitSettings,
     "data export-tree": DataExportTreeSettings,
+    "data recover": DataRecoverSettings,
 }
 
 

@@ -43,13 +43,12 @@ import hdf5plugin
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_replay.detector import HC_EV_ANGSTROM, Condition, Detector, beam_center_px
+from sim_replay.detector import Condition, Detector, beam_center_px
 from sim_replay.distractors import Kind, main_class
 from sim_replay.shots import Shot
 from sim_replay.truth import ShotTruth, TrueSpots
-
-# With HDF5_PLUGIN_PATH set, as CrystFEL's readers need it, HDF5 finds a filter there that it cannot write with.
-hdf5plugin.register("bshuf", force=True)
+from streamer.messages import SeriesMetadata
+from streamer.nxmx import nexus_group, write_instrument
 
 IMAGES_PER_FILE = 1000
 """The file writer's default."""
@@ -268,9 +267,8 @@ class SeriesWriter:
         if len(self._dead):
             mask.reshape(-1)[self._dead] |= _DEAD_PIXEL
         with h5py.File(path, "w") as master:
-            entry = _group(master, "entry", "NXentry")
-            entry["definition"] = "NXmx"
-            data = _group(entry, "data", "NXdata")
+            entry = nexus_group(master, "entry", "NXentry")
+            data = nexus_group(entry, "data", "NXdata")
             together = h5py.VirtualLayout((len(self._truths), rows, columns), detector.dtype)
             for number in range(1, data_files + 1):
                 name, first = self._data_path(number).name, (number - 1) * self._images_per_file
@@ -280,47 +278,30 @@ class SeriesWriter:
                 together[first : first + images] = source
             data.create_virtual_dataset("data", together)
             data.attrs["signal"] = "data"
-            _group(entry, "instrument", "NXinstrument")
-            group = _group(entry, "instrument/detector", "NXdetector")
-            for key, value, units in (
-                ("description", detector.name, None),
-                ("detector_number", "E-18-0000", None),
-                ("x_pixel_size", detector.pixel_size_m, "m"),
-                ("y_pixel_size", detector.pixel_size_m, "m"),
-                ("detector_distance", condition.camera_length_m, "m"),
-                ("beam_center_x", float(center_x), "pixel"),
-                ("beam_center_y", float(center_y), "pixel"),
-                ("count_time", self._count_time_s, "s"),
-                ("frame_time", self._frame_time_s, "s"),
-                ("sensor_material", "Si", None),
-                ("sensor_thickness", 4.5e-4, "m"),
-                ("bit_depth_image", 8 * np.dtype(detector.dtype).itemsize, None),
-                ("bit_depth_readout", 8 * np.dtype(detector.dtype).itemsize, None),  # DIALS masks the top of it
-                ("threshold_energy", energy * self._threshold, "eV"),
-                ("saturation_value", detector.saturation_value, None),
-                ("underload_value", 0, None),
-            ):
-                group[key] = value
-                if units is not None:
-                    group[key].attrs["units"] = units
-            _write_module(group, detector, condition)
-            group.create_dataset("pixel_mask", data=mask, chunks=mask.shape, **hdf5plugin.Bitshuffle(cname="lz4"))
-            specific = _group(group, "detectorSpecific", "NXcollection")
-            for name, number_value in (
-                ("nimages", len(self._truths)),
-                ("ntrigger", 1),
-                ("photon_energy", energy),
-                ("countrate_correction_count_cutoff", detector.saturation_value),
-                ("x_pixels_in_detector", columns),
-                ("y_pixels_in_detector", rows),
-            ):
-                specific[name] = number_value
-            specific["pixel_mask"] = group["pixel_mask"]  # a hard link: one copy under both names
-            _group(entry, "instrument/beam", "NXbeam")
-            entry["instrument/beam/incident_wavelength"] = HC_EV_ANGSTROM / energy
-            entry["instrument/beam/incident_wavelength"].attrs["units"] = "angstrom"
-            _group(entry, "sample", "NXsample")  # without depends_on: stills
-            entry["sample/goniometer/omega_range_average"] = 0.0
+            metadata = SeriesMetadata(
+                detector_description=detector.name,
+                detector_serial="E-18-0000",
+                pixel_size_x_m=detector.pixel_size_m,
+                pixel_size_y_m=detector.pixel_size_m,
+                camera_length_m=condition.camera_length_m,
+                beam_center_x_px=float(center_x),
+                beam_center_y_px=float(center_y),
+                count_time_s=self._count_time_s,
+                frame_time_s=self._frame_time_s,
+                sensor_material="Si",
+                sensor_thickness_m=4.5e-4,
+                threshold_energy_eV={"threshold_1": energy * self._threshold},
+                saturation_value=detector.saturation_value,
+                photon_energy_eV=energy,
+            )
+            write_instrument(
+                master,
+                metadata,
+                images=len(self._truths),
+                shape=detector.shape,
+                dtype=np.dtype(detector.dtype),
+                mask=mask,
+            )
             self._write_truth(entry.create_group("truth"))
 
     def _write_truth(self, truth: h5py.Group) -> None:
@@ -381,40 +362,6 @@ def _write_spots(truth: h5py.Group, prefix: str, spots: list[TrueSpots]) -> None
     hkl = np.concatenate([s.hkl for s in spots])
     for column, name in enumerate("hkl"):
         truth[f"{prefix}_{name}"] = hkl[:, column]
-
-
-def _write_module(group: h5py.Group, detector: Detector, condition: Condition) -> None:
-    """The panel as one NXdetector_module of NXdetector `group`.
-
-    NeXus' axes: z along the beam, y up, x to the left looking along the beam. fs runs along -x and ss along -y, as in
-    an Eiger seen from the sample; the module's origin is the outer corner of its first pixel, so that edge-based beam
-    centres enter as they are.
-    """
-    pixel = detector.pixel_size_m
-    center_x, center_y = beam_center_px(condition, detector)
-    transformations = _group(group, "transformations", "NXtransformations")
-    module = _group(group, "module", "NXdetector_module")
-    module["data_origin"] = np.zeros(2, dtype=np.int64)
-    module["data_size"] = np.array(detector.shape, dtype=np.int64)  # ss, fs
-    placed = f"{transformations.name}/translation_x"
-    for parent, name, value, vector, depends_on in (
-        (transformations, "translation_z", condition.camera_length_m, (0.0, 0.0, 1.0), "."),
-        (transformations, "translation_y", center_y * pixel, (0.0, 1.0, 0.0), f"{transformations.name}/translation_z"),
-        (transformations, "translation_x", center_x * pixel, (1.0, 0.0, 0.0), f"{transformations.name}/translation_y"),
-        (module, "fast_pixel_direction", pixel, (-1.0, 0.0, 0.0), placed),
-        (module, "slow_pixel_direction", pixel, (0.0, -1.0, 0.0), placed),
-    ):
-        parent[name] = value
-        parent[name].attrs.update(
-            {"units": "m", "transformation_type": "translation", "vector": vector, "depends_on": depends_on}
-        )
-    group["depends_on"] = placed
-
-
-def _group(parent: h5py.Group, name: str, nexus_class: str) -> h5py.Group:
-    group = parent.require_group(name)
-    group.attrs["NX_class"] = nexus_class
-    return group
 
 
 def write_series(

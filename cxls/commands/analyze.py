@@ -26,6 +26,7 @@ from analyzer.calibration import BadCalibration, Calibration, load_calibration
 from analyzer.cascade import Analyser, CascadeSettings, PlanCache
 from analyzer.control import Control
 from analyzer.front import Front, FrontSettings, SeriesReport, Source
+from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import make_registry
@@ -59,12 +60,17 @@ def run(resolved: Resolved[AnalyzeSettings], source: Sequence[str]) -> None:
     session.run()
     print_summary(session.front)
     lost = sum(sink.lost for sink in session.front.sinks)
+    hits = session.hits
+    if hits is not None:
+        click.echo(f"{hits.folder}: {hits.written} hits in {hits.files} files")
     if interrupted:
         raise Interrupted(interrupted[0])
     if session.problems:
         raise BadSettings(session.problems[0])
     if lost:
         raise Failed(f"{lost} records could not be written; see the log")
+    if hits is not None and (hits.lost_hits or hits.unfinished):
+        raise Failed(f"{hits.folder}: {hits.lost_hits} hits lost, {hits.unfinished} in the journal alone; see the log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +114,11 @@ class Session:
         models = open_models([Path(folder) for folder in settings.model], device)
         cascade = replace(_cascade_settings(settings), models=models)
         judge = Judge(bundle, cascade, _read_calibration(settings, bundle.label))
+        self.hits = _open_hits(settings)
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
         if broadcast is not None:
             sinks.append(broadcast)
-        hit_outputs: list[HitOutput] = [indexing] if indexing is not None else []
+        hit_outputs: list[HitOutput] = [output for output in (self.hits, indexing) if output is not None]
         workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
         plans = PlanCache()
 
@@ -252,6 +259,16 @@ def _open_results(settings: AnalyzeSettings) -> Sink:
         raise BadSettings(f"{settings.results}: {why}; choose a place that can be written") from None
     except ValueError as error:
         raise BadSettings(str(error)) from None
+
+
+def _open_hits(settings: AnalyzeSettings) -> HitFolder | None:
+    if settings.hits is None:
+        return None
+    sizes = HitFolderSettings(queue_bytes=settings.hits_queue_mib << 20, file_bytes=settings.hits_file_mib << 20)
+    try:
+        return HitFolder(settings.hits, sizes)
+    except UnusableFolder as error:
+        raise BadSettings(f"--hits {error}") from None
 
 
 def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:

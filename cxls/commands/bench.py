@@ -17,6 +17,7 @@ BENCHMARKS = {
     "peakfinder8": "our peakfinder8 against OM's, same parameters and frames, and against truth",
     "hits": "hits found and false hits of a bundle by scenario: flux, water, response, salt, rings, new cells",
     "indexing": "handing hits to indexers, reading their stream, publishing records",
+    "hits-to-disk": "what it costs to keep a hit in a file, against packing it anew",
     "simulate": "CPU a simulated frame, and training inputs a second, beside pattern_sim's figures",
 }
 

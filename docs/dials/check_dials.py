@@ -150,16 +150,16 @@ def matched(offset: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(np.hypot(offset[:, 0], offset[:, 1]) <= REACH_PX)
 
 
-def model_rows(master: Path, result: dict[str, NDArray[Any]]) -> Iterator[tuple[str, str, bool]]:
-    """What DIALS understood: name, its value, and whether that is what the file says."""
+def model_rows(master: Path, result: dict[str, NDArray[Any]], images: int = FRAMES) -> Iterator[tuple[str, str, bool]]:
+    """What DIALS understood of so many images: name, its value, and whether that is what the file says."""
     models = json.loads(str(result["models"]))
     with h5py.File(master) as file:
         entry, detector = file["entry"], file["entry/instrument/detector"]
         pixel_mask = detector["pixel_mask"][()]
-        last = entry["data"][max(name for name in entry["data"] if name.startswith("data_"))][-1]
+        last = entry["data"][max((name for name in entry["data"] if name.startswith("data_")), default="data")][-1]
         rows, columns = pixel_mask.shape
         said = {
-            "images": FRAMES,
+            "images": images,
             "stills": True,
             "panels": 1,
             "wavelength (A)": entry["instrument/beam/incident_wavelength"][()],
