@@ -1,0 +1,181 @@
+"""The running map of hot and twinkling pixels, and what tells them from crystals that come again.
+
+A faulty pixel makes peaks of its own: single pixels with nothing around them, again and again, whatever else a frame
+shows. So does a crystal that is stuck in the beam, or a replay that loops, with its single-pixel spots. The rule, in
+the order in which it is asked (``docs/decisions/0010``):
+
+1. Only frames that are no hits speak, and of those that have many peaks none does.
+2. A frame that came before, count by count, says nothing new: a loop speaks once.
+3. Only lone peaks (``analyzer.frame_peaks``) speak against a pixel.
+4. A pixel is hot from so many such frames that chance puts ``FALSE_PIXELS_PER_PANEL`` good pixels there, at least
+   ``FEWEST_FIRINGS``, over at least ``SPAN_FRAMES`` frames from the first to the last.
+5. Not where its frames are tied to others: when another peak comes with it far more than their shares let expect, or
+   three places of peaks with surroundings come whenever it does and only then, a crystal is repeated.
+
+It is a product to look at. What frames are judged with changes only once someone applies it by name.
+"""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+from scipy.stats import poisson
+
+from analyzer.frame_peaks import FramePeaks
+from streamer.validity import Validity, digest
+
+NAME = "hot-pixels"
+"""What it is applied by."""
+
+FEWEST_FIRINGS = 3
+FALSE_PIXELS_PER_PANEL = 0.01
+SPAN_FRAMES = 100
+MOST_PEAKS = 64
+"""A frame with more peaks shows a crystal, salt or ice, whatever it was called."""
+
+FRAMES_KEPT = 16384
+"""Latest frames with peaks that the map is made of."""
+
+TIED = 0.3
+"""Correlation of a pixel's frames with those of another peak from which they are one thing."""
+
+CRYSTAL_SPOTS = 3
+"""Spots that keep company with each other and with a pixel make a crystal of it, even one that is always there."""
+
+_CLUSTERING = 30.0
+"""How much denser than on average over the panel lone peaks of good pixels may lie, around rings and in the middle."""
+
+_PLACE_PX = 4
+_MOST_CANDIDATES = 4096
+_FINGERPRINTS = 1 << 18
+"""Frames that are remembered so as to know them again; slots of a table, so that its size never grows."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HotPixels:
+    """The map at one time. ``pixel`` (n,) int64: flat indices, ascending; ``firings`` (n,): frames each made a peak in.
+
+    Of ``frames`` distinct frames that spoke. ``tied`` pixels fire as often and are left out by rule 5;
+    ``fewest_firings`` is what rule 4 asked.
+    """
+
+    shape: tuple[int, int]
+    pixel: npt.NDArray[np.int64]
+    firings: npt.NDArray[np.int64]
+    frames: int
+    tied: int
+    fewest_firings: int
+
+    @property
+    def mask(self) -> npt.NDArray[np.uint8]:
+        """(ss, fs) uint8, 1 where a pixel is hot: as ``--mask`` takes it."""
+        mask = np.zeros(self.shape, np.uint8)
+        mask.reshape(-1)[self.pixel] = 1
+        return mask
+
+    def frozen(self, before: Validity | None = None) -> Validity:
+        """The map, with what was applied ``before``, as a mask that has the name of the file it is saved as."""
+        valid = 1 - self.mask
+        if before is not None:
+            valid &= before.valid
+        return Validity(f"{NAME}-{digest(valid)}.npy", valid)
+
+
+class HotPixelWatch:
+    """Gathers what frames say; one thread feeds it, others ask."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self._lock = threading.Lock()
+        self._frames: deque[tuple[int, npt.NDArray[np.int64]]] = deque(maxlen=FRAMES_KEPT)
+        self._fed = 0
+        self._known = np.zeros(_FINGERPRINTS, np.int64)
+
+    def add(self, seen: FramePeaks, profile: npt.NDArray[np.float32]) -> None:
+        """Take in a frame that is no hit, with its radial profile (2, bins) of photons and pixels."""
+        if len(seen.peaks) > MOST_PEAKS:
+            return
+        if len(seen.peaks) or profile[0].any():
+            fingerprint = hash((seen.peaks.tobytes(), profile.tobytes()))
+            slot = fingerprint % _FINGERPRINTS
+            if self._known[slot] == fingerprint:
+                return
+            self._known[slot] = fingerprint
+        codes = _codes(seen)
+        with self._lock:
+            self._fed += 1
+            if len(codes):
+                self._frames.append((self._fed, codes))
+
+    def find(self) -> HotPixels:
+        """The map as it stands."""
+        with self._lock:
+            frames, fed = list(self._frames), self._fed
+        whole = len(frames) == FRAMES_KEPT
+        counted = fed - frames[0][0] + 1 if whole else fed
+        return _find(self.shape, frames, counted)
+
+
+def _codes(seen: FramePeaks) -> npt.NDArray[np.int64]:
+    """The places of a frame's peaks, each once: lone ones by their pixel, others by their square, negative."""
+    ss, fs = np.divmod(seen.pixel, seen.plan.shape[1])
+    across = seen.plan.shape[1] // _PLACE_PX + 1
+    places = -1 - (ss // _PLACE_PX * across + fs // _PLACE_PX)
+    return np.unique(np.where(seen.lone, seen.pixel, places))
+
+
+def _find(shape: tuple[int, int], frames: list[tuple[int, npt.NDArray[np.int64]]], counted: int) -> HotPixels:
+    none = np.empty(0, np.int64)
+    if not frames:
+        return HotPixels(shape, none, none, counted, 0, FEWEST_FIRINGS)
+    codes = np.concatenate([codes for _, codes in frames])
+    sizes = [len(codes) for _, codes in frames]
+    order = np.repeat(np.array([number for number, _ in frames]), sizes)
+    row = np.repeat(np.arange(len(frames)), sizes)
+    code, column, firings = np.unique(codes, return_inverse=True, return_counts=True)
+    fewest = _fewest(firings[code >= 0], shape)
+    first, last = np.full(len(code), counted + fewest), np.zeros(len(code), np.int64)
+    first[column[::-1]], last[column] = order[::-1], order
+    candidates = np.flatnonzero((code >= 0) & (firings >= fewest) & (last - first >= SPAN_FRAMES))
+    if len(candidates) > _MOST_CANDIDATES:
+        candidates = np.sort(candidates[np.argsort(-firings[candidates], kind="stable")[:_MOST_CANDIDATES]])
+    company = np.flatnonzero(firings >= FEWEST_FIRINGS)
+    there = csr_array((np.ones(len(codes), np.float32), (row, column)), (len(frames), len(code)))
+    together = (there[:, candidates].T @ there[:, company]).tocoo()
+    tied = _tied(
+        candidates[together.coords[0]], company[together.coords[1]], together.data, code, firings, counted, len(code)
+    )
+    kept = candidates[~tied[candidates]]
+    return HotPixels(shape, code[kept], firings[kept], counted, len(candidates) - len(kept), fewest)
+
+
+def _fewest(firings: npt.NDArray[np.int64], shape: tuple[int, int]) -> int:
+    """How often a pixel has to fire so that chance makes few good ones do so."""
+    pixels = shape[0] * shape[1]
+    mean = _CLUSTERING * float(firings[firings < FEWEST_FIRINGS].sum()) / pixels
+    return max(FEWEST_FIRINGS, 1 + int(poisson.isf(FALSE_PIXELS_PER_PANEL / pixels, mean)) if mean > 0 else 0)
+
+
+def _tied(
+    one: npt.NDArray[np.int64],
+    other: npt.NDArray[np.int64],
+    together: npt.NDArray[np.float32],
+    code: npt.NDArray[np.int64],
+    firings: npt.NDArray[np.int64],
+    frames: int,
+    places: int,
+) -> npt.NDArray[np.bool_]:
+    """Which places (by column) are tied to another, from how often pairs of them came together."""
+    apart = one != other
+    one, other, both = one[apart], other[apart], together[apart].astype(np.float64)
+    share, others = firings[one] / frames, firings[other] / frames
+    spread = np.sqrt(share * (1 - share) * others * (1 - others))
+    correlation = np.divide(both / frames - share * others, spread, out=np.zeros_like(both), where=spread > 0)
+    tied = np.zeros(places, bool)
+    tied[one[(correlation >= TIED) & (both >= FEWEST_FIRINGS)]] = True
+    faithful = (code[other] < 0) & (2 * both >= firings[one]) & (2 * both >= firings[other])
+    tied |= np.bincount(one[faithful], minlength=places) >= CRYSTAL_SPOTS
+    return tied
