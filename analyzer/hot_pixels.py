@@ -9,8 +9,9 @@ the order in which it is asked (``docs/decisions/0010``):
 3. Only lone peaks (``analyzer.frame_peaks``) speak against a pixel.
 4. A pixel is hot from so many such frames that chance puts ``FALSE_PIXELS_PER_PANEL`` good pixels there, at least
    ``FEWEST_FIRINGS``, over at least ``SPAN_FRAMES`` frames from the first to the last.
-5. Not where its frames are tied to others: when another peak comes with it far more than their shares let expect, or
-   three places of peaks with surroundings come whenever it does and only then, a crystal is repeated.
+5. Not where it is tied to other peaks. Places whose peaks come together far more than their shares let expect are a
+   crystal that is repeated; a pixel that fires in such a crystal's frames and hardly elsewhere is one of its spots. So
+   is one with three places of peaks with surroundings that come whenever it does and only then.
 
 It is a product to look at. What frames are judged with changes only once someone applies it by name.
 """
@@ -18,10 +19,12 @@ It is a product to look at. What frames are judged with changes only once someon
 import threading
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
+from scipy.special import gammaln
 from scipy.stats import poisson
 
 from analyzer.frame_peaks import FramePeaks
@@ -39,8 +42,15 @@ MOST_PEAKS = 64
 FRAMES_KEPT = 16384
 """Latest frames with peaks that the map is made of."""
 
-TIED = 0.3
-"""Correlation of a pixel's frames with those of another peak from which they are one thing."""
+STRONG_CHANCE = 1e-5
+"""Two places belong together when chance puts them into so many frames at once with less than this ..."""
+STRONG_FACTOR = 2.0
+"""... and one of them comes so many times as often with the other as without it."""
+
+TIED_CHANCE = 0.01
+"""A pixel is tied when chance puts as many of its firings into frames of repeated crystals with less than this ..."""
+TIED_FACTOR = 2.0
+"""... and it fires so many times as often there as elsewhere."""
 
 CRYSTAL_SPOTS = 3
 """Spots that keep company with each other and with a pixel make a crystal of it, even one that is always there."""
@@ -143,13 +153,24 @@ def _find(shape: tuple[int, int], frames: list[tuple[int, npt.NDArray[np.int64]]
     if len(candidates) > _MOST_CANDIDATES:
         candidates = np.sort(candidates[np.argsort(-firings[candidates], kind="stable")[:_MOST_CANDIDATES]])
     company = np.flatnonzero(firings >= FEWEST_FIRINGS)
-    there = csr_array((np.ones(len(codes), np.float32), (row, column)), (len(frames), len(code)))
+    there = csr_array((np.ones(len(codes)), (row, column)), (len(frames), len(code)))
     together = (there[:, candidates].T @ there[:, company]).tocoo()
-    tied = _tied(
-        candidates[together.coords[0]], company[together.coords[1]], together.data, code, firings, counted, len(code)
-    )
-    kept = candidates[~tied[candidates]]
-    return HotPixels(shape, code[kept], firings[kept], counted, len(candidates) - len(kept), fewest)
+    one, other = candidates[together.coords[0]], company[together.coords[1]]
+    apart = one != other
+    pairs = _Pairs(one[apart], other[apart], together.data[apart])
+    tied = _in_repeated(there, candidates, _repeated(pairs, firings, counted), firings, counted)
+    tied |= _in_constant(pairs, code, firings)[candidates]
+    kept = candidates[~tied]
+    return HotPixels(shape, code[kept], firings[kept], counted, int(tied.sum()), fewest)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
+    """Places (by column) that came together, and in how many frames."""
+
+    one: npt.NDArray[np.int64]
+    other: npt.NDArray[np.int64]
+    both: npt.NDArray[np.float64]
 
 
 def _fewest(firings: npt.NDArray[np.int64], shape: tuple[int, int]) -> int:
@@ -159,23 +180,64 @@ def _fewest(firings: npt.NDArray[np.int64], shape: tuple[int, int]) -> int:
     return max(FEWEST_FIRINGS, 1 + int(poisson.isf(FALSE_PIXELS_PER_PANEL / pixels, mean)) if mean > 0 else 0)
 
 
-def _tied(
-    one: npt.NDArray[np.int64],
-    other: npt.NDArray[np.int64],
-    together: npt.NDArray[np.float32],
-    code: npt.NDArray[np.int64],
+def _repeated(pairs: _Pairs, firings: npt.NDArray[np.int64], frames: int) -> npt.NDArray[np.bool_]:
+    """Which places belong to a crystal that is repeated: they come with another as chance would not have it."""
+    one, other, both = firings[pairs.one], firings[pairs.other], pairs.both
+    more = _share(both, other) >= STRONG_FACTOR * _share(one - both, frames - other)
+    more |= _share(both, one) >= STRONG_FACTOR * _share(other - both, frames - one)
+    strong = more & (both >= FEWEST_FIRINGS) & (_chance(both, one, other, frames) < STRONG_CHANCE)
+    found = np.zeros(len(firings), bool)
+    found[pairs.one[strong]] = found[pairs.other[strong]] = True
+    return found
+
+
+def _in_repeated(
+    there: csr_array,
+    candidates: npt.NDArray[np.int64],
+    repeated: npt.NDArray[np.bool_],
     firings: npt.NDArray[np.int64],
     frames: int,
-    places: int,
 ) -> npt.NDArray[np.bool_]:
-    """Which places (by column) are tied to another, from how often pairs of them came together."""
-    apart = one != other
-    one, other, both = one[apart], other[apart], together[apart].astype(np.float64)
-    share, others = firings[one] / frames, firings[other] / frames
-    spread = np.sqrt(share * (1 - share) * others * (1 - others))
-    correlation = np.divide(both / frames - share * others, spread, out=np.zeros_like(both), where=spread > 0)
-    tied = np.zeros(places, bool)
-    tied[one[(correlation >= TIED) & (both >= FEWEST_FIRINGS)]] = True
-    faithful = (code[other] < 0) & (2 * both >= firings[one]) & (2 * both >= firings[other])
-    tied |= np.bincount(one[faithful], minlength=places) >= CRYSTAL_SPOTS
-    return tied
+    """Which candidates fire in frames of repeated crystals and hardly elsewhere; a place is no witness of its own."""
+    members = np.asarray(there @ repeated.astype(np.float64))
+    own = repeated[candidates]
+    fired = there[:, candidates]
+    by_itself = np.asarray(fired.T @ (members == 1.0).astype(np.float64)) * own
+    inside = np.asarray(fired.T @ (members >= 1.0).astype(np.float64)) - by_itself
+    crystal = np.count_nonzero(members) - by_itself
+    total = firings[candidates]
+    more = _share(inside, crystal) >= TIED_FACTOR * _share(total - inside, frames - crystal)
+    found: npt.NDArray[np.bool_] = more & (inside > 0) & (_chance(inside, total, crystal, frames) < TIED_CHANCE)
+    return found
+
+
+def _in_constant(pairs: _Pairs, code: npt.NDArray[np.int64], firings: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which places keep company with spots that have surroundings: of a crystal that is there in every frame."""
+    faithful = (code[pairs.other] < 0) & (2 * pairs.both >= np.maximum(firings[pairs.one], firings[pairs.other]))
+    found: npt.NDArray[np.bool_] = np.bincount(pairs.one[faithful], minlength=len(code)) >= CRYSTAL_SPOTS
+    return found
+
+
+def _share(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """A part of a whole, 1 where there is no whole: what never was says nothing."""
+    return np.divide(part, whole, out=np.ones(np.shape(part)), where=np.asarray(whole) > 0)
+
+
+def _chance(
+    both: npt.NDArray[Any], one: npt.NDArray[Any], other: npt.NDArray[Any], frames: int
+) -> npt.NDArray[np.float64]:
+    """The chance that so many frames or more are common to two sets drawn apart; 1 where fewer are than on average.
+
+    The hypergeometric tail by its first term and the geometric bound of the rest.
+    """
+    left = frames - one - other + both
+
+    def log_choose(n: Any, k: Any) -> Any:
+        return gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
+
+    with np.errstate(all="ignore"):
+        term = np.exp(log_choose(one, both) + log_choose(frames - one, other - both) - log_choose(frames, other))
+        ratio = (one - both) * (other - both) / ((both + 1.0) * (left + 1.0))
+        tail = np.where(ratio < 1.0, term / (1.0 - ratio), 1.0)
+    chance: npt.NDArray[np.float64] = np.where(both * frames > one * other, np.minimum(tail, 1.0), 1.0)
+    return chance

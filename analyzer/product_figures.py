@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 90.0
-_MOST_POINTS = 700
-"""Squares a side of the powder's picture: a page shows no more."""
+_MOST_POINTS = 300
+"""Squares a side of the powder's picture: smaller ones are hard to see."""
 
 _HIT, _MISS, _RING, _INK = "#0072b2", "#b9c4ce", "#d55e00", "#1b2733"
 _TITLE: Any = {"fontsize": 9, "color": _INK, "loc": "left"}
@@ -58,7 +58,7 @@ def _powder(figure: "Figure", axes: "Axes", products: Snapshot) -> None:
         for line in ring.lines:
             axes.plot(line[:, 0], line[:, 1], color=_RING, lw=0.8, alpha=0.8)
         at = max(ring.lines, key=len)
-        fs, ss = at[len(at) // 8]
+        fs, ss = at[len(at) // (2 if len(ring.lines) > 1 else 8)]
         axes.text(fs, ss, f"{ring.spacing_angstrom:g} Å", color=_RING, fontsize=7, clip_on=True)
     axes.plot(products.geometry.beam_center_fs, products.geometry.beam_center_ss, "+", color="white", ms=6)
     axes.set_xlabel("fs (px)", fontsize=8)

@@ -161,7 +161,9 @@ def angle_of(geometry: Geometry, fs: float, ss: float) -> float:
     return math.atan2(math.hypot(x, y), z)
 
 
-@pytest.mark.parametrize(("fs", "ss"), [(0.0, 0.0), (199.0, 99.0), (99.5, 10.0), (3.25, 60.0), (7.0, 100.0), (150, 149)])
+@pytest.mark.parametrize(
+    ("fs", "ss"), [(0.0, 0.0), (199.0, 99.0), (99.5, 10.0), (3.25, 60.0), (7.0, 100.0), (150, 149)]
+)
 def test_a_leaning_panel_has_the_angles_that_its_vectors_give(fs: float, ss: float) -> None:
     geometry = leaning()
     q = geometry.q_per_angstrom(fs, ss)
