@@ -23,7 +23,9 @@ AZIMUTH_CLASSES = 3
 DEFAULT_PIXEL_SIZE_M = 75e-6
 MAX_RADIAL_BINS = 4096
 MAX_RADIUS_PX = MAX_RADIAL_BINS * RADIAL_BIN_PX
-RING_SPACINGS_ANGSTROM = (30.0, 20.0, 15.0, 10.0, 7.0, 5.0, 4.0, 3.5, 3.0, 2.7, 2.5, 2.2, 2.0, 1.8, 1.6, 1.4, 1.2, 1.0)
+RING_SPACINGS_ANGSTROM = (
+    200.0, 100.0, 50.0, 30.0, 20.0, 15.0, 10.0, 7.0, 5.0, 4.0, 3.5, 3.0, 2.7, 2.5, 2.2, 2.0, 1.8, 1.6, 1.4, 1.2, 1.0
+)  # fmt: skip
 """What rings are drawn at; those on the panel, thinned out."""
 
 _CHUNK = 1 << 22

@@ -4,7 +4,7 @@ A faulty pixel makes peaks of its own: single pixels with nothing around them, a
 shows. So does a crystal that is stuck in the beam, or a replay that loops, with its single-pixel spots. The rule, in
 the order in which it is asked (``docs/decisions/0010``):
 
-1. Only frames that are no hits speak, and of those that have many peaks none does.
+1. Only frames that are no hits speak, and none of those with many spots that have surroundings.
 2. A frame that came before, count by count, says nothing new: a loop speaks once.
 3. Only lone peaks (``analyzer.frame_peaks``) speak against a pixel.
 4. A pixel is hot from so many such frames that chance puts ``FALSE_PIXELS_PER_PANEL`` good pixels there, at least
@@ -36,11 +36,12 @@ NAME = "hot-pixels"
 FEWEST_FIRINGS = 3
 FALSE_PIXELS_PER_PANEL = 0.01
 SPAN_FRAMES = 100
-MOST_PEAKS = 64
-"""A frame with more peaks shows a crystal, salt or ice, whatever it was called."""
+MOST_SPOTS = 20
+"""A frame with more peaks that have surroundings shows a crystal, salt or ice, whatever it was called."""
 
 FRAMES_KEPT = 16384
-"""Latest frames with peaks that the map is made of."""
+PEAKS_KEPT = 1 << 20
+"""The map is made of the latest frames with peaks: so many, and of so many peaks at most."""
 
 STRONG_CHANCE = 1e-5
 """Two places belong together when chance puts them into so many frames at once with less than this ..."""
@@ -60,6 +61,9 @@ _CLUSTERING = 30.0
 
 _PLACE_PX = 4
 _MOST_CANDIDATES = 4096
+_MOST_PAIRS = 1 << 26
+"""Company is looked at over the latest frames with so many pairs of peaks together: a second's work."""
+
 _FINGERPRINTS = 1 << 18
 """Frames that are remembered so as to know them again; slots of a table, so that its size never grows."""
 
@@ -100,13 +104,13 @@ class HotPixelWatch:
     def __init__(self, shape: tuple[int, int]) -> None:
         self.shape = shape
         self._lock = threading.Lock()
-        self._frames: deque[tuple[int, npt.NDArray[np.int64]]] = deque(maxlen=FRAMES_KEPT)
-        self._fed = 0
+        self._frames: deque[tuple[int, npt.NDArray[np.int64]]] = deque()
+        self._fed = self._peaks = self._forgotten = 0
         self._known = np.zeros(_FINGERPRINTS, np.int64)
 
     def add(self, seen: FramePeaks, profile: npt.NDArray[np.float32]) -> None:
         """Take in a frame that is no hit, with its radial profile (2, bins) of photons and pixels."""
-        if len(seen.peaks) > MOST_PEAKS:
+        if np.count_nonzero(~seen.lone) > MOST_SPOTS:
             return
         if len(seen.peaks) or profile[0].any():
             fingerprint = hash((seen.peaks.tobytes(), profile.tobytes()))
@@ -117,16 +121,19 @@ class HotPixelWatch:
         codes = _codes(seen)
         with self._lock:
             self._fed += 1
-            if len(codes):
-                self._frames.append((self._fed, codes))
+            if not len(codes):
+                return
+            self._frames.append((self._fed, codes))
+            self._peaks += len(codes)
+            while len(self._frames) > FRAMES_KEPT or (self._peaks > PEAKS_KEPT and len(self._frames) > 1):
+                self._forgotten, gone = self._frames.popleft()
+                self._peaks -= len(gone)
 
     def find(self) -> HotPixels:
         """The map as it stands."""
         with self._lock:
-            frames, fed = list(self._frames), self._fed
-        whole = len(frames) == FRAMES_KEPT
-        counted = fed - frames[0][0] + 1 if whole else fed
-        return _find(self.shape, frames, counted)
+            frames, fed, forgotten = list(self._frames), self._fed, self._forgotten
+        return _find(self.shape, frames, fed, fed - forgotten)
 
 
 def _codes(seen: FramePeaks) -> npt.NDArray[np.int64]:
@@ -137,31 +144,53 @@ def _codes(seen: FramePeaks) -> npt.NDArray[np.int64]:
     return np.unique(np.where(seen.lone, seen.pixel, places))
 
 
-def _find(shape: tuple[int, int], frames: list[tuple[int, npt.NDArray[np.int64]]], counted: int) -> HotPixels:
+def _find(shape: tuple[int, int], frames: list[tuple[int, npt.NDArray[np.int64]]], fed: int, counted: int) -> HotPixels:
+    """The map of ``frames`` (each its number and the codes of its peaks), of the latest ``counted`` of ``fed``."""
     none = np.empty(0, np.int64)
     if not frames:
         return HotPixels(shape, none, none, counted, 0, FEWEST_FIRINGS)
     codes = np.concatenate([codes for _, codes in frames])
     sizes = [len(codes) for _, codes in frames]
-    order = np.repeat(np.array([number for number, _ in frames]), sizes)
-    row = np.repeat(np.arange(len(frames)), sizes)
+    numbers = np.array([number for number, _ in frames])
+    order, row = np.repeat(numbers, sizes), np.repeat(np.arange(len(frames)), sizes)
     code, column, firings = np.unique(codes, return_inverse=True, return_counts=True)
     fewest = _fewest(firings[code >= 0], shape)
-    first, last = np.full(len(code), counted + fewest), np.zeros(len(code), np.int64)
+    first, last = np.zeros(len(code), np.int64), np.zeros(len(code), np.int64)
     first[column[::-1]], last[column] = order[::-1], order
     candidates = np.flatnonzero((code >= 0) & (firings >= fewest) & (last - first >= SPAN_FRAMES))
     if len(candidates) > _MOST_CANDIDATES:
         candidates = np.sort(candidates[np.argsort(-firings[candidates], kind="stable")[:_MOST_CANDIDATES]])
-    company = np.flatnonzero(firings >= FEWEST_FIRINGS)
     there = csr_array((np.ones(len(codes)), (row, column)), (len(frames), len(code)))
+    tied = _tied(there, candidates, code, firings, fed - numbers + 1, counted)
+    kept = candidates[~tied]
+    return HotPixels(shape, code[kept], firings[kept], counted, int(tied.sum()), fewest)
+
+
+def _tied(
+    there: csr_array,
+    candidates: npt.NDArray[np.int64],
+    code: npt.NDArray[np.int64],
+    firings: npt.NDArray[np.int64],
+    ages: npt.NDArray[np.int64],
+    counted: int,
+) -> npt.NDArray[np.bool_]:
+    """Which candidates are tied to other peaks. ``there`` (frames, places) says which came together.
+
+    ``ages`` (frames,): how many frames were fed from each on.
+    """
+    company = np.flatnonzero(firings >= FEWEST_FIRINGS)
+    work = np.asarray(there[:, company].sum(1)) * np.asarray(there[:, candidates].sum(1))
+    first = int(np.searchsorted(-np.cumsum(work[::-1])[::-1], -_MOST_PAIRS))
+    if first:
+        there, counted = there[first:], int(ages[min(first, len(ages) - 1)])
+        firings = np.asarray(there.sum(0)).astype(np.int64)
     together = (there[:, candidates].T @ there[:, company]).tocoo()
     one, other = candidates[together.coords[0]], company[together.coords[1]]
     apart = one != other
     pairs = _Pairs(one[apart], other[apart], together.data[apart])
-    tied = _in_repeated(there, candidates, _repeated(pairs, firings, counted), firings, counted)
-    tied |= _in_constant(pairs, code, firings)[candidates]
-    kept = candidates[~tied]
-    return HotPixels(shape, code[kept], firings[kept], counted, int(tied.sum()), fewest)
+    repeated = _in_repeated(there, candidates, _repeated(pairs, firings, counted), firings, counted)
+    constant: npt.NDArray[np.bool_] = _in_constant(pairs, code, firings)[candidates]
+    return repeated | constant
 
 
 @dataclass(frozen=True, slots=True, eq=False)

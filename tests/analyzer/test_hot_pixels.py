@@ -10,7 +10,8 @@ from analyzer.frame_peaks import FramePeaks, frame_peaks
 from analyzer.hot_pixels import (
     FEWEST_FIRINGS,
     FRAMES_KEPT,
-    MOST_PEAKS,
+    MOST_SPOTS,
+    PEAKS_KEPT,
     SPAN_FRAMES,
     HotPixels,
     HotPixelWatch,
@@ -137,11 +138,19 @@ def test_a_hot_pixel_is_found_beside_a_crystal_that_comes_again() -> None:
     assert fed.found == [42]
 
 
-def test_frames_of_many_peaks_say_nothing() -> None:
+def test_frames_of_many_spots_with_surroundings_say_nothing() -> None:
     fed = Fed()
     for _ in range(200):
-        fed.frame([9, *range(1000, 1000 + 3 * MOST_PEAKS, 3)])
+        fed.frame([9], range(1000, 1000 + 50 * MOST_SPOTS + 50, 50))
     assert fed.watch.find().frames == 0
+
+
+def test_a_panel_with_hundreds_of_hot_pixels_is_no_crystal() -> None:
+    fed, rng = Fed(), np.random.default_rng(12)
+    hot = np.sort(rng.choice(SHAPE[0] * SHAPE[1], 700, replace=False))
+    for _ in range(300):
+        fed.frame(hot[rng.random(700) < 0.95].tolist())
+    assert fed.found == hot.tolist()
 
 
 def test_many_lone_peaks_by_chance_raise_what_is_asked() -> None:
@@ -173,6 +182,21 @@ def test_memory_is_bounded_and_what_is_long_ago_is_forgotten() -> None:
         fed.frame([100 + number % 400_000])
     assert 7 not in fed.found
     assert len(fed.watch._frames) == FRAMES_KEPT
+
+
+def test_memory_is_bounded_in_peaks_too_and_so_is_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analyzer.hot_pixels.PEAKS_KEPT", PEAKS_KEPT // 64)
+    monkeypatch.setattr("analyzer.hot_pixels._MOST_PAIRS", 1 << 20)
+    fed, rng = Fed(), np.random.default_rng(13)
+    hot = rng.choice(SHAPE[0] * SHAPE[1], 100, replace=False)
+    crystal = rng.choice(SHAPE[0] * SHAPE[1], 10, replace=False)
+    for number in range(400):
+        fed.frame([*hot[rng.random(100) < 0.9].tolist(), *(crystal.tolist() if number % 4 == 0 else [])])
+    assert sum(len(codes) for _, codes in fed.watch._frames) == fed.watch._peaks <= PEAKS_KEPT // 64
+    found = fed.watch.find()
+    assert 100 < found.frames < 200
+    assert found.pixel.tolist() == sorted(hot.tolist())
+    assert found.tied == 10
 
 
 def test_dark_frames_that_are_all_alike_still_count() -> None:
