@@ -47,7 +47,14 @@ class Judge:
     def facts(self) -> dict[str, Any]:
         """What /status says of it."""
         models = {model.attribute.name: model.label for model in self.cascade.models}
-        return {"bundle": self.bundle.label, "threshold": self.threshold, "mask": self.mask, "models": models}
+        geometry = self.cascade.geometry
+        return {
+            "bundle": self.bundle.label,
+            "threshold": self.threshold,
+            "mask": self.mask,
+            "geometry": None if geometry is None else geometry.name,
+            "models": models,
+        }
 
     def with_bundle(self, bundle: Bundle) -> "Judge":
         """The same with another bundle. A calibration belongs to its bundle and stays behind."""

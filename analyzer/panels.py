@@ -115,8 +115,8 @@ def _check_panels(path: Path, detector: DetectorGeometry) -> None:
                 "one; only a detector in one image can be used here"
             )
         fs, ss = np.array(panel.fs), np.array(panel.ss)
-        area = float(np.linalg.norm(np.cross(fs, ss)))
-        if not (area >= _LEAST_AREA and max(np.abs(fs).max(), np.abs(ss).max()) <= _LONGEST_STEP):
+        short_enough = max(np.abs(fs).max(), np.abs(ss).max()) <= _LONGEST_STEP
+        if not (short_enough and float(np.linalg.norm(np.cross(fs, ss))) >= _LEAST_AREA):
             raise BadGeometry(
                 f"{path}: panel {short(panel.name)} has fs {panel.fs} and ss {panel.ss}, which span no pixel; "
                 "they are directions of about one pixel, as '+1.0x -0.002y'"
@@ -167,7 +167,7 @@ def _fitted(name: str, shape: tuple[int, int], detector: DetectorGeometry, metad
         return Geometry(shape, -flat[0] - 0.5, -flat[1] - 0.5, pixel_m, length, energy)
     bounds = [(p.min_ss, p.max_ss + 1, p.min_fs, p.max_fs + 1) for p in panels]
     there = Panels(bounds, corner + 0.5 * (fs_m + ss_m), fs_m, ss_m)
-    fs, ss = _beam_center(there, extent, length)
+    fs, ss = _beam_center(there, shape)
     return Geometry(shape, fs, ss, pixel_m, length, energy, there)
 
 
@@ -244,12 +244,12 @@ def _grid(
     return float(offsets[:, 0].mean()), float(offsets[:, 1].mean())
 
 
-def _beam_center(there: Panels, extent: Floats, length: float | None) -> tuple[float, float]:
-    """Where the beam meets the panel next to it, in pixel indices."""
-    best, nearest = (0.0, 0.0), math.inf
+def _beam_center(there: Panels, shape: tuple[int, int]) -> tuple[float, float]:
+    """Where the beam meets the panel next to it, in pixel indices; the image's middle where all are seen edge-on."""
+    best, nearest = (shape[1] / 2 - 0.5, shape[0] / 2 - 0.5), MAX_RADIUS_PX
     for p, (low_ss, high_ss, low_fs, high_fs) in enumerate(there.bounds.tolist()):
         origin, plane = there.origin_m[p], np.stack([there.fs_m[p], there.ss_m[p]], 1)
-        # With a camera length the beam is the line x = y = 0; without, the panel's shadow along it has to do.
+        # The beam is the line x = y = 0, wherever along it the panel stands.
         try:
             i, j = np.linalg.solve(plane[:2], -origin[:2])
         except np.linalg.LinAlgError:

@@ -7,9 +7,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings as how
+from hypothesis import strategies as st
 
 from analyzer.bundle import Bundle
 from analyzer.cascade import Analyser, CascadeSettings, PlanCache
+from analyzer.geometry import MAX_RADIAL_BINS, bin_map
 from analyzer.panels import BadGeometry, open_geometry, place
 from analyzer.results import Status
 from streamer.geometry_file import parse_geometry
@@ -345,3 +349,37 @@ def test_a_header_that_puts_a_panel_behind_the_sample_is_not_fitted(tmp_path: Pa
     with pytest.raises(BadGeometry, match="has to be above 0"):
         given.fit(SeriesMetadata(camera_length_m=0.15), SHAPE)
     assert given.fit(SeriesMetadata(camera_length_m=0.5), SHAPE).camera_length_m == pytest.approx(0.3)
+
+
+NUMBER = st.floats(-1e3, 1e3) | st.sampled_from([0.0, 1.0, -1.0, 1e-300, 1e300, -1e16])
+DIRECTION = st.tuples(NUMBER, NUMBER, NUMBER).filter(lambda v: any(v))
+
+
+@how(max_examples=300, deadline=None)
+@drawn(
+    corner=st.tuples(NUMBER, NUMBER),
+    fs=DIRECTION,
+    ss=DIRECTION,
+    coffset=NUMBER,
+    clen=st.sampled_from([None, 1e-4, 0.1, 1e4]),
+)
+def test_whatever_stands_in_a_file_is_refused_or_gives_every_pixel_a_place(
+    tmp_path_factory: pytest.TempPathFactory, corner: Any, fs: Any, ss: Any, coffset: float, clen: float | None
+) -> None:
+    def direction(vector: Any) -> str:
+        return " ".join(f"{value:+f}{axis}" for value, axis in zip(vector, "xyz", strict=True))
+
+    text = TWO + f"a/corner_x = {corner[0]!r}\na/corner_y = {corner[1]!r}\na/coffset = {coffset!r}\n"
+    text += f"a/fs = {direction(fs)}\na/ss = {direction(ss)}\n"
+    path = written(tmp_path_factory.getbasetemp(), text, "drawn.geom")
+    try:
+        geometry = open_geometry(path).fit(metadata(camera_length_m=clen), SHAPE)
+    except BadGeometry:
+        return
+    radius = geometry.radius_map()
+    assert np.isfinite(radius).all()
+    bins = bin_map(geometry)
+    assert bins.radial_bins <= MAX_RADIAL_BINS
+    assert bins.bin_of.max() < bins.bins
+    for ring in geometry.rings():
+        assert all(np.isfinite(line).all() for line in ring.lines)

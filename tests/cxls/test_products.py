@@ -95,7 +95,7 @@ def test_every_file_of_the_index_is_served_in_its_shape(live: Live) -> None:
     assert (code, kind) == (200, "application/json")
     assert index["frames"] == {"hit": 0, "miss": 5, "no_beam": 0}
     assert index["geometry"]["camera_length_m"] == 0.15
-    assert [ring["d_angstrom"] for ring in index["rings"]] == [100.0]
+    assert [ring["d_angstrom"] for ring in index["rings"]] == [200.0, 100.0]
     names = [product["name"] for product in index["products"]]
     assert names == ["powder", "powder_peaks", "peakogram", "peak_counts", "resolution", "hot_pixels"]
     for product in index["products"]:
