@@ -100,7 +100,7 @@ class Control:
             found = products.hot_pixels(fresh=True)
             if found is None or not len(found.pixel):
                 seen = 0 if found is None else found.frames
-                raise BadMask(f"{NAME}: the running map has no pixel yet, after {seen} frames that are no hits")
+                raise BadMask(f"{NAME}: the running map has no pixel yet, after {seen} distinct frames")
             before = products.applied
             frozen = found.frozen(before if before is None or before.valid.shape == found.shape else None)
             return self._use_masks(self._own_mask, frozen, began)

@@ -4,14 +4,19 @@ A faulty pixel makes peaks of its own: single pixels with nothing around them, a
 shows. So does a crystal that is stuck in the beam, or a replay that loops, with its single-pixel spots. The rule, in
 the order in which it is asked (``docs/decisions/0010``):
 
-1. Only frames that are no hits speak, and none of those with many spots that have surroundings.
+1. Frames with many spots that have surroundings say nothing. Hits speak as well as misses: twenty hot pixels are enough
+   to make every frame a hit, and then there would be nothing to learn from.
 2. A frame that came before, count by count, says nothing new: a loop speaks once.
 3. Only lone peaks (``analyzer.frame_peaks``) speak against a pixel.
 4. A pixel is hot from so many such frames that chance puts ``FALSE_PIXELS_PER_PANEL`` good pixels there, at least
    ``FEWEST_FIRINGS``, over at least ``SPAN_FRAMES`` frames from the first to the last.
-5. Not where it is tied to other peaks. Places whose peaks come together far more than their shares let expect are a
-   crystal that is repeated; a pixel that fires in such a crystal's frames and hardly elsewhere is one of its spots. So
-   is one with three places of peaks with surroundings that come whenever it does and only then.
+5. Not where the peak moves: a spot's brightest pixel is now this, now the next one, and now and then it has
+   surroundings. A faulty pixel is the same one every time.
+6. Not in the frames of a crystal that is repeated. Places whose peaks come together far more than their shares let
+   expect are such a crystal's. A pixel has to fire often enough in frames that show none of them, and not twice as
+   often in those that do.
+7. Not in constant company: three places of peaks with surroundings that come whenever it does and only then are a
+   crystal that is in every frame.
 
 It is a product to look at. What frames are judged with changes only once someone applies it by name.
 """
@@ -43,6 +48,10 @@ FRAMES_KEPT = 16384
 PEAKS_KEPT = 1 << 20
 """The map is made of the latest frames with peaks: so many, and of so many peaks at most."""
 
+MOVING_SHARE = 0.05
+MOVING_CHANCE = 0.01
+"""Peaks beside a pixel, or on it with surroundings, that are so many for each of its firings, and more than chance."""
+
 STRONG_CHANCE = 1e-5
 """Two places belong together when chance puts them into so many frames at once with less than this ..."""
 STRONG_FACTOR = 2.0
@@ -59,9 +68,12 @@ CRYSTAL_SPOTS = 3
 _CLUSTERING = 30.0
 """How much denser than on average over the panel lone peaks of good pixels may lie, around rings and in the middle."""
 
+_CLUSTERING_BESIDE = 3.0
+"""The same, where too much is asked of a pixel and not too little."""
+
 _PLACE_PX = 4
 _MOST_CANDIDATES = 4096
-_MOST_PAIRS = 1 << 26
+_MOST_PAIRS = 1 << 25
 """Company is looked at over the latest frames with so many pairs of peaks together: a second's work."""
 
 _FINGERPRINTS = 1 << 18
@@ -72,7 +84,7 @@ _FINGERPRINTS = 1 << 18
 class HotPixels:
     """The map at one time. ``pixel`` (n,) int64: flat indices, ascending; ``firings`` (n,): frames each made a peak in.
 
-    Of ``frames`` distinct frames that spoke. ``tied`` pixels fire as often and are left out by rule 5;
+    Of ``frames`` distinct frames that spoke. ``tied`` pixels fire as often and are left out by rules 5 to 7;
     ``fewest_firings`` is what rule 4 asked.
     """
 
@@ -109,7 +121,7 @@ class HotPixelWatch:
         self._known = np.zeros(_FINGERPRINTS, np.int64)
 
     def add(self, seen: FramePeaks, profile: npt.NDArray[np.float32]) -> None:
-        """Take in a frame that is no hit, with its radial profile (2, bins) of photons and pixels."""
+        """Take in a frame, with its radial profile (2, bins) of photons and pixels."""
         if np.count_nonzero(~seen.lone) > MOST_SPOTS:
             return
         if len(seen.peaks) or profile[0].any():
@@ -137,11 +149,26 @@ class HotPixelWatch:
 
 
 def _codes(seen: FramePeaks) -> npt.NDArray[np.int64]:
-    """The places of a frame's peaks, each once: lone ones by their pixel, others by their square, negative."""
-    ss, fs = np.divmod(seen.pixel, seen.plan.shape[1])
-    across = seen.plan.shape[1] // _PLACE_PX + 1
-    places = -1 - (ss // _PLACE_PX * across + fs // _PLACE_PX)
-    return np.unique(np.where(seen.lone, seen.pixel, places))
+    """A frame's peaks by their brightest pixel, each once: twice its index, and one more where it has surroundings."""
+    return np.unique(2 * seen.pixel + ~seen.lone)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Company:
+    """Which places came in which frames. ``places`` (frames, cells) counts peaks by squares of ``_PLACE_PX`` pixels.
+
+    ``cell`` (cells,) is each square's number in rows of ``across``; ``supported`` (cells,) the share of its frames in
+    which its peak had surroundings. ``fired`` (frames, n) says in which frames each candidate fired alone, ``own`` (n,)
+    is its square's column. ``frames`` is how many were fed, those without a peak included.
+    """
+
+    places: csr_array
+    cell: npt.NDArray[np.int64]
+    across: int
+    supported: npt.NDArray[np.float64]
+    fired: csr_array
+    own: npt.NDArray[np.int64]
+    frames: int
 
 
 def _find(shape: tuple[int, int], frames: list[tuple[int, npt.NDArray[np.int64]]], fed: int, counted: int) -> HotPixels:
@@ -150,56 +177,94 @@ def _find(shape: tuple[int, int], frames: list[tuple[int, npt.NDArray[np.int64]]
     if not frames:
         return HotPixels(shape, none, none, counted, 0, FEWEST_FIRINGS)
     codes = np.concatenate([codes for _, codes in frames])
-    sizes = [len(codes) for _, codes in frames]
-    numbers = np.array([number for number, _ in frames])
-    order, row = np.repeat(numbers, sizes), np.repeat(np.arange(len(frames)), sizes)
-    code, column, firings = np.unique(codes, return_inverse=True, return_counts=True)
-    fewest = _fewest(firings[code >= 0], shape)
+    numbers, sizes = np.array([number for number, _ in frames]), [len(codes) for _, codes in frames]
+    row = np.repeat(np.arange(len(frames)), sizes)
+    code, column, count = np.unique(codes, return_inverse=True, return_counts=True)
+    fewest = _fewest(count[code % 2 == 0], shape)
     first, last = np.zeros(len(code), np.int64), np.zeros(len(code), np.int64)
-    first[column[::-1]], last[column] = order[::-1], order
-    candidates = np.flatnonzero((code >= 0) & (firings >= fewest) & (last - first >= SPAN_FRAMES))
-    if len(candidates) > _MOST_CANDIDATES:
-        candidates = np.sort(candidates[np.argsort(-firings[candidates], kind="stable")[:_MOST_CANDIDATES]])
-    there = csr_array((np.ones(len(codes)), (row, column)), (len(frames), len(code)))
-    tied = _tied(there, candidates, code, firings, fed - numbers + 1, counted)
-    kept = candidates[~tied]
-    return HotPixels(shape, code[kept], firings[kept], counted, int(tied.sum()), fewest)
+    first[column[::-1]], last[column] = numbers[row[::-1]], numbers[row]
+    asked = np.flatnonzero((code % 2 == 0) & (count >= fewest) & (last - first >= SPAN_FRAMES))
+    if len(asked) > _MOST_CANDIDATES:
+        asked = np.sort(asked[np.argsort(-count[asked], kind="stable")[:_MOST_CANDIDATES]])
+    pixel, firings = code[asked] // 2, count[asked]
+    company = _company(shape, codes, row, pixel, fed - numbers + 1, counted)
+    out = _moving(shape, pixel, firings, code, count) | _in_repeated(company, fewest) | _in_constant(company)
+    return HotPixels(shape, pixel[~out], firings[~out], counted, int(out.sum()), fewest)
 
 
-def _tied(
-    there: csr_array,
-    candidates: npt.NDArray[np.int64],
-    code: npt.NDArray[np.int64],
-    firings: npt.NDArray[np.int64],
+def _company(
+    shape: tuple[int, int],
+    codes: npt.NDArray[np.int64],
+    row: npt.NDArray[np.int64],
+    pixel: npt.NDArray[np.int64],
     ages: npt.NDArray[np.int64],
     counted: int,
-) -> npt.NDArray[np.bool_]:
-    """Which candidates are tied to other peaks. ``there`` (frames, places) says which came together.
+) -> _Company:
+    """The company of candidate pixels, over the latest frames as far as the work is bounded.
 
-    ``ages`` (frames,): how many frames were fed from each on.
+    ``codes`` and ``row`` (peaks,): see ``_codes``, and which frame each is of; ``ages`` (frames,): how many frames were
+    fed from each on, ``counted`` from all.
     """
-    company = np.flatnonzero(firings >= FEWEST_FIRINGS)
-    work = np.asarray(there[:, company].sum(1)) * np.asarray(there[:, candidates].sum(1))
-    first = int(np.searchsorted(-np.cumsum(work[::-1])[::-1], -_MOST_PAIRS))
-    if first:
-        there, counted = there[first:], int(ages[min(first, len(ages) - 1)])
-        firings = np.asarray(there.sum(0)).astype(np.int64)
-    together = (there[:, candidates].T @ there[:, company]).tocoo()
-    one, other = candidates[together.coords[0]], company[together.coords[1]]
-    apart = one != other
-    pairs = _Pairs(one[apart], other[apart], together.data[apart])
-    repeated = _in_repeated(there, candidates, _repeated(pairs, firings, counted), firings, counted)
-    constant: npt.NDArray[np.bool_] = _in_constant(pairs, code, firings)[candidates]
-    return repeated | constant
+    across = shape[1] // _PLACE_PX + 1
+
+    def cell_of(pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        ss, fs = np.divmod(pixels, shape[1])
+        found: npt.NDArray[np.int64] = ss // _PLACE_PX * across + fs // _PLACE_PX
+        return found
+
+    peak_cell = cell_of(codes // 2)
+    cell, count = np.unique(peak_cell, return_counts=True)
+    cell = cell[(count >= FEWEST_FIRINGS) | np.isin(cell, cell_of(pixel))]
+    place = np.minimum(np.searchsorted(cell, peak_cell), max(0, len(cell) - 1))
+    kept = np.flatnonzero(cell[place] == peak_cell) if len(cell) else np.empty(0, np.int64)
+    work = np.cumsum(np.bincount(row[kept], minlength=len(ages))[::-1].astype(np.float64) ** 2)[::-1]
+    first = int(np.searchsorted(-work, -_MOST_PAIRS))
+    if 0 < first < len(ages):
+        counted, kept = int(ages[first]), kept[row[kept] >= first]
+    size = len(ages), len(cell)
+    ones = np.ones(len(kept))
+    places = csr_array((ones, (row[kept], place[kept])), size)
+    places.sum_duplicates()
+    places.data[:] = 1.0
+    supported = np.bincount(place[kept], codes[kept] % 2, len(cell)) / np.maximum(
+        np.bincount(place[kept], minlength=len(cell)), 1
+    )
+    who = np.minimum(np.searchsorted(pixel, codes[kept] // 2), max(0, len(pixel) - 1))
+    alone = np.flatnonzero((codes[kept] % 2 == 0) & (pixel[who] == codes[kept] // 2)) if len(pixel) else kept[:0]
+    fired = csr_array((np.ones(len(alone)), (row[kept][alone], who[alone])), (len(ages), len(pixel)))
+    return _Company(places, cell, across, supported, fired, np.searchsorted(cell, cell_of(pixel)), counted)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pairs:
-    """Places (by column) that came together, and in how many frames."""
+def _moving(
+    shape: tuple[int, int],
+    pixel: npt.NDArray[np.int64],
+    firings: npt.NDArray[np.int64],
+    code: npt.NDArray[np.int64],
+    count: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
+    """Which candidates are one of several pixels that a peak is brightest in, or have surroundings now and then."""
+    peaks = np.zeros(len(code) + 1, np.int64)
+    peaks[:-1] = count
 
-    one: npt.NDArray[np.int64]
-    other: npt.NDArray[np.int64]
-    both: npt.NDArray[np.float64]
+    def seen(codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        at = np.searchsorted(code, codes)
+        found = (at < len(code)) & (code[np.minimum(at, len(code) - 1)] == codes)
+        return peaks[np.where(found, at, -1)]
+
+    ss, fs = np.divmod(pixel, shape[1])
+    beside = np.zeros(len(pixel), np.int64)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            inside = (ss + dy >= 0) & (ss + dy < shape[0]) & (fs + dx >= 0) & (fs + dx < shape[1])
+            other = pixel + dy * shape[1] + dx
+            beside += inside * seen(2 * other + 1)
+            if dy or dx:
+                beside += inside * seen(2 * other)
+    by_chance = _CLUSTERING_BESIDE * 9.0 * float(count[count < FEWEST_FIRINGS].sum()) / (shape[0] * shape[1])
+    found: npt.NDArray[np.bool_] = (beside >= MOVING_SHARE * firings) & (
+        poisson.sf(beside - 1, max(by_chance, 1e-12)) < MOVING_CHANCE
+    )
+    return found
 
 
 def _fewest(firings: npt.NDArray[np.int64], shape: tuple[int, int]) -> int:
@@ -209,41 +274,56 @@ def _fewest(firings: npt.NDArray[np.int64], shape: tuple[int, int]) -> int:
     return max(FEWEST_FIRINGS, 1 + int(poisson.isf(FALSE_PIXELS_PER_PANEL / pixels, mean)) if mean > 0 else 0)
 
 
-def _repeated(pairs: _Pairs, firings: npt.NDArray[np.int64], frames: int) -> npt.NDArray[np.bool_]:
-    """Which places belong to a crystal that is repeated: they come with another as chance would not have it."""
-    one, other, both = firings[pairs.one], firings[pairs.other], pairs.both
-    more = _share(both, other) >= STRONG_FACTOR * _share(one - both, frames - other)
-    more |= _share(both, one) >= STRONG_FACTOR * _share(other - both, frames - one)
-    strong = more & (both >= FEWEST_FIRINGS) & (_chance(both, one, other, frames) < STRONG_CHANCE)
-    found = np.zeros(len(firings), bool)
-    found[pairs.one[strong]] = found[pairs.other[strong]] = True
+def _repeated(company: _Company) -> npt.NDArray[np.bool_]:
+    """Which places (cells,) are of a crystal that is repeated: they come with another as chance would not have it."""
+    one, other, both, counts = _pairs(company)
+    frames, n, m = company.frames, counts[one], counts[other]
+    more = _share(both, m) >= STRONG_FACTOR * _share(n - both, frames - m)
+    more |= _share(both, n) >= STRONG_FACTOR * _share(m - both, frames - n)
+    strong = more & (both >= FEWEST_FIRINGS) & (_chance(both, n, m, frames) < STRONG_CHANCE)
+    found = np.zeros(len(company.cell), bool)
+    found[one[strong]] = found[other[strong]] = True
     return found
 
 
-def _in_repeated(
-    there: csr_array,
-    candidates: npt.NDArray[np.int64],
-    repeated: npt.NDArray[np.bool_],
-    firings: npt.NDArray[np.int64],
-    frames: int,
-) -> npt.NDArray[np.bool_]:
-    """Which candidates fire in frames of repeated crystals and hardly elsewhere; a place is no witness of its own."""
-    members = np.asarray(there @ repeated.astype(np.float64))
-    own = repeated[candidates]
-    fired = there[:, candidates]
-    by_itself = np.asarray(fired.T @ (members == 1.0).astype(np.float64)) * own
-    inside = np.asarray(fired.T @ (members >= 1.0).astype(np.float64)) - by_itself
-    crystal = np.count_nonzero(members) - by_itself
-    total = firings[candidates]
-    more = _share(inside, crystal) >= TIED_FACTOR * _share(total - inside, frames - crystal)
-    found: npt.NDArray[np.bool_] = more & (inside > 0) & (_chance(inside, total, crystal, frames) < TIED_CHANCE)
+def _pairs(
+    company: _Company, of: npt.NDArray[np.int64] | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Places apart (columns, the first ``of`` these) that came together, in how many frames; each place's frames."""
+    places = company.places
+    columns = np.arange(len(company.cell)) if of is None else of
+    together = (places[:, columns].T @ places).tocoo()
+    one, other = columns[together.coords[0]], together.coords[1].astype(np.int64)
+    ss, fs = np.divmod(company.cell, company.across)
+    # A spot on the border of two squares is no company of its own.
+    apart = np.maximum(np.abs(ss[one] - ss[other]), np.abs(fs[one] - fs[other])) > 1
+    return one[apart], other[apart], together.data[apart], np.asarray(places.sum(0), np.float64)
+
+
+def _in_repeated(company: _Company, fewest: int) -> npt.NDArray[np.bool_]:
+    """Which candidates fire too rarely outside frames of repeated crystals; a place is no witness of its own."""
+    repeated = _repeated(company)
+    members = np.asarray(company.places @ repeated.astype(np.float64))
+    own = repeated[company.own]
+    alone = (members == 1.0).astype(np.float64)
+    fired, at_own = company.fired, company.places[:, company.own]
+    total = np.asarray(fired.sum(0), np.float64)
+    inside = np.asarray(fired.T @ (members >= 1.0).astype(np.float64)) - own * np.asarray(fired.T @ alone)
+    crystal = np.count_nonzero(members) - own * np.asarray(at_own.T @ alone)
+    outside = total - inside
+    tied = _share(inside, crystal) >= TIED_FACTOR * _share(outside, company.frames - crystal)
+    tied &= _chance(inside, total, crystal, company.frames) < TIED_CHANCE
+    found: npt.NDArray[np.bool_] = (inside > 0) & (tied | (outside < fewest))
     return found
 
 
-def _in_constant(pairs: _Pairs, code: npt.NDArray[np.int64], firings: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which places keep company with spots that have surroundings: of a crystal that is there in every frame."""
-    faithful = (code[pairs.other] < 0) & (2 * pairs.both >= np.maximum(firings[pairs.one], firings[pairs.other]))
-    found: npt.NDArray[np.bool_] = np.bincount(pairs.one[faithful], minlength=len(code)) >= CRYSTAL_SPOTS
+def _in_constant(company: _Company) -> npt.NDArray[np.bool_]:
+    """Which candidates keep company with spots that have surroundings: of a crystal that is there in every frame."""
+    one, other, both, counts = _pairs(company, np.unique(company.own))
+    faithful = (company.supported[other] >= 0.5) & (2 * both >= np.maximum(counts[one], counts[other]))
+    faithful &= both >= FEWEST_FIRINGS
+    spots = np.bincount(one[faithful], minlength=len(company.cell))
+    found: npt.NDArray[np.bool_] = spots[company.own] >= CRYSTAL_SPOTS
     return found
 
 

@@ -148,7 +148,7 @@ def _hot_pixels(figure: "Figure", axes: "Axes", products: Snapshot) -> None:
     axes.set_xlabel("fs (px)", fontsize=8)
     axes.set_ylabel("ss (px)", fontsize=8)
     tied = f", {hot.tied} left out as tied to other peaks" if hot.tied else ""
-    axes.set_title(f"{len(hot.pixel)} hot pixels in {hot.frames} frames that are no hits{tied}", **_TITLE)
+    axes.set_title(f"{len(hot.pixel)} hot pixels in {hot.frames} distinct frames{tied}", **_TITLE)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
     bar.set_label("share of the frames", fontsize=8)
     bar.ax.tick_params(labelsize=7)

@@ -175,8 +175,7 @@ class Products:
             for result, seen, profile in zip(good, peaks, profiles, strict=False):
                 gathered, watch = self._for(seen.plan.geometry)
                 gathered.add(result, seen)
-                if not result.hit:
-                    watch.add(seen, profile)
+                watch.add(seen, profile)
                 self.saturated_frames += bool(result.saturated_pixels)
                 self.unfit_frames += bool(seen.plan.geometry.unfit)
             counts = [float(r.peak_count or 0) for r in good if r.decision != Decision.NO_BEAM]

@@ -147,7 +147,9 @@ def test_frames_of_many_spots_with_surroundings_say_nothing() -> None:
 
 def test_a_panel_with_hundreds_of_hot_pixels_is_no_crystal() -> None:
     fed, rng = Fed(), np.random.default_rng(12)
-    hot = np.sort(rng.choice(SHAPE[0] * SHAPE[1], 700, replace=False))
+    # Side by side they would be each other's surroundings.
+    hot = np.flatnonzero((np.arange(SHAPE[0]) % 4 == 1)[:, None] & (np.arange(SHAPE[1]) % 4 == 2)[None, :])
+    hot = np.sort(rng.choice(hot, 700, replace=False))
     for _ in range(300):
         fed.frame(hot[rng.random(700) < 0.95].tolist())
     assert fed.found == hot.tolist()
