@@ -53,7 +53,9 @@ MOVING_CHANCE = 0.01
 """Peaks beside a pixel, or on it with surroundings, that are so many for each of its firings, and more than chance."""
 
 STRONG_CHANCE = 1e-5
-"""Two places belong together when chance puts them into so many frames at once with less than this ..."""
+FALSE_PAIRS = 0.1
+"""Two places belong together when chance puts them into so many frames at once with less than the one, and into the map
+fewer such pairs than the other ..."""
 STRONG_FACTOR = 2.0
 """... and one of them comes so many times as often with the other as without it."""
 
@@ -280,7 +282,8 @@ def _repeated(company: _Company) -> npt.NDArray[np.bool_]:
     frames, n, m = company.frames, counts[one], counts[other]
     more = _share(both, m) >= STRONG_FACTOR * _share(n - both, frames - m)
     more |= _share(both, n) >= STRONG_FACTOR * _share(m - both, frames - n)
-    strong = more & (both >= FEWEST_FIRINGS) & (_chance(both, n, m, frames) < STRONG_CHANCE)
+    limit = min(STRONG_CHANCE, FALSE_PAIRS / max(1, len(one) // 2))
+    strong = more & (both >= FEWEST_FIRINGS) & (_chance(both, n, m, frames) < limit)
     found = np.zeros(len(company.cell), bool)
     found[one[strong]] = found[other[strong]] = True
     return found
@@ -329,7 +332,8 @@ def _in_constant(company: _Company) -> npt.NDArray[np.bool_]:
 
 def _share(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """A part of a whole, 1 where there is no whole: what never was says nothing."""
-    return np.divide(part, whole, out=np.ones(np.shape(part)), where=np.asarray(whole) > 0)
+    share: npt.NDArray[np.float64] = np.divide(part, whole, out=np.ones(np.shape(part)), where=np.asarray(whole) > 0)
+    return share
 
 
 def _chance(

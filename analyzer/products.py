@@ -194,7 +194,13 @@ class Products:
             self._gathered = self._watch = None
 
     def hot_pixels(self, fresh: bool = False) -> HotPixels | None:
-        """The running map, up to ten seconds old unless it has to be ``fresh``; ``None`` before the first frame."""
+        """The running map, ten seconds old or a little more unless it has to be ``fresh``.
+
+        ``None`` before the first frame. While another thread finds it anew, the last one.
+        """
+        watch, last = self._watch, self._found
+        if not fresh and self._finding.locked() and last is not None and last[0] is watch:
+            return last[1]
         with self._finding:
             watch, now = self._watch, time.monotonic()
             if watch is None:

@@ -1,8 +1,8 @@
 """The running hot-pixel map: faulty pixels found, and good ones taken for faulty, where crystals and frames repeat.
 
-Frames of an EIGER2 4M: Poisson background, artefacts of the simulator, and a crystal that comes again and again the same
-way, with fresh noise each time. Its spots are blurred as the simulator's detector blurs them, or, which is the hardest,
-lie in one pixel each.
+Frames of an EIGER2 4M: Poisson background, artefacts of the simulator, and a crystal that comes again and again the
+same way, with fresh noise each time. Its spots are blurred as the simulator's detector blurs them, or, which is the
+hardest, lie in one pixel each.
 """
 
 from collections.abc import Iterator

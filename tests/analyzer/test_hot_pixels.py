@@ -74,6 +74,15 @@ def test_hot_pixels_beside_each_other_in_time_do_not_excuse_one_another() -> Non
     assert fed.found == sorted(always + often)
 
 
+def test_many_flickering_pixels_make_no_crystal_by_chance() -> None:
+    fed, rng = Fed(), np.random.default_rng(14)
+    hot = np.flatnonzero((np.arange(SHAPE[0]) % 4 == 1)[:, None] & (np.arange(SHAPE[1]) % 4 == 2)[None, :])
+    hot = np.sort(rng.choice(hot, 500, replace=False))
+    for _ in range(130):
+        fed.frame(hot[rng.random(500) < 0.5].tolist(), rng.integers(0, 500_000, 5).tolist())
+    assert len(set(fed.found) & set(hot.tolist())) >= 480
+
+
 def test_hot_pixels_are_found_among_frames_with_crystals_in_other_places() -> None:
     fed, rng = Fed(), np.random.default_rng(4)
     for _ in range(400):
