@@ -266,7 +266,7 @@ class Detector:
 @pytest.mark.parametrize("background", [0.0005, 0.02, 0.3])
 def test_simulated_hot_and_flickering_pixels_are_found_and_no_others(background: float) -> None:
     detector = Detector(PLAN, background, Artefacts(hot_pixels=12, flickering_pixels=12, cosmics=0.2))
-    for _ in range(400):
+    for _ in range(200):
         detector.take(detector.frame())
     found = set(detector.watch.find().pixel.tolist())
     faulty = set(detector.places.hot.tolist()) | set(detector.places.flickering.tolist())
@@ -289,7 +289,7 @@ def test_a_simulated_crystal_stuck_in_every_third_frame_finds_none() -> None:
     spots = np.zeros(SHAPE)
     rng = np.random.default_rng(11)
     spots.reshape(-1)[rng.choice(spots.size, 40, replace=False)] = rng.exponential(8.0, 40)
-    for number in range(450):
+    for number in range(300):
         detector.take(detector.frame(spots if number % 3 == 0 else None))
     found = detector.watch.find()
     assert found.tied > 5

@@ -314,12 +314,22 @@ def test_an_empty_map_is_not_applied(bundle: Bundle) -> None:
         assert run.control.judge.mask is None
 
 
-def test_a_looped_series_of_hits_feeds_nothing(bundle: Bundle) -> None:
+def test_hot_pixels_that_make_every_frame_a_hit_are_found(bundle: Bundle) -> None:
+    script = [start(1, 130), *(image(n, 1, p) for n, p in enumerate(hot_run(130))), end(1)]
+    front, kept = run_front(bundle, script, CascadeSettings(hit_rule=HitRule.PEAKS, min_peaks=1))
+    assert {r.decision for r in kept.results} == {"hit"}
+    found = front.products.hot_pixels(fresh=True)
+    assert found is not None
+    assert np.argwhere(found.mask).tolist() == [[50, 60]]
+
+
+@pytest.mark.parametrize("min_peaks", [3, 100])
+def test_a_looped_series_of_crystals_feeds_nothing(bundle: Bundle, min_peaks: int) -> None:
     frames = [with_spots(water(0.05, seed=n)) for n in range(20)]
     script: list[Any] = []
     for number in range(1, 16):
         script += [start(number, 20), *(image(n, number, p) for n, p in enumerate(frames)), end(number)]
-    front, _ = run_front(bundle, script, CascadeSettings(hit_rule=HitRule.PEAKS, min_peaks=100))
+    front, _ = run_front(bundle, script, CascadeSettings(hit_rule=HitRule.PEAKS, min_peaks=min_peaks))
     found = front.products.hot_pixels(fresh=True)
     assert found is not None
     assert (len(found.pixel), found.frames) == (0, 20)
