@@ -23,9 +23,11 @@ from analyzer.architectures import architecture
 from analyzer.attribute_cascade import AttributeCascade, Feed, Said, Seen
 from analyzer.attribute_model import AttributeModel
 from analyzer.bundle import Bundle
-from analyzer.geometry import Geometry, series_geometry
+from analyzer.frame_peaks import FramePeaks, frame_peaks
+from analyzer.geometry import Geometry
 from analyzer.kernels import CELL
 from analyzer.networks import coarse_profile, profile_features, profile_index
+from analyzer.panels import GivenGeometry, place
 from analyzer.peak_finder import BUILT_IN, Comparison, FinderKind, PeakFinder, compare
 from analyzer.reduction import FramePlan, Reduced, Workspace, make_plan
 from analyzer.results import Decision, FrameResult, HitRule, Peak, Status
@@ -51,8 +53,9 @@ _BEAM_SHARE = 0.05
 class CascadeSettings:
     """How frames are judged. ``threshold`` and ``mask`` override the bundle's and add to the series'.
 
-    ``models`` say further attributes, on the device of the analyser. ``finder`` makes the peaks that are
-    published and that the rules on peaks count; ``shadow`` is compared with it.
+    ``geometry`` is used where it fits a series' images, instead of the header's. ``models`` say further attributes, on
+    the device of the analyser. ``finder`` makes the peaks that are published and that the rules on peaks count;
+    ``shadow`` is compared with it.
     """
 
     hit_rule: HitRule = HitRule.NETWORK
@@ -60,6 +63,7 @@ class CascadeSettings:
     indexable_peaks: int = 10
     threshold: float | None = None
     mask: Validity | None = None
+    geometry: GivenGeometry | None = None
     tags: tuple[str, ...] = ()
     models: tuple[AttributeModel, ...] = ()
     finder: FinderKind = BUILT_IN
@@ -69,11 +73,12 @@ class CascadeSettings:
 @dataclass(slots=True)
 class BatchOutcome:
     """Results of a batch in its order, the radial profiles of its good frames (each
-    (2, bins): photons, pixels), seconds spent in each stage, and how a shadow finder's peaks
-    compare, ``None`` where it failed."""
+    (2, bins): photons, pixels), their peaks, seconds spent in each stage, and how a shadow
+    finder's peaks compare, ``None`` where it failed."""
 
     results: list[FrameResult]
     profiles: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    peaks: list[FramePeaks] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     comparisons: list[Comparison | None] = field(default_factory=list)
 
@@ -135,6 +140,7 @@ class Analyser:
         logits: list[torch.Tensor] = []
         waiting: list[tuple[torch.Tensor, ...]] = []
         profiles: list[npt.NDArray[np.float32]] = []
+        found: list[FramePeaks] = []
         feeds: list[Feed] = []
         said: list[Said] = []
         comparisons: list[Comparison | None] = []
@@ -150,10 +156,11 @@ class Analyser:
             done = time.perf_counter()
             seconds["decode"] += decoded - began
             seconds["reduce"] += done - decoded
-            found = prepared.finder.find(prepared.workspace.pixels, reduced)
+            peaks = prepared.finder.find(prepared.workspace.pixels, reduced)
             if prepared.shadow is not None:
-                comparisons.append(_compare_with_shadow(prepared.shadow, prepared, reduced, found))
-            judged.append((len(results), frame, self._classical(prepared, reduced, found)))
+                comparisons.append(_compare_with_shadow(prepared.shadow, prepared, reduced, peaks))
+            found.append(frame_peaks(prepared.plan, prepared.workspace.pixels, peaks, prepared.workspace.background))
+            judged.append((len(results), frame, self._classical(prepared, reduced, found[-1])))
             results.append(None)
             profiles.append(coarse_profile(reduced.photons, reduced.pixels_counted, prepared.profile_index))
             listed = time.perf_counter()
@@ -182,7 +189,7 @@ class Analyser:
                 judged, probabilities, parameters, said or itertools.repeat(None, len(judged)), strict=True
             ):
                 results[place] = self._result(frame, fields, probability, estimate, more)
-        return BatchOutcome([result for result in results if result is not None], profiles, seconds, comparisons)
+        return BatchOutcome([result for result in results if result is not None], profiles, found, seconds, comparisons)
 
     @torch.inference_mode()
     def estimate(self, profile: npt.NDArray[np.float32]) -> dict[str, Any]:
@@ -223,10 +230,10 @@ class Analyser:
     def _make(self, frame: Frame, shape: tuple[int, int], dtype: np.dtype[Any]) -> _Prepared:
         metadata = frame.series.metadata
         try:
-            validity = series_validity(metadata, shape, frame.channel, self._settings.mask)
+            geometry, mask = place(self._settings.geometry, self._settings.mask, metadata, shape)
+            validity = series_validity(metadata, shape, frame.channel, mask)
         except ValueError as error:
             raise UndecodableImage("size_mismatch", str(error)) from None
-        geometry = series_geometry(metadata, shape)
         top = sentinel(dtype)
         plan = self._plans.get(geometry, validity, min(metadata.saturation_value or top, top - 1))
         workspace = Workspace(plan, dtype)
@@ -250,13 +257,14 @@ class Analyser:
             None if shadow is None else shadow.prepare(plan, dtype, self._device),
         )
 
-    def _classical(self, prepared: _Prepared, reduced: Reduced, found: npt.NDArray[Any]) -> dict[str, Any]:
+    def _classical(self, prepared: _Prepared, reduced: Reduced, found: FramePeaks) -> dict[str, Any]:
         """The part of a result that needs no network; ``found`` are the peaks to publish."""
         plan = prepared.plan
+        q = found.q_per_angstrom
         peaks = [
             Peak(round(float(p["fs"]), 3), round(float(p["ss"]), 3), round(float(p["intensity"]), 3),
-                 round(float(p["snr"]), 3), bool(p["saturated"]))
-            for p in found
+                 round(float(p["snr"]), 3), bool(p["saturated"]), *_spacing(None if q is None else float(q[n])))
+            for n, p in enumerate(found.peaks)
         ]  # fmt: skip
         pixels = max(1.0, float(plan.bin_pixels.sum()))
         flux = reduced.background_photons / pixels / self._bundle.card.reference_background_photons_per_pixel
@@ -264,7 +272,7 @@ class Analyser:
             "peaks": peaks,
             "peak_count": len(peaks),
             "indexable": len(peaks) >= self._settings.indexable_peaks,
-            "resolution_angstrom": _resolution(plan, found),
+            "resolution_angstrom": _resolution(plan, found.radius_px),
             "saturated_pixels": reduced.saturated_pixels,
             "background_photons": round(reduced.background_photons, 3),
             "relative_flux": round(flux, 5),
@@ -400,13 +408,18 @@ def _tags(user_data: Any, wanted: tuple[str, ...]) -> dict[str, Any] | None:
     return kept or None
 
 
-def _resolution(plan: FramePlan, peaks: npt.NDArray[Any]) -> float | None:
+def _spacing(q: float | None) -> tuple[float | None, float | None]:
+    """q in 1/angstrom and d in angstrom as they are published; d of the beam itself is none."""
+    if q is None:
+        return None, None
+    return round(q, 5), round(2 * math.pi / q, 4) if q > 0 else None
+
+
+def _resolution(plan: FramePlan, radius_px: npt.NDArray[np.float64]) -> float | None:
     """Bragg's d at the radius that 95 % of the peaks lie within."""
-    if not len(peaks):
+    if not len(radius_px):
         return None
-    center = plan.geometry
-    radius = np.hypot(peaks["fs"] - center.beam_center_fs, peaks["ss"] - center.beam_center_ss)
-    resolution = center.resolution_angstrom(float(np.quantile(radius, 0.95)))
+    resolution = plan.geometry.resolution_at(float(np.quantile(radius_px, 0.95)))
     return None if resolution is None else round(resolution, 3)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from analyzer.bundle import Bundle
 from analyzer.cascade import Analyser
 from analyzer.front import Forget, Front
+from analyzer.hot_pixels import NAME
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.warm import FrameKind, warm_up
@@ -64,6 +65,7 @@ class Control:
         self.judge = judge
         self.estimator = make(judge)
         self._front, self._make, self._load, self._on_change = front, make, load, on_change
+        self._own_mask = judge.cascade.mask
         self._changing = threading.Lock()
 
     def use_bundle(self, folder: Path) -> Change:
@@ -86,9 +88,34 @@ class Control:
             mask = None if path is None else read_mask(path)
             if mask is not None:
                 self._check_shape(mask, path)
-            old = self.judge
-            new = replace(old, cascade=replace(old.cascade, mask=mask))
-            return self._judge_with(new, "mask", old.mask, new.mask, Forget.EVERYTHING, began)
+            return self._use_masks(mask, None, began)
+
+    def use_hot_pixels(self) -> Change:
+        """Leave out the running hot-pixel map as it stands, frozen, besides what is left out already.
+
+        Raises ``BadMask`` where it is empty, ``Busy``, ``Ending``.
+        """
+        with self._alone() as began:
+            products = self._front.products
+            found = products.hot_pixels(fresh=True)
+            if found is None or not len(found.pixel):
+                seen = 0 if found is None else found.frames
+                raise BadMask(f"{NAME}: the running map has no pixel yet, after {seen} distinct frames")
+            before = products.applied
+            frozen = found.frozen(before if before is None or before.valid.shape == found.shape else None)
+            return self._use_masks(self._own_mask, frozen, began)
+
+    def _use_masks(self, own: Validity | None, hot: Validity | None, began: float) -> Change:
+        """Judge with a user's mask and a frozen map; neither is touched when that fails."""
+        old = self.judge
+        try:
+            mask = own.joined(hot) if own is not None else hot
+        except ValueError as error:
+            raise BadMask(str(error)) from None
+        new = replace(old, cascade=replace(old.cascade, mask=mask))
+        change = self._judge_with(new, "mask", old.mask, new.mask, Forget.EVERYTHING, began)
+        self._own_mask, self._front.products.applied = own, hot
+        return change
 
     def reset(self) -> Change:
         """Begin windows, profiles and what else was gathered anew. Raises ``Busy``, ``Ending``."""

@@ -18,6 +18,7 @@ from typing import Protocol
 from analyzer.attribute_cascade import Unsaid
 from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
 from analyzer.peak_finder import Disagreement
+from analyzer.products import Products
 from analyzer.reduction import suspect_pixels
 from analyzer.results import FrameResult, Status
 from analyzer.running import Running
@@ -127,7 +128,7 @@ _Published = BatchOutcome | SeriesOpened | SeriesUpdated | SeriesClosed | FrameR
 
 
 class Front:
-    """Runs one analysis. ``account`` and ``running`` can be read while it runs.
+    """Runs one analysis. ``account``, ``running`` and ``products`` can be read while it runs.
 
     ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the
     frames of which an attribute says nothing, by attribute and reason.
@@ -144,6 +145,7 @@ class Front:
     ) -> None:
         self.account = Account()
         self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
+        self.products = Products()
         self.source = source
         self.sinks = list(sinks)
         self.hit_outputs = list(hit_outputs)
@@ -348,10 +350,14 @@ class Front:
         elif isinstance(item, FrameResult):
             self._publish_results(BatchOutcome([item]))
         elif isinstance(item, _Reset):
-            (self.running.reset if item.forget == Forget.EVERYTHING else self.running.forget_judgements)()
+            (self._reset if item.forget == Forget.EVERYTHING else self.running.forget_judgements)()
             item.done.set()
         else:
             self._publish_event(item)
+
+    def _reset(self) -> None:
+        self.running.reset()
+        self.products.reset()
 
     def _publish_results(self, outcome: BatchOutcome) -> None:
         began = time.perf_counter()
@@ -362,6 +368,10 @@ class Front:
                 sink.write(results)
             outcome.stage_seconds["publish"] = time.perf_counter() - began
             self.running.add(results, outcome.profiles, outcome.stage_seconds, outcome.comparisons)
+            self.products.add(results, outcome.peaks, outcome.profiles)
+            for seen in outcome.peaks:
+                if unfit := seen.plan.geometry.unfit:
+                    self._warn("geometry", f"geometry: {unfit}; the header's geometry is used instead")
         finally:
             self._settle(results)
 

@@ -47,10 +47,12 @@ class Judge:
     def facts(self) -> dict[str, Any]:
         """What /status says of it."""
         models = {model.attribute.name: model.label for model in self.cascade.models}
+        geometry = self.cascade.geometry
         return {
             "bundle": self.bundle.label,
             "threshold": self.threshold,
             "mask": self.mask,
+            "geometry": None if geometry is None else geometry.name,
             "models": models,
             "peak_finder": self.cascade.finder.name,
         }

@@ -35,17 +35,21 @@ def read_mask(path: Path) -> Validity:
     Raises ``BadMask``.
     """
     name, _, dataset = str(path).partition(":")
-    file = Path(name)
+    return Validity(Path(name).name, (read_flags(Path(name), dataset) == 0).astype(np.uint8))
+
+
+def read_flags(file: Path, dataset: str = "") -> npt.NDArray[Any]:
+    """The values (ss, fs) of a mask, of an ``.npy`` file or of a dataset of an HDF5 file. Raises ``BadMask``."""
+    path = f"{file}:{dataset}" if dataset else str(file)
     try:
         if not file.is_file():
             raise BadMask(f"{path}: no such file; {_WANTED}")
-        mask = _npy(file) if name.endswith(".npy") else _hdf5(file, dataset or DEFAULT_DATASET)
+        return _npy(file) if file.name.endswith(".npy") else _hdf5(file, dataset or DEFAULT_DATASET)
     except BadMask:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, UndecodableImage) as error:
         line = (str(error).splitlines() or [""])[0].strip("'\"")
         raise BadMask(f"{path}: {line}; {_WANTED}") from None
-    return Validity(file.name, (mask == 0).astype(np.uint8))
 
 
 def _npy(path: Path) -> npt.NDArray[Any]:

@@ -64,6 +64,7 @@ class _RunCollector(Collector):
         yield from self._parameters()
         yield from self._times()
         yield from self._disagreement()
+        yield from self._products()
         info = InfoMetricFamily("cxls_build", "Version of the program, its libraries and the model bundle")
         info.add_metric([], self._build)
         yield info
@@ -233,6 +234,21 @@ class _RunCollector(Collector):
         if fraction is not None:
             ratio.add_metric([], 1.0 - fraction)
         yield ratio
+
+    def _products(self) -> Iterator[Metric]:
+        products = self._front.products
+        hot = products.hot_pixels()
+        with products.lock:
+            peaks = HistogramMetricFamily("cxls_peaks_per_frame", "Peaks of each image with beam")
+            peaks.add_metric([], products.peaks_per_frame.buckets(), products.peaks_per_frame.sum)
+            saturated, unfit = products.saturated_frames, products.unfit_frames
+        yield peaks
+        yield _counter("cxls_saturated_frames", "Images with saturated pixels", saturated)
+        yield _counter("cxls_geometry_unfit_frames", "Images that the geometry file given is not for", unfit)
+        found = GaugeMetricFamily("cxls_hot_pixels", "Pixels in the running hot-pixel map, applied or not")
+        if hot is not None:
+            found.add_metric([], len(hot.pixel))
+        yield found
 
 
 def _counter(name: str, text: str, value: float) -> CounterMetricFamily:

@@ -42,13 +42,18 @@ class HitRule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """One Bragg peak: centroid as pixel indices (0 is the middle of the first pixel)."""
+    """One Bragg peak: centroid as pixel indices (0 is the middle of the first pixel).
+
+    q = 2 pi / d; both are ``None`` where the geometry has no camera length or no photon energy.
+    """
 
     fs: float
     ss: float
     intensity_photons: float
     snr: float
     saturated: bool
+    q_per_angstrom: float | None = None
+    resolution_angstrom: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,10 +67,8 @@ def zone_of_bins(geometry: Geometry, radial_bins: int) -> npt.NDArray[np.intp]:
 def cell_radius_m(geometry: Geometry) -> npt.NDArray[np.float64]:
     """Radius of the middle of each cell of the map (rows, columns)."""
     rows, columns = (-(-size // CELL) for size in geometry.shape)
-    y = (np.arange(rows) + 0.5) * CELL - 0.5 - geometry.beam_center_ss
-    x = (np.arange(columns) + 0.5) * CELL - 0.5 - geometry.beam_center_fs
-    radius: npt.NDArray[np.float64] = np.hypot(y[:, None], x[None, :]) * geometry.pixel_size_m
-    return radius
+    ss, fs = ((np.arange(size) + 0.5) * CELL - 0.5 for size in (rows, columns))
+    return geometry.radius_px(fs[None, :], ss[:, None]) * geometry.pixel_size_m
 
 
 def zone_of_cells(geometry: Geometry) -> npt.NDArray[np.uint8]:

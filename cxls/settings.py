@@ -212,6 +212,9 @@ class AnalyzeSettings(_Settings):
     model: Several = Field(
         (), description="folder of a single model that says an attribute of each frame; again for more, in this order"
     )
+    geometry: Path | None = Field(
+        None, description="CrystFEL .geom of the detector: panels, bad regions, masks (default: the header's geometry)"
+    )
     mask: Path | None = Field(None, description="extra mask, .npy or HDF5 dataset FILE:PATH, nonzero where bad")
     hit_rule: Literal["network", "peaks", "either", "both"] = Field("network", description="what makes a hit")
     min_peaks: int = Field(5, ge=1, description="peaks that make a hit under the peaks rules")
@@ -251,6 +254,10 @@ class AnalyzeSettings(_Settings):
     hits_queue_mib: int = Field(512, ge=16, description="most hits in memory while the disk is behind, MiB")
     append: bool = Field(False, description="add to existing results; no record is repeated")
     overwrite: bool = Field(False, description="replace existing results")
+    products: Path | None = Field(
+        None,
+        description="keep powder, peakogram, histograms, hot pixels in this folder, every minute and at the end",
+    )
     on_full: OnFull | None = Field(
         None, description="when analysis is behind: drop and count (live), or let the sender wait (files)"
     )
@@ -416,6 +423,7 @@ class CalibrateSettings(_Settings):
     )
     min_peaks: int = Field(5, ge=1, description="peaks that keep no place from which a blank frame is suspect")
     bundle: Path | None = Field(None, description="model bundle folder (default: the one shipped)")
+    geometry: Path | None = Field(None, description="CrystFEL .geom of the detector (default: the header's geometry)")
     mask: Path | None = Field(None, description="extra mask, .npy or HDF5 dataset FILE:PATH, nonzero where bad")
     stream: Literal["auto", "v1", "v2"] = Field("auto", description="protocol of the live stream")
     channel: str | None = Field(None, description="channel to analyse (default: the first threshold)")

@@ -455,7 +455,8 @@ def _continues(first: FileSeries, member: Member) -> bool:
 class FileSource:
     """Series of files, in order, as messages; series ids count from 1, image ids are positions.
 
-    Consecutive single-image files of the same layout and metadata make one series.
+    Consecutive single-image files of the same layout and metadata make one series. ``first`` is what the first file
+    says of the detector.
     """
 
     connected = True
@@ -463,7 +464,9 @@ class FileSource:
     def __init__(self, sources: Sequence[str]) -> None:
         self._files = expand(sources)
         # The first file has to be good, so that a wrong name is refused before anything is written.
-        FileSeries(*self._files[0]).close()
+        first = FileSeries(*self._files[0])
+        self.first = first.metadata
+        first.close()
         self.problems: list[str] = []
         self.exhausted = False
         self._messages = self._run()

@@ -60,6 +60,16 @@ class Validity:
     def pixels(self) -> int:
         return int(self.valid.sum())
 
+    def joined(self, other: "Validity | None") -> "Validity":
+        """What both let count, under both names. Raises ``ValueError`` when they are of different shape."""
+        if other is None:
+            return self
+        if other.valid.shape != self.valid.shape:
+            raise ValueError(
+                f"mask {other.name} is {other.valid.shape}, {self.name} is {self.valid.shape}; give masks of one shape"
+            )
+        return Validity(f"{self.name} + {other.name}", self.valid & other.valid)
+
 
 def layout_of(shape: tuple[int, int]) -> ModuleLayout | None:
     """The detector with this many rows and columns, if it is one we know."""
@@ -84,7 +94,8 @@ def _known_gaps(shape: tuple[int, int]) -> Validity | None:
     return Validity(f"gaps of {layout.name}", valid)
 
 
-def _digest(valid: npt.NDArray[np.uint8]) -> str:
+def digest(valid: npt.NDArray[np.uint8]) -> str:
+    """Eight letters that stand for these pixels."""
     return hashlib.sha256(np.packbits(valid).tobytes()).hexdigest()[:8]
 
 
@@ -103,7 +114,7 @@ def series_validity(
     if mask is not None and mask.shape == shape:
         valid = (mask == 0).astype(np.uint8)
         # A name stands for the pixels it leaves out, wherever they were learnt from.
-        name = known.name if known is not None and np.array_equal(valid, known.valid) else f"stream {_digest(valid)}"
+        name = known.name if known is not None and np.array_equal(valid, known.valid) else f"stream {digest(valid)}"
     elif known is not None:
         valid, name = known.valid, known.name
     else:

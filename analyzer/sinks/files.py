@@ -28,7 +28,7 @@ PART_SECONDS = 2.0
 
 _PEAK = pa.struct(
     [("fs", pa.float32()), ("ss", pa.float32()), ("intensity_photons", pa.float32()), ("snr", pa.float32()),
-     ("saturated", pa.bool_())]
+     ("saturated", pa.bool_()), ("q_per_angstrom", pa.float32()), ("resolution_angstrom", pa.float32())]
 )  # fmt: skip
 _DOUBLES = (
     "start_time", "exposure_s", "received_at", "latency_s", "hit_probability", "resolution_angstrom",

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -52,9 +52,11 @@ class ThresholdRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class MaskRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A mask as ``--mask`` takes it, on the analyser's machine; null: none."""
+    """One of two: ``path``, a mask as ``--mask`` takes it, on the analyser's machine, null for none; or ``mask``, the
+    name of a running map, which is frozen and added."""
 
-    path: PathText | None
+    path: PathText | msgspec.UnsetType | None = msgspec.UNSET
+    mask: Literal["hot-pixels"] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ResetRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -156,7 +158,12 @@ class ControlEndpoints(Collector):
             value = _decoded(body, ThresholdRequest).value
             return lambda: control.use_threshold(value)
         if action == "mask":
-            text = _decoded(body, MaskRequest).path
+            request = _decoded(body, MaskRequest)
+            text = request.path
+            if (text is msgspec.UNSET) == (request.mask is msgspec.UNSET):
+                raise _Refusal(400, "refused", "not the JSON that is wanted here: give either path or mask")
+            if text is msgspec.UNSET:
+                return control.use_hot_pixels
             mask = None if text is None else _path(text)
             return lambda: control.use_mask(mask)
         _decoded(body or b"{}", ResetRequest)

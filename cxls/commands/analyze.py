@@ -32,13 +32,16 @@ from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import make_registry
 from analyzer.peak_finder import BUILT_IN, FinderKind, Peakfinder8Finder
 from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
+from analyzer.product_files import ProductFiles, ProductsExist
 from analyzer.results import HitRule
 from analyzer.sinks import DetachedSink, HitOutput, Sink, open_results
 from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
+from analyzer.web.products import ProductEndpoints
 from analyzer.web.server import View, WebServer, bind
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.indexing import open_broadcast, open_indexing
+from cxls.given_geometry import check_geometry, read_given_geometry
 from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
 from cxls.token_file import read_token
 from streamer.files import FileSource
@@ -103,6 +106,9 @@ class Session:
         self._live = where.live
         # What can be refused is looked at before anything is written or slow.
         self._files = None if where.live else FileSource(sources)
+        cascade = _cascade_settings(settings)
+        if self._files is not None:
+            check_geometry(cascade.geometry, self._files.first)
         token = _read_token(settings, where)
         bound = _bind(where.listen) if where.listen else None
         broadcast = open_broadcast(settings, lambda result: self.front.running.header_of(result.ordinal))
@@ -112,7 +118,7 @@ class Session:
         torch.set_num_threads(1)
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
         models = open_models([Path(folder) for folder in settings.model], device)
-        cascade = replace(_cascade_settings(settings), models=models)
+        cascade = replace(cascade, models=models)
         judge = Judge(bundle, cascade, _read_calibration(settings, bundle.label))
         self.hits = _open_hits(settings)
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
@@ -150,9 +156,11 @@ class Session:
         if indexing is not None:
             indexing.start()
         self._endpoints = ControlEndpoints(self.control, token)
+        self._product_files = _open_products(settings, self.front) if settings.products else None
         self.web: WebServer | None = None
         if bound is not None:
-            self.web = WebServer(bound, self.front, self._view(judge), self._endpoints.routes)
+            routes = [*self._endpoints.routes, *ProductEndpoints(self.front.products).routes]
+            self.web = WebServer(bound, self.front, self._view(judge), routes)
             listening("http", self.web.address)
 
     @property
@@ -173,6 +181,8 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
+        if self._product_files is not None:
+            registry.register(self._product_files)
         for output in self.front.reporting:
             registry.register(output)
         return View(registry, self.running_estimate, judge.facts | {"control": self._endpoints.enabled})
@@ -195,6 +205,8 @@ class Session:
         finally:
             self._done.set()
             talker.join()
+            if self._product_files is not None:
+                self._product_files.close()
             if self.web is not None:
                 self.web.close()
             self.front.source.close()
@@ -271,15 +283,29 @@ def _open_hits(settings: AnalyzeSettings) -> HitFolder | None:
         raise BadSettings(f"--hits {error}") from None
 
 
+def _open_products(settings: AnalyzeSettings, front: Front) -> ProductFiles:
+    assert settings.products is not None
+    try:
+        return ProductFiles(settings.products, front.products, settings.overwrite)
+    except ProductsExist as error:
+        raise BadSettings(f"--products {error}") from None
+    except OSError as error:
+        raise BadSettings(
+            f"--products {settings.products}: {error.strerror or error}; choose a folder that can be written"
+        ) from None
+
+
 def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
     if settings.shadow_finder == settings.peak_finder:
         raise BadSettings(f"--shadow-finder {settings.shadow_finder}: the published peaks are its own; name another")
+    mask = _read_mask(settings.mask) if settings.mask else None
     return CascadeSettings(
         hit_rule=HitRule(settings.hit_rule),
         min_peaks=settings.min_peaks,
         indexable_peaks=settings.indexable_peaks,
         threshold=settings.threshold,
-        mask=_read_mask(settings.mask) if settings.mask else None,
+        mask=mask,
+        geometry=read_given_geometry(settings.geometry, mask),
         tags=tuple(tag.strip() for tag in settings.tags.split(",") if tag.strip()),
         finder=_finder(settings, settings.peak_finder),
         shadow=_finder(settings, settings.shadow_finder) if settings.shadow_finder else None,
@@ -373,6 +399,7 @@ def print_summary(front: Front) -> None:
     nulls = {f"{name} {reason}": count for (name, reason), count in front.nulls.items()}
     for title, counts in (("dropped", account.dropped), ("undecodable", account.undecodable),
                           ("missing", account.missing), ("messages refused", account.invalid),
-                          ("attributes null", nulls)):  # fmt: skip
+                          ("attributes null", nulls),
+                          ("geometry file not for these images", {"frames": front.products.unfit_frames})):  # fmt: skip
         if any(counts.values()):
             click.echo(f"{title}: " + ", ".join(f"{reason} {n}" for reason, n in counts.items() if n))

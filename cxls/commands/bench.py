@@ -15,6 +15,7 @@ BENCHMARKS = {
     "end-to-end": "frames a second, CPU by stage, against OM's peakfinder8",
     "peaks": "peak lists and their cost, against OM's peakfinder8",
     "peakfinder8": "our peakfinder8 against OM's, same parameters and frames, and against truth",
+    "hot-pixels": "the running hot-pixel map: faulty pixels found, and false ones where crystals or frames repeat",
     "hits": "hits found and false hits of a bundle by scenario: flux, water, response, salt, rings, new cells",
     "indexing": "handing hits to indexers, reading their stream, publishing records",
     "hits-to-disk": "what it costs to keep a hit in a file, against packing it anew",

@@ -34,6 +34,7 @@ from analyzer.warm import check_bundle
 from cxls.cli import Failed, Interrupted
 from cxls.figures.calibration import draw_calibration
 from cxls.figures.drawing import house_style, save_png, text_table
+from cxls.given_geometry import check_geometry, read_given_geometry
 from cxls.progress import interruptible_progress
 from cxls.settings import BadSettings, CalibrateSettings, Resolved
 from streamer.account import Account
@@ -60,8 +61,13 @@ def run(resolved: Resolved[CalibrateSettings], source: Sequence[str]) -> None:
     bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
     check_bundle(bundle)
     mask = _given_mask(settings)
+    given = read_given_geometry(settings.geometry, mask)
     live = _is_live(source)
-    blank = _watch(_open(settings, source, live), bundle, mask, settings, live)
+    opened = _open(settings, source, live)
+    if isinstance(opened, FileSource):
+        check_geometry(given, opened.first)
+    cascade = CascadeSettings(mask=mask, geometry=given)
+    blank = _watch(opened, bundle, cascade, settings, live)
     if blank.census is None or len(blank.probabilities) < FEWEST_FRAMES:
         if blank.interrupted is not None:
             raise blank.interrupted
@@ -77,7 +83,7 @@ def run(resolved: Resolved[CalibrateSettings], source: Sequence[str]) -> None:
     if faulty and not unmasked:
         # Their peaks make scores that no run has which leaves them out.
         without = Validity(paths.mask.name, (proposed.flags == 0).astype(np.uint8))
-        again = _watch(_open(settings, source, live), bundle, without, settings, live)
+        again = _watch(_open(settings, source, live), bundle, replace(cascade, mask=without), settings, live)
         unmasked = again.interrupted is not None
         blank = replace(blank, interrupted=again.interrupted) if unmasked else again
     _finish(blank, proposed, unmasked, settings, bundle, source, paths)
@@ -140,6 +146,7 @@ class _BlankRun:
     census: PixelCensus | None = None
     metadata: SeriesMetadata | None = None
     mask: str | None = None
+    unfit: str = ""
     account: Account = field(default_factory=Account)
     interrupted: Interrupted | None = None
 
@@ -157,6 +164,7 @@ class _BlankRun:
             return
         workspace = next(w for w in analyser.workspaces(frame.series) if w.plan.shape == _shape(frame))
         shape = workspace.plan.shape
+        self.unfit = self.unfit or workspace.plan.geometry.unfit
         if self.census is None:
             self.census, self.metadata, self.mask = PixelCensus(shape), frame.series.metadata, result.mask
         elif self.census.shape != shape:
@@ -174,9 +182,11 @@ def _shape(frame: Frame) -> Any:
     return getattr(frame.image, "shape", None)
 
 
-def _watch(source: Source, bundle: Bundle, mask: Validity | None, settings: CalibrateSettings, live: bool) -> _BlankRun:
+def _watch(
+    source: Source, bundle: Bundle, cascade: CascadeSettings, settings: CalibrateSettings, live: bool
+) -> _BlankRun:
     """Judge frames until there are enough or no more; a signal ends it with those so far."""
-    blank, analyser = _BlankRun(), Analyser(bundle, CascadeSettings(mask=mask))
+    blank, analyser = _BlankRun(), Analyser(bundle, cascade)
     most = settings.frames or (LIVE_FRAMES if live else None)
     try:
         with interruptible_progress("calibrating", "blank frames") as after_frame:
@@ -275,6 +285,8 @@ def _warnings(
     prior: float,
 ) -> list[str]:
     said = []
+    if blank.unfit:
+        said.append(f"geometry: {blank.unfit}; the header's geometry was used instead")
     frames = len(blank.probabilities)
     if not chosen.supported:
         said.append(

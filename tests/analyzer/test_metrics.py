@@ -41,6 +41,9 @@ WITHOUT_LABELS = (
     "cxls_frames_received_total",
     "cxls_receive_to_result_seconds_count",
     "cxls_build_info",
+    "cxls_peaks_per_frame_count",
+    "cxls_saturated_frames_total",
+    "cxls_geometry_unfit_frames_total",
 )
 WITH_DATA = {
     "cxls_hit_ratio": {("100",), ("1000",)},
@@ -48,6 +51,7 @@ WITH_DATA = {
     "cxls_hit_ratio_corrected": {(b, w) for w in ("100", "1000") for b in ("estimate", "low", "high")},
     "cxls_hit_ratio_expected": {(b, w) for w in ("100", "1000") for b in ("estimate", "low", "high")},
     "cxls_relative_flux_ratio": {()},
+    "cxls_hot_pixels": {()},
 }
 
 
@@ -143,6 +147,9 @@ def test_the_counts_are_those_of_the_account(bundle: Bundle) -> None:
     assert samples["cxls_receive_to_result_seconds_count"][()] == 27
     assert samples["cxls_queue_frames"] == {("frames",): 0, ("results",): 0}
     assert samples["cxls_series_begun_total"][()] == 2
+    # Those without beam have no peaks to count.
+    assert samples["cxls_peaks_per_frame_count"][()] == 24
+    assert samples["cxls_saturated_frames_total"][()] == 0
 
 
 @pytest.mark.parametrize("stage", ["decode", "reduce", "infer", "peaks", "publish"])

@@ -52,7 +52,10 @@ def test_a_record_has_every_field_and_reads_back_as_written(tmp_path: Path, suff
     sink.close()
     good, bad = read(path)
     assert tuple(good) == tuple(bad) == RECORD_FIELDS
-    assert good["peaks"][2] == {"fs": 3.0, "ss": 5.0, "intensity_photons": 20.0, "snr": 4.0, "saturated": False}
+    assert good["peaks"][2] == {
+        "fs": 3.0, "ss": 5.0, "intensity_photons": 20.0, "snr": 4.0, "saturated": False,
+        "q_per_angstrom": None, "resolution_angstrom": None,
+    }  # fmt: skip
     assert (good["status"], good["decision"], good["hit_rule"], good["hit"]) == ("ok", "hit", "network", True)
     assert (bad["status"], bad["hit"], bad["peaks"], bad["bundle"]) == ("undecodable", None, None, None)
 

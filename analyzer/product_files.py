@@ -1,0 +1,142 @@
+"""A run's products in a folder: one HDF5 file, the hot-pixel masks and the pictures.
+
+Written every minute and at the end, in a thread of its own, each file by renaming it into place when it is complete. A
+fault costs one writing: it is counted, said once a minute at most, and the next writing has it all.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from analyzer.product_arrays import PRODUCTS, edges_of, facts_of, geometry_of
+from analyzer.product_figures import FIGURES, draw
+from analyzer.products import Products, Snapshot
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 60.0
+CLOSE_S = 60.0
+"""How long the end of a run waits for the last writing."""
+
+HDF5 = "products.h5"
+
+
+class ProductsExist(ValueError):
+    """A folder that holds products already: one line with what to do."""
+
+
+class ProductFiles(Collector):
+    """Keeps the products of a run in ``folder``.
+
+    Raises ``ProductsExist`` for a folder that has some, unless ``overwrite``, and ``OSError`` for one that cannot be
+    written to.
+    """
+
+    def __init__(self, folder: Path, products: Products, overwrite: bool = False, every_s: float = EVERY_S) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / HDF5).exists() and not overwrite:
+            raise ProductsExist(f"{folder}: holds products already; use --overwrite or another folder")
+        probe = folder / f".{HDF5}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
+        self.folder = folder
+        self.failed = 0
+        self._products, self._every_s = products, every_s
+        self._written = -1
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="products", daemon=True)
+        self._thread.start()
+
+    def collect(self) -> Iterator[Metric]:
+        """``cxls_products_unwritten_total``."""
+        yield CounterMetricFamily(
+            "cxls_products_unwritten", "Times that a run's products could not be written", value=self.failed
+        )
+
+    def close(self) -> None:
+        """Write what there is at the end of the run."""
+        self._over.set()
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            self.failed += 1
+            log.error("products: %s was not written in %.0f s", self.folder, CLOSE_S)
+
+    def _run(self) -> None:
+        while not self._over.wait(self._every_s):
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        products = self._products
+        added = products.added
+        if added == self._written:
+            return
+        if self._over.is_set():
+            products.hot_pixels(fresh=True)
+        snapshot = products.snapshot()
+        if snapshot is None:
+            return
+        try:
+            self._files(snapshot)
+        except Exception as error:
+            # Whatever is wrong with the disk or a picture, the run goes on.
+            self.failed += 1
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            log.warning("products: %s could not be written: %s", self.folder, " ".join(str(why).split()))
+        else:
+            self._written = added
+
+    def _files(self, snapshot: Snapshot) -> None:
+        self._place(HDF5, lambda path: _write_hdf5(path, snapshot))
+        masks = {"hot_pixels.npy": snapshot.hot_pixels.mask}
+        if (applied := self._products.applied) is not None:
+            masks[applied.name] = (applied.valid == 0).astype(np.uint8)
+        for name, mask in masks.items():
+            self._place(name, lambda path, mask=mask: _save(path, mask))
+        for name in FIGURES:
+            self._place(f"{name}.png", lambda path, name=name: path.write_bytes(draw(name, snapshot)))
+
+    def _place(self, name: str, write: Any) -> None:
+        temporary = self.folder / f".{name}.tmp"
+        try:
+            write(temporary)
+            os.replace(temporary, self.folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
+
+
+def _write_hdf5(path: Path, snapshot: Snapshot) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        file.attrs["saturated_frames"] = snapshot.saturated_frames
+        for decision, frames in snapshot.frames.items():
+            file.attrs[f"frames_{decision}"] = frames
+        geometry = file.create_group("geometry")
+        geometry.attrs.update(
+            {key: value for key, value in geometry_of(snapshot.geometry).items() if value is not None}
+        )
+        for name, product in PRODUCTS.items():
+            group = file.create_group(name)
+            group.attrs.update({"text": product.text, "axes": list(product.axes), **facts_of(name, snapshot)})
+            data = group.create_dataset("data", data=product.take(snapshot), compression="gzip", compression_opts=1)
+            data.attrs["units"] = product.unit
+            for key, edges in edges_of(name, snapshot).items():
+                group[key] = edges
+        hot = snapshot.hot_pixels
+        ss, fs = np.divmod(hot.pixel, hot.shape[1])
+        for key, values in (("fs", fs), ("ss", ss), ("firings", hot.firings)):
+            file["hot_pixels"][key] = values
