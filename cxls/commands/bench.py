@@ -14,6 +14,7 @@ BENCHMARKS = {
     "memory": "a source that outruns the analysis: memory stays bounded, every image is accounted for",
     "end-to-end": "frames a second, CPU by stage, against OM's peakfinder8",
     "peaks": "peak lists and their cost, against OM's peakfinder8",
+    "spots": "where peaks stand and what they weigh, against the twin's truth and what photons allow",
     "peakfinder8": "our peakfinder8 against OM's, same parameters and frames, and against truth",
     "hot-pixels": "the running hot-pixel map: faulty pixels found, and false ones where crystals or frames repeat",
     "hits": "hits found and false hits of a bundle by scenario: flux, water, response, salt, rings, new cells",
