@@ -10,7 +10,8 @@ and its largest value in each 8 x 8 cell makes a map, so that a single bright pi
 reduction; what supports a pixel, the eight around it, tells a spot from a hot pixel, and that of
 the cell as a whole gathers streaks and spots too weak to hold two photons side by side. The
 network sees how many cells are how significant at which radius, what all windows at that radius together say of spots,
-and the strongest cells one by one.
+and the strongest cells one by one. Peaks are among the pixels that are surprising on any scale; what decides is how
+much likelier the counts around one are with a spot than without (``analyzer.spots``).
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ right when they change; the beam centre stands in the file and does not.
 import logging
 from pathlib import Path
 
+from analyzer.coordinates import Convention, in_convention
 from analyzer.geometry import series_geometry
 from analyzer.indexing.packing import DISTANCE_KEY, ENERGY_KEY, IMAGE_KEY, PEAKS_KEY
 from streamer.frames import Frame
@@ -26,8 +27,8 @@ def live_geometry(metadata: SeriesMetadata, shape: tuple[int, int]) -> DetectorG
     Energy and camera length are left to the messages, and out where the header has none.
     """
     geometry = series_geometry(metadata, shape)
-    # Index-based here, edge-based in CrystFEL: a corner is half a pixel before its pixel's middle.
-    center_x, center_y = geometry.beam_center_fs + 0.5, geometry.beam_center_ss + 0.5
+    center_x = in_convention(geometry.beam_center_fs, Convention.EDGES)
+    center_y = in_convention(geometry.beam_center_ss, Convention.EDGES)
     panels = [
         Panel(
             name,

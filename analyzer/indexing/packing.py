@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from analyzer.coordinates import Convention, in_convention
 from analyzer.indexing.hits import WaitingHit
 from streamer.decoding import check_size, decode
 from streamer.frames import Frame
@@ -40,8 +41,8 @@ def _message(hit: WaitingHit, pixels: npt.NDArray[np.float32] | None) -> dict[st
     peaks = result.peaks or []
     message: dict[str, Any] = {
         PEAKS_KEY: {
-            "fs": [float(peak.fs) for peak in peaks],
-            "ss": [float(peak.ss) for peak in peaks],
+            "fs": [in_convention(float(peak.fs), Convention.CRYSTFEL_PEAKS) for peak in peaks],
+            "ss": [in_convention(float(peak.ss), Convention.CRYSTFEL_PEAKS) for peak in peaks],
             "intensity": [float(peak.intensity_photons) for peak in peaks],
             "snr": [float(peak.snr) for peak in peaks],
             "num_peaks": len(peaks),

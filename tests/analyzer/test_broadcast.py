@@ -93,6 +93,7 @@ def test_a_record_comes_whole_with_its_schema() -> None:
         assert message["record"] == plain
         assert message["record"]["peaks"][1] == {
             "fs": 7.0, "ss": 8.5, "intensity_photons": 60.0, "snr": 9.0, "saturated": True,
+            "q_per_angstrom": None, "resolution_angstrom": None,
         }  # fmt: skip
 
 

@@ -45,12 +45,12 @@ def test_photons_that_draw_the_centroid_away_leave_the_pixel_where_it_is() -> No
     assert at(found) == {(20, 20): True}
 
 
-def test_at_the_edge_and_beside_masked_pixels_only_what_is_there_counts() -> None:
+def test_at_the_edge_and_near_masked_pixels_only_what_is_there_counts() -> None:
     pixels = np.zeros((61, 75), "u2")
     valid = np.ones((61, 75), np.uint8)
     pixels[0, 0] = pixels[60, 74] = pixels[30, 30] = 40
-    valid[30, 31], pixels[30, 31] = 0, 500
-    pixels[10, 10], pixels[10, 11] = 40, 65535  # the sentinel is no light
+    valid[30, 32], pixels[30, 32] = 0, 500
+    pixels[10, 10], pixels[10, 12] = 40, 65535  # the sentinel is no light
     found = at(seen(pixels, valid=valid))
     assert found == {(0, 0): True, (60, 74): True, (30, 30): True, (10, 10): True}
 

@@ -29,7 +29,8 @@ def test_help_teaches_with_an_example(command: str) -> None:
 def test_the_settings_of_every_command_are_shown() -> None:
     shown = cxls("config", "show").stdout
     assert [line for line in shown.splitlines() if line.startswith("# cxls data")] == [
-        f"# cxls data {name}" for name in ("check", "counts", "label", "overlay", "make-tree", "split", "export-tree")
+        f"# cxls data {name}"
+        for name in ("check", "counts", "label", "overlay", "make-tree", "split", "export-tree", "recover")
     ]
 
 
