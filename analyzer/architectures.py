@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 
 from analyzer.networks import HitNetwork, ParameterNetwork
+from analyzer.peak_network import PeakNetwork
+from analyzer.peak_tiles import CHANNELS, FACTS, TILE
 from analyzer.plugins import find, known_names
 
 GROUP = "cxls.networks"
@@ -43,6 +45,11 @@ class Architecture:
 OWN: dict[str, Architecture] = {
     "hit-zones-and-cells": Architecture(build=HitNetwork, inputs=("zones", "cells", "header")),
     "parameters-radial-profile": Architecture(build=ParameterNetwork, inputs=("profile",)),
+    "peaks-heat-tiles": Architecture(
+        build=PeakNetwork,
+        inputs=("tiles", "tile_facts"),
+        shapes={"tiles": (CHANNELS, TILE, TILE), "tile_facts": (FACTS,)},
+    ),
 }
 
 
