@@ -59,7 +59,7 @@ def _root(counts: float, expected: float) -> float:
 _FLAT_U8, _I32 = types.Array(types.uint8, 1, "C"), types.Array(types.int32, 1, "C")
 _BINS, _F64 = types.Array(types.uint16, 1, "C"), types.Array(types.float64, 1, "C")
 _MAP = types.Array(types.float32, 3, "C")
-_SHAPE = numba.typeof((1, 1))
+_SHAPE: Any = types.Tuple((types.int64, types.int64))  # type: ignore[no-untyped-call]
 _KINDS = (types.uint8, types.uint16, types.uint32)
 
 
@@ -147,14 +147,16 @@ def choose_tiles(
         marked[cell] = 0
         if chosen == limit:
             continue
-        tiles[chosen] = cell
-        chosen += 1
-        row, column = cell // across, cell % across
+        row, column, area = cell // across, cell % across, 0
         for y in range(row * CELL, min(rows, (row + 1) * CELL)):
             for x in range(column * CELL, min(columns, (column + 1) * CELL)):
                 i = y * columns + x
                 if inside[i] and pixels[i] != top:
+                    area += 1
                     most = max(most, float(pixels[i]))
+        if area > 0:
+            tiles[chosen] = cell
+            chosen += 1
     frame_facts[0], frame_facts[1], frame_facts[2] = strong, chosen, most
     return chosen
 
@@ -261,7 +263,7 @@ def list_maxima(
                         earlier = dy < 0 or (dy == 0 and dx < 0)
                         if theirs > logit or (theirs == logit and earlier):
                             highest = False
-                if highest:
+                if highest and math.isfinite(outputs[t, 1, y, x]) and math.isfinite(outputs[t, 2, y, x]):
                     middle = 0.5 * (STRIDE - 1)
                     maxima[found, 0] = STRIDE * (column0 + x + outputs[t, 1, y, x]) + middle
                     maxima[found, 1] = STRIDE * (row0 + y + outputs[t, 2, y, x]) + middle

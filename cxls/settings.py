@@ -411,6 +411,10 @@ class BenchSettings(_Settings):
     json_file: Path | None = Field(None, description="write the figures here as JSON too")
     bundle: Path | None = Field(None, description="bundle that hits judges with (default: the one shipped)")
     scenarios: str = Field("", description="scenarios of hits, with commas (default: all)")
+    series: Several = Field(
+        (),
+        description="series with truth for peak-finders, --frames of each; again for more (default: simulated shots)",
+    )
     work: Path = Field(Path("runs/shots"), description="folder for simulated shots, used again when there")
 
 

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "memory": "a source that outruns the analysis: memory stays bounded, every image is accounted for",
     "end-to-end": "frames a second, CPU by stage, against OM's peakfinder8",
     "peaks": "peak lists and their cost, against OM's peakfinder8",
+    "peak-finders": "the learned peak finder of a bundle beside the classical one: recall, false peaks, places, cost",
     "hits": "hits found and false hits of a bundle by scenario: flux, water, response, salt, rings, new cells",
     "simulate": "CPU a simulated frame, and training inputs a second, beside pattern_sim's figures",
 }

@@ -108,7 +108,7 @@ def cut_tiles(recipe: TileRecipe, seed: int, shard: int) -> TileSet:
         spots, across = shot.truth.spots, shot.reduced.significance.shape[2]
         targets = targets_of(spots.fs, spots.ss, spots.counts, tiler.cells[:count], across)
         order = np.random.default_rng((seed, shot.number)).permutation(count)
-        with_spot = targets.spot.reshape(count, -1).any(1)[order]
+        with_spot = targets.spot[order].any((1, 2))
         drawn = np.concatenate([order[with_spot][: recipe.spots_per_shot], order[~with_spot][: recipe.others_per_shot]])
         whole = TileSet(inputs[:count].astype(np.float16), facts[:count], targets, np.full(count, shot.number))
         parts.append(take(whole, np.sort(drawn)))
