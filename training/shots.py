@@ -30,8 +30,7 @@ from sim_replay.diffraction import Sample, TooWideError
 from sim_replay.distractors import Distractors
 from sim_replay.response import Response
 from sim_replay.scene import Scene
-from sim_replay.shots import Buffers, frame_rng, simulate_shot
-from sim_replay.truth import ShotTruth
+from sim_replay.shots import Buffers, Shot, frame_rng, simulate_shot
 from streamer.messages import SeriesMetadata
 from streamer.validity import series_validity
 
@@ -328,7 +327,10 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> ShotSet:
     buffers = Buffers(detector)
     for group in range(recipe.groups_per_shard):
         number = shard * recipe.groups_per_shard + group
-        for member, (shot_scene, truth, workspace) in enumerate(group_shots(recipe, seed, number, detector, buffers)):
+        for member, (shot_scene, made_shot, workspace) in enumerate(
+            group_shots(recipe, seed, number, detector, buffers)
+        ):
+            truth = made_shot.truth
             place = group * recipe.shots_per_group + member
             workspace.reduce()
             made.zones[place], made.cells[place] = workspace.zones, workspace.cells
@@ -349,7 +351,7 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> ShotSet:
 
 def group_shots(
     recipe: ShotRecipe, seed: int, number: int, detector: Detector, buffers: Buffers
-) -> Iterator[tuple[Scene, ShotTruth, Workspace]]:
+) -> Iterator[tuple[Scene, Shot, Workspace]]:
     """The shots of group ``number`` of a seed, one after another, in the workspace that they share, not yet reduced."""
     rng = frame_rng(seed, number)
     scene = draw_group(recipe, detector, rng)
@@ -360,14 +362,14 @@ def group_shots(
     for member in range(recipe.shots_per_group):
         if recipe.matched:
             rng = frame_rng(seed, _MATCHED + number * recipe.shots_per_group + member)
-        shot_scene, truth = _simulate(recipe, scene, rng, fixed, buffers, workspace, pixel_spots)
-        yield shot_scene, truth, workspace
+        shot_scene, made = _simulate(recipe, scene, rng, fixed, buffers, workspace, pixel_spots)
+        yield shot_scene, made, workspace
 
 
 def _simulate(
     recipe: ShotRecipe, scene: Scene, rng: np.random.Generator, fixed: FixedPixels, buffers: Buffers,
     workspace: Workspace, pixel_spots: bool,
-) -> tuple[Scene, ShotTruth]:  # fmt: skip
+) -> tuple[Scene, Shot]:  # fmt: skip
     """A shot of the group where the reduction reads it: no frame is copied, compressed or stored."""
     for _ in range(_MOST_TRIES):
         shot = draw_shot(recipe, scene, rng)
@@ -375,7 +377,7 @@ def _simulate(
             made = simulate_shot(shot, rng, fixed=fixed, buffers=buffers, out=workspace.pixels, pixel_spots=pixel_spots)
         except TooWideError:
             continue  # three crystals of a large cell may be; one is not, and an empty never
-        return shot, made.truth
+        return shot, made
     raise TooWideError
 
 

@@ -17,10 +17,13 @@ from cxls.settings import TrainSettings
 from training.loop.train import Diverged
 from training.make_bundle import table
 from training.peak_finder.make import FinderPlan, make_peaks
+from training.peak_finder.tiles import TileRecipe
 from training.peak_finder.train import FinderRecipe
 
 SHARDS = 40
 """Of 96 shots each, where --shards says nothing."""
+
+TILING = TileRecipe()
 
 
 def run(settings: TrainSettings, shards: int, steps: int | None, base: Callable[[Path], BundleCard]) -> None:
@@ -36,6 +39,7 @@ def run(settings: TrainSettings, shards: int, steps: int | None, base: Callable[
         workers=workers,
         command="cxls " + " ".join(sys.argv[1:]),
         recipe=recipe if steps is None else replace(recipe, steps=steps),
+        tiling=TILING,
     )
     plan.out.mkdir(parents=True, exist_ok=True)
     card = base(plan.out)

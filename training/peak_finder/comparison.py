@@ -9,7 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from training.dataset.series import open_series
 from training.dataset.truth import SPOT_PLACE
 from training.evaluation.facts import read_facts
 from training.evaluation.peak_metrics import Matches, match
+from training.peak_finder.light import Light
 from training.peak_finder.tiles import reduced_shots
 from training.shots import ShotRecipe
 
@@ -50,13 +51,14 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoundPeaks:
-    """Peaks (m, 2) fs, ss of one finder in one frame; surprise (m,), its certainty; beside, on_ring (m,) bool: within
-    6 pixels of an invalid one, within 12 pixels of a powder ring."""
+    """Peaks (m, 2) fs, ss of one finder in one frame; surprise (m,), its certainty; beside, on_ring, lit (m,) bool:
+    within 6 pixels of an invalid one, within 12 pixels of a powder ring, on light of a crystal."""
 
     places: Array
     surprise: Array
     beside: npt.NDArray[np.bool_]
     on_ring: npt.NDArray[np.bool_]
+    lit: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +87,6 @@ class Cost:
     frames: int = 0
     reduce_s: float = 0.0
     learned_s: float = 0.0
-    tiles: int = field(default=0)
 
 
 class Borders:
@@ -119,7 +120,7 @@ def judge_twin(
             places = np.stack([spots.fs, spots.ss], 1).reshape(-1, 2)
             radii = [_ring_radius_px(scene, ring) for ring in truth.rings]
             center = beam_center_px(truth.condition, scene.detector)
-            peaks = _find(finder, shot.workspace, shot.reduced, cost, borders, radii, center)
+            peaks = _find(finder, shot.workspace, shot.reduced, cost, borders, radii, center, shot.light)
             kinds = int(truth.kinds)
             near = borders.near(shot.workspace, _EDGE_PX)
             yield Judged(
@@ -176,14 +177,14 @@ def judge_series(
                     _background(workspace, places),
                     _at(borders.near(workspace, _EDGE_PX), places),
                     _beside_share(workspace, borders),
-                    _find(finder, workspace, reduced, cost, borders, [], (0.0, 0.0)),
+                    _find(finder, workspace, reduced, cost, borders, [], (0.0, 0.0), None),
                 )
                 after_frame(frame + 1, frames)
 
 
 def _find(
     finder: LearnedFinder, workspace: Workspace, reduced: Reduced, cost: Cost, borders: Borders,
-    radii: Sequence[float], center: tuple[float, float],
+    radii: Sequence[float], center: tuple[float, float], light: Light | None,
 ) -> dict[str, FoundPeaks]:  # fmt: skip
     classical = reduced.peaks.copy()
     began = time.process_time()
@@ -198,7 +199,8 @@ def _find(
         on_ring = np.zeros(len(places), np.bool_)
         for radius in radii:
             on_ring |= abs(away - radius) <= _RING_PX
-        found[name] = FoundPeaks(places, peaks["surprise"].astype(np.float64), _at(beside, places), on_ring)
+        lit = np.zeros(len(places), np.bool_) if light is None else light.at(places)
+        found[name] = FoundPeaks(places, peaks["surprise"].astype(np.float64), _at(beside, places), on_ring, lit)
     return found
 
 
@@ -242,6 +244,12 @@ class Matched:
     matches: Matches
     kept: FoundPeaks
 
+    @property
+    def false(self) -> npt.NDArray[np.bool_]:
+        """(m,) bool: which of the peaks are false."""
+        wrong: npt.NDArray[np.bool_] = (self.matches.spot_of == -2) & ~self.kept.lit
+        return wrong
+
 
 def matched(frames: Iterable[Judged], finder: str, least_surprise: float = -math.inf) -> list[Matched]:
     """The peaks of a finder that are this sure, matched frame by frame."""
@@ -249,21 +257,21 @@ def matched(frames: Iterable[Judged], finder: str, least_surprise: float = -math
     for frame in frames:
         peaks = frame.peaks[finder]
         sure = peaks.surprise >= least_surprise
-        kept = FoundPeaks(peaks.places[sure], peaks.surprise[sure], peaks.beside[sure], peaks.on_ring[sure])
+        kept = FoundPeaks(*(getattr(peaks, each.name)[sure] for each in fields(FoundPeaks)))
         made.append(Matched(frame, match(kept.places, frame.spots, frame.counts), kept))
     return made
 
 
 def false_peaks(some: Sequence[Matched]) -> int:
-    return sum(int((each.matches.spot_of == -2).sum()) for each in some)
+    return sum(int(each.false.sum()) for each in some)
 
 
 def threshold_for(frames: Sequence[Judged], finder: str, false_a_frame: float) -> float:
     """The least surprise at which clean frames have no more false peaks than this, in the mean."""
     clean = [frame for frame in frames if frame.clean]
-    surprises = np.sort(
-        np.concatenate([[0.0], *(each.kept.surprise[each.matches.spot_of == -2] for each in matched(clean, finder))])
-    )[::-1]
+    surprises = np.sort(np.concatenate([[0.0], *(each.kept.surprise[each.false] for each in matched(clean, finder))]))[
+        ::-1
+    ]
     allowed = int(false_a_frame * len(clean))
     if allowed >= len(surprises):
         return float(surprises[-1])
@@ -338,9 +346,9 @@ def false_rows(sets: Mapping[str, Sequence[Matched]]) -> list[Row]:
         clean = [each for each in some if each.frame.clean]
         rings = [each for each in some if each.frame.ring]
         others = [each for each in some if not each.frame.clean and not each.frame.ring]
-        beside = sum(int((each.kept.beside & (each.matches.spot_of == -2)).sum()) for each in clean)
+        beside = sum(int((each.kept.beside & each.false).sum()) for each in clean)
         share = sum(each.frame.beside_share for each in clean)
-        on_ring = sum(int((each.kept.on_ring & (each.matches.spot_of == -2)).sum()) for each in rings)
+        on_ring = sum(int((each.kept.on_ring & each.false).sum()) for each in rings)
         rows.append({
             "finder": name,
             "clean frames": len(clean),

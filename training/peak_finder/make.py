@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from training.peak_finder.comparison import (
     recall_rows,
     threshold_for,
 )
-from training.peak_finder.tiles import FINDER_SHOTS, TileRecipe, make_tiles
+from training.peak_finder.tiles import TileRecipe, make_tiles
 from training.peak_finder.train import NETWORK, FinderRecipe, Progress, train_finder
 
 WEIGHTS = "peaks.safetensors"
@@ -54,6 +54,7 @@ class FinderPlan:
     workers: int
     command: str
     recipe: FinderRecipe
+    tiling: TileRecipe = field(default_factory=TileRecipe)
 
 
 def make_peaks(
@@ -66,7 +67,7 @@ def make_peaks(
 
     Tiles and the run itself lie in the plan's folder for work: the same call goes on where it was.
     """
-    tiling = TileRecipe()
+    tiling = plan.tiling
     tiles = make_tiles(
         tiling, plan.seed, range(plan.shards), plan.work, plan.workers, lambda n, of: progress(n, of, "shards of tiles")
     )
@@ -105,7 +106,7 @@ def make_peaks(
             "tiles_with_spot": int(tiles.targets.spot.any((1, 2)).sum()),
             "shots": groups * tiling.shots.shots_per_group,
             "seeds": {"training": plan.seed, "validation": plan.seed + 1, "test": plan.seed + 2},
-            "shot_recipe": asdict(FINDER_SHOTS),
+            "shot_recipe": asdict(tiling.shots),
             "recipe": asdict(plan.recipe),
             "history": trained.history,
             "machine": {"device": str(device), "cores": os.cpu_count(), "torch": str(torch.__version__)},

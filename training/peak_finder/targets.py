@@ -1,7 +1,8 @@
 """What the peak network should answer in a tile, from the true spots of the frame.
 
 A heat's target is a Gaussian about the spot it belongs to, exactly 1 in the spot's own heat, so that an answer beside
-it is half right and not wrong. A spot too weak to be told from nothing is neither asked for nor forbidden.
+it is half right and not wrong. A spot too weak to be told from nothing is neither asked for nor forbidden; nor is any
+other light of the crystals that is far from a spot, as the tail of a streak.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ LEAST_COUNTS = 1.5
 
 LEAST_LIGHT = 0.3
 """Spots that count less are no reason to spare a heat: there is nothing."""
+
+_FAR_HEAT = 1e-3
+"""The target three heats, 6 pixels, from a spot."""
 
 _SPARED = 1
 """Heats about a spot between the two that are left out."""
@@ -39,8 +43,13 @@ class Targets:
     left_out: npt.NDArray[np.bool_]
 
 
-def targets_of(fs: Array, ss: Array, counts: Array, cells: npt.NDArray[np.int32], across: int) -> Targets:
-    """Targets of the tiles of these flat cells, ``across`` of which make a row, for spots (n,) at pixel indices."""
+def targets_of(
+    fs: Array, ss: Array, counts: Array, cells: npt.NDArray[np.int32], across: int, lit: npt.NDArray[np.bool_]
+) -> Targets:
+    """Targets of the tiles of these flat cells, ``across`` of which make a row, for spots (n,) at pixel indices.
+
+    lit (T, HEATS, HEATS): which heats stand on light of the crystals.
+    """
     tiles = len(cells)
     shape = (tiles, HEATS, HEATS)
     steps = np.arange(HEATS)
@@ -65,5 +74,6 @@ def targets_of(fs: Array, ss: Array, counts: Array, cells: npt.NDArray[np.int32]
         made.spot[own] = True
         made.offsets[:, 0][own], made.offsets[:, 1][own] = x - own_column, y - own_row
         made.log_counts[own] = np.log(counts[n])
+    made.left_out[lit & (made.heat < _FAR_HEAT)] = True
     made.left_out[made.spot] = False
     return made

@@ -22,8 +22,12 @@ from sim_replay.detector import eiger2_4m
 from sim_replay.scene import Scene
 from sim_replay.shots import Buffers
 from sim_replay.truth import ShotTruth
+from training.peak_finder.light import Light
 from training.peak_finder.targets import Targets, targets_of
 from training.shots import ShotRecipe, group_shots, run_shards
+
+_FORMAT = 2
+"""Of what is cut from a shot; to be raised when inputs or targets change, so that old shards are not taken for new."""
 
 TILE_THRESHOLD = 11.0
 """From this significance a cell is looked at: on a 4M frame of water some twenty are, by chance."""
@@ -59,7 +63,7 @@ class TileRecipe:
     @property
     def digest(self) -> str:
         """Names the recipe, so that tiles of another one are not taken for its own."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+        return hashlib.sha256(f"{_FORMAT} {self!r}".encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,23 +80,26 @@ class TileSet:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shot:
-    """A reduced shot; workspace and reduced are valid until the next one. number: of the shot among its seed's."""
+class ReducedShot:
+    """A reduced shot, ``number`` among its seed's; light, workspace and reduced are valid until the next one."""
 
     number: int
     scene: Scene
     truth: ShotTruth
+    light: Light
     workspace: Workspace
     reduced: Reduced
 
 
-def reduced_shots(recipe: ShotRecipe, seed: int, groups: range) -> Iterator[Shot]:
+def reduced_shots(recipe: ShotRecipe, seed: int, groups: range) -> Iterator[ReducedShot]:
     """The shots of these groups of a seed."""
     detector = eiger2_4m()
-    buffers = Buffers(detector)
+    buffers, light = Buffers(detector), Light(detector.shape)
     for group in groups:
-        for member, (scene, truth, workspace) in enumerate(group_shots(recipe, seed, group, detector, buffers)):
-            yield Shot(group * recipe.shots_per_group + member, scene, truth, workspace, workspace.reduce())
+        for member, (scene, made, workspace) in enumerate(group_shots(recipe, seed, group, detector, buffers)):
+            light.show(made.light)
+            number = group * recipe.shots_per_group + member
+            yield ReducedShot(number, scene, made.truth, light, workspace, workspace.reduce())
 
 
 def cut_tiles(recipe: TileRecipe, seed: int, shard: int) -> TileSet:
@@ -106,7 +113,9 @@ def cut_tiles(recipe: TileRecipe, seed: int, shard: int) -> TileSet:
         count = tiler.choose(shot.workspace, shot.reduced)
         tiler.fill(shot.workspace, shot.reduced, 0, count, inputs, facts)
         spots, across = shot.truth.spots, shot.reduced.significance.shape[2]
-        targets = targets_of(spots.fs, spots.ss, spots.counts, tiler.cells[:count], across)
+        cells = tiler.cells[:count]
+        lit = shot.light.at_heats(cells, across)
+        targets = targets_of(spots.fs, spots.ss, spots.counts, cells, across, lit)
         order = np.random.default_rng((seed, shot.number)).permutation(count)
         with_spot = targets.spot[order].any((1, 2))
         drawn = np.concatenate([order[with_spot][: recipe.spots_per_shot], order[~with_spot][: recipe.others_per_shot]])

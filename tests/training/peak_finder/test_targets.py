@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from analyzer.peak_tiles import HEATS
@@ -11,9 +12,12 @@ from training.peak_finder.targets import SIGMA, Targets, targets_of
 ACROSS = 10
 
 
-def targets(*spots: tuple[float, float, float], cells: tuple[int, ...] = (22,)) -> Targets:
+def targets(
+    *spots: tuple[float, float, float], cells: tuple[int, ...] = (22,), lit: npt.NDArray[np.bool_] | None = None
+) -> Targets:
     fs, ss, counts = (np.array([spot[k] for spot in spots], np.float64) for k in range(3))
-    return targets_of(fs, ss, counts, np.array(cells, np.int32), ACROSS)
+    dark = np.zeros((len(cells), HEATS, HEATS), np.bool_) if lit is None else lit
+    return targets_of(fs, ss, counts, np.array(cells, np.int32), ACROSS, dark)
 
 
 def test_the_spots_own_heat_is_exactly_one_and_a_gaussian_lies_about_it() -> None:
@@ -64,6 +68,14 @@ def test_of_two_spots_in_one_heat_the_brighter_is_asked_for() -> None:
         made = targets(*[(20.2, 18.5, 5.0), (20.8, 18.5, 50.0)][::order])
         assert made.log_counts[0, 1, 2] == pytest.approx(math.log(50.0))
         assert made.offsets[0, 0, 1, 2] == pytest.approx(0.15)
+
+
+def test_light_far_from_any_spot_is_left_out_and_beside_one_is_not() -> None:
+    lit = np.ones((2, HEATS, HEATS), np.bool_)
+    made = targets((16.5, 16.5, 9.0), cells=(22, 27), lit=lit)
+    assert made.left_out[1].all()
+    assert not made.left_out[0, :2, :2].any()
+    assert made.left_out[0, 3, 3]
 
 
 def test_without_spots_nothing_is_asked_for() -> None:
