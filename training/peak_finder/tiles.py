@@ -40,14 +40,20 @@ FINDER_SHOTS = ShotRecipe(
     one_per_pulse_fraction=0.3,
     retrigger_fraction=0.15,
     artefacts_fraction=0.25,
-    salt=0.06,
+    crystal_size_m=(3e-6, 20e-6),
+    sharp_fraction=0.6,
+    pixel_fraction=0.6,
+    salt=0.03,
     ice=0.04,
     lipid=0.03,
     polymer=0.05,
     no_beam=0.0,
     hit_fraction=0.8,
 )
-"""Shots to learn peaks from: any flux, water and response, one frame of four on a detector with faults."""
+"""Shots to learn peaks from: any flux, water and response, one frame of four on a detector with faults.
+
+More spots of one pixel than the hit network is shown: what tells them from hot pixels is how many there are.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

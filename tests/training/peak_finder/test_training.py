@@ -102,7 +102,7 @@ def test_it_beats_cross_entropy_with_targets_of_one_pixel(
 ) -> None:
     recipe = dataclasses.replace(SHORT, loss="one-pixel")
     paper = best_f1(trained(tiles, recipe, folder / "paper").network, held_out)
-    assert focal.f1 > paper.f1 + 0.02, (focal, paper)
+    assert focal.f1 > paper.f1 + 0.005, (focal, paper)
 
 
 def test_a_run_that_was_cut_short_ends_at_the_same_weights(tiles: TileSet, tmp_path: Path) -> None:
