@@ -31,6 +31,9 @@ Progress = Callable[[int, int, str], None]
 class FinderRecipe:
     """Hyper-parameters. averaging: of the weights that are kept, over about 1 / (1 - averaging) steps.
 
+    least_counts: spots expected to count less are not asked for; nor are they forbidden, as their target is 1. What two
+    or three counts are is a matter of how many faint spots there are, which differs from crystal to crystal: a network
+    that learns it from ours gives false peaks on others.
     loss: focal, or one-pixel, what the 2024 paper trained with, to be compared with.
     """
 
@@ -43,6 +46,7 @@ class FinderRecipe:
     averaging: float = 0.999
     place_weight: float = 1.0
     brightness_weight: float = 0.1
+    least_counts: float = 3.0
     loss: Literal["focal", "one-pixel"] = "focal"
     seed: int = 1
 
@@ -175,5 +179,6 @@ def _drawn(tiles: TileSet, recipe: FinderRecipe, step: int, device: torch.device
     if swap:
         maps = [each.transpose(-1, -2) for each in maps]
         offset_fs, offset_ss = offset_ss.transpose(-1, -2), offset_fs.transpose(-1, -2)
-    wanted = Wanted(maps[1], torch.stack([offset_fs, offset_ss], 1), maps[3], maps[4], maps[5])
+    asked = maps[4] & (maps[3] >= math.log(recipe.least_counts))
+    wanted = Wanted(maps[1], torch.stack([offset_fs, offset_ss], 1), maps[3], asked, maps[5])
     return maps[0].contiguous(), torch.from_numpy(tiles.facts[places]).to(device), wanted

@@ -54,6 +54,13 @@ def test_a_heat_left_out_costs_nothing_whatever_is_said() -> None:
     assert float(one) == float(other)
 
 
+def test_a_spot_that_is_not_asked_for_costs_nothing_whatever_is_said() -> None:
+    heat = torch.tensor([[[1.0, 0.0]]])
+    none = torch.zeros_like(heat, dtype=torch.bool)
+    one, other = (focal_heat_loss(torch.tensor([[[said, -3.0]]]), wanted(heat, none)) for said in (-9.0, 9.0))
+    assert float(one) == float(other)
+
+
 @pytest.mark.parametrize("far", [80.0, -80.0])
 def test_sure_answers_have_finite_losses_and_gradients(far: float) -> None:
     logits = torch.full((1, 2, 2), far, requires_grad=True)
