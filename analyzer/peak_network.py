@@ -8,10 +8,15 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from analyzer.peak_tiles import CHANNELS, FACTS, OUTPUTS, STRIDE
+from analyzer.peak_tiles import CHANNELS, FACTS, MARGIN, OUTPUTS, STRIDE
 
-FIRST_LOGIT = -4.6
-"""Where an untrained heat stands: a spot in a hundred. From one in two the first steps would only unlearn that."""
+FIRST_LOGIT = -1.0
+FIRST_SLOPE = 4.0
+"""What windows of counts say is where the network starts from; it learns what to make of it."""
+
+_EVEN_ROOT, _SURE_ROOT = 1.5, 3.0
+"""Roots of the deviance over 4, as in the tiles: at six standard deviations chance gives a 4M frame a hundredth of a
+peak, and above twelve more of them say nothing new."""
 
 _LARGEST_OFFSET = 1.0
 
@@ -20,8 +25,9 @@ class PeakNetwork(nn.Module):
     """Heat, place and brightness of spots in tiles.
 
     In: tiles (B, CHANNELS, TILE, TILE) and facts (B, FACTS) as ``peak_tiles.fill_tiles`` makes them. Out: (B, OUTPUTS,
-    HEATS, HEATS). No convolution pads, so an answer does not depend on the tile's place in the grid; what the frame is
-    like, its background and how much is in it, scales and shifts the features.
+    HEATS, HEATS). The heat's logit is a line in the larger root of the deviance, of a pixel or of 3 x 3, that lies in
+    its 2 x 2 pixels, and what the convolutions add to it. None of them pads, so an answer does not depend on the tile's
+    place in the grid; what the frame is like, its background and how much is in it, scales and shifts the features.
     """
 
     def __init__(self, widths: tuple[int, int, int, int] = (16, 24, 32, 40), hidden: int = 32) -> None:
@@ -37,6 +43,7 @@ class PeakNetwork(nn.Module):
         with torch.no_grad():
             last.bias.zero_()
             last.bias[0] = FIRST_LOGIT
+        self.slope = nn.Parameter(torch.tensor(FIRST_SLOPE))
 
     def forward(self, tiles: Tensor, facts: Tensor) -> Tensor:
         features = self.unshuffle(tiles)
@@ -49,4 +56,7 @@ class PeakNetwork(nn.Module):
             features = torch.relu(features * (1.0 + scale) + shift)
             start += 2 * width
         out = self.head(features)
-        return torch.cat([out[:, :1], out[:, 1:3].clamp(-_LARGEST_OFFSET, _LARGEST_OFFSET), out[:, 3:]], 1)
+        middle = tiles[:, 1:3, MARGIN:-MARGIN, MARGIN:-MARGIN].amax(1, keepdim=True)
+        root = nn.functional.max_pool2d(middle, STRIDE).clamp(max=_SURE_ROOT)
+        heat = out[:, :1] + self.slope * (root - _EVEN_ROOT)
+        return torch.cat([heat, out[:, 1:3].clamp(-_LARGEST_OFFSET, _LARGEST_OFFSET), out[:, 3:]], 1)

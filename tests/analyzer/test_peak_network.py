@@ -65,6 +65,16 @@ def test_an_untrained_heat_is_low() -> None:
     assert float(heat.max()) < 0.05
 
 
+def test_an_untrained_heat_goes_by_what_windows_of_counts_say() -> None:
+    torch.manual_seed(0)
+    tiles = torch.zeros(1, CHANNELS, TILE, TILE)
+    tiles[0, 2, peak_tiles.MARGIN + 3, peak_tiles.MARGIN + 5] = 2.5  # ten standard deviations
+    with torch.inference_mode():
+        heat = torch.sigmoid(PeakNetwork()(tiles, torch.zeros(1, FACTS))[0, 0])
+    assert divmod(int(heat.argmax()), HEATS) == (1, 2)
+    assert float(heat.max()) > 0.5
+
+
 def test_offsets_never_leave_the_neighbouring_heats() -> None:
     torch.manual_seed(0)
     with torch.inference_mode():
@@ -322,7 +332,7 @@ def test_a_bundle_carries_a_finder(tmp_path: Path) -> None:
     assert not bundle.card.peaks.chosen
     finds = learned_finder(bundle)
     assert finds is not None
-    assert len(finds.find(*reduced(spots(np.zeros((64, 64), "u2"), (30, 30))))) == 0
+    assert finds.find(*reduced(spots(np.zeros((64, 64), "u2"), (30, 30)))).dtype == PEAK_DTYPE
 
 
 def test_a_bundle_without_a_finder_still_loads(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class FinderRecipe:
     averaging: float = 0.999
     place_weight: float = 1.0
     brightness_weight: float = 0.1
-    least_counts: float = 3.0
+    least_counts: float = 4.0
     loss: Literal["focal", "one-pixel"] = "focal"
     seed: int = 1
 
