@@ -35,7 +35,7 @@ from training.peak_finder.train import NETWORK, FinderRecipe, Progress, train_fi
 
 WEIGHTS = "peaks.safetensors"
 
-FALSE_PEAKS_A_FRAME = 0.02
+FALSE_PEAKS_A_FRAME = 0.04
 """In the mean over frames of protein and water, or of water alone, of the validation seed; sets the threshold."""
 
 _VALIDATION_SHARE, _TEST_SHARE = 8, 8

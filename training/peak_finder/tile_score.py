@@ -39,11 +39,15 @@ def heats(network: nn.Module, tiles: TileSet) -> npt.NDArray[np.float32]:
     return found
 
 
-def best_f1(network: nn.Module, tiles: TileSet) -> TileScore:
-    """The score on these tiles, of which at least one has a spot. Heats left out of the targets are neither."""
-    heat, spot = heats(network, tiles), tiles.targets.spot
+def best_f1(network: nn.Module, tiles: TileSet, least_counts: float = 4.0) -> TileScore:
+    """The score on these tiles, of which at least one has a spot of so many counts.
+
+    Heats left out of the targets, and those of dimmer spots, are neither right nor wrong.
+    """
+    heat, targets = heats(network, tiles), tiles.targets
+    spot = targets.spot & (targets.log_counts >= np.log(least_counts))
     near = _around(spot)
-    ignored = _around(tiles.targets.left_out)
+    ignored = _around(targets.left_out | (targets.spot & ~spot))
     reached = _around_max(heat)
     best = TileScore(0.0, 0.0, 0.0, 1.0)
     for threshold in _THRESHOLDS:

@@ -20,10 +20,10 @@ BRIGHT = TileRecipe(
         FINDER_SHOTS, groups_per_shard=20, flux_photons=(1e8, 1e9), water_scale=(0.5, 5.0), artefacts_fraction=0.5
     )
 )
-SHORT = FinderRecipe(steps=240, batch=96, warm_up=30, averaging=0.98)
+SHORT = FinderRecipe(steps=400, batch=96, warm_up=30, averaging=0.98)
 CPU = torch.device("cpu")
 
-LEAST_F1 = 0.8
+LEAST_F1 = 0.84
 """The bar of a training this short; `docs/peak-finder.md` says what a real one reaches."""
 
 
@@ -97,12 +97,19 @@ def test_a_short_training_finds_spots_of_shots_it_has_not_seen(focal: TileScore)
     assert focal.f1 >= LEAST_F1, focal
 
 
-def test_it_beats_cross_entropy_with_targets_of_one_pixel(
+def raw(tiles: TileSet) -> TileSet:
+    """The same tiles with counts and validity alone, as the 2024 paper's network sees its frames."""
+    inputs = tiles.inputs.copy()
+    inputs[:, 1:3] = 0.0
+    return dataclasses.replace(tiles, inputs=inputs, facts=np.zeros_like(tiles.facts))
+
+
+def test_it_beats_the_papers_way_of_raw_counts_and_cross_entropy_with_targets_of_one_pixel(
     tiles: TileSet, held_out: TileSet, folder: Path, focal: TileScore
 ) -> None:
     recipe = dataclasses.replace(SHORT, loss="one-pixel")
-    paper = best_f1(trained(tiles, recipe, folder / "paper").network, held_out)
-    assert focal.f1 > paper.f1 + 0.005, (focal, paper)
+    paper = best_f1(trained(raw(tiles), recipe, folder / "paper").network, raw(held_out))
+    assert focal.f1 > paper.f1 + 0.02, (focal, paper)
 
 
 def test_a_run_that_was_cut_short_ends_at_the_same_weights(tiles: TileSet, tmp_path: Path) -> None:
