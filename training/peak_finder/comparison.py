@@ -25,7 +25,7 @@ from analyzer.reduction import Reduced, Workspace, make_plan
 from sim_replay.detector import beam_center_px
 from sim_replay.distractors import Kind, Ring
 from sim_replay.scene import Scene
-from streamer.files import CHANNEL
+from streamer.files import CHANNEL, BadInput
 from streamer.validity import sentinel, series_validity
 from training.dataset.series import open_series
 from training.dataset.truth import SPOT_PLACE
@@ -150,8 +150,9 @@ def judge_series(
     borders = Borders()
     for number, master in enumerate(masters):
         with open_series(master) as series:
-            series.need_truth(*SPOT_PLACE)
             facts = read_facts(series)
+            if missing := facts.truth.missing(*SPOT_PLACE):
+                raise BadInput(missing)
             geometry = series_geometry(series.metadata, series.shape)
             validity = series_validity(series.metadata, series.shape, CHANNEL)
             dtype = series.files.dtype.newbyteorder("=")
