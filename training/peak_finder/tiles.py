@@ -30,7 +30,7 @@ _FORMAT = 2
 """Of what is cut from a shot; to be raised when inputs or targets change, so that old shards are not taken for new."""
 
 TILE_THRESHOLD = 11.0
-"""From this significance a cell is looked at: on a 4M frame of water some twenty are, by chance."""
+"""From this significance a cell is looked at: chance lifts a few tens of a 4M frame's cells there."""
 
 FINDER_SHOTS = ShotRecipe(
     groups_per_shard=32,
