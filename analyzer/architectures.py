@@ -13,8 +13,8 @@ from torch import nn
 
 from analyzer.networks import HitNetwork, ParameterNetwork
 from analyzer.peak_network import PeakNetwork
-from analyzer.peak_tiles import CHANNELS, FACTS, TILE
 from analyzer.plugins import find, known_names
+from analyzer.tile_layout import CHANNELS, FACTS, TILE
 
 GROUP = "cxls.networks"
 

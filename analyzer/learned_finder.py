@@ -17,8 +17,8 @@ from torch import nn
 from analyzer import peak_tiles
 from analyzer.bundle import Bundle
 from analyzer.kernels import PEAK_DTYPE
-from analyzer.peak_tiles import CHANNELS, FACTS, HEATS, MAX_TILES, OUTPUTS, TILE
 from analyzer.reduction import MAX_PEAKS, Reduced, Workspace
+from analyzer.tile_layout import CHANNELS, FACTS, HEATS, MAX_TILES, OUTPUTS, TILE
 from streamer.validity import sentinel
 
 _TILES_AT_ONCE = 64

@@ -8,7 +8,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from analyzer.peak_tiles import CHANNELS, FACTS, MARGIN, OUTPUTS, STRIDE
+from analyzer.tile_layout import CHANNELS, FACTS, MARGIN, OUTPUTS, STRIDE
 
 FIRST_LOGIT = -1.0
 FIRST_SLOPE = 4.0

@@ -16,8 +16,8 @@ from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, PeaksCard, load_bun
 from analyzer.kernels import CELL, PEAK_DTYPE
 from analyzer.learned_finder import LearnedFinder, Tiler, learned_finder
 from analyzer.peak_network import PeakNetwork
-from analyzer.peak_tiles import CHANNELS, FACTS, HEATS, MAX_TILES, OUTPUTS, TILE
 from analyzer.reduction import Reduced, Workspace
+from analyzer.tile_layout import CHANNELS, FACTS, HEATS, MARGIN, MAX_TILES, OUTPUTS, TILE
 from tests.analyzer.builders import water, workspace
 
 THRESHOLD = 11.0
@@ -27,7 +27,7 @@ class BrightPixels(nn.Module):
     """A stand-in that is sure where a pixel stands far above what is expected, and points to its heat's middle."""
 
     def forward(self, tiles: Tensor, facts: Tensor) -> Tensor:
-        middle = tiles[:, 1:2, peak_tiles.MARGIN : -peak_tiles.MARGIN, peak_tiles.MARGIN : -peak_tiles.MARGIN]
+        middle = tiles[:, 1:2, MARGIN:-MARGIN, MARGIN:-MARGIN]
         heat = 4.0 * (nn.functional.max_pool2d(middle, 2) - 1.5)
         return torch.cat([heat, torch.zeros(len(tiles), OUTPUTS - 1, HEATS, HEATS)], 1)
 
@@ -68,7 +68,7 @@ def test_an_untrained_heat_is_low() -> None:
 def test_an_untrained_heat_goes_by_what_windows_of_counts_say() -> None:
     torch.manual_seed(0)
     tiles = torch.zeros(1, CHANNELS, TILE, TILE)
-    tiles[0, 2, peak_tiles.MARGIN + 3, peak_tiles.MARGIN + 5] = 2.5  # ten standard deviations
+    tiles[0, 2, MARGIN + 3, MARGIN + 5] = 2.5  # ten standard deviations
     with torch.inference_mode():
         heat = torch.sigmoid(PeakNetwork()(tiles, torch.zeros(1, FACTS))[0, 0])
     assert divmod(int(heat.argmax()), HEATS) == (1, 2)

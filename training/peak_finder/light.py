@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzer.kernels import CELL
-from analyzer.peak_tiles import HEATS, STRIDE
+from analyzer.tile_layout import HEATS, STRIDE
 from sim_replay.diffraction import Footprint
 
 REACH_PX = 3

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.peak_tiles import HEATS, STRIDE
+from analyzer.tile_layout import HEATS, STRIDE
 
 SIGMA = 0.8
 """Of the Gaussian, in heats."""

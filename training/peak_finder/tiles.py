@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzer.learned_finder import Tiler
-from analyzer.peak_tiles import CHANNELS, FACTS, MAX_TILES, TILE
 from analyzer.reduction import Reduced, Workspace
+from analyzer.tile_layout import CHANNELS, FACTS, MAX_TILES, TILE
 from sim_replay.detector import eiger2_4m
 from sim_replay.scene import Scene
 from sim_replay.shots import Buffers

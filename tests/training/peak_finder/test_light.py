@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from analyzer.peak_tiles import HEATS
+from analyzer.tile_layout import HEATS
 from sim_replay.diffraction import Footprint
 from training.peak_finder.light import Light
 

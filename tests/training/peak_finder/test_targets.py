@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from analyzer.peak_tiles import HEATS
+from analyzer.tile_layout import HEATS
 from training.peak_finder.targets import SIGMA, Targets, targets_of
 
 ACROSS = 10
