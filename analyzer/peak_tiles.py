@@ -26,7 +26,7 @@ _WINDOW = 2
 _RING_INNER, _RING_OUTER = 4, 6
 _RING_PRIOR_PIXELS = 50.0
 _SEPARATION_PX = 2.5
-_THINNING, _MOST_THINNINGS = 1.25, 64
+_BISECTIONS = 40
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
@@ -92,16 +92,25 @@ def choose_tiles(
 ) -> int:  # fmt: skip
     """List the cells to look at in ``tiles`` (MAX_TILES,), row by row; returns how many.
 
-    Those above ``threshold`` in the map, and a neighbour where what is significant touches it: the spot's middle may
-    lie there. ``marked`` (cells,) is 0 before and after. ``frame_facts`` (3,): strong cells, tiles, most counts.
+    Those above ``threshold`` in the map, and a neighbour where what is significant touches it, as the spot's middle may
+    lie there, unless more cells are significant than there is room for. ``marked`` (cells,) is 0 before and after.
+    ``frame_facts`` (3,): strong cells, tiles, most counts.
     """
     rows, columns = shape
     down, across = significance.shape[1], significance.shape[2]
     limit = tiles.size
-    for _ in range(_MOST_THINNINGS):
-        if _count_above(significance, threshold) <= limit:
-            break
-        threshold *= _THINNING
+    # Of too many, those above a level that leaves few enough, then the first of those between it and one that does not.
+    spare_above, spare = threshold, 0
+    if _count_above(significance, threshold) > limit:
+        too_low, high = threshold, 1e30
+        for _ in range(_BISECTIONS):
+            middle = math.sqrt(max(too_low, 1.0) * high)
+            if _count_above(significance, middle) > limit:
+                too_low = middle
+            else:
+                high = middle
+        spare_above, threshold = too_low, high
+        spare = limit - _count_above(significance, threshold)
     # The deviance lacks the Poisson law's own normalisation, worth up to 2 for the counts that matter here.
     least = math.sqrt(2.0 * max(threshold - 2.0, 0.0))
     strong = 0
@@ -110,8 +119,12 @@ def choose_tiles(
             value = max(significance[1, row, column], significance[2, row, column])
             strong += value > STRONG
             if value <= threshold:
-                continue
+                if spare == 0 or value <= spare_above:
+                    continue
+                spare -= 1
             marked[row * across + column] = 1
+            if spare_above < threshold:
+                continue  # no room for neighbours
             for y in range(row * CELL, min(rows, (row + 1) * CELL)):
                 for x in range(column * CELL, min(columns, (column + 1) * CELL)):
                     up, low = y % CELL == 0 and row > 0, y % CELL == CELL - 1 and row + 1 < down

@@ -136,6 +136,18 @@ def test_no_more_tiles_than_there_is_room_for_and_the_next_frame_is_not_touched_
     assert tiler.choose(made, made.reduce()) == 0
 
 
+def test_of_too_many_equal_cells_the_first_are_looked_at() -> None:
+    pixels = np.zeros((640, 640), "u2")
+    pixels[4::16, 4::16] = 20
+    pixels[4::8, 4::8] += 20
+    pixels[100, 100] = 5000
+    made, left = reduced(pixels)
+    tiler = Tiler(0.5)
+    assert tiler.choose(made, left) == MAX_TILES
+    assert (100 // 8) * 80 + 100 // 8 in {int(cell) for cell in tiler.cells}
+    assert len(set(tiler.cells.tolist())) == MAX_TILES
+
+
 def test_what_the_network_sees_is_what_is_there() -> None:
     pixels = np.zeros((64, 64), "u2")
     pixels[36, 36], pixels[36, 37], pixels[30, 40] = 9, 4, 65535
