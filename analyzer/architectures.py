@@ -12,7 +12,9 @@ from typing import Any
 from torch import nn
 
 from analyzer.networks import HitNetwork, ParameterNetwork
+from analyzer.peak_network import PeakNetwork
 from analyzer.plugins import find, known_names
+from analyzer.tile_layout import CHANNELS, FACTS, TILE
 
 GROUP = "cxls.networks"
 
@@ -43,6 +45,11 @@ class Architecture:
 OWN: dict[str, Architecture] = {
     "hit-zones-and-cells": Architecture(build=HitNetwork, inputs=("zones", "cells", "header")),
     "parameters-radial-profile": Architecture(build=ParameterNetwork, inputs=("profile",)),
+    "peaks-heat-tiles": Architecture(
+        build=PeakNetwork,
+        inputs=("tiles", "tile_facts"),
+        shapes={"tiles": (CHANNELS, TILE, TILE), "tile_facts": (FACTS,)},
+    ),
 }
 
 

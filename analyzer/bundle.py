@@ -66,10 +66,29 @@ class ParametersCard(ModelCard, frozen=True, kw_only=True):
     sigma_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
+class PeaksCard(ModelCard, frozen=True, kw_only=True):
+    """The learned peak finder: a heat from ``threshold`` is a peak, cells from ``tile_threshold`` are looked at.
+
+    chosen: the bundle's peaks are this finder's; else they are the classical one's, and this one is there on request.
+    Raises ``ValueError`` for thresholds that nothing, or everything, would pass.
+    """
+
+    threshold: float
+    tile_threshold: float
+    chosen: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.threshold < 1.0:
+            raise ValueError(f"peaks: threshold {self.threshold} is no heat between 0 and 1")
+        if not 0.0 <= self.tile_threshold < float("inf"):
+            raise ValueError(f"peaks: tile_threshold {self.tile_threshold} is no significance of 0 or more")
+
+
 class BundleCard(msgspec.Struct, frozen=True, kw_only=True):
     """``bundle.json``. ``no_beam_photons``: a frame with light at fewer separate places has seen no beam.
 
-    ``reference_background_photons_per_pixel``: the background that has a relative flux of one.
+    ``reference_background_photons_per_pixel``: the background that has a relative flux of one. ``peaks``: a bundle may
+    lack it.
     """
 
     format: int
@@ -77,18 +96,20 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     hit: HitCard
     parameters: ParametersCard
+    peaks: PeaksCard | None = None
     no_beam_photons: int = 5
     reference_background_photons_per_pixel: float = 0.005
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bundle:
-    """A loaded bundle. ``label`` (name and hash) goes into every record."""
+    """A loaded bundle. ``label`` (name and hash) goes into every record; ``peaks`` is None where the card has none."""
 
     card: BundleCard
     label: str
     hit: nn.Module
     parameters: nn.Module
+    peaks: nn.Module | None = None
 
 
 def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
@@ -105,7 +126,11 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         raise BadBundle(f"{path}: format {card.format}, this program reads format {FORMAT}")
     digest = hashlib.sha256(raw).hexdigest()
     return Bundle(
-        card, f"{card.name}-{digest[:12]}", _load(folder, card.hit, device), _load(folder, card.parameters, device)
+        card,
+        f"{card.name}-{digest[:12]}",
+        _load(folder, card.hit, device),
+        _load(folder, card.parameters, device),
+        None if card.peaks is None else _load(folder, card.peaks, device),
     )
 
 

@@ -310,6 +310,7 @@ class DemoSettings(SimulationOptions):
 
 
 _FINETUNE = "Adaptation (hit --finetune)"
+_BUNDLE = "Bundle (hit, parameters, all, peak-finder)"
 
 
 class TrainSettings(_Settings):
@@ -325,9 +326,11 @@ class TrainSettings(_Settings):
       hit            the network that says hit or empty
       parameters     the network that measures photon energy and camera length
       all            both, into a bundle of their own
+      peak-finder    the network that says where peaks are, into the bundle in --out or a copy of the one shipped
 
     PATHs are as --data. Ctrl-C ends a run at a checkpoint. That of an attribute lies in its run folder, and --resume
-    goes on to the same weights; hit, parameters and all go on by themselves, given the same --work and options.
+    goes on to the same weights; hit, parameters, all and peak-finder go on by themselves, given the same --work and
+    options.
     """
 
     epochs: int | None = Field(None, ge=1, description="passes over the data (default: the recipe's; a bundle's 12)")
@@ -384,12 +387,10 @@ class TrainSettings(_Settings):
         "Recipe (default: as published)", (), "any other part of the recipe, KEY=VALUE, as in pos_weight=counts"
     )
 
-    out: Path = _in("Bundle (hit, parameters, all)", Path("runs/bundle"), "folder of the bundle to write")
-    work: Path = _in(
-        "Bundle (hit, parameters, all)", Path("runs/shots"), "folder for simulated shots; what is there is used again"
-    )
-    shards: int = _in("Bundle (hit, parameters, all)", 60, "training shards of 512 shots (adaptation: 6)", ge=1)
-    steps: int = _in("Bundle (hit, parameters, all)", 6000, "steps of the parameter network", ge=1)
+    out: Path = _in(_BUNDLE, Path("runs/bundle"), "folder of the bundle to write")
+    work: Path = _in(_BUNDLE, Path("runs/shots"), "folder for simulated shots; what is there is used again")
+    shards: int = _in(_BUNDLE, 60, "training shards of 512 shots (adaptation: 6; peak-finder: 40 of 96)", ge=1)
+    steps: int = _in(_BUNDLE, 6000, "steps of the parameter network (peak-finder: 12000)", ge=1)
 
     finetune: bool = _in(_FINETUNE, False, "adapt a bundle's hit network to the series that PATHs name")
     bundle: Path | None = _in(_FINETUNE, None, "bundle to start from (default: the one shipped)")
@@ -475,6 +476,10 @@ class BenchSettings(_Settings):
     scenarios: str = Field("", description="scenarios of hits, with commas (default: all)")
     masters: Several = Field(
         (), description="series with truth for peakfinder8, NAME=GLOB of masters, again for more (default: simulated)"
+    )
+    series: Several = Field(
+        (),
+        description="series with truth for peak-finders, --frames of each; again for more (default: simulated shots)",
     )
     work: Path = Field(Path("runs/shots"), description="folder for simulated shots, used again when there")
 

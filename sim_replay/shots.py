@@ -43,10 +43,11 @@ __all__ = ["Buffers", "Shot", "frame_rng", "simulate_shot"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shot:
-    """An image, counts (ss, fs) in the detector's dtype, and what is true of it."""
+    """An image, counts (ss, fs) in the detector's dtype, what is true of it, and the light of each crystal."""
 
     counts: NDArray[np.unsignedinteger]
     truth: ShotTruth
+    light: tuple[Footprint, ...] = ()
 
 
 class Buffers:
@@ -110,7 +111,8 @@ def simulate_shot(
         for name in faults.names:
             truth = dataclasses.replace(truth, kinds=truth.kinds | _FAULTS[name])
     detector.fill_gaps(out)
-    return Shot(out, dataclasses.replace(truth, kinds=truth.kinds or Kind.WATER))
+    truth = dataclasses.replace(truth, kinds=truth.kinds or Kind.WATER)
+    return Shot(out, truth, tuple(each.footprint for each in light.crystals))
 
 
 _FAULTS = {"hot": Kind.HOT_PIXEL, "flicker": Kind.FLICKER, "cosmic": Kind.COSMIC, "edge": Kind.EDGE}

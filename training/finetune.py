@@ -345,11 +345,14 @@ def make_card(
 
 
 def write_bundle(card: BundleCard, made: Finetuned, parent_folder: Path, out: Path) -> BundleCard:
-    """Write weights, the parent's parameter model, and last the card, which makes the folder a bundle."""
+    """Write weights, the parent's other models, and last the card, which makes the folder a bundle."""
     out.mkdir(parents=True, exist_ok=True)
     (out / CARD).unlink(missing_ok=True)
     digest = save_weights(made.trained.network, out / "hit.safetensors")
     (out / "parameters.safetensors").write_bytes((parent_folder / card.parameters.weights).read_bytes())
+    if card.peaks is not None:
+        (out / "peaks.safetensors").write_bytes((parent_folder / card.peaks.weights).read_bytes())
+        card = msgspec.structs.replace(card, peaks=msgspec.structs.replace(card.peaks, weights="peaks.safetensors"))
     card = msgspec.structs.replace(
         card,
         hit=msgspec.structs.replace(card.hit, weights="hit.safetensors", sha256=digest),

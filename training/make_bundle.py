@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from analyzer.bundle import FORMAT, BundleCard, HitCard, ParametersCard, save_card, save_weights
+from analyzer.bundle import FORMAT, BundleCard, HitCard, ParametersCard, PeaksCard, save_card, save_weights
 from analyzer.drift import score_histogram
 from training.evaluation.calibration import HIT_FRACTIONS, at_fraction
 from training.hit import NETWORK, HitRecipe, TrainedHit, predict, train_hit
@@ -156,7 +156,7 @@ def make_parameters(
     )
 
 
-def write_bundle(plan: Plan, hit: HitCard, parameters: ParametersCard) -> BundleCard:
+def write_bundle(plan: Plan, hit: HitCard, parameters: ParametersCard, peaks: PeaksCard | None = None) -> BundleCard:
     """Write the card that makes the folder a bundle."""
     card = BundleCard(
         format=FORMAT,
@@ -164,6 +164,7 @@ def write_bundle(plan: Plan, hit: HitCard, parameters: ParametersCard) -> Bundle
         description="hit and parameter networks trained on simulated EIGER2 4M shots",
         hit=hit,
         parameters=parameters,
+        peaks=peaks,
     )
     save_card(card, plan.out)
     return card

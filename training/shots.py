@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +30,7 @@ from sim_replay.diffraction import Sample, TooWideError
 from sim_replay.distractors import Distractors
 from sim_replay.response import Response
 from sim_replay.scene import Scene
-from sim_replay.shots import Buffers, frame_rng, simulate_shot
-from sim_replay.truth import ShotTruth
+from sim_replay.shots import Buffers, Shot, frame_rng, simulate_shot
 from streamer.messages import SeriesMetadata
 from streamer.validity import series_validity
 
@@ -328,17 +327,11 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> ShotSet:
     buffers = Buffers(detector)
     for group in range(recipe.groups_per_shard):
         number = shard * recipe.groups_per_shard + group
-        rng = frame_rng(seed, number)
-        scene = draw_group(recipe, detector, rng)
-        fixed = fixed_pixels(scene.artefacts, scene.detector.mask, int(rng.integers(1 << 62)))
-        workspace = _workspace(recipe, scene, rng)
-        sharp = scene.detector.point_spread_px < recipe.spread_px[0]
-        pixel_spots = sharp and rng.random() < recipe.pixel_fraction
-        for member in range(recipe.shots_per_group):
+        for member, (shot_scene, made_shot, workspace) in enumerate(
+            group_shots(recipe, seed, number, detector, buffers)
+        ):
+            truth = made_shot.truth
             place = group * recipe.shots_per_group + member
-            if recipe.matched:
-                rng = frame_rng(seed, _MATCHED + number * recipe.shots_per_group + member)
-            shot_scene, truth = _simulate(recipe, scene, rng, fixed, buffers, workspace, pixel_spots)
             workspace.reduce()
             made.zones[place], made.cells[place] = workspace.zones, workspace.cells
             made.header[place] = truth.condition.photon_energy_eV, truth.condition.camera_length_m
@@ -348,7 +341,7 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> ShotSet:
                 truth.condition.photon_energy_eV, truth.condition.camera_length_m, truth.condition.flux_photons,
                 truth.water_thickness_m / _WATER_UNIT_M, truth.bragg_photons, float(spots.max()),
                 truth.log_likelihood_ratio, int(truth.kinds), RESPONSES.index(shot_scene.response.kind),
-                shot_scene.crystals if truth.hit else 0, list(READY_CELLS).index(_cell_name(scene)),
+                shot_scene.crystals if truth.hit else 0, list(READY_CELLS).index(_cell_name(shot_scene)),
                 int((truth.distractor_spots.photons >= 3.0).sum()),
             )  # fmt: skip
             for name, value in zip(FACTS, known, strict=True):
@@ -356,10 +349,27 @@ def make_shard(recipe: ShotRecipe, seed: int, shard: int) -> ShotSet:
     return made
 
 
+def group_shots(
+    recipe: ShotRecipe, seed: int, number: int, detector: Detector, buffers: Buffers
+) -> Iterator[tuple[Scene, Shot, Workspace]]:
+    """The shots of group ``number`` of a seed, one after another, in the workspace that they share, not yet reduced."""
+    rng = frame_rng(seed, number)
+    scene = draw_group(recipe, detector, rng)
+    fixed = fixed_pixels(scene.artefacts, scene.detector.mask, int(rng.integers(1 << 62)))
+    workspace = _workspace(recipe, scene, rng)
+    sharp = scene.detector.point_spread_px < recipe.spread_px[0]
+    pixel_spots = sharp and rng.random() < recipe.pixel_fraction
+    for member in range(recipe.shots_per_group):
+        if recipe.matched:
+            rng = frame_rng(seed, _MATCHED + number * recipe.shots_per_group + member)
+        shot_scene, made = _simulate(recipe, scene, rng, fixed, buffers, workspace, pixel_spots)
+        yield shot_scene, made, workspace
+
+
 def _simulate(
     recipe: ShotRecipe, scene: Scene, rng: np.random.Generator, fixed: FixedPixels, buffers: Buffers,
     workspace: Workspace, pixel_spots: bool,
-) -> tuple[Scene, ShotTruth]:  # fmt: skip
+) -> tuple[Scene, Shot]:  # fmt: skip
     """A shot of the group where the reduction reads it: no frame is copied, compressed or stored."""
     for _ in range(_MOST_TRIES):
         shot = draw_shot(recipe, scene, rng)
@@ -367,7 +377,7 @@ def _simulate(
             made = simulate_shot(shot, rng, fixed=fixed, buffers=buffers, out=workspace.pixels, pixel_spots=pixel_spots)
         except TooWideError:
             continue  # three crystals of a large cell may be; one is not, and an empty never
-        return shot, made.truth
+        return shot, made
     raise TooWideError
 
 
@@ -400,15 +410,23 @@ def make_shots(
     called now and then and may raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    run_shards(_write_shard, [(recipe, seed, shard, folder) for shard in shards], workers, progress)
+    return join([_read_shard(_shard_path(recipe, seed, shard, folder)) for shard in shards])
+
+
+def run_shards(write: Callable[..., None], jobs: Sequence[tuple[Any, ...]], workers: int, progress: Any = None) -> None:
+    """Call ``write`` with the arguments of each job, in so many processes; it leaves out what is written already.
+
+    progress(done, total) is called now and then and may raise.
+    """
     # Ctrl-C reaches the whole group of processes; the parent decides.
     pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        jobs = {pool.submit(_write_shard, recipe, seed, shard, folder) for shard in shards}
-        waiting, done = jobs, 0
+        waiting, done = {pool.submit(write, *job) for job in jobs}, 0
         while waiting:
             finished, waiting = wait(waiting, _POLL_S, FIRST_COMPLETED)
-            for job in finished:
-                job.result()
+            for each in finished:
+                each.result()
             done += len(finished)
             if progress is not None:
                 progress(done, len(jobs))
@@ -419,7 +437,6 @@ def make_shots(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    return join([_read_shard(_shard_path(recipe, seed, shard, folder)) for shard in shards])
 
 
 _ARRAYS = ("zones", "cells", "header", "group", "hit")

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "spots": "where peaks stand and what they weigh, against the twin's truth and what photons allow",
     "peakfinder8": "our peakfinder8 against OM's, same parameters and frames, and against truth",
     "hot-pixels": "the running hot-pixel map: faulty pixels found, and false ones where crystals or frames repeat",
+    "peak-finders": "the learned peak finder of a bundle beside the classical one: recall, false peaks, places, cost",
     "hits": "hits found and false hits of a bundle by scenario: flux, water, response, salt, rings, new cells",
     "indexing": "handing hits to indexers, reading their stream, publishing records",
     "hits-to-disk": "what it costs to keep a hit in a file, against packing it anew",

@@ -96,6 +96,26 @@ What misleads: these are shots of the same simulator that trained the networks. 
 of a flat and 3 % of an air-like background beside the water, half of it on average: frames with none read 2 to 4 % high
 in energy and distance, and their 95 % intervals then cover less than that. Where the water of a frame is a few
 thousand photons, energy and distance are not determined by one frame, and records say so instead.
+{_peaks(bundle)}"""
+
+
+def _peaks(bundle: Bundle) -> str:
+    """The learned peak finder beside the classical one, where the bundle carries one."""
+    card = bundle.card.peaks
+    if card is None or bundle.peaks is None:
+        return ""
+    role = "Published peaks are its." if card.chosen else "Published peaks are the classical finder's."
+    return f"""
+## Peak network: {card.network}, {_weights(bundle.peaks):,} weights
+
+Trained by `{card.training["command"]}` on {card.training["tiles"]:,} tiles of {card.training["shots"]:,} simulated
+shots. {role} A peak is a heat from {card.threshold:.3f}. Frames of protein and water, or water alone; spots by the
+counts they are expected to add; flux, water and pixel response over the whole range. [peak-finder.md](peak-finder.md)
+says what it does and how it does elsewhere.
+
+{table(card.performance["from_counts"])}
+
+{table(card.performance["by_counts"])}
 """
 
 

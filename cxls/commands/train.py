@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -14,7 +15,7 @@ from analyzer import attributes
 from analyzer.attributes import Attribute
 from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, BundleCard, HitCard, ParametersCard
 from cxls.cli import Failed, Interrupted, stop_on_signals
-from cxls.commands import finetune, train_attribute
+from cxls.commands import finetune, train_attribute, train_peak_finder
 from cxls.commands.analyze import choose_device
 from cxls.settings import BadSettings, Resolved, TrainSettings
 from training.hit import HitRecipe
@@ -23,7 +24,7 @@ from training.loop.train import Diverged
 from training.make_bundle import Plan, make_hit, make_parameters, table, write_bundle
 from training.parameters import ParameterRecipe
 
-BUNDLE_TASKS = ("hit", "parameters", "all")
+BUNDLE_TASKS = ("hit", "parameters", "all", "peak-finder")
 _OF_BUNDLES = ("out", "work", "shards", "steps")
 _OF_BOTH = ("epochs", "seed", "workers", "device")
 
@@ -44,7 +45,10 @@ def run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> N
         text = "goes on by itself where it was cut short, given the same --work and options; leave out --{}"
         _refuse(resolved, {"resume"}, f"cxls train {task}: {text}")
         _refuse(resolved, others, f"cxls train {task}: of a bundle; --{{}} is for attributes such as peak or energy")
-        _train_bundle(resolved.settings, task)
+        if task == "peak-finder":
+            _train_peak_finder(resolved)
+        else:
+            _train_bundle(resolved.settings, task)
     else:
         attribute = _attribute(task)
         _refuse_adaptation(resolved, task)
@@ -91,6 +95,17 @@ def _attribute(name: str) -> Attribute:
         raise BadSettings(f"cxls train {name}: {error}") from None
 
 
+def _train_peak_finder(resolved: Resolved[TrainSettings]) -> None:
+    settings, origin = resolved.settings, resolved.origin
+    _refuse(resolved, {"epochs"}, "cxls train peak-finder: counts steps; --{} is for the others")
+    train_peak_finder.run(
+        settings,
+        train_peak_finder.SHARDS if origin["shards"] == "default" else settings.shards,
+        None if origin["steps"] == "default" else settings.steps,
+        _base,
+    )
+
+
 def _train_bundle(settings: TrainSettings, task: str) -> None:
     """Train the hit model, the parameter model or both into the bundle folder.
 
@@ -112,7 +127,7 @@ def _train_bundle(settings: TrainSettings, task: str) -> None:
         parameters=replace(ParameterRecipe(), steps=settings.steps, seed=settings.seed),
     )
     plan.out.mkdir(parents=True, exist_ok=True)
-    base = None if task == "all" else _base(plan)
+    base = None if task == "all" else _base(plan.out)
 
     stopped = stop_on_signals()
 
@@ -136,20 +151,20 @@ def _train_bundle(settings: TrainSettings, task: str) -> None:
 
     hit = base.hit if task == "parameters" and base is not None else made(make_hit)
     parameters = made(make_parameters) if task != "hit" or base is None else base.parameters
-    card = write_bundle(plan, hit, parameters)
+    card = write_bundle(plan, hit, parameters, None if base is None else base.peaks)
     click.echo(f"{plan.out}: bundle {card.name}")
     click.echo(table(card.hit.performance["rows"]))
     click.echo(table(card.parameters.performance["rows"]))
 
 
-def _base(plan: Plan) -> BundleCard:
+def _base(out: Path) -> BundleCard:
     """The card of the bundle to add to; its weights are copied where they are missing."""
-    folder = plan.out if (plan.out / CARD).exists() else DEFAULT_BUNDLE
+    folder = out if (out / CARD).exists() else DEFAULT_BUNDLE
     try:
         card = msgspec.json.decode((folder / CARD).read_bytes(), type=BundleCard)
     except (OSError, msgspec.DecodeError) as error:
         raise BadBundle(f"{folder / CARD}: {error}; train both models with `cxls train all`") from None
-    for name in (card.hit.weights, card.parameters.weights):
-        if folder != plan.out:
-            (plan.out / name).write_bytes((folder / name).read_bytes())
+    for model in (card.hit, card.parameters, card.peaks):
+        if folder != out and model is not None:
+            (out / model.weights).write_bytes((folder / model.weights).read_bytes())
     return card

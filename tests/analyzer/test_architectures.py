@@ -4,12 +4,14 @@ import pytest
 
 from analyzer.architectures import OWN, build
 from analyzer.networks import HitNetwork, ParameterNetwork
+from analyzer.peak_network import PeakNetwork
 
 
 def test_a_registry_name_builds_its_network() -> None:
     assert {name: type(build(name, {})) for name in OWN} == {
         "hit-zones-and-cells": HitNetwork,
         "parameters-radial-profile": ParameterNetwork,
+        "peaks-heat-tiles": PeakNetwork,
     }
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from analyzer.bundle import CARD, BadBundle, Bundle, load_bundle, save_card, save_weights
+from analyzer.bundle import CARD, BadBundle, Bundle, PeaksCard, load_bundle, save_card, save_weights
 from analyzer.drift import SCORE_BINS
+from analyzer.peak_network import PeakNetwork
 from analyzer.zones import SCALES
 from cxls.cli import Failed
 from cxls.commands import finetune as command
@@ -85,7 +86,11 @@ def parent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         temperature=trained.temperature,
         bias=trained.bias,
     )
-    save_card(msgspec.structs.replace(card, hit=hit), folder)
+    digest = save_weights(PeakNetwork(), folder / "finder.safetensors")
+    peaks = PeaksCard(
+        network="peaks-heat-tiles", weights="finder.safetensors", sha256=digest, threshold=0.5, tile_threshold=11.0
+    )
+    save_card(msgspec.structs.replace(card, hit=hit, peaks=peaks), folder)
     return folder
 
 
@@ -343,6 +348,9 @@ def test_the_command_writes_a_bundle_whose_card_tells_where_it_comes_from(
     made = load_bundle(settings.out)
     training, performance = made.card.hit.training, made.card.hit.performance
     assert made.card.name == "adapted"
+    assert made.card.peaks is not None
+    assert parent.card.peaks is not None
+    assert made.card.peaks.sha256 == parent.card.peaks.sha256
     assert training["parent"]["bundle"] == parent.label
     assert training["series"] == [
         {"path": "run_master.h5", "frames": 100, "reduced": 100, "bad": 0, "no_beam": 0, "problem": ""}
