@@ -28,7 +28,7 @@ from analyzer.geometry import Geometry
 from analyzer.kernels import CELL
 from analyzer.networks import coarse_profile, profile_features, profile_index
 from analyzer.panels import GivenGeometry, place
-from analyzer.peak_finder import BUILT_IN, Comparison, FinderKind, PeakFinder, compare
+from analyzer.peak_finder import BY_BUNDLE, Comparison, FinderKind, PeakFinder, compare
 from analyzer.reduction import FramePlan, Reduced, Workspace, make_plan
 from analyzer.results import Decision, FrameResult, HitRule, Peak, Status
 from analyzer.zones import SINGLE, header_of
@@ -66,7 +66,7 @@ class CascadeSettings:
     geometry: GivenGeometry | None = None
     tags: tuple[str, ...] = ()
     models: tuple[AttributeModel, ...] = ()
-    finder: FinderKind = BUILT_IN
+    finder: FinderKind = BY_BUNDLE
     shadow: FinderKind | None = None
 
 
@@ -156,7 +156,7 @@ class Analyser:
             done = time.perf_counter()
             seconds["decode"] += decoded - began
             seconds["reduce"] += done - decoded
-            peaks = prepared.finder.find(prepared.workspace.pixels, reduced)
+            peaks = prepared.finder.find(prepared.workspace, reduced)
             if prepared.shadow is not None:
                 comparisons.append(_compare_with_shadow(prepared.shadow, prepared, reduced, peaks))
             found.append(frame_peaks(prepared.plan, prepared.workspace.pixels, peaks, prepared.workspace.background))
@@ -253,8 +253,8 @@ class Analyser:
                 for name in ("photon_energy_eV", "camera_length_m")
                 if (value := getattr(geometry, name)) is not None
             },
-            self._settings.finder.prepare(plan, dtype, self._device),
-            None if shadow is None else shadow.prepare(plan, dtype, self._device),
+            self._settings.finder.prepare(plan, dtype, self._device, self._bundle),
+            None if shadow is None else shadow.prepare(plan, dtype, self._device, self._bundle),
         )
 
     def _classical(self, prepared: _Prepared, reduced: Reduced, found: FramePeaks) -> dict[str, Any]:
@@ -344,7 +344,7 @@ def _compare_with_shadow(
     shadow: PeakFinder, prepared: _Prepared, reduced: Reduced, published: npt.NDArray[Any]
 ) -> Comparison | None:
     try:
-        return compare(published, shadow.find(prepared.workspace.pixels, reduced))
+        return compare(published, shadow.find(prepared.workspace, reduced))
     except Exception:
         # Only looked at, so a fault of it costs no frame.
         log.exception("the shadow finder failed on a frame")

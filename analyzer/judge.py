@@ -20,6 +20,12 @@ class Judge:
     cascade: CascadeSettings
     calibration: Calibration | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ``BadBundle`` where a peak finder takes from the bundle what it has not."""
+        for finder in (self.cascade.finder, self.cascade.shadow):
+            if finder is not None:
+                finder.check(self.bundle)
+
     @property
     def point(self) -> OperatingPoint:
         """How hits are called, and what is known of it."""

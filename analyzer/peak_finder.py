@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 from scipy.spatial import cKDTree
 
+from analyzer.bundle import BadBundle, Bundle
 from analyzer.peakfinder8 import Peakfinder8, Peakfinder8Settings, Statistics
-from analyzer.reduction import FramePlan, Reduced
+from analyzer.reduction import FramePlan, Reduced, Workspace
 
 MATCH_PX = 4.0
 """Peaks of two finders so near to each other are one and the same."""
@@ -31,10 +32,10 @@ Peaks = npt.NDArray[Any]
 
 
 class PeakFinder(Protocol):
-    """Finds peaks in frames of one series. Its result is a function of the frame alone; workers may share it."""
+    """Finds peaks in frames of one series, for one worker. Its result is a function of the frame alone."""
 
-    def find(self, pixels: npt.NDArray[Any], reduced: Reduced) -> Peaks:
-        """Peaks of a frame (ss, fs); ``reduced`` is what the reduction made of it, valid until the next frame."""
+    def find(self, workspace: Workspace, reduced: Reduced) -> Peaks:
+        """Peaks of the frame that ``workspace`` has just reduced; ``reduced`` is valid until its next frame."""
 
 
 class FinderKind(Protocol):
@@ -43,13 +44,16 @@ class FinderKind(Protocol):
     @property
     def name(self) -> str: ...
 
-    def prepare(self, plan: FramePlan, dtype: np.dtype[Any], device: torch.device) -> PeakFinder:
+    def check(self, bundle: Bundle) -> None:
+        """Raises ``BadBundle`` where the bundle has not what this finder takes from it."""
+
+    def prepare(self, plan: FramePlan, dtype: np.dtype[Any], device: torch.device, bundle: Bundle) -> PeakFinder:
         """A finder for frames of this plan and pixel type. Raises ``ValueError`` where there can be none."""
 
 
 class _Built:
-    def find(self, pixels: npt.NDArray[Any], reduced: Reduced) -> Peaks:
-        del pixels
+    def find(self, workspace: Workspace, reduced: Reduced) -> Peaks:
+        del workspace
         return reduced.peaks
 
 
@@ -58,21 +62,68 @@ class BuiltInFinder:
 
     name = "poisson"
 
-    def prepare(self, plan: FramePlan, dtype: np.dtype[Any], device: torch.device) -> PeakFinder:
-        del plan, dtype, device
+    def check(self, bundle: Bundle) -> None:
+        del bundle
+
+    def prepare(self, plan: FramePlan, dtype: np.dtype[Any], device: torch.device, bundle: Bundle) -> PeakFinder:
+        del plan, dtype, device, bundle
         return _Built()
 
 
 BUILT_IN = BuiltInFinder()
 
 
+class LearnedKind:
+    """The network that the bundle carries."""
+
+    name = "learned"
+
+    def check(self, bundle: Bundle) -> None:
+        if bundle.peaks is None:
+            raise BadBundle(
+                f"bundle {bundle.label}: has no learned peak finder; `cxls train peak-finder` adds one, or take "
+                "another peak finder"
+            )
+
+    def prepare(self, plan: FramePlan, dtype: np.dtype[Any], device: torch.device, bundle: Bundle) -> PeakFinder:
+        del plan, dtype
+        # Its loops are compiled, or read from disk, only for those who use it.
+        from analyzer.learned_finder import learned_finder
+
+        found = learned_finder(bundle, device)
+        if found is None:
+            raise ValueError(f"bundle {bundle.label} has no learned peak finder")
+        return found
+
+
+class BundleFinder:
+    """The learned finder where the bundle's card chooses it, else the built-in one."""
+
+    name = "bundle"
+
+    def check(self, bundle: Bundle) -> None:
+        del bundle
+
+    def prepare(self, plan: FramePlan, dtype: np.dtype[Any], device: torch.device, bundle: Bundle) -> PeakFinder:
+        return self.chosen(bundle).prepare(plan, dtype, device, bundle)
+
+    def chosen(self, bundle: Bundle) -> FinderKind:
+        """Whom the bundle chooses."""
+        card = bundle.card.peaks
+        return LEARNED if card is not None and card.chosen else BUILT_IN
+
+
+LEARNED = LearnedKind()
+BY_BUNDLE = BundleFinder()
+
+
 @dataclass(frozen=True, slots=True)
 class _Peakfinder8OfFrames:
     finder: Peakfinder8
 
-    def find(self, pixels: npt.NDArray[Any], reduced: Reduced) -> Peaks:
+    def find(self, workspace: Workspace, reduced: Reduced) -> Peaks:
         del reduced
-        return self.finder.find(pixels)
+        return self.finder.find(workspace.pixels)
 
 
 class Peakfinder8Finder:
@@ -84,7 +135,11 @@ class Peakfinder8Finder:
         self._made: deque[tuple[FramePlan, np.dtype[Any], torch.device, Peakfinder8]] = deque(maxlen=_FINDERS_KEPT)
         self._lock = threading.Lock()
 
-    def prepare(self, plan: FramePlan, dtype: np.dtype[Any], device: torch.device) -> PeakFinder:
+    def check(self, bundle: Bundle) -> None:
+        del bundle
+
+    def prepare(self, plan: FramePlan, dtype: np.dtype[Any], device: torch.device, bundle: Bundle) -> PeakFinder:
+        del bundle
         with self._lock:
             for of, *rest, finder in self._made:
                 if of is plan and rest == [dtype, device]:

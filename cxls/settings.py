@@ -25,7 +25,7 @@ RESERVED = ("CXLS_CRYSTALS", "CXLS_CONFIG")
 Protocol = Literal["v1", "v2"]
 OnFull = Literal["drop", "block"]
 Device = Literal["auto", "cpu", "cuda"]
-FinderName = Literal["poisson", "peakfinder8", "peakfinder8-poisson"]
+FinderName = Literal["bundle", "poisson", "learned", "peakfinder8", "peakfinder8-poisson"]
 
 
 class BadSettings(ValueError):
@@ -220,7 +220,10 @@ class AnalyzeSettings(_Settings):
     min_peaks: int = Field(5, ge=1, description="peaks that make a hit under the peaks rules")
     indexable_peaks: int = Field(10, ge=1, description="peaks that make a frame indexable")
     peak_finder: FinderName = _in(
-        _PEAKS, "poisson", "who finds the peaks of records: the built-in finder, or peakfinder8 with the settings here"
+        _PEAKS,
+        "bundle",
+        "who finds the peaks of records: whom the bundle chooses, the built-in finder, the bundle's network, or "
+        "peakfinder8 with the settings here",
     )
     shadow_finder: FinderName | None = _in(
         _PEAKS, None, "another finder that sees the same frames; only how the two differ is reported, in metrics"

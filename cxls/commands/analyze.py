@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from analyzer.attribute_cascade import open_models
-from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
+from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from analyzer.calibration import BadCalibration, Calibration, load_calibration
 from analyzer.cascade import Analyser, CascadeSettings, PlanCache
 from analyzer.control import Control
@@ -30,7 +30,7 @@ from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import make_registry
-from analyzer.peak_finder import BUILT_IN, FinderKind, Peakfinder8Finder
+from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind, Peakfinder8Finder
 from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
 from analyzer.product_files import ProductFiles, ProductsExist
 from analyzer.results import HitRule
@@ -119,6 +119,7 @@ class Session:
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
         models = open_models([Path(folder) for folder in settings.model], device)
         cascade = replace(cascade, models=models)
+        cascade = replace(cascade, shadow=_shadow(cascade, bundle))
         judge = Judge(bundle, cascade, _read_calibration(settings, bundle.label))
         self.hits = _open_hits(settings)
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
@@ -296,8 +297,6 @@ def _open_products(settings: AnalyzeSettings, front: Front) -> ProductFiles:
 
 
 def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
-    if settings.shadow_finder == settings.peak_finder:
-        raise BadSettings(f"--shadow-finder {settings.shadow_finder}: the published peaks are its own; name another")
     mask = _read_mask(settings.mask) if settings.mask else None
     return CascadeSettings(
         hit_rule=HitRule(settings.hit_rule),
@@ -312,9 +311,20 @@ def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
     )
 
 
+def _shadow(cascade: CascadeSettings, bundle: Bundle) -> FinderKind | None:
+    """The shadow finder; beside the learned one it is the built-in one, whose peaks there are in any case."""
+    published, shadow = (
+        BY_BUNDLE.chosen(bundle) if kind is BY_BUNDLE else kind for kind in (cascade.finder, cascade.shadow)
+    )
+    if shadow is not None and published is not None and shadow.name == published.name:
+        raise BadSettings(f"--shadow-finder {shadow.name}: the published peaks are its own; name another")
+    return BUILT_IN if shadow is None and published is LEARNED else shadow
+
+
 def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
-    if name == "poisson":
-        return BUILT_IN
+    for known in (BY_BUNDLE, BUILT_IN, LEARNED):
+        if name == known.name:
+            return known
     # Photons are counted, so that with their own statistics no count is too low, and chance alone decides.
     counted = name == "peakfinder8-poisson"
     threshold, min_snr = settings.pf8_threshold, settings.pf8_min_snr

@@ -2,22 +2,25 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from prometheus_client.exposition import generate_latest
 
-from analyzer.bundle import Bundle
+from analyzer.bundle import DEFAULT_BUNDLE, BadBundle, Bundle, load_bundle
 from analyzer.calibration import OperatingPoint, Rate
 from analyzer.cascade import Analyser, CascadeSettings
 from analyzer.front import Front, FrontSettings
+from analyzer.judge import Judge
 from analyzer.kernels import PEAK_DTYPE
 from analyzer.metrics import make_registry
-from analyzer.peak_finder import BUILT_IN, Comparison, Disagreement, Peakfinder8Finder, compare
+from analyzer.peak_finder import BUILT_IN, LEARNED, Comparison, Disagreement, Peakfinder8Finder, compare
 from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
-from analyzer.reduction import FramePlan, Reduced
+from analyzer.reduction import FramePlan, Reduced, Workspace
 from analyzer.results import FrameResult, HitRule, Status
 from streamer.frames import Frame
 from streamer.validity import Validity
@@ -59,12 +62,15 @@ class Fixed:
         self.prepared: list[tuple[tuple[int, int], Any, Any]] = []
         self.seen: list[Any] = []
 
-    def prepare(self, plan: FramePlan, dtype: np.dtype[Any], device: torch.device) -> "Fixed":
+    def check(self, bundle: Bundle) -> None:
+        pass
+
+    def prepare(self, plan: FramePlan, dtype: np.dtype[Any], device: torch.device, bundle: Bundle) -> "Fixed":
         self.prepared.append((plan.shape, dtype, device))
         return self
 
-    def find(self, pixels: np.ndarray[Any, Any], reduced: Reduced) -> np.ndarray[Any, Any]:
-        self.seen.append((pixels.copy(), len(reduced.peaks)))
+    def find(self, workspace: Workspace, reduced: Reduced) -> np.ndarray[Any, Any]:
+        self.seen.append((workspace.pixels.copy(), len(reduced.peaks)))
         if self.fails:
             raise RuntimeError("no peaks today")
         return peaks_at(*self.places)
@@ -79,6 +85,31 @@ def fields(result: FrameResult) -> dict[str, Any]:
 
 
 # --- who publishes ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Bundle:
+    return load_bundle(DEFAULT_BUNDLE)
+
+
+def test_the_bundle_s_network_publishes_where_it_is_asked_for_or_chosen(shipped: Bundle) -> None:
+    lit = frame(with_spots(water(0.1)))
+    (classical,), (learned,) = judge(shipped, lit, finder=BUILT_IN), judge(shipped, lit, finder=LEARNED)
+    assert (learned.peak_count or 0) >= 1
+    assert learned.peaks != classical.peaks
+    assert shipped.card.peaks is not None
+    for chosen, expected in ((False, classical), (True, learned)):
+        card = structs.replace(shipped.card, peaks=structs.replace(shipped.card.peaks, chosen=chosen))
+        other = replace(shipped, card=card)
+        assert judge(other, lit)[0].peaks == expected.peaks
+
+
+def test_a_bundle_without_a_network_is_refused_for_it_by_name(bundle: Bundle) -> None:
+    assert bundle.peaks is None
+    for settings in (CascadeSettings(finder=LEARNED), CascadeSettings(shadow=LEARNED)):
+        with pytest.raises(BadBundle, match=f"{bundle.label}.*no learned peak finder"):
+            Judge(bundle, settings)
+    assert Judge(bundle, CascadeSettings()).facts["peak_finder"] == "bundle"
 
 
 def test_the_built_in_finder_is_the_default_and_changes_nothing(bundle: Bundle) -> None:
@@ -127,15 +158,15 @@ def test_peakfinder8_publishes_the_spots_of_a_frame(bundle: Bundle, finder: Peak
     assert [judge(bundle, each, finder=finder)[0] for each in frames] == results
 
 
-def test_one_finder_serves_all_workers_of_a_series() -> None:
+def test_one_finder_serves_all_workers_of_a_series(bundle: Bundle) -> None:
     kind, dtype, cpu = Peakfinder8Finder(Peakfinder8Settings()), np.dtype("u2"), torch.device("cpu")
     first = plan()
-    made = kind.prepare(first, dtype, cpu)
-    assert kind.prepare(first, dtype, cpu) == made
-    assert kind.prepare(first, np.dtype("u4"), cpu) != made
-    assert kind.prepare(plan((64, 80)), dtype, cpu) != made
+    made = kind.prepare(first, dtype, cpu, bundle)
+    assert kind.prepare(first, dtype, cpu, bundle) == made
+    assert kind.prepare(first, np.dtype("u4"), cpu, bundle) != made
+    assert kind.prepare(plan((64, 80)), dtype, cpu, bundle) != made
     for n in range(10):
-        kind.prepare(plan((64, 80 + n)), dtype, cpu)
+        kind.prepare(plan((64, 80 + n)), dtype, cpu, bundle)
     assert len(kind._made) <= 4
 
 
@@ -209,12 +240,12 @@ def test_the_disagreement_of_a_run_is_in_its_metrics_and_status(bundle: Bundle) 
     published = sum(result.peak_count or 0 for result in results)
     assert "cxls_peaks_disagreement_frames_total 20.0" in text
     assert "cxls_peaks_disagreement_failures_total 0.0" in text
-    assert f'cxls_peaks_disagreement_peaks_total{{finder="poisson",role="published"}} {float(published)}' in text
+    assert f'cxls_peaks_disagreement_peaks_total{{finder="bundle",role="published"}} {float(published)}' in text
     assert 'cxls_peaks_disagreement_peaks_total{finder="peakfinder8",role="shadow"}' in text
-    assert f'cxls_peaks_disagreement_mean_peaks{{finder="poisson",role="published"}} {published / 20}' in text
+    assert f'cxls_peaks_disagreement_mean_peaks{{finder="bundle",role="published"}} {published / 20}' in text
     facts = front.running.snapshot()["peak_finders"]
     assert facts["frames"] == 20
-    assert facts["published"] == {"finder": "poisson", "mean_peaks": published / 20}
+    assert facts["published"] == {"finder": "bundle", "mean_peaks": published / 20}
     assert 0.5 < facts["matched_fraction"] <= 1.0
     ratio = next(line for line in text.splitlines() if line.startswith("cxls_peaks_disagreement_ratio "))
     assert float(ratio.split()[1]) == pytest.approx(1 - facts["matched_fraction"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from analyzer.bundle import DEFAULT_BUNDLE
 from cxls.bench import om_peer
 from tests.analyzer.builders import frames_of_a_run, write_series
 from tests.cxls.programs import Analysis, by_image, cxls, records, refusal, replaying
@@ -34,6 +35,14 @@ def test_live_and_offline_peaks_are_equal_whatever_finds_them(
         assert of.peaks[0] == sum(counts)
 
 
+def test_the_bundle_s_network_finds_peaks_with_the_built_in_finder_in_shadow(master: Path, tmp_path: Path) -> None:
+    run = Analysis([master], DEFAULT_BUNDLE, tmp_path / "r.jsonl", peak_finder="learned").start().join()
+    of = run.session.front.running.disagreement
+    assert of is not None
+    assert (of.published, of.shadow, of.frames, of.failed) == ("learned", "poisson", 8, 0)
+    assert of.peaks[0] == sum(each["peak_count"] for each in run.records)
+
+
 def test_the_environment_chooses_a_finder(master: Path, bundle_folder: Path, tmp_path: Path) -> None:
     given = ("analyze", master, "--bundle", bundle_folder, "--results", tmp_path / "r.jsonl")
     done = cxls(*given, CXLS_PEAK_FINDER="peakfinder8", CXLS_PF8_THRESHOLD="100000")
@@ -46,6 +55,7 @@ def test_the_environment_chooses_a_finder(master: Path, bundle_folder: Path, tmp
     [
         (("--peak-finder", "best"), ("--peak-finder", "best", "peakfinder8")),
         (("--shadow-finder", "poisson"), ("--shadow-finder poisson", "name another")),
+        (("--peak-finder", "learned"), ("no learned peak finder", "cxls train peak-finder")),
         (("--peak-finder", "peakfinder8", "--pf8-min-pix-count", 9, "--pf8-max-pix-count", 8), ("min_pix_count 9",)),
         (("--peak-finder", "peakfinder8", "--pf8-min-res", 9, "--pf8-max-res", 8), ("max_res 8", "min_res 9")),
         (("--peak-finder", "peakfinder8", "--pf8-threshold", "nan"), ("--pf8-threshold", "nan")),
