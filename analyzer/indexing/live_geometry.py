@@ -7,14 +7,12 @@ right when they change; the beam centre stands in the file and does not.
 import logging
 from pathlib import Path
 
-from analyzer.coordinates import Convention, in_convention
-from analyzer.geometry import series_geometry
 from analyzer.indexing.packing import DISTANCE_KEY, ENERGY_KEY, IMAGE_KEY, PEAKS_KEY
+from analyzer.module_panels import module_panels
 from streamer.frames import Frame
-from streamer.geometry_file import DetectorGeometry, Panel, format_geometry
+from streamer.geometry_file import DetectorGeometry, format_geometry
 from streamer.messages import ImageData, SeriesMetadata
 from streamer.text_files import read_text
-from streamer.validity import layout_of
 
 log = logging.getLogger(__name__)
 
@@ -26,46 +24,12 @@ def live_geometry(metadata: SeriesMetadata, shape: tuple[int, int]) -> DetectorG
 
     Energy and camera length are left to the messages, and out where the header has none.
     """
-    geometry = series_geometry(metadata, shape)
-    center_x = in_convention(geometry.beam_center_fs, Convention.EDGES)
-    center_y = in_convention(geometry.beam_center_ss, Convention.EDGES)
-    panels = [
-        Panel(
-            name,
-            min_fs=fs,
-            max_fs=fs + width - 1,
-            min_ss=ss,
-            max_ss=ss + height - 1,
-            corner_x=round(fs - center_x, 6),
-            corner_y=round(ss - center_y, 6),
-            fs=(1.0, 0.0, 0.0),
-            ss=(0.0, 1.0, 0.0),
-            res_per_m=1.0 / geometry.pixel_size_m,
-            data=IMAGE_KEY,
-            adu_per_photon=1.0,
-            max_adu=None if metadata.saturation_value is None else float(metadata.saturation_value),
-        )
-        for name, ss, fs, height, width in _modules(shape)
-    ]
     return DetectorGeometry(
-        tuple(panels),
+        module_panels(metadata, shape, IMAGE_KEY),
         photon_energy_eV=None if metadata.photon_energy_eV is None else f"{ENERGY_KEY} eV",
         clen_m=None if metadata.camera_length_m is None else f"{DISTANCE_KEY} mm",
         extra=(("peak_list", PEAKS_KEY),),
     )
-
-
-def _modules(shape: tuple[int, int]) -> list[tuple[str, int, int, int, int]]:
-    """(name, first ss, first fs, rows, columns) of each module; all of the image where the detector is not known."""
-    layout = layout_of(shape)
-    if layout is None:
-        return [("p0", 0, 0, *shape)]
-    (rows, columns), (gap_ss, gap_fs) = layout.module, layout.gap
-    return [
-        (f"m{row}_{column}", row * (rows + gap_ss), column * (columns + gap_fs), rows, columns)
-        for row in range(layout.grid[0])
-        for column in range(layout.grid[1])
-    ]
 
 
 def geometry_text(metadata: SeriesMetadata, shape: tuple[int, int]) -> str:
