@@ -56,6 +56,7 @@ def run(resolved: Resolved[EvaluateSettings], sources: Sequence[str], json_path:
         asked=metrics is not None,
         prior=bundle.card.hit.prior if at_hand else None,
         threshold=bundle.card.hit.threshold if at_hand else None,
+        crystals=settings.crystfel,
     )
     referred = _referred(settings, facts) if settings.ideal else None
     peer = _peer(judged) if settings.peers else None

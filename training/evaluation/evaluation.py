@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from streamer.files import BadInput
 from training.dataset.truth import SPOT_PLACE
+from training.evaluation.bragg_light import BraggLight, bragg_light
 from training.evaluation.calibration import (
     HIT_FRACTIONS,
     Reliability,
@@ -96,13 +98,15 @@ class Evaluation:
 class Request:
     """What is to be measured. metrics: some of METRICS; asked: the user named them, so that a missing one is an error.
 
-    prior: the share of hits that probabilities are calibrated for, None where the bundle is not at hand.
+    prior: the share of hits that probabilities are calibrated for, None where the bundle is not at hand. crystals:
+    folder of the sparse patterns that series were made of.
     """
 
     metrics: tuple[str, ...] = METRICS
     asked: bool = False
     prior: float | None = 0.5
     threshold: float | None = None
+    crystals: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +148,7 @@ def evaluate(
         _calibration(made, frames.sample, request)
     for name, measure in (
         ("no-beam", _no_beam),
-        ("peaks", _peaks),
+        ("peaks", lambda made, judged: _peaks(made, judged, request.crystals)),
         ("photon-energy", _energy),
         ("camera-length", _distance),
     ):
@@ -369,14 +373,14 @@ def _no_beam(made: Evaluation, judged: Sequence[Judged]) -> None:
 # --- peaks ------------------------------------------------------------------------------
 
 
-def _peaks(made: Evaluation, judged: Sequence[Judged]) -> None:
+def _peaks(made: Evaluation, judged: Sequence[Judged], crystals: Path | None) -> None:
     counts: dict[str, PeakCount] = {}
     left_out = 0
     for each in judged:
         facts = each.facts
         if missing := facts.truth.missing(*SPOT_PLACE):
             raise _Refused(missing)
-        columns = facts.by_column
+        columns, light = facts.by_column, bragg_light(facts, crystals)
         for n, judgement in enumerate(each.judgements):
             if judgement.status != "ok" or judgement.peaks is None or facts.no_beam[n]:
                 continue
@@ -384,7 +388,7 @@ def _peaks(made: Evaluation, judged: Sequence[Judged]) -> None:
                 left_out += 1
                 continue
             key = ", ".join(columns[c][n] for c in ("condition", "photons a pulse", "water, 100 µm") if c in columns)
-            counts.setdefault(key, PeakCount()).add(match_frame(facts, n, judgement))
+            counts.setdefault(key, PeakCount()).add(match_frame(facts, n, judgement, light))
     if left_out:
         made.notes.append(
             f"peaks: {left_out} frames with salt, rings or faults are left out, as their peaks are no error"
@@ -412,11 +416,12 @@ def _peak_row(name: str, count: PeakCount) -> tuple[Cell, ...]:
     return (name, count.frames, count.peaks, *recalls, count.false / count.frames, count.position_error_px)
 
 
-def match_frame(facts: Facts, frame: int, judgement: Judgement) -> Matches:
-    """Peaks of a judged frame against its true spots."""
+def match_frame(facts: Facts, frame: int, judgement: Judgement, light: BraggLight | None = None) -> Matches:
+    """Peaks of a judged frame against its true spots, and against its crystal's light where that is known."""
     ss, fs, photons = facts.truth.spots(frame)
-    peaks = judgement.peaks or []
-    return match(spots_of([p.fs for p in peaks], [p.ss for p in peaks]), spots_of(fs, ss), photons)
+    found = judgement.peaks or []
+    peaks = spots_of([p.fs for p in found], [p.ss for p in found])
+    return match(peaks, spots_of(fs, ss), photons, None if light is None else light(frame, peaks))
 
 
 # --- photon energy and camera length ----------------------------------------------------

@@ -45,8 +45,11 @@ def merge(spots: Array, photons: Array) -> tuple[Array, Array]:
     return spots[kept], total[kept]
 
 
-def match(peaks: Array, spots: Array, photons: Array) -> Matches:
-    """Match the peaks (m, 2) of a frame to its true spots (n, 2) of these photons (n,)."""
+def match(peaks: Array, spots: Array, photons: Array, light: Array | None = None) -> Matches:
+    """Match the peaks (m, 2) of a frame to its true spots (n, 2) of these photons (n,).
+
+    light (m,): expected Bragg photons around each peak, where more is known of them than the spots say.
+    """
     single, total = merge(spots, photons)
     apart = np.hypot(*(peaks[:, None] - single[None]).transpose(2, 0, 1))
     spot_of, distance = np.full(len(peaks), -1), np.full(len(peaks), np.nan)
@@ -57,8 +60,9 @@ def match(peaks: Array, spots: Array, photons: Array) -> Matches:
         if spot_of[peak] < 0 and spot not in taken:
             spot_of[peak], distance[peak] = spot, apart[peak, spot]
             taken.add(spot)
-    near = np.hypot(*(peaks[:, None] - spots[None]).transpose(2, 0, 1)) <= MATCH_PX
-    spot_of[(spot_of < 0) & (near @ photons < LIGHT_PHOTONS)] = -2
+    if light is None:
+        light = (np.hypot(*(peaks[:, None] - spots[None]).transpose(2, 0, 1)) <= MATCH_PX) @ photons
+    spot_of[(spot_of < 0) & (light < LIGHT_PHOTONS)] = -2
     return Matches(single, total, peaks, spot_of, distance)
 
 

@@ -24,6 +24,12 @@ def test_a_peak_without_light_is_false_and_one_on_light_is_not() -> None:
     assert match(spots_of([10.0], [10.0]), spots, np.array([0.2])).spot_of.tolist() == [0]
 
 
+def test_light_that_is_known_decides_what_is_false() -> None:
+    spots, photons = spots_of([10.0], [10.0]), np.array([50.0])
+    peaks = spots_of([10.0, 12.0, 40.0], [10.0] * 3)
+    assert match(peaks, spots, photons, np.array([50.0, 0.1, 0.4])).spot_of.tolist() == [0, -2, -1]
+
+
 def test_counts_add_up_over_frames() -> None:
     count = PeakCount()
     spots, photons = spots_of([10.0, 40.0, 70.0], [10.0] * 3), np.array([6.0, 15.0, 25.0])
