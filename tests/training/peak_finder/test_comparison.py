@@ -137,7 +137,7 @@ def test_the_classical_finder_does_on_the_twin_what_it_does(frames: list[Judged]
     assert bright.sum() >= 20
     # Crystals of large cells are among them, whose spots run into one another.
     assert table["found"][bright].mean() > 0.5
-    assert false_peaks(matched(frames, CLASSICAL)) <= 2
+    assert false_peaks(matched(frames, CLASSICAL)) <= 5
 
 
 def test_a_series_on_disk_is_judged_by_its_own_truth(tmp_path: Path) -> None:
