@@ -366,7 +366,7 @@ def _no_beam(prepared: _Prepared, reduced: Reduced, fewest_places: int) -> bool:
         ss, fs = round(float(peak["ss"])), round(float(peak["fs"]))
         around = slice(max(0, ss - 1), ss + 2), slice(max(0, fs - 1), fs + 2)
         if np.count_nonzero(pixels[around] * (inside[around] > 0)) <= 1:
-            lit[ss // CELL, fs // CELL] = False
+            lit[min(max(ss // CELL, 0), lit.shape[0] - 1), min(max(fs // CELL, 0), lit.shape[1] - 1)] = False
     _, places = label(lit, np.ones((3, 3)))
     return bool(places < fewest_places)
 

@@ -6,6 +6,7 @@ from typing import Any
 from analyzer.bundle import Bundle
 from analyzer.calibration import Calibration, OperatingPoint, operating_point
 from analyzer.cascade import CascadeSettings
+from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,9 +46,25 @@ class Judge:
         return None if self.cascade.mask is None else self.cascade.mask.name
 
     @property
+    def finders(self) -> tuple[FinderKind, FinderKind | None]:
+        """Whose peaks are published with this bundle, and whose are compared with them.
+
+        Beside the learned finder that is the built-in one, whose peaks there are in any case; none beside itself.
+        """
+        published, shadow = (
+            BY_BUNDLE.chosen(self.bundle) if kind is BY_BUNDLE else kind
+            for kind in (self.cascade.finder, self.cascade.shadow)
+        )
+        assert published is not None
+        if shadow is None and published is LEARNED:
+            shadow = BUILT_IN
+        return published, None if shadow is not None and shadow.name == published.name else shadow
+
+    @property
     def settings(self) -> CascadeSettings:
-        """The settings of an analyser, with the threshold that holds."""
-        return replace(self.cascade, threshold=self.threshold)
+        """The settings of an analyser, with the threshold and the finders that hold."""
+        finder, shadow = self.finders
+        return replace(self.cascade, threshold=self.threshold, finder=finder, shadow=shadow)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -60,7 +77,7 @@ class Judge:
             "mask": self.mask,
             "geometry": None if geometry is None else geometry.name,
             "models": models,
-            "peak_finder": self.cascade.finder.name,
+            "peak_finder": self.finders[0].name,
         }
 
     def with_bundle(self, bundle: Bundle) -> "Judge":

@@ -27,6 +27,12 @@ _WINDOW = 2
 _WHOLE_FROM_PHOTONS = 30.0
 """A brighter peak is measured over all pixels of its spot: there noise costs less than what a window cuts off."""
 
+_TAIL_CONTRAST = 3.0
+"""A Gaussian of 0.8 pixels falls to less than a third from its second pixel out to the third."""
+
+_WHOLE_KEEPS = 0.9
+"""Of the window's photons, at least; else the rest of the spot's pixels holds less than the background: noise."""
+
 _SMALLEST_SPOT_PIXELS = 45
 """Of a spot that claims nothing but the pixels nearer than four."""
 
@@ -34,7 +40,7 @@ _OWN_SHARE = 0.2
 """Of the photons around its middle; a peak with fewer that are no other's is that one's tail."""
 
 _SPOT_PIXELS = 1024
-SURE_PEAKS_FOR_AS_MANY = 6.0
+SURE_PEAKS_FOR_AS_MANY = 5.0
 """A crystal that gives sure peaks gives weak ones too: n of them lower the evidence asked for by ln(1 + n / this)."""
 
 _RING_INNER, _RING_OUTER = 5, 7
@@ -73,6 +79,17 @@ def _smooth(counts: Any, pixels: Any, background: Any) -> None:
                     total += counts[(radial + reach) * classes + azimuth]
                     area += pixels[(radial + reach) * classes + azimuth]
             background[b] = max(total, 0.5) / max(area, 1.0)
+
+
+@numba.njit(nogil=True, cache=True)
+def _keep_above(candidate_index: Any, candidate_score: Any, threshold: float) -> int:
+    """Of a full list of candidates only those with more than ``threshold``, in their order; returns how many."""
+    kept = 0
+    for n in range(candidate_index.size):
+        if -candidate_score[n] > threshold:
+            candidate_index[kept], candidate_score[kept] = candidate_index[n], candidate_score[n]
+            kept += 1
+    return kept
 
 
 @numba.njit(nogil=True, cache=True)
@@ -314,11 +331,15 @@ def map_significance(
         if support > significance[3, row, column]:
             significance[3, row, column] = support
         best = max(one, wide)
-        if best > threshold and candidates < candidate_index.size:
+        if best > threshold:
             candidate_index[candidates] = i
             # Ties go to the brighter pixel, then to the earlier: the order is the frame's own.
             candidate_score[candidates] = -(best + 1e-3 * min(value, np.int64(1000)))
             candidates += 1
+            if candidates == candidate_index.size:
+                # A frame all of spots: those that stand out most are kept, wherever they are.
+                threshold = -np.median(candidate_score)
+                candidates = _keep_above(candidate_index, candidate_score, threshold)
     for cell in range(cell_counts.size):
         counts, expected = np.int64(cell_counts[cell]), cell_expected[cell]
         if counts > 1 and counts > expected:
@@ -474,6 +495,45 @@ def _spot_evidence(
 
 
 @numba.njit(nogil=True, cache=True)
+def _touches(pixels: Any, columns: int, pixel: int, top: int, inside: Any) -> bool:
+    """Whether a pixel beside this one is masked or has no data."""
+    rows, row, column = pixels.size // columns, pixel // columns, pixel % columns
+    for y in range(max(0, row - 1), min(rows, row + 2)):
+        for x in range(max(0, column - 1), min(columns, column + 2)):
+            j = y * columns + x
+            if inside[j] == 0 or pixels[j] == top:
+                return True
+    return False
+
+
+@numba.njit(nogil=True, cache=True)
+def _brighter_at_rim(pixels: Any, columns: int, middle: int, listed: Any, top: int, inside: Any) -> bool:
+    """Whether the ``listed`` pixels around the middle have one that touches what is masked and is far brighter.
+
+    Then the spot stands in what is masked, and the middle is its tail.
+    """
+    row, column = middle // columns, middle % columns
+    limit = _TAIL_CONTRAST * pixels[middle]
+    for n in range(listed.size):
+        j = listed[n]
+        if max(abs(j // columns - row), abs(j % columns - column)) > _WINDOW or inside[j] == 0 or pixels[j] == top:
+            continue
+        if pixels[j] > limit and _touches(pixels, columns, j, top, inside):
+            return True
+    return False
+
+
+@numba.njit(nogil=True, cache=True)
+def _net_of(pixels: Any, listed: Any, top: int, inside: Any, local: float) -> float:
+    """Photons of the ``listed`` pixels over the background."""
+    net = 0.0
+    for j in listed:
+        if inside[j] and pixels[j] != top:
+            net += pixels[j] - local
+    return net
+
+
+@numba.njit(nogil=True, cache=True)
 def _net_around(pixels: Any, columns: int, row: int, column: int, top: int, inside: Any, local: float) -> float:
     """Photons over the background in the window around a pixel, whatever spot they belong to."""
     rows, net = pixels.size // columns, 0.0
@@ -496,11 +556,13 @@ def _measure(
     """
     row, column = middle // columns, middle % columns
     sum_y, sum_x, net, gross, saturated = 0.0, 0.0, 0.0, 0.0, np.uint8(0)
+    low_y, high_y, low_x, high_x = 0, 0, 0, 0
     for n in range(listed.size):
         j = listed[n]
         y, x = j // columns - row, j % columns - column
         if inside[j] == 0 or pixels[j] == top or max(abs(y), abs(x)) > reach:
             continue
+        low_y, high_y, low_x, high_x = min(low_y, y), max(high_y, y), min(low_x, x), max(high_x, x)
         value = np.int64(pixels[j])
         gross += value
         net += value - local
@@ -511,8 +573,8 @@ def _measure(
     if net <= 0.0:
         return False
     # Where little is left of much background, noise must not carry the centroid out of the pixels it is made of.
-    peak.ss = row + min(max(sum_y / net, -reach), reach)
-    peak.fs = column + min(max(sum_x / net, -reach), reach)
+    peak.ss = row + min(max(sum_y / net, low_y), high_y)
+    peak.fs = column + min(max(sum_x / net, low_x), high_x)
     peak.intensity = net
     peak.snr = net / np.sqrt(gross)
     peak.saturated = saturated
@@ -580,7 +642,10 @@ def find_peaks(
             continue
         if peak.intensity < _OWN_SHARE * _net_around(pixels, columns, row, column, top, inside, local):
             continue
-        if peak.intensity >= _WHOLE_FROM_PHOTONS or spot.size > _SMALLEST_SPOT_PIXELS:
+        if _brighter_at_rim(pixels, columns, i, spot, top, inside):
+            continue
+        whole = peak.intensity >= _WHOLE_FROM_PHOTONS or spot.size > _SMALLEST_SPOT_PIXELS
+        if whole and _net_of(pixels, spot, top, inside, local) >= _WHOLE_KEEPS * peak.intensity:
             _measure(pixels, columns, i, spot, top, saturation, inside, local, columns, peak)
         peak.surprise = evidence
         found += 1

@@ -105,7 +105,7 @@ class Peakfinder8Settings:
     statistics: Statistics = Statistics.GAUSSIAN
 
     def __post_init__(self) -> None:
-        for name, least in (("threshold", 0), ("min_snr", 0), ("min_res", 0), ("max_peaks", 1)):
+        for name, least in (("threshold", 0), ("min_snr", 0.01), ("min_res", 0), ("max_peaks", 1)):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):
                 raise ValueError(f"{name} is {value}; give a number from {least}")
@@ -533,9 +533,13 @@ class Peakfinder8:
 def _ring_map(geometry: Geometry, validity: Validity, settings: Peakfinder8Settings) -> tuple[npt.NDArray[Any], int]:
     """Ring of each pixel (N,) int32, and the number of rings, which is the ring of what never counts."""
     rows, columns = geometry.shape
-    y = (np.arange(rows) - geometry.beam_center_ss)[:, None]
-    x = (np.arange(columns) - geometry.beam_center_fs)[None, :]
-    radius = np.hypot(y, x).astype(np.float32)
+    if geometry.panels is None:
+        # As OM and CrystFEL have it, to the last bit: rings are rounded radii.
+        y = (np.arange(rows) - geometry.beam_center_ss)[:, None]
+        x = (np.arange(columns) - geometry.beam_center_fs)[None, :]
+        radius = np.hypot(y, x).astype(np.float32)
+    else:
+        radius = geometry.radius_map()
     usable = (validity.valid != 0) & (radius >= settings.min_res)
     if settings.max_res is not None:
         usable &= radius <= settings.max_res

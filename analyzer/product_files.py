@@ -34,20 +34,25 @@ class ProductsExist(ValueError):
     """A folder that holds products already: one line with what to do."""
 
 
-class ProductFiles(Collector):
-    """Keeps the products of a run in ``folder``.
+def prepare(folder: Path, overwrite: bool = False) -> None:
+    """Make the folder and see that products can be written there.
 
     Raises ``ProductsExist`` for a folder that has some, unless ``overwrite``, and ``OSError`` for one that cannot be
     written to.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / HDF5).exists() and not overwrite:
+        raise ProductsExist(f"{folder}: holds products already; use --overwrite or another folder")
+    probe = folder / f".{HDF5}.tmp"
+    probe.write_bytes(b"")
+    probe.unlink()
+
+
+class ProductFiles(Collector):
+    """Keeps the products of a run in ``folder``; raises what ``prepare`` raises."""
 
     def __init__(self, folder: Path, products: Products, overwrite: bool = False, every_s: float = EVERY_S) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / HDF5).exists() and not overwrite:
-            raise ProductsExist(f"{folder}: holds products already; use --overwrite or another folder")
-        probe = folder / f".{HDF5}.tmp"
-        probe.write_bytes(b"")
-        probe.unlink()
+        prepare(folder, overwrite)
         self.folder = folder
         self.failed = 0
         self._products, self._every_s = products, every_s

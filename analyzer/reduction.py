@@ -29,7 +29,7 @@ from streamer.validity import Validity, sentinel
 CANDIDATE_NATS = 9.0
 """A pixel is looked at for a spot when it, or the 2 x 2 or 3 x 3 around it, is at least this surprising."""
 
-PEAK_MARGIN_NATS = -0.3
+PEAK_MARGIN_NATS = -0.4
 """Evidence that a peak needs beyond the logarithm of the number of pixels."""
 
 MAX_PEAKS = 2048
@@ -223,9 +223,9 @@ def suspect_pixels(workspaces: list[Workspace]) -> npt.NDArray[np.intp]:
 class Reduced:
     """What is left of a frame: see ``Workspace`` for shapes.
 
-    ``peaks`` has ``PEAK_DTYPE``: centroid as pixel indices, net photons in 5 x 5, net photons
-    over the root of all counts there. ``background_photons`` is the background's expected sum
-    over the valid pixels.
+    ``peaks`` has ``PEAK_DTYPE``: centroid as pixel indices, net photons in 5 x 5 or, of bright and of large
+    spots, in all their pixels, net photons over the root of all counts there. ``background_photons``
+    is the background's expected sum over the valid pixels.
     """
 
     significance: npt.NDArray[np.float32]

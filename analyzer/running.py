@@ -135,6 +135,13 @@ class Running:
         with self.lock:
             self.hits, self.scores = ImageWindow(max(WINDOWS)), ImageWindow(max(WINDOWS))
 
+    def compare_finders(self, names: tuple[str, str] | None) -> None:
+        """The published finder and its shadow are these from here on; of others nothing is kept."""
+        with self.lock:
+            now = None if self.disagreement is None else (self.disagreement.published, self.disagreement.shadow)
+            if names != now:
+                self.disagreement = None if names is None else Disagreement(*names)
+
     def reset(self) -> None:
         """Forget what was shown so far; the series, its place and what Prometheus counts go on."""
         self.forget_judgements()

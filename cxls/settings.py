@@ -233,7 +233,7 @@ class AnalyzeSettings(_Settings):
     )
     pf8_min_snr: float | None = _in(
         _PEAKS, None, "least signal, in standard deviations of the background (default: 5, with poisson tails 6)",
-        ge=0, le=30,
+        ge=0.01, le=30,
     )  # fmt: skip
     pf8_min_pix_count: int = _in(_PEAKS, 1, "fewest pixels of a peak over its ring's threshold", ge=1, le=1000)
     pf8_max_pix_count: int = _in(_PEAKS, 200, "most pixels of a peak over its ring's threshold", ge=1, le=1000)

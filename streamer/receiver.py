@@ -77,7 +77,7 @@ class StreamReceiver:
             raise ValueError("no stream address; one looks like tcp://host:31001")
         try:
             for endpoint in endpoints:
-                _check_port(endpoint)
+                check_port(endpoint)
                 self._open(endpoint, max_part_bytes, receive_hwm)
         except zmq.ZMQError as error:
             self.close()
@@ -179,8 +179,8 @@ def _follow(link: _Link) -> None:
             link.greeted, link.lost_at = False, None
 
 
-def _check_port(endpoint: str) -> None:
-    """Refuse a port that libzmq would silently replace by its remainder by 65536."""
+def check_port(endpoint: str) -> None:
+    """Raises ``ValueError`` for a port that libzmq would silently replace by its remainder by 65536."""
     host, _, port = endpoint.rpartition(":")
     if host.startswith("tcp://") and not (port.isdecimal() and port.isascii() and 0 < int(port[:6]) < 65536):
         raise ValueError(f"{endpoint}: port {port[:20]} is not between 1 and 65535")

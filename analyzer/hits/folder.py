@@ -84,10 +84,13 @@ class HitFolder:
         self.lost = dict.fromkeys(LOST_REASONS, 0)
         self._settings = settings or HitFolderSettings()
         prepare_folder(folder)
-        self._run_name = new_run()
-        self._lock = run_lock(folder, self._run_name)
         try:
-            self._lock.acquire()
+            # A recovery that comes upon the new lock first takes it for that of a run that is over.
+            while True:
+                self._run_name = new_run()
+                self._lock = run_lock(folder, self._run_name)
+                if self._lock.acquire():
+                    break
         except OSError as error:
             raise UnusableFolder(f"{folder}: {reason(error)}; choose a folder that can be written") from None
         self.recovered = _recover(folder, self._run_name)

@@ -65,7 +65,8 @@ def recover(folder: Path, own_run: str | None = None) -> Recovery:
 
 def _finish(folder: Path, journal: Path, found: Recovery) -> None:
     try:
-        fd = os.open(journal, os.O_RDONLY | os.O_CLOEXEC)
+        # For writing, though nothing is written: over NFS an exclusive lock wants it so.
+        fd = os.open(journal, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         found.problems.append(f"{journal}: {reason(error)}")
         return

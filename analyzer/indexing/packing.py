@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from analyzer.coordinates import Convention, in_convention
 from analyzer.indexing.hits import WaitingHit
+from analyzer.panels import GivenGeometry, place
 from streamer.decoding import check_size, decode
 from streamer.frames import Frame
 from streamer.messages import Defect, SeriesMetadata, UndecodableImage
@@ -80,9 +81,13 @@ class _Masked:
 
 
 class FrameDecoder:
-    """Packed frames to pixels for CrystFEL, in one thread, with its buffer and the latest mask used again."""
+    """Packed frames to pixels for CrystFEL, in one thread, with its buffer and the latest mask used again.
 
-    def __init__(self) -> None:
+    ``geometry``: a geometry file whose mask and bad regions count, where it fits the images.
+    """
+
+    def __init__(self, geometry: GivenGeometry | None = None) -> None:
+        self._geometry = geometry
         self._raw: npt.NDArray[Any] = np.empty((0, 0), np.uint16)
         self._masked: _Masked | None = None
 
@@ -111,7 +116,8 @@ class FrameDecoder:
             known = None
         if known is None or (known.shape, known.channel) != (shape, channel):
             try:
-                valid = series_validity(metadata, shape, channel, mask).valid
+                _, left_out = place(self._geometry, mask, metadata, shape)
+                valid = series_validity(metadata, shape, channel, left_out).valid
             except ValueError as error:
                 raise UndecodableImage("size_mismatch", str(error)) from None
             known = self._masked = _Masked(metadata, shape, channel, mask, valid == 0)

@@ -25,6 +25,7 @@ from analyzer.indexing.live_geometry import LiveGeometryFile
 from analyzer.indexing.outcomes import Outcomes
 from analyzer.indexing.packing import FrameDecoder, pack_hit
 from analyzer.indexing.router import Router
+from analyzer.panels import GivenGeometry
 from analyzer.results import FrameResult
 from streamer.frames import Frame
 from streamer.messages import UndecodableImage
@@ -75,12 +76,17 @@ class IndexingSettings:
 class IndexServer:
     """A hit output that indexers ask. Bound when constructed (raises ``CannotBind``), serves after ``start``.
 
-    ``mask`` gives the user's mask of the moment, for images.
+    ``mask`` gives the user's mask of the moment and ``geometry`` is the user's geometry file, for images.
     """
 
     name = "indexing"
 
-    def __init__(self, settings: IndexingSettings, mask: Callable[[], Validity | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        settings: IndexingSettings,
+        mask: Callable[[], Validity | None] = lambda: None,
+        geometry: GivenGeometry | None = None,
+    ) -> None:
         self._settings = settings
         self._mask = mask
         self._run_name = secrets.token_hex(4)
@@ -89,7 +95,7 @@ class IndexServer:
         self.outcomes = Outcomes()
         self.follower = StreamFollower(settings.stream, self.outcomes.add) if settings.stream else None
         self._geometry = LiveGeometryFile(settings.geometry) if settings.geometry else None
-        self._decoder = FrameDecoder()
+        self._decoder = FrameDecoder(geometry)
         self._fates: dict[str, int] = dict.fromkeys(Fate, 0)
         self._filtering = threading.Lock()
         self._to_describe: Frame | None = None

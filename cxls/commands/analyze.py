@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from analyzer.attribute_cascade import open_models
-from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.calibration import BadCalibration, Calibration, load_calibration
 from analyzer.cascade import Analyser, CascadeSettings, PlanCache
 from analyzer.control import Control
@@ -33,6 +33,7 @@ from analyzer.metrics import make_registry
 from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind, Peakfinder8Finder
 from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
 from analyzer.product_files import ProductFiles, ProductsExist
+from analyzer.product_files import prepare as prepare_products
 from analyzer.results import HitRule
 from analyzer.sinks import DetachedSink, HitOutput, Sink, open_results
 from analyzer.warm import warm_up
@@ -46,7 +47,7 @@ from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
 from cxls.token_file import read_token
 from streamer.files import FileSource
 from streamer.frames import DIFFERENCE
-from streamer.receiver import StreamReceiver
+from streamer.receiver import StreamReceiver, check_port
 from streamer.validity import Validity
 
 log = logging.getLogger(__name__)
@@ -109,23 +110,27 @@ class Session:
         cascade = _cascade_settings(settings)
         if self._files is not None:
             check_geometry(cascade.geometry, self._files.first)
+        if where.live:
+            _check_addresses(sources)
+        if settings.products:
+            _prepare_products(settings.products, settings.overwrite)
         token = _read_token(settings, where)
         bound = _bind(where.listen) if where.listen else None
         broadcast = open_broadcast(settings, lambda result: self.front.running.header_of(result.ordinal))
-        indexing = open_indexing(settings, lambda: self.control.judge.cascade.mask)
+        indexing = open_indexing(settings, lambda: self.control.judge.cascade.mask, cascade.geometry)
+        if indexing is not None:
+            # Workers that are waiting already are told to ask again from here on.
+            indexing.start()
         _give_back_large_buffers()
         device = choose_device(settings.device)
         torch.set_num_threads(1)
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
         models = open_models([Path(folder) for folder in settings.model], device)
         cascade = replace(cascade, models=models)
-        cascade = replace(cascade, shadow=_shadow(cascade, bundle))
         judge = Judge(bundle, cascade, _read_calibration(settings, bundle.label))
-        self.hits = _open_hits(settings)
-        sinks: list[Sink] = [_open_results(settings)] if settings.results else []
-        if broadcast is not None:
-            sinks.append(broadcast)
-        hit_outputs: list[HitOutput] = [output for output in (self.hits, indexing) if output is not None]
+        finder, shadow = judge.finders
+        if cascade.shadow is not None and shadow is None:
+            raise BadSettings(f"--shadow-finder {finder.name}: the published peaks are its own; name another")
         workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
         plans = PlanCache()
 
@@ -134,6 +139,12 @@ class Session:
 
         analysers = [make(judge) for _ in range(workers)]
         warm_up(analysers[0], judge)
+        # What is there is touched only now that all else is known to be in order.
+        sinks: list[Sink] = [_open_results(settings)] if settings.results else []
+        self.hits = _open_hits(settings)
+        if broadcast is not None:
+            sinks.append(broadcast)
+        hit_outputs: list[HitOutput] = [output for output in (self.hits, indexing) if output is not None]
         # Connected last: from here on the detector hands us its images.
         source: Source = self._files or _connect(settings, sources)
         self.front = Front(
@@ -148,16 +159,16 @@ class Session:
                 series=settings.series,
                 tags=judge.cascade.tags,
                 attributes=tuple(model.attribute.name for model in models),
-                finders=None if cascade.shadow is None else (cascade.finder.name, cascade.shadow.name),
+                finders=None if shadow is None else (finder.name, shadow.name),
             ),
             on_series=_report_series,
             hit_outputs=hit_outputs,
         )
         self.control = Control(self.front, judge, make, lambda folder: load_bundle(folder, device), self._follow)
-        if indexing is not None:
-            indexing.start()
         self._endpoints = ControlEndpoints(self.control, token)
-        self._product_files = _open_products(settings, self.front) if settings.products else None
+        self._product_files = (
+            ProductFiles(settings.products, self.front.products, settings.overwrite) if settings.products else None
+        )
         self.web: WebServer | None = None
         if bound is not None:
             routes = [*self._endpoints.routes, *ProductEndpoints(self.front.products).routes]
@@ -170,6 +181,8 @@ class Session:
         return self._files.problems if self._files else []
 
     def _follow(self, judge: Judge) -> None:
+        finder, shadow = judge.finders
+        self.front.running.compare_finders(None if shadow is None else (finder.name, shadow.name))
         if self.web is not None:
             self.web.view = self._view(judge)
 
@@ -284,15 +297,22 @@ def _open_hits(settings: AnalyzeSettings) -> HitFolder | None:
         raise BadSettings(f"--hits {error}") from None
 
 
-def _open_products(settings: AnalyzeSettings, front: Front) -> ProductFiles:
-    assert settings.products is not None
+def _check_addresses(addresses: list[str]) -> None:
     try:
-        return ProductFiles(settings.products, front.products, settings.overwrite)
+        for address in addresses:
+            check_port(address)
+    except ValueError as error:
+        raise BadSettings(str(error)) from None
+
+
+def _prepare_products(folder: Path, overwrite: bool) -> None:
+    try:
+        prepare_products(folder, overwrite)
     except ProductsExist as error:
         raise BadSettings(f"--products {error}") from None
     except OSError as error:
         raise BadSettings(
-            f"--products {settings.products}: {error.strerror or error}; choose a folder that can be written"
+            f"--products {folder}: {error.strerror or error}; choose a folder that can be written"
         ) from None
 
 
@@ -309,16 +329,6 @@ def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
         finder=_finder(settings, settings.peak_finder),
         shadow=_finder(settings, settings.shadow_finder) if settings.shadow_finder else None,
     )
-
-
-def _shadow(cascade: CascadeSettings, bundle: Bundle) -> FinderKind | None:
-    """The shadow finder; beside the learned one it is the built-in one, whose peaks there are in any case."""
-    published, shadow = (
-        BY_BUNDLE.chosen(bundle) if kind is BY_BUNDLE else kind for kind in (cascade.finder, cascade.shadow)
-    )
-    if shadow is not None and published is not None and shadow.name == published.name:
-        raise BadSettings(f"--shadow-finder {shadow.name}: the published peaks are its own; name another")
-    return BUILT_IN if shadow is None and published is LEARNED else shadow
 
 
 def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:

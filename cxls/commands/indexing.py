@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from analyzer.indexing import Broadcast, CannotBind, IndexingSettings, IndexServer
+from analyzer.panels import GivenGeometry
 from analyzer.results import FrameResult
 from cxls.cli import listening
 from cxls.settings import AnalyzeSettings, BadSettings
@@ -12,7 +13,9 @@ from streamer.validity import Validity
 _NEED_A_LISTENER = ("index_images", "index_indexable", "index_geometry", "index_stream")
 
 
-def open_indexing(settings: AnalyzeSettings, mask: Callable[[], Validity | None]) -> IndexServer | None:
+def open_indexing(
+    settings: AnalyzeSettings, mask: Callable[[], Validity | None], geometry: GivenGeometry | None
+) -> IndexServer | None:
     """Where indexers ask for hits, bound; ``None`` unless asked for. Raises ``BadSettings``."""
     if settings.index_listen is None:
         for name in _NEED_A_LISTENER:
@@ -35,6 +38,7 @@ def open_indexing(settings: AnalyzeSettings, mask: Callable[[], Validity | None]
                 geometry=settings.index_geometry,
             ),
             mask,
+            geometry,
         )
     except CannotBind as error:
         raise BadSettings(f"--index-listen {error}") from None

@@ -22,6 +22,7 @@ from analyzer.peak_finder import BUILT_IN, LEARNED, Comparison, Disagreement, Pe
 from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
 from analyzer.reduction import FramePlan, Reduced, Workspace
 from analyzer.results import FrameResult, HitRule, Status
+from analyzer.running import Running
 from streamer.frames import Frame
 from streamer.validity import Validity
 from tests.analyzer.builders import (
@@ -104,12 +105,44 @@ def test_the_bundle_s_network_publishes_where_it_is_asked_for_or_chosen(shipped:
         assert judge(other, lit)[0].peaks == expected.peaks
 
 
+def test_a_swap_of_bundles_decides_anew_who_publishes_and_who_is_in_the_shadow(shipped: Bundle) -> None:
+    assert shipped.card.peaks is not None
+    card = structs.replace(shipped.card, peaks=structs.replace(shipped.card.peaks, chosen=True))
+    choosing = replace(shipped, card=card)
+
+    def names(judge: Judge) -> tuple[str, str | None]:
+        finder, shadow = judge.finders
+        assert (judge.settings.finder, judge.settings.shadow) == (finder, shadow)
+        return finder.name, None if shadow is None else shadow.name
+
+    usual = Judge(shipped, CascadeSettings())
+    assert names(usual) == ("poisson", None)
+    assert names(usual.with_bundle(choosing)) == ("learned", "poisson")
+    assert names(usual.with_bundle(choosing).with_bundle(shipped)) == ("poisson", None)
+    asked = Judge(shipped, CascadeSettings(shadow=LEARNED))
+    assert names(asked) == ("poisson", "learned")
+    assert names(asked.with_bundle(choosing)) == ("learned", None)
+
+
+def test_what_is_compared_begins_anew_with_other_finders() -> None:
+    running = Running(disagreement=Disagreement("poisson", "learned"))
+    running.compare_finders(("poisson", "learned"))
+    assert running.disagreement is not None
+    running.disagreement.add(Comparison(3, 2, 1))
+    running.compare_finders(("poisson", "learned"))
+    assert running.disagreement.frames == 1
+    running.compare_finders(("learned", "poisson"))
+    assert (running.disagreement.published, running.disagreement.frames) == ("learned", 0)
+    running.compare_finders(None)
+    assert running.disagreement is None
+
+
 def test_a_bundle_without_a_network_is_refused_for_it_by_name(bundle: Bundle) -> None:
     assert bundle.peaks is None
     for settings in (CascadeSettings(finder=LEARNED), CascadeSettings(shadow=LEARNED)):
         with pytest.raises(BadBundle, match=f"{bundle.label}.*no learned peak finder"):
             Judge(bundle, settings)
-    assert Judge(bundle, CascadeSettings()).facts["peak_finder"] == "bundle"
+    assert Judge(bundle, CascadeSettings()).facts["peak_finder"] == "poisson"
 
 
 def test_the_built_in_finder_is_the_default_and_changes_nothing(bundle: Bundle) -> None:

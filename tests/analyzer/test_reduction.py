@@ -130,6 +130,42 @@ def test_a_spot_that_touches_masked_pixels_makes_no_peak(place: tuple[int, int])
     assert reduce(pixels, valid=valid).peaks.size == 1
 
 
+def test_a_spot_in_a_gap_makes_no_peak_of_its_tail() -> None:
+    valid = np.ones(PANEL, np.uint8)
+    valid[:, 100:112] = 0
+    y, x = np.mgrid[: PANEL[0], : PANEL[1]]
+    for column, sigma in ((100.0, 0.8), (101.0, 1.2)):
+        spot = 500 * np.exp(-(((y - 60) / sigma) ** 2 + ((x - column) / sigma) ** 2) / 2) / (2 * np.pi * sigma**2)
+        pixels = np.random.default_rng(5).poisson(0.05 + spot).astype("u2")
+        assert reduce(pixels, valid=valid).peaks.size == 0
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(64, 40), (16, 200), (8, 8), (1, 60), (60, 1)]))
+@settings(max_examples=60, deadline=None)
+def test_no_peak_leaves_the_frame(seed: int, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = rng.poisson(rng.uniform(0.01, 8.0), shape).astype("u2")
+    for _ in range(4):
+        row, column = rng.integers(0, shape[0]), rng.integers(0, shape[1])
+        pixels[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] += np.uint16(rng.integers(1, 60))
+    for peak in reduce(pixels).peaks:
+        assert 0 <= peak["ss"] <= shape[0] - 1
+        assert 0 <= peak["fs"] <= shape[1] - 1
+        assert peak["intensity"] > 0
+
+
+def test_where_spots_are_too_many_they_are_kept_from_all_over() -> None:
+    pixels = np.zeros((800, 800), "u2")
+    for row in range(10, 800, 20):
+        for column in range(10, 800, 20):
+            pixels[row - 4 : row + 5, column - 4 : column + 5] = 30
+            pixels[row, column] = 60
+    peaks = reduce(pixels).peaks
+    by_quarter = np.bincount((peaks["ss"] // 200).astype(int), minlength=4)
+    assert peaks.size > 100
+    assert by_quarter.min() > 0.5 * by_quarter.max()
+
+
 def test_a_long_streak_is_one_peak_with_all_its_photons() -> None:
     y, x = np.mgrid[: PANEL[0], : PANEL[1]]
     along, across = (x - 90) * 0.8 + (y - 100) * 0.6, (y - 100) * 0.8 - (x - 90) * 0.6

@@ -39,7 +39,8 @@ def bragg_light(facts: Facts, folder: Path | None) -> BraggLight | None:
         crystal = int(facts.crystal[frame])
         if crystal < 0:
             return np.zeros(len(places))
-        return _around(library.crystals[crystal], columns, places)
+        factor = 1.0 if facts.flux_factor is None else float(facts.flux_factor[frame])
+        return factor * _around(library.crystals[crystal], columns, places)
 
     return light
 
