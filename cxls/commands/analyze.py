@@ -140,8 +140,8 @@ class Session:
         analysers = [make(judge) for _ in range(workers)]
         warm_up(analysers[0], judge)
         # What is there is touched only now that all else is known to be in order.
-        sinks: list[Sink] = [_open_results(settings)] if settings.results else []
         self.hits = _open_hits(settings)
+        sinks: list[Sink] = [_open_results(settings)] if settings.results else []
         if broadcast is not None:
             sinks.append(broadcast)
         hit_outputs: list[HitOutput] = [output for output in (self.hits, indexing) if output is not None]

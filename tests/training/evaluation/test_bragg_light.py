@@ -19,7 +19,7 @@ def test_light_is_what_the_frame_s_own_pattern_has_around(tmp_path: Path) -> Non
     third = list(read_sparse_patterns(tmp_path / "crystals" / "6000.npz"))[2]
     panel = np.zeros(third.shape)
     panel.reshape(-1)[third.index] = third.photons
-    panel = panel[: SHAPE[0], : SHAPE[1]] * (3e6 / 3e8)
+    panel = panel[: SHAPE[0], : SHAPE[1]] * (3e6 / 3e8 * np.exp(-0.3))  # the pulse of frame 1
     places = np.array([[5.3, 8.1], [0.0, 0.0], [SHAPE[1] - 1.0, SHAPE[0] - 1.0]])
     expected = []
     for fs, ss in places:
