@@ -132,6 +132,15 @@ class Geometry:
         x, y = self.positions_px(fs, ss)
         return np.asarray(np.hypot(y, x), np.float64)
 
+    @property
+    def reach_px(self) -> float:
+        """The largest radius of a pixel, which is one in a corner of a panel."""
+        rows, columns = self.shape
+        panels = [[0, rows, 0, columns]] if self.panels is None else self.panels.bounds.tolist()
+        corners = [(fs, ss) for top, end, left, right in panels for ss in (top, end - 1) for fs in (left, right - 1)]
+        fs, ss = np.array(corners, np.float64).T
+        return float(self.radius_px(fs, ss).max())
+
     def radius_map(self) -> npt.NDArray[np.float32]:
         """``radius_px`` of every pixel (ss, fs)."""
         x, y = self.position_maps()
@@ -231,8 +240,7 @@ class Geometry:
 
     def rings(self, spacings_angstrom: Sequence[float] = RING_SPACINGS_ANGSTROM, most: int = 6) -> list["Ring"]:
         """Up to ``most`` of these spacings as rings that reach the image, well apart, widest spacing first."""
-        rows, columns = self.shape
-        reach = float(self.radius_px([0, columns - 1, 0, columns - 1], [0, 0, rows - 1, rows - 1]).max())
+        reach = self.reach_px
         chosen: list[tuple[float, float]] = []
         for spacing in sorted(spacings_angstrom, reverse=True):
             radius = self.radius_of(spacing)

@@ -130,9 +130,8 @@ class _Gathered:
 
 
 def _axis(geometry: Geometry) -> Axis:
-    """q, or the radius where it is not known, to the image's farthest corner."""
-    rows, columns = geometry.shape
-    reach = float(geometry.radius_px([0, columns - 1, 0, columns - 1], [0, 0, rows - 1, rows - 1]).max()) + 1.0
+    """q, or the radius where it is not known, to the detector's farthest corner."""
+    reach = geometry.reach_px + 1.0
     q = geometry.q_at(reach)
     if q is None:
         return Axis("radius", "px", np.linspace(0.0, reach, PEAKOGRAM_BINS + 1))

@@ -181,6 +181,22 @@ def test_the_map_of_all_pixels_agrees_with_single_positions() -> None:
     assert (np.abs(bins - np.floor(expected)) <= (np.abs(expected - np.rint(expected)) < 1e-4)).all()
 
 
+def test_the_reach_is_the_largest_radius_of_any_pixel() -> None:
+    geometry = leaning()
+    assert geometry.reach_px == pytest.approx(float(geometry.radius_map().max()), rel=1e-6)
+    step = np.array([75e-6, 0.0, 0.0]), np.array([0.0, 75e-6, 0.0])
+    # Stacked in the image, side by side in the laboratory: the farthest pixels are in the middle of the image.
+    stacked = Panels(
+        [(50 * n, 50 * n + 50, 0, 100) for n in range(4)],
+        [(75e-6 * x, 0.0, 0.0) for x in (0.0, 300.0, -400.0, 100.0)],
+        [step[0]] * 4,
+        [step[1]] * 4,
+    )
+    wide = Geometry((200, 100), 0.0, 0.0, 75e-6, 0.1, 7000.0, stacked)
+    assert wide.reach_px == pytest.approx(float(wide.radius_map().max()), rel=1e-6)
+    assert wide.reach_px > 400
+
+
 def test_rings_on_a_leaning_panel_keep_their_spacing() -> None:
     geometry = leaning()
     rings = geometry.rings()
