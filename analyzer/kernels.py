@@ -40,7 +40,7 @@ _OWN_SHARE = 0.2
 """Of the photons around its middle; a peak with fewer that are no other's is that one's tail."""
 
 _SPOT_PIXELS = 1024
-SURE_PEAKS_FOR_AS_MANY = 5.0
+SURE_PEAKS_FOR_AS_MANY = 6.0
 """A crystal that gives sure peaks gives weak ones too: n of them lower the evidence asked for by ln(1 + n / this)."""
 
 _RING_INNER, _RING_OUTER = 5, 7

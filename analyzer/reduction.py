@@ -29,7 +29,7 @@ from streamer.validity import Validity, sentinel
 CANDIDATE_NATS = 9.0
 """A pixel is looked at for a spot when it, or the 2 x 2 or 3 x 3 around it, is at least this surprising."""
 
-PEAK_MARGIN_NATS = -0.4
+PEAK_MARGIN_NATS = -0.3
 """Evidence that a peak needs beyond the logarithm of the number of pixels."""
 
 MAX_PEAKS = 2048
