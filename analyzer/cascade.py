@@ -36,7 +36,7 @@ from streamer.decoding import check_size, decode
 from streamer.frames import Frame
 from streamer.messages import Defect, ImageData, SeriesMetadata, UndecodableImage
 from streamer.series import Series
-from streamer.validity import Validity, sentinel, series_validity
+from streamer.validity import Validity, saturation_of, series_validity
 
 log = logging.getLogger(__name__)
 
@@ -234,8 +234,7 @@ class Analyser:
             validity = series_validity(metadata, shape, frame.channel, mask)
         except ValueError as error:
             raise UndecodableImage("size_mismatch", str(error)) from None
-        top = sentinel(dtype)
-        plan = self._plans.get(geometry, validity, min(metadata.saturation_value or top, top - 1))
+        plan = self._plans.get(geometry, validity, saturation_of(metadata, dtype))
         workspace = Workspace(plan, dtype)
         shadow = self._settings.shadow
         return _Prepared(

@@ -164,7 +164,7 @@ def _claim_spot(
     return claims
 
 
-def _compiled(*arguments: Any, returns: Any) -> Any:
+def compiled(*arguments: Any, returns: Any) -> Any:
     """Compile for the three pixel types; ``None`` among the arguments stands for the pixels."""
     kinds = (types.uint8, types.uint16, types.uint32)
     signatures = [
@@ -184,7 +184,7 @@ _WORDS, _MAP = _array(types.uint64), _array(types.float32, 3)
 _PEAKS = _array(numba.from_dtype(PEAK_DTYPE))
 
 
-@_compiled(_WORDS, None, types.int64, types.int64, _U8, _BINS, _LIST, _U8, _F64, _F64, _F64, _I64, returns=types.int64)
+@compiled(_WORDS, None, types.int64, types.int64, _U8, _BINS, _LIST, _U8, _F64, _F64, _F64, _I64, returns=types.int64)
 def list_counts(
     words: Any, padded: Any, top: int, saturation: int, inside: Any, bin_of: Any, index: Any, seen: Any,
     photons: Any, occupied: Any, lost: Any, totals: Any,
@@ -226,7 +226,7 @@ def list_counts(
     return found
 
 
-@_compiled(None, _LIST, types.int64, _BINS, _F64, _F64, _F64, _F64, _F64, returns=types.void)
+@compiled(None, _LIST, types.int64, _BINS, _F64, _F64, _F64, _F64, _F64, returns=types.void)
 def estimate_background(
     pixels: Any, index: Any, found: int, bin_of: Any, photons: Any, counted: Any, occupied: Any, clipped: Any,
     background: Any,
@@ -255,7 +255,7 @@ def estimate_background(
         _smooth(clipped, occupied, background)
 
 
-@_compiled(
+@compiled(
     None,
     _LIST,
     types.int64,
@@ -581,7 +581,7 @@ def _measure(
     return True
 
 
-@_compiled(
+@compiled(
     None,
     types.int64,
     types.int64,
@@ -653,7 +653,7 @@ def find_peaks(
     return found
 
 
-@_compiled(None, types.int64, _U8, _BINS, _F64, _F64, _U8, _I64, types.int64, returns=types.void)
+@compiled(None, types.int64, _U8, _BINS, _F64, _F64, _U8, _I64, types.int64, returns=types.void)
 def leave_out_spots(
     pixels: Any, top: int, inside: Any, bin_of: Any, photons: Any, counted: Any, claimed: Any, claim_index: Any,
     claims: int,

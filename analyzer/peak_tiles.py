@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numba import types
 
-from analyzer.kernels import CELL
+from analyzer.kernels import CELL, compiled
 from analyzer.tile_layout import CHANNELS, HEATS, MARGIN, STRIDE, TILE
 
 STRONG = 20.0
@@ -43,12 +43,6 @@ _FLAT_U8, _I32 = types.Array(types.uint8, 1, "C"), types.Array(types.int32, 1, "
 _BINS, _F64 = types.Array(types.uint16, 1, "C"), types.Array(types.float64, 1, "C")
 _MAP = types.Array(types.float32, 3, "C")
 _SHAPE: Any = types.Tuple((types.int64, types.int64))  # type: ignore[no-untyped-call]
-_KINDS = (types.uint8, types.uint16, types.uint32)
-
-
-def _for_pixel_types(returns: Any, *after: Any) -> Any:
-    """Compile for the three pixel types; the pixels come first."""
-    return numba.njit([returns(types.Array(kind, 1, "C"), *after) for kind in _KINDS], nogil=True, cache=True)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -82,9 +76,9 @@ def _significant(
     return _root(counts, expected) > least
 
 
-@_for_pixel_types(
-    types.int64, _SHAPE, types.int64, _FLAT_U8, _BINS, _F64, _MAP, types.float64, _FLAT_U8,
-    _I32, _F64,
+@compiled(
+    None, _SHAPE, types.int64, _FLAT_U8, _BINS, _F64, _MAP, types.float64, _FLAT_U8,
+    _I32, _F64, returns=types.int64,
 )  # fmt: skip
 def choose_tiles(
     pixels: Any, shape: Any, top: int, inside: Any, bin_of: Any, background: Any, significance: Any, threshold: float,
@@ -157,9 +151,10 @@ def choose_tiles(
     return chosen
 
 
-@_for_pixel_types(
-    types.void, _SHAPE, types.int64, _FLAT_U8, _BINS, _F64, types.int64, _I32, types.int64,
+@compiled(
+    None, _SHAPE, types.int64, _FLAT_U8, _BINS, _F64, types.int64, _I32, types.int64,
     types.int64, _F64, types.Array(types.float32, 4, "C"), types.Array(types.float32, 2, "C"),
+    returns=types.void,
 )  # fmt: skip
 def fill_tiles(
     pixels: Any, shape: Any, top: int, inside: Any, bin_of: Any, background: Any, across: int, tiles: Any, first: int,
@@ -271,9 +266,9 @@ def list_maxima(
     return found
 
 
-@_for_pixel_types(
-    types.int64, _SHAPE, types.int64, types.int64, _FLAT_U8, _BINS, _F64,
-    types.Array(types.float64, 2, "C"), types.int64, types.Array(types.float64, 2, "C"),
+@compiled(
+    None, _SHAPE, types.int64, types.int64, _FLAT_U8, _BINS, _F64,
+    types.Array(types.float64, 2, "C"), types.int64, types.Array(types.float64, 2, "C"), returns=types.int64,
 )  # fmt: skip
 def measure(
     pixels: Any, shape: Any, top: int, saturation: int, inside: Any, bin_of: Any, background: Any, maxima: Any,

@@ -19,7 +19,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from sim_replay.detector import HC_EV_ANGSTROM, Condition, Detector, beam_center
 from streamer.bounds import BEAM_CENTER_PX, CAMERA_LENGTH_M, ENERGY_EV, PIXEL_SIZE_M, Range, image_shape
 from streamer.flat_detector import FlatDetector, flat_detector
 from streamer.geometry_file import BadPixels, DetectorGeometry, Mask, Panel, format_geometry, read_geometry
+from streamer.panel_grid import panels_between
 
 MASK_PATH = "/entry/instrument/detector/pixel_mask"
 """Where an Eiger's master file has its mask; 0 is a good pixel."""
@@ -97,37 +98,15 @@ def _geometry(panels: tuple[Panel, ...], detector: Detector, condition: Conditio
 
 
 def _panels(detector: Detector, condition: Condition, **common: Any) -> tuple[Panel, ...]:
-    center_x, center_y = beam_center_px(condition, detector)
-    return tuple(
-        Panel(
-            f"m{row}_{column}",
-            min_fs=fs_low,
-            max_fs=fs_high - 1,
-            min_ss=ss_low,
-            max_ss=ss_high - 1,
-            corner_x=float(fs_low - center_x),
-            corner_y=float(ss_low - center_y),
-            fs=(1.0, 0.0, 0.0),
-            ss=(0.0, 1.0, 0.0),
-            res_per_m=1.0 / detector.pixel_size_m,
-            data="/entry/data/data",
-            adu_per_photon=1.0,
-            **common,
-        )
-        for row, (ss_low, ss_high) in enumerate(_between(detector.gaps_ss, detector.shape[0]))
-        for column, (fs_low, fs_high) in enumerate(_between(detector.gaps_fs, detector.shape[1]))
+    return panels_between(
+        detector.gaps_ss,
+        detector.gaps_fs,
+        detector.shape,
+        beam_center_px(condition, detector),
+        detector.pixel_size_m,
+        "/entry/data/data",
+        **common,
     )
-
-
-def _between(gaps: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
-    """The half-open ranges that gaps leave of 0..size."""
-    start = 0
-    for low, high in sorted(gaps):
-        if low > start:
-            yield start, low
-        start = max(start, high)
-    if start < size:
-        yield start, size
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,12 @@ def sentinel(dtype: np.dtype[Any]) -> int:
     return int(np.iinfo(dtype).max)
 
 
+def saturation_of(metadata: SeriesMetadata, dtype: np.dtype[Any]) -> int:
+    """The count from which a pixel is saturated: the header's, else the largest below the sentinel."""
+    largest = sentinel(dtype) - 1
+    return min(metadata.saturation_value or largest, largest)
+
+
 def _known_gaps(shape: tuple[int, int]) -> Validity | None:
     layout = layout_of(shape)
     if layout is None:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -451,9 +451,14 @@ def _write_shard(recipe: ShotRecipe, seed: int, shard: int, folder: Path) -> Non
     if path.exists():
         return
     made = make_shard(recipe, seed, shard)
+    facts = {f"fact_{name}": values for name, values in made.facts.items()}
+    write_arrays(path, facts | {name: getattr(made, name) for name in _ARRAYS})
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write named arrays to an .npz, whole or not at all, whoever else writes the same."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
-    fields: dict[str, Any] = {f"fact_{name}": values for name, values in made.facts.items()}
-    np.savez_compressed(temporary, **fields, **{name: getattr(made, name) for name in _ARRAYS})
+    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     temporary.rename(path)
 
 

@@ -32,7 +32,7 @@ from sim_replay.diffraction import Sample
 from sim_replay.scene import Scene
 from sim_replay.simulation import Plan, simulate_series
 from streamer.frames import Frame
-from streamer.validity import sentinel, series_validity
+from streamer.validity import saturation_of, series_validity
 from training.dataset.series import open_series
 from training.evaluation.facts import Facts, read_facts
 from training.evaluation.peak_metrics import PHOTONS, PeakCount, match, spots_of
@@ -142,8 +142,7 @@ def _simulate(prefix: Path, condition: int, flux: float, water: float, frames: i
 def _finder(frame: Frame, settings: Peakfinder8Settings) -> Peakfinder8:
     metadata, image = frame.series.metadata, image_data(frame)
     validity = series_validity(metadata, image.shape, frame.channel, None)
-    top = sentinel(image.dtype)
-    saturation = min(metadata.saturation_value or top, top - 1)
+    saturation = saturation_of(metadata, image.dtype)
     return Peakfinder8(series_geometry(metadata, image.shape), validity, image.dtype, saturation, settings)
 
 

@@ -24,7 +24,7 @@ from cxls.bench.report import Figure, Ratio, Report, over_rounds, ratios
 from cxls.settings import BenchSettings
 from streamer.decoding import decode
 from streamer.frames import Frame
-from streamer.validity import sentinel, series_validity
+from streamer.validity import saturation_of, series_validity
 
 ROUNDS = 3
 MATCH_RADIUS_PX = 4.0
@@ -122,8 +122,7 @@ class OurFinder:
         metadata, image = frame.series.metadata, image_data(frame)
         geometry = series_geometry(metadata, image.shape)
         validity = series_validity(metadata, image.shape, frame.channel, None)
-        top = sentinel(image.dtype)
-        plan = make_plan(geometry, validity, min(metadata.saturation_value or top, top - 1))
+        plan = make_plan(geometry, validity, saturation_of(metadata, image.dtype))
         self._workspace = Workspace(plan, image.dtype)
 
     def find(self, frame: Frame) -> tuple[Positions, float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from streamer.messages import SeriesMetadata
-from streamer.validity import LAYOUTS, Validity, layout_of, sentinel, series_validity
+from streamer.validity import LAYOUTS, Validity, layout_of, saturation_of, sentinel, series_validity
 
 FOUR_M = (2162, 2068)
 MODULES = {"500K": 1, "1M": 2, "4M": 8, "9M": 18, "16M": 32}
@@ -60,3 +60,8 @@ def test_a_mask_file_goes_on_top_and_must_fit() -> None:
 @pytest.mark.parametrize(("dtype", "value"), [("u1", 255), ("<u2", 65535), (">u2", 65535), ("u4", 2**32 - 1)])
 def test_the_largest_value_says_no_data(dtype: str, value: int) -> None:
     assert sentinel(np.dtype(dtype)) == value
+
+
+@pytest.mark.parametrize(("said", "meant"), [(None, 65534), (0, 65534), (900, 900), (65534, 65534), (1 << 20, 65534)])
+def test_a_pixel_is_saturated_from_what_the_header_says_and_below_the_sentinel(said: int | None, meant: int) -> None:
+    assert saturation_of(SeriesMetadata(saturation_value=said), np.dtype("u2")) == meant

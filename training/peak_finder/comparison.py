@@ -26,7 +26,7 @@ from sim_replay.detector import beam_center_px
 from sim_replay.distractors import Kind, Ring
 from sim_replay.scene import Scene
 from streamer.files import CHANNEL, BadInput
-from streamer.validity import sentinel, series_validity
+from streamer.validity import saturation_of, series_validity
 from training.dataset.series import open_series
 from training.dataset.truth import SPOT_PLACE
 from training.evaluation.facts import read_facts
@@ -156,8 +156,7 @@ def judge_series(
             geometry = series_geometry(series.metadata, series.shape)
             validity = series_validity(series.metadata, series.shape, CHANNEL)
             dtype = series.files.dtype.newbyteorder("=")
-            top = sentinel(dtype)
-            plan = make_plan(geometry, validity, min(series.metadata.saturation_value or top, top - 1))
+            plan = make_plan(geometry, validity, saturation_of(series.metadata, dtype))
             workspace = Workspace(plan, dtype)
             frames = min(len(series), most_frames)
             for frame in range(frames):

@@ -6,7 +6,6 @@ grains and salt have no spot in the targets; they are drawn more often than they
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from sim_replay.shots import Buffers
 from sim_replay.truth import ShotTruth
 from training.peak_finder.light import Light
 from training.peak_finder.targets import Targets, targets_of
-from training.shots import ShotRecipe, group_shots, run_shards
+from training.shots import ShotRecipe, group_shots, run_shards, write_arrays
 
 _FORMAT = 2
 """Of what is cut from a shot; to be raised when inputs or targets change, so that old shards are not taken for new."""
@@ -155,10 +154,8 @@ def _write(recipe: TileRecipe, seed: int, shard: int, folder: Path) -> None:
     if path.exists():
         return
     made = cut_tiles(recipe, seed, shard)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
-    fields: dict[str, Any] = {name: getattr(made.targets, name) for name in _TARGETS}
-    np.savez_compressed(temporary, **fields, inputs=made.inputs, facts=made.facts, frame=made.frame)
-    temporary.rename(path)
+    targets = {name: getattr(made.targets, name) for name in _TARGETS}
+    write_arrays(path, targets | {name: getattr(made, name) for name in ("inputs", "facts", "frame")})
 
 
 def _read(path: Path) -> TileSet:
