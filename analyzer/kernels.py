@@ -524,16 +524,6 @@ def _brighter_at_rim(pixels: Any, columns: int, middle: int, listed: Any, top: i
 
 
 @numba.njit(nogil=True, cache=True)
-def _net_of(pixels: Any, listed: Any, top: int, inside: Any, local: float) -> float:
-    """Photons of the ``listed`` pixels over the background."""
-    net = 0.0
-    for j in listed:
-        if inside[j] and pixels[j] != top:
-            net += pixels[j] - local
-    return net
-
-
-@numba.njit(nogil=True, cache=True)
 def _net_around(pixels: Any, columns: int, row: int, column: int, top: int, inside: Any, local: float) -> float:
     """Photons over the background in the window around a pixel, whatever spot they belong to."""
     rows, net = pixels.size // columns, 0.0
@@ -548,11 +538,11 @@ def _net_around(pixels: Any, columns: int, row: int, column: int, top: int, insi
 @numba.njit(nogil=True, cache=True)
 def _measure(
     pixels: Any, columns: int, middle: int, listed: Any, top: int, saturation: int, inside: Any, local: float,
-    reach: int, peak: Any,
+    reach: int, least: float, peak: Any,
 ) -> bool:  # fmt: skip
     """Centroid, net photons and their ratio to noise over the ``listed`` pixels within ``reach`` of the middle one.
 
-    False when nothing is left over the background.
+    False, and ``peak`` as it was, when nothing is left over the background, or fewer photons than ``least``.
     """
     row, column = middle // columns, middle % columns
     sum_y, sum_x, net, gross, saturated = 0.0, 0.0, 0.0, 0.0, np.uint8(0)
@@ -570,7 +560,7 @@ def _measure(
         sum_x += (value - local) * x
         if value >= saturation:
             saturated = np.uint8(1)
-    if net <= 0.0:
+    if net <= 0.0 or net < least:
         return False
     # Where little is left of much background, noise must not carry the centroid out of the pixels it is made of.
     peak.ss = row + min(max(sum_y / net, low_y), high_y)
@@ -638,15 +628,15 @@ def find_peaks(
         claims = _claim_spot(pixels, columns, i, mean, top, inside, claimed, claim_index, claims)
         spot = claim_index[first:claims]
         peak = peaks[found]
-        if not _measure(pixels, columns, i, spot, top, saturation, inside, local, _WINDOW, peak):
+        if not _measure(pixels, columns, i, spot, top, saturation, inside, local, _WINDOW, 0.0, peak):
             continue
         if peak.intensity < _OWN_SHARE * _net_around(pixels, columns, row, column, top, inside, local):
             continue
         if _brighter_at_rim(pixels, columns, i, spot, top, inside):
             continue
-        whole = peak.intensity >= _WHOLE_FROM_PHOTONS or spot.size > _SMALLEST_SPOT_PIXELS
-        if whole and _net_of(pixels, spot, top, inside, local) >= _WHOLE_KEEPS * peak.intensity:
-            _measure(pixels, columns, i, spot, top, saturation, inside, local, columns, peak)
+        if peak.intensity >= _WHOLE_FROM_PHOTONS or spot.size > _SMALLEST_SPOT_PIXELS:
+            least = _WHOLE_KEEPS * peak.intensity
+            _measure(pixels, columns, i, spot, top, saturation, inside, local, columns, least, peak)
         peak.surprise = evidence
         found += 1
     totals[2] = claims
