@@ -18,6 +18,7 @@ from torch import nn
 
 from analyzer.architectures import names
 from analyzer.drift import ScoreReference
+from analyzer.parameters.scattering import Scattering, scattering
 from analyzer.weights import PICKLE, UNBUILDABLE, fill, first_line, is_pickle, meta_network, misfit
 
 CARD = "bundle.json"
@@ -84,11 +85,19 @@ class PeaksCard(ModelCard, frozen=True, kw_only=True):
             raise ValueError(f"peaks: tile_threshold {self.tile_threshold} is no significance of 0 or more")
 
 
+class ScatteringCard(msgspec.Struct, frozen=True, kw_only=True):
+    """Tables of what scatters (``analyzer.parameters.scattering``), their hash and where they are from."""
+
+    weights: str
+    sha256: str
+    sources: dict[str, str] = {}
+
+
 class BundleCard(msgspec.Struct, frozen=True, kw_only=True):
     """``bundle.json``. ``no_beam_photons``: a frame with light at fewer separate places has seen no beam.
 
-    ``reference_background_photons_per_pixel``: the background that has a relative flux of one. ``peaks``: a bundle may
-    lack it.
+    ``reference_background_photons_per_pixel``: the background that has a relative flux of one. ``peaks``,
+    ``scattering``: a bundle may lack them; without the latter parameters are the network's, else those of a fit.
     """
 
     format: int
@@ -97,19 +106,24 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True):
     hit: HitCard
     parameters: ParametersCard
     peaks: PeaksCard | None = None
+    scattering: ScatteringCard | None = None
     no_beam_photons: int = 5
     reference_background_photons_per_pixel: float = 0.005
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bundle:
-    """A loaded bundle. ``label`` (name and hash) goes into every record; ``peaks`` is None where the card has none."""
+    """A loaded bundle. ``label`` (name and hash) goes into every record.
+
+    ``peaks`` and ``scattering`` are None where the card has none.
+    """
 
     card: BundleCard
     label: str
     hit: nn.Module
     parameters: nn.Module
     peaks: nn.Module | None = None
+    scattering: Scattering | None = None
 
 
 def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
@@ -131,6 +145,7 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         _load(folder, card.hit, device),
         _load(folder, card.parameters, device),
         None if card.peaks is None else _load(folder, card.peaks, device),
+        None if card.scattering is None else _load_scattering(folder, card.scattering),
     )
 
 
@@ -143,7 +158,8 @@ def _bytes(path: Path, most: int) -> bytes:
     return path.read_bytes()
 
 
-def _load(folder: Path, card: ModelCard, device: torch.device | str) -> nn.Module:
+def _checked(folder: Path, card: ModelCard | ScatteringCard) -> bytes:
+    """The file that a card names, if it is the one. Raises ``BadBundle``."""
     path = folder / card.weights
     plain = Path(card.weights).name == card.weights and card.weights.isprintable()
     if not plain or not card.weights.endswith(".safetensors"):
@@ -157,11 +173,29 @@ def _load(folder: Path, card: ModelCard, device: torch.device | str) -> nn.Modul
     digest = hashlib.sha256(data).hexdigest()
     if digest != card.sha256:
         raise BadBundle(f"{path}: SHA-256 {digest[:12]}…, the card says {card.sha256[:12]}…; get the bundle again")
-    network = network_on_meta(card.network, card.settings, folder / CARD)
+    return data
+
+
+def _tensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
     try:
-        state = load(data)
+        return load(data)
     except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
         raise BadBundle(f"{path}: not a safetensors file: {first_line(error)}; get the bundle again") from None
+
+
+def _load_scattering(folder: Path, card: ScatteringCard) -> Scattering:
+    path = folder / card.weights
+    try:
+        return scattering(_tensors(_checked(folder, card), path))
+    except ValueError as error:
+        raise error if isinstance(error, BadBundle) else BadBundle(f"{path}: {error}; get the bundle again") from None
+
+
+def _load(folder: Path, card: ModelCard, device: torch.device | str) -> nn.Module:
+    path = folder / card.weights
+    data = _checked(folder, card)
+    network = network_on_meta(card.network, card.settings, folder / CARD)
+    state = _tensors(data, path)
     if reason := misfit(state, network.state_dict()):
         raise BadBundle(f"{path}: the weights do not fit network {card.network!r}: {reason}")
     network = fill(network, state, card.network, card.settings)

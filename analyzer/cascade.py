@@ -28,8 +28,10 @@ from analyzer.geometry import Geometry
 from analyzer.kernels import CELL
 from analyzer.networks import coarse_profile, profile_features, profile_index
 from analyzer.panels import GivenGeometry, place
+from analyzer.parameters.claims import claimed
+from analyzer.parameters.frame import FrameEstimator
 from analyzer.peak_finder import BY_BUNDLE, Comparison, FinderKind, PeakFinder, compare
-from analyzer.reduction import FramePlan, Reduced, Workspace, make_plan
+from analyzer.reduction import FramePlan, FrameProfile, Reduced, Workspace, make_plan
 from analyzer.results import Decision, FrameResult, HitRule, Peak, Status
 from analyzer.zones import SINGLE, header_of
 from streamer.decoding import check_size, decode
@@ -40,8 +42,6 @@ from streamer.validity import Validity, saturation_of, series_validity
 
 log = logging.getLogger(__name__)
 
-ENERGY_SIGMA_LIMIT_EV = 1000.0
-DISTANCE_SIGMA_LIMIT_M = 0.02
 STAGES = ("receive", "decode", "reduce", "infer", "peaks", "publish")
 _PLANS_KEPT = 4
 _MAX_TAG_CHARACTERS = 200
@@ -73,12 +73,13 @@ class CascadeSettings:
 @dataclass(slots=True)
 class BatchOutcome:
     """Results of a batch in its order, the radial profiles of its good frames (each
-    (2, bins): photons, pixels), their peaks, seconds spent in each stage, and how a shadow
+    (2, bins): photons, pixels), their peaks, their diffuse scattering, seconds spent in each stage, and how a shadow
     finder's peaks compare, ``None`` where it failed."""
 
     results: list[FrameResult]
     profiles: list[npt.NDArray[np.float32]] = field(default_factory=list)
     peaks: list[FramePeaks] = field(default_factory=list)
+    diffuse: list[FrameProfile] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     comparisons: list[Comparison | None] = field(default_factory=list)
 
@@ -96,6 +97,7 @@ class _Prepared:
     header: dict[str, torch.Tensor]
     finder: PeakFinder
     shadow: PeakFinder | None
+    estimator: FrameEstimator | None
 
 
 class PlanCache:
@@ -141,6 +143,7 @@ class Analyser:
         waiting: list[tuple[torch.Tensor, ...]] = []
         profiles: list[npt.NDArray[np.float32]] = []
         found: list[FramePeaks] = []
+        diffuse: list[FrameProfile] = []
         feeds: list[Feed] = []
         said: list[Said] = []
         comparisons: list[Comparison | None] = []
@@ -163,7 +166,10 @@ class Analyser:
             judged.append((len(results), frame, self._classical(prepared, reduced, found[-1])))
             results.append(None)
             profiles.append(coarse_profile(reduced.photons, reduced.pixels_counted, prepared.profile_index))
+            diffuse.append(prepared.workspace.profile())
             listed = time.perf_counter()
+            if prepared.estimator is not None:
+                judged[-1][2].update(self._estimated(prepared.estimator, diffuse[-1], judged[-1][2]))
             if self._device.type == "cpu":
                 # At once, from the worker's own buffer: here a batch is no faster, and it rounds
                 # differently, where a record must not depend on its neighbours.
@@ -180,23 +186,26 @@ class Analyser:
         if judged:
             began = time.perf_counter()
             probabilities = self._hit_probabilities(torch.cat(logits or self._batched_logits(waiting)))
-            parameters = self._parameters(np.stack(profiles))
+            parameters = None if self._fits else self._parameters(np.stack(profiles))
             if feeds:
                 decisions = [self._decision(fields, p) for (_, _, fields), p in zip(judged, probabilities, strict=True)]
                 said = self._models.say(feeds, decisions)
             seconds["infer"] += time.perf_counter() - began
             for (place, frame, fields), probability, estimate, more in zip(
-                judged, probabilities, parameters, said or itertools.repeat(None, len(judged)), strict=True
-            ):
+                judged, probabilities, parameters or itertools.repeat(None, len(judged)),
+                said or itertools.repeat(None, len(judged)), strict=True,
+            ):  # fmt: skip
                 results[place] = self._result(frame, fields, probability, estimate, more)
-        return BatchOutcome([result for result in results if result is not None], profiles, found, seconds, comparisons)
+        kept = [result for result in results if result is not None]
+        return BatchOutcome(kept, profiles, found, diffuse, seconds, comparisons)
 
-    @torch.inference_mode()
-    def estimate(self, profile: npt.NDArray[np.float32]) -> dict[str, Any]:
-        """The parameter fields of a record for a profile (2, bins), such as the sum over many frames."""
-        return _published_parameters(
-            self._parameters(profile[None])[0], self._bundle.card.parameters.sigma_scale, no_beam=False
-        )
+    @property
+    def _fits(self) -> bool:
+        """Whether parameters come from the fit to each frame, and not from the network."""
+        return self._bundle.scattering is not None
+
+    def _estimated(self, estimator: FrameEstimator, seen: FrameProfile, fields: dict[str, Any]) -> dict[str, Any]:
+        return estimator.fields(seen.profile, seen.pairs, fields["saturated_pixels"], fields["no_beam"])
 
     def workspaces(self, series: Series) -> list[Workspace]:
         """The workspaces that hold what this worker has seen of a series."""
@@ -254,7 +263,15 @@ class Analyser:
             },
             self._settings.finder.prepare(plan, dtype, self._device, self._bundle),
             None if shadow is None else shadow.prepare(plan, dtype, self._device, self._bundle),
+            self._estimator(plan),
         )
+
+    def _estimator(self, plan: FramePlan) -> FrameEstimator | None:
+        if self._bundle.scattering is None:
+            return None
+        geometry = plan.geometry
+        center = (geometry.beam_center_fs, geometry.beam_center_ss)
+        return FrameEstimator(plan.sectors, self._bundle.scattering, plan.shape, center)
 
     def _classical(self, prepared: _Prepared, reduced: Reduced, found: FramePeaks) -> dict[str, Any]:
         """The part of a result that needs no network; ``found`` are the peaks to publish."""
@@ -321,10 +338,12 @@ class Analyser:
         return Decision.HIT if hit else Decision.MISS
 
     def _result(
-        self, frame: Frame, fields: dict[str, Any], probability: float, estimate: list[float], said: Said | None
+        self, frame: Frame, fields: dict[str, Any], probability: float, estimate: list[float] | None, said: Said | None
     ) -> FrameResult:
         decision = self._decision(fields, probability)
         no_beam = fields.pop("no_beam")
+        if estimate is not None:
+            fields |= _network_parameters(estimate, self._bundle.card.parameters.sigma_scale, no_beam)
         return FrameResult(
             **_identity(frame, self._settings.tags),
             decision=decision,
@@ -335,7 +354,6 @@ class Analyser:
             attributes=None if said is None else said.values,
             nulls=None if said is None else {name: (null.reason, null.text) for name, null in said.nulls.items()},
             **fields,
-            **_published_parameters(estimate, self._bundle.card.parameters.sigma_scale, no_beam),
         )
 
 
@@ -422,27 +440,11 @@ def _resolution(plan: FramePlan, radius_px: npt.NDArray[np.float64]) -> float | 
     return None if resolution is None else round(resolution, 3)
 
 
-def _published_parameters(estimate: list[float], scale: tuple[float, float, float], no_beam: bool) -> dict[str, Any]:
-    """Energy and distance where their uncertainty allows the claim, and always their ratio."""
+def _network_parameters(estimate: list[float], scale: tuple[float, float, float], no_beam: bool) -> dict[str, Any]:
+    """The parameter fields of a record by what the network says."""
     if no_beam:
         return {"estimate_reason": "no beam"}
-    energy, distance, ratio = (math.exp(value) for value in estimate[:3])
-    sigma_energy, sigma_distance, sigma_ratio = (
-        value * math.exp(log_sigma) * factor
-        for value, log_sigma, factor in zip((energy, distance, ratio), estimate[3:], scale, strict=True)
-    )
-    published: dict[str, Any] = {
-        "camera_length_over_energy_m_per_eV": ratio,
-        "camera_length_over_energy_sigma_m_per_eV": sigma_ratio,
-    }
-    undetermined = []
-    if sigma_energy <= ENERGY_SIGMA_LIMIT_EV:
-        published |= {"photon_energy_eV": round(energy, 2), "photon_energy_sigma_eV": round(sigma_energy, 2)}
-    else:
-        undetermined.append(f"photon energy known to {sigma_energy:.0f} eV only")
-    if sigma_distance <= DISTANCE_SIGMA_LIMIT_M:
-        published |= {"camera_length_m": round(distance, 6), "camera_length_sigma_m": round(sigma_distance, 6)}
-    else:
-        undetermined.append(f"camera length known to {1e3 * sigma_distance:.0f} mm only")
-    published["estimate_reason"] = "; ".join(undetermined) or None
-    return published
+    values = [math.exp(value) for value in estimate[:3]]
+    sigmas = [value * math.exp(log) * factor for value, log, factor in zip(values, estimate[3:], scale, strict=True)]
+    energy, distance, ratio = values
+    return claimed(energy, distance, ratio, sigmas[0], sigmas[1], sigmas[2])

@@ -43,6 +43,9 @@ _SPOT_PIXELS = 1024
 SURE_PEAKS_FOR_AS_MANY = 6.0
 """A crystal that gives sure peaks gives weak ones too: n of them lower the evidence asked for by ln(1 + n / this)."""
 
+KEPT_WHOLE = 1 << 40
+"""As the most counts of a pixel that is kept: every one is."""
+
 _RING_INNER, _RING_OUTER = 5, 7
 _RING_PRIOR_PIXELS = 50.0
 _SMOOTHING_PHOTONS = 25.0
@@ -274,12 +277,17 @@ def estimate_background(
     _array(types.float64, 2),
     _I64,
     _F64,
+    _U8,
+    _I64,
+    _I64,
+    _array(types.float64, 2),
     returns=types.int64,
 )
 def map_significance(
     pixels: Any, index: Any, found: int, columns: int, top: int, inside: Any, bin_of: Any, background: Any,
     log_background: Any, threshold: float, significance: Any, cell_counts: Any, cell_expected: Any,
-    evidence_table: Any, bin_zone: Any, evidence: Any, candidate_index: Any, candidate_score: Any,
+    evidence_table: Any, bin_zone: Any, evidence: Any, candidate_index: Any, candidate_score: Any, quadrant: Any,
+    most_alone: Any, most_around: Any, diffuse: Any,
 ) -> int:  # fmt: skip
     """Significance of cells, of one pixel, the best of 2 x 2 and 3 x 3 around it and what supports it; evidence.
 
@@ -288,10 +296,12 @@ def map_significance(
     the pixels above ``threshold`` with their score, negated so that ascending order is brightest first;
     returns how many. ``cell_expected`` (rows * columns,) is the background of each cell;
     ``cell_counts`` (rows * columns,) is used up. ``evidence`` (zones, rates) becomes what the 3 x 3 of each zone of
-    ``bin_zone`` (bins,) say together, by ``evidence_table`` (``evidence.TABLE``).
+    ``bin_zone`` (bins,) say together, by ``evidence_table`` (``evidence.TABLE``). ``diffuse`` (2, bins * 4) becomes the
+    photons and their squares of the pixels that ``analyzer.diffuse`` keeps, by bin and ``quadrant`` (ss * fs,).
     """
     significance[:] = 0.0
     evidence[:] = 0.0
+    diffuse[:] = 0.0
     most_counts = evidence_table.shape[2] - 1
     cell_counts[:] = 0.0
     cells_across = significance.shape[2]
@@ -304,6 +314,10 @@ def map_significance(
         value = np.int64(pixels[i])
         row, column = i // columns // CELL, i % columns // CELL
         cell_counts[row * cells_across + column] += value
+        alone = inside[i] != 2 or most_around[b] < 0
+        if alone and value <= most_alone[b]:
+            diffuse[0, 4 * b + quadrant[i]] += value
+            diffuse[1, 4 * b + quadrant[i]] += value * value
         # In bright water a pixel below the mean is not the middle of a spot.
         if mean > 0.3 and value <= mean:
             continue
@@ -317,6 +331,9 @@ def map_significance(
             if highest != top:
                 four = value + max(a0 + a1 + a3, a1 + a2 + a5, a3 + a6 + a7, a5 + a7 + a8)
                 nine = value + a0 + a1 + a2 + a3 + a5 + a6 + a7 + a8
+                if not alone and nine <= most_around[b]:
+                    diffuse[0, 4 * b + quadrant[i]] += value
+                    diffuse[1, 4 * b + quadrant[i]] += value * value
                 wide = max(_surprise(four, 4.0 * mean, log_mean + log4), _surprise(nine, 9.0 * mean, log_mean + log9))
                 tabled = max(np.int64((log_mean + log9 - LOG_LOWEST) / LOG_STEP + 0.5), np.int64(0))
                 if tabled < evidence_table.shape[1]:
@@ -643,15 +660,95 @@ def find_peaks(
     return found
 
 
-@compiled(None, types.int64, _U8, _BINS, _F64, _F64, _U8, _I64, types.int64, returns=types.void)
+@compiled(
+    None, types.int64, types.int64, _U8, _BINS, _F64, _F64, _U8, _I64, types.int64, _U8, _I64, _I64,
+    _array(types.float64, 2), _array(types.float64, 2), returns=types.void,
+)  # fmt: skip
 def leave_out_spots(
-    pixels: Any, top: int, inside: Any, bin_of: Any, photons: Any, counted: Any, claimed: Any, claim_index: Any,
-    claims: int,
+    pixels: Any, columns: int, top: int, inside: Any, bin_of: Any, photons: Any, counted: Any, claimed: Any,
+    claim_index: Any, claims: int, quadrant: Any, most_alone: Any, most_around: Any, diffuse: Any, areas: Any,
 ) -> None:  # fmt: skip
-    """Take the pixels of spots out of the profile, and wipe their marks for the next frame."""
+    """Take the pixels of spots out of the profiles, and wipe their marks for the next frame.
+
+    ``areas`` (2, bins * 4): pixels that ``analyzer.diffuse`` judges alone and by what is around them.
+    """
     for n in range(claims):
         j = claim_index[n]
         claimed[j] = 0
-        if inside[j] and pixels[j] != top:
-            photons[bin_of[j]] -= pixels[j]
-            counted[bin_of[j]] -= 1.0
+        if inside[j] == 0 or pixels[j] == top:
+            continue
+        b = bin_of[j]
+        photons[b] -= pixels[j]
+        counted[b] -= 1.0
+        place, value = 4 * b + quadrant[j], np.int64(pixels[j])
+        alone = inside[j] != 2
+        areas[0 if alone else 1, place] -= 1.0
+        if alone or most_around[b] < 0:
+            kept = value <= most_alone[b]
+        else:
+            total = np.int64(0)
+            for y in range(-1, 2):
+                for x in range(-1, 2):
+                    total += pixels[j + y * columns + x]
+            kept = total <= most_around[b]
+        if kept:
+            diffuse[0, place] -= value
+            diffuse[1, place] -= value * value
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _at_most(counts: int, mean: float) -> float:
+    """Chance of a Poisson number of ``counts`` or fewer; 0 for counts below 0."""
+    if counts < 0:
+        return 0.0
+    term = np.exp(-mean)
+    total = term
+    for n in range(1, counts + 1):
+        term *= mean / n
+        total += term
+    return float(min(total, 1.0))
+
+
+@numba.njit(
+    types.void(_array(types.float64, 2), _F64, _array(types.float64, 2), _I64, _I64, _F64, _F64, _F64, _F64, _F64),
+    nogil=True,
+    cache=True,
+)
+def diffuse_areas(
+    diffuse: Any, lost: Any, areas: Any, most_alone: Any, most_around: Any, mean: Any, counts: Any, area: Any,
+    pixels: Any, pairs: Any,
+) -> None:  # fmt: skip
+    """How many pixels the kept photons of each bin and quadrant stand for, (bins * 4,): ``pixels``.
+
+    A pixel of a Poisson mean m adds m times the chance that one count fewer is kept, since a Poisson number weighted
+    with itself is one more of the same: the share by which the pixels shrink. ``pairs`` (bins,) becomes the kept
+    n (n - 1) expected of a detector that counts every photon. ``mean`` (bins,), the background, is made anew from what
+    is kept, twice, for Bragg light is in it; ``lost`` (bins,) are pixels without data; ``counts``, ``area`` (bins,) are
+    used up.
+    """
+    for b in range(mean.size):
+        whole = 0.0
+        for place in range(4 * b, 4 * b + 4):
+            whole += areas[0, place] + areas[1, place]
+        share = lost[b] / whole if whole > 0.0 else 0.0
+        for place in range(4 * b, 4 * b + 4):
+            areas[0, place] *= max(0.0, 1.0 - share)
+            # A pixel without data blinds the eight around it.
+            areas[1, place] *= max(0.0, 1.0 - (1.0 if most_around[b] < 0 else 9.0) * share)
+    for turn in range(3):
+        for b in range(mean.size):
+            alone = 1.0 if most_alone[b] >= KEPT_WHOLE else _at_most(most_alone[b] - 1, mean[b])
+            around = alone if most_around[b] < 0 else _at_most(most_around[b] - 1, 9.0 * mean[b])
+            counts[b], area[b] = 0.0, 0.0
+            for place in range(4 * b, 4 * b + 4):
+                pixels[place] = areas[0, place] * alone + areas[1, place] * around
+                counts[b] += diffuse[0, place]
+                area[b] += pixels[place]
+            if turn == 2:
+                two = 1.0 if most_alone[b] >= KEPT_WHOLE else _at_most(most_alone[b] - 2, mean[b])
+                both = two if most_around[b] < 0 else _at_most(most_around[b] - 2, 9.0 * mean[b])
+                pairs[b] = 0.0
+                for place in range(4 * b, 4 * b + 4):
+                    pairs[b] += mean[b] ** 2 * (areas[0, place] * two + areas[1, place] * both)
+        if turn < 2:
+            _smooth(counts, area, mean)

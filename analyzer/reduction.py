@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzer import evidence, kernels, zones
+from analyzer import diffuse, evidence, kernels, zones
 from analyzer.geometry import BinMap, Geometry, bin_map
 from analyzer.kernels import CELL, PEAK_DTYPE
+from analyzer.parameters.profile import Sectors, fill_profile, sectors
 from analyzer.spots import DISTANCES
 from streamer.validity import Validity, sentinel
 
@@ -42,7 +43,9 @@ class FramePlan:
     ``inside`` (ss * fs,) uint8: 0 invalid, 1 valid, 2 valid with all eight neighbours valid.
     ``bin_pixels`` (bins,) float64: valid pixels of each bin. ``cell_valid`` (rows, columns)
     float32: valid share of each cell of the map; ``cell_bin``, ``cell_zone`` and ``cell_radius_m``
-    (rows * columns,): of its middle. ``bin_zone`` (bins,): zone of each bin.
+    (rows * columns,): of its middle. ``bin_zone`` (bins,): zone of each bin. ``quadrant`` (ss * fs,): see
+    ``analyzer.diffuse``; ``quadrant_pixels`` (2, bins * 4) float64: valid pixels of each bin and quadrant, those with
+    an invalid neighbour and the others. ``sectors``: bins of the profile that parameters are estimated from.
     """
 
     geometry: Geometry
@@ -55,6 +58,9 @@ class FramePlan:
     cell_zone: npt.NDArray[np.uint8]
     cell_radius_m: npt.NDArray[np.float64]
     bin_zone: npt.NDArray[np.intp]
+    quadrant: npt.NDArray[np.uint8]
+    quadrant_pixels: npt.NDArray[np.float64]
+    sectors: Sectors
     saturation: int
     peak_threshold: float
 
@@ -85,17 +91,24 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
     ]
     cell_bin = bins.bin_of.reshape(rows, columns)[np.ix_(*middles)]
     pixels = max(1, int(valid.sum()))
+    inside = (valid + (valid & around)).reshape(-1)
+    quadrant = diffuse.quadrants(geometry)
+    place = bins.bin_of.astype(np.intp) * diffuse.QUADRANTS + quadrant
+    places = bins.bins * diffuse.QUADRANTS
     return FramePlan(
         geometry,
         validity,
         bins,
-        (valid + (valid & around)).reshape(-1),
+        inside,
         bin_pixels,
         cell_valid,
         cell_bin.reshape(-1).astype(np.intp),
         zones.zone_of_cells(geometry),
         zones.cell_radius_m(geometry).reshape(-1),
         zones.zone_of_bins(geometry, bins.radial_bins),
+        quadrant,
+        np.stack([np.bincount(place[inside == kind], minlength=places) for kind in (1, 2)]).astype(np.float64),
+        sectors(geometry, bins, place, inside),
         saturation,
         float(np.log(pixels)) + PEAK_MARGIN_NATS,
     )
@@ -108,7 +121,9 @@ class Workspace:
     columns) float32 of the cell, of one pixel, of 2 x 2 and 3 x 3 and of what supports a pixel;
     ``zones`` (ZONES, COLUMNS) and ``cells`` (STRONGEST, CELL_COLUMNS) float32, see
     ``analyzer.zones``; ``photons`` and ``pixels_counted`` (bins,) without the pixels of spots;
-    ``background`` (bins,) photons a pixel. Over all frames: ``seen`` (ss * fs,) uint8, set where
+    ``background`` (bins,) photons a pixel; ``diffuse`` (2, bins * 4) photons and their squares of the pixels that
+    ``analyzer.diffuse`` keeps, ``diffuse_pixels`` (bins * 4,) how many pixels they stand for, ``pairs`` (bins,) the
+    n (n - 1) expected among them. Over all frames: ``seen`` (ss * fs,) uint8, set where
     a pixel has ever counted, and ``expected`` (bins,), the background summed.
     """
 
@@ -131,6 +146,11 @@ class Workspace:
         self.background = np.zeros(bins)
         self.expected = np.zeros(bins)
         self._occupied, self._scratch, self._log_background = np.zeros(bins), np.zeros(bins), np.zeros(bins)
+        places = bins * diffuse.QUADRANTS
+        self.diffuse, self._areas = np.zeros((2, places)), np.zeros((2, places))
+        self.diffuse_pixels, self.pairs = np.zeros(places), np.zeros(bins)
+        self._lost, self._kept_mean, self._kept_area = np.zeros(bins), np.zeros(bins), np.zeros(bins)
+        self._most_alone, self._most_around = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
         self.significance = np.zeros((zones.SCALES, *plan.cell_valid.shape), np.float32)
         self._cell_pixels = plan.cell_valid.reshape(-1).astype(np.float64) * CELL**2
         self._cell_counts, self._cell_expected = np.zeros(plan.cell_valid.size), np.zeros(plan.cell_valid.size)
@@ -155,17 +175,20 @@ class Workspace:
             self._words, self._padded, top, plan.saturation, inside, bin_of, self._index, self.seen,
             self.photons, occupied, scratch, self._totals,
         )  # fmt: skip
+        self._lost[:] = scratch
         np.subtract(plan.bin_pixels, scratch, out=self.pixels_counted)
         kernels.estimate_background(
             pixels, self._index, counts, bin_of, self.photons, self.pixels_counted, occupied, scratch, self.background
         )
         np.log(self.background, out=logs)
+        diffuse.limits(self.background, self._most_alone, self._most_around)
         np.take(self.background, plan.cell_bin, out=self._cell_expected)
         self._cell_expected *= self._cell_pixels
         candidates = kernels.map_significance(
             pixels, self._index, counts, columns, top, inside, bin_of, self.background, logs, CANDIDATE_NATS,
             self.significance, self._cell_counts, self._cell_expected, evidence.TABLE,
-            plan.bin_zone, self._evidence, self._candidate_index, self._candidate_score,
+            plan.bin_zone, self._evidence, self._candidate_index, self._candidate_score, plan.quadrant,
+            self._most_alone, self._most_around, self.diffuse,
         )  # fmt: skip
         kernels.count_levels(self.significance, plan.cell_zone, zones.LEVELS, self._levels, self._strength)
         kernels.list_strongest(
@@ -180,9 +203,15 @@ class Workspace:
             self._candidate_index, self._candidate_score, candidates, self._distance_counts, self._claimed,
             self._claim_index, self._peaks, self._totals,
         )  # fmt: skip
+        self._areas[:] = plan.quadrant_pixels
         kernels.leave_out_spots(
-            pixels, top, inside, bin_of, self.photons, self.pixels_counted, self._claimed, self._claim_index,
-            self._totals[2],
+            pixels, columns, top, inside, bin_of, self.photons, self.pixels_counted, self._claimed, self._claim_index,
+            self._totals[2], plan.quadrant, self._most_alone, self._most_around, self.diffuse, self._areas,
+        )  # fmt: skip
+        self._kept_mean[:] = self.background
+        kernels.diffuse_areas(
+            self.diffuse, self._lost, self._areas, self._most_alone, self._most_around, self._kept_mean, scratch,
+            self._kept_area, self.diffuse_pixels, self.pairs,
         )  # fmt: skip
         self.zones[:, 1] = self._of_zones(self.photons)
         self.zones[:, 2] = self._of_zones(self.pixels_counted)
@@ -198,8 +227,26 @@ class Workspace:
             background_photons=float(self.background @ plan.bin_pixels),
         )
 
+    def profile(self) -> "FrameProfile":
+        """The profile of the frame that was reduced last, in arrays of its own."""
+        out = np.empty((3, self.plan.sectors.bins), np.float32)
+        fill_profile(self.plan.sectors, self.diffuse, self.diffuse_pixels, out)
+        return FrameProfile(self.plan, out, float(self.pairs.sum()))
+
     def _of_zones(self, bins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.bincount(self.plan.bin_zone, bins, zones.ZONES).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameProfile:
+    """A frame's diffuse scattering. ``profile`` (3, bins) float32: see ``analyzer.parameters.profile``.
+
+    ``pairs``: n (n - 1) expected among the pixels it is of, if the detector counts every photon.
+    """
+
+    plan: FramePlan
+    profile: npt.NDArray[np.float32]
+    pairs: float
 
 
 SUSPECT_COUNTS = 30.0

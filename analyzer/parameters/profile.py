@@ -1,0 +1,85 @@
+"""The sufficient statistic: photons and pixels of the diffuse scattering, by distance from the beam and azimuth.
+
+What ``analyzer.diffuse`` keeps of a frame, in rings of ``RING_PX`` pixels and twelve sectors, so that a beam centre
+that is off shows as asymmetry. Profiles add: the sum over frames says all that the frames say.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzer.diffuse import QUADRANTS
+from analyzer.geometry import AZIMUTH_CLASSES, RADIAL_BIN_PX, BinMap, Geometry
+
+RING_PX = 16.0
+SECTORS = AZIMUTH_CLASSES * QUADRANTS
+_MERGED = round(RING_PX / RADIAL_BIN_PX)
+
+PHOTONS, SQUARES, PIXELS = range(3)
+"""Rows of a profile: photons, the sum of the squares of pixels' counts, pixels that they stand for."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sectors:
+    """Where the bins of a profile lie. ``place`` (bins * 4,): the profile's bin of each of the reduction's.
+
+    ``shape`` (6, n) float64: see ``model.RADIUS`` on, of the valid pixels; ``pixels`` (n,) how many they are;
+    ``pixel_size_m`` of the pixels that distances are in.
+    """
+
+    place: npt.NDArray[np.intp]
+    shape: Floats
+    pixels: Floats
+    pixel_size_m: float
+
+    @property
+    def bins(self) -> int:
+        return len(self.pixels)
+
+
+def sectors(geometry: Geometry, bins: BinMap, place: npt.NDArray[np.intp], inside: npt.NDArray[np.uint8]) -> Sectors:
+    """The profile's bins. ``place`` (ss * fs,) names the reduction's bin and quadrant of each pixel."""
+    fine = bins.bins * QUADRANTS
+    ring = np.arange(fine) // SECTORS // _MERGED
+    merged = ring * SECTORS + np.arange(fine) % SECTORS
+    valid = np.flatnonzero(inside)
+    x, y = (np.broadcast_to(each, geometry.shape).reshape(-1)[valid] for each in geometry.position_maps())
+    radius = np.maximum(np.hypot(x, y), 0.5)
+    c, s = x / radius, y / radius
+    at = place[valid]
+    pixels = np.bincount(at, minlength=fine)
+    sums = np.stack([np.bincount(at, each, fine) for each in (radius, c, s, c * c, c * s, s * s)])
+    count = int(merged[-1]) + 1
+    whole = np.bincount(merged, pixels, count).astype(np.float64)
+    shape = np.stack([np.bincount(merged, each, count) for each in sums]) / np.maximum(whole, 1.0)
+    shape[0] = np.maximum(shape[0], 0.5)
+    return Sectors(merged, shape, whole, geometry.pixel_size_m)
+
+
+def fill_profile(sectors: Sectors, diffuse: Floats, pixels: Floats, out: npt.NDArray[np.float32]) -> None:
+    """A frame's profile into ``out`` (3, n) float32 from the reduction's ``diffuse`` (2, bins * 4) and pixels."""
+    for row, values in ((PHOTONS, diffuse[0]), (SQUARES, diffuse[1]), (PIXELS, pixels)):
+        out[row] = np.bincount(sectors.place, values, sectors.bins)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rings:
+    """Rings of ``merged`` as wide: what a single frame is fitted on. ``shape`` (6, n), ``place`` as in ``Sectors``."""
+
+    place: npt.NDArray[np.intp]
+    shape: Floats
+    pixel_size_m: float
+    pixels: Floats
+
+
+def merge(fine: Sectors, merged: int) -> Rings:
+    """Bins of ``merged`` rings each."""
+    place = np.arange(fine.bins) // SECTORS // merged * SECTORS + np.arange(fine.bins) % SECTORS
+    count = int(place[-1]) + 1
+    pixels = np.bincount(place, fine.pixels, count).astype(np.float64)
+    shape = np.stack([np.bincount(place, each * fine.pixels, count) for each in fine.shape]) / np.maximum(pixels, 1.0)
+    shape[0] = np.maximum(shape[0], 0.5)
+    return Rings(place, shape, fine.pixel_size_m, pixels)
