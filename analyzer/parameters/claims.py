@@ -5,6 +5,7 @@ claim. A profile that the model does not describe says nothing.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ RATIO_SIGMA_LIMIT = 0.25
 """Of L/E, relative: beyond it nothing is said."""
 
 WORST_MISFIT = 2.0
-"""Chi squared a degree of freedom from which the profile is none of water and what the fit knows."""
+"""Chi squared a degree of freedom from which a profile that is also ``WORST_DEVIATION`` off is none the fit knows."""
+
+WORST_DEVIATION = 0.03
+"""Of the profile from the fit beyond noise, relative, r.m.s."""
 
 LEAST_WATER = 0.03
 """Share of the photons."""
@@ -30,7 +34,7 @@ def judged(posterior: Posterior) -> Posterior:
         return posterior
     if not np.isfinite(posterior.covariance).all() or not np.isfinite(posterior.mean).all():
         return _refused(posterior, "the fit of water to the profile fails")
-    if posterior.misfit > WORST_MISFIT:
+    if posterior.misfit > WORST_MISFIT and posterior.deviation > WORST_DEVIATION:
         text = f"the profile is not that of water (chi squared {posterior.misfit:.1f} a degree of freedom)"
         return _refused(posterior, text)
     if posterior.water_share < LEAST_WATER:
@@ -41,10 +45,7 @@ def judged(posterior: Posterior) -> Posterior:
 
 
 def _refused(posterior: Posterior, reason: str) -> Posterior:
-    return Posterior(
-        posterior.mean, posterior.covariance, posterior.center_px, posterior.center_sigma_px, posterior.misfit,
-        posterior.water_share, posterior.film, posterior.glass, posterior.table_error, reason,
-    )  # fmt: skip
+    return replace(posterior, reason=reason)
 
 
 def sigmas(covariance: npt.NDArray[np.float64]) -> tuple[float, float, float]:
