@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzer.parameters.fit import Posterior
+from analyzer.parameters.model import HIGHEST_LOG_ENERGY, HIGHEST_LOG_LENGTH, LOWEST_LOG_ENERGY, LOWEST_LOG_LENGTH
 
 ENERGY_SIGMA_LIMIT_EV = 1000.0
 DISTANCE_SIGMA_LIMIT_M = 0.02
@@ -37,11 +38,18 @@ def judged(posterior: Posterior) -> Posterior:
     if posterior.misfit > WORST_MISFIT and posterior.deviation > WORST_DEVIATION:
         text = f"the profile is not that of water (chi squared {posterior.misfit:.1f} a degree of freedom)"
         return _refused(posterior, text)
+    if _out_of_range(posterior):
+        return _refused(posterior, "the profile is as featureless as no water at an energy and length of a beamline")
     if posterior.water_share < LEAST_WATER:
         return _refused(posterior, f"no water: {max(posterior.water_share, 0.0):.0%} of the diffuse scattering")
     if math.sqrt(posterior.covariance[0, 0]) > RATIO_SIGMA_LIMIT:
         return _refused(posterior, "camera length over photon energy known to more than 25 % only")
     return posterior
+
+
+def _out_of_range(posterior: Posterior) -> bool:
+    energy, length = posterior.mean[1], posterior.mean[0] + posterior.mean[1]
+    return not (LOWEST_LOG_ENERGY < energy < HIGHEST_LOG_ENERGY and LOWEST_LOG_LENGTH < length < HIGHEST_LOG_LENGTH)
 
 
 def _refused(posterior: Posterior, reason: str) -> Posterior:

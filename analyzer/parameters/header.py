@@ -14,8 +14,8 @@ import numpy as np
 from analyzer.parameters.fit import Posterior
 from streamer.messages import SeriesMetadata
 
-FLOOR = np.diag([0.004, 0.006]) ** 2
-"""Of the covariance of ln(L/E) and ln E: 0.4 and 0.6 %, for a sample off its place or a sheet that leans."""
+FLOOR = np.diag([0.003, 0.004]) ** 2
+"""Of the covariance of ln(L/E) and ln E: 0.3 and 0.4 %, for a sample off its place or a sheet that leans."""
 
 CENTER_FLOOR_PX = 0.5
 LEAST_CENTER_SHIFT_PX = 2.0
