@@ -19,11 +19,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.parameters.bragg_index import Directory, Tolerance, directory, find_orientation
+from analyzer.parameters.bragg_index import Tolerance, directory, find_orientation
 from analyzer.parameters.bragg_lines import (
     HIGHEST_LOG_RATIO,
     LOWEST_LOG_RATIO,
     LinesCandidate,
+    line_tables,
     lines_candidates,
 )
 from analyzer.parameters.bragg_refine import Beamline, Indexed, Noise, Refined, match, refine
@@ -43,7 +44,7 @@ _SURE_LINES_NATS, _CLEAR_NATS = 12.0, 6.0
 """What lines alone must rise to, and by how much over the next place."""
 
 _ENERGIES_EV = np.geomspace(4900.0, 10300.0, 11)
-_LADDER_FRAMES, _TRIAL_FRAMES, _MOST_INDEXED_FRAMES = 5, 10, 300
+_LADDER_FRAMES, _TRIAL_FRAMES, _MOST_INDEXED_FRAMES = 3, 10, 300
 _LEAST_SPOTS = 5
 _INDEXABLE_SPOTS, _MANY_FRAMES = 10, 10
 """Of so many frames with so many spots some would be indexed, were the cell theirs."""
@@ -51,8 +52,12 @@ _INDEXABLE_SPOTS, _MANY_FRAMES = 10, 10
 _MOST_CRYSTALS = 3
 """Of one frame."""
 
-_EXPLAINED = 0.35
-"""Share of the spots of indexed frames that must belong to a crystal."""
+_EXPLAINED, _LEAST_INDEXED, _LEAST_REFINED = 0.35, 0.25, 12
+"""Of the indexed frames' spots, the share that must belong to a crystal; of the frames, the share that must be indexed;
+spots that must be left."""
+
+_MISSHAPEN = 4.0
+"""Standard deviations of the cell's uncertainty by which an edge may turn out to differ."""
 
 _ROUGH = Tolerance(along=0.006, rocking_rad=0.008, about_rad=0.001, place_px=1.2)
 _FINE = Tolerance(along=0.006, rocking_rad=0.003, about_rad=0.001, place_px=0.8)
@@ -79,7 +84,7 @@ class BraggEstimate:
     ``log_ratio``: ln of camera length over photon energy (m/eV), NaN where ``reason`` says why there is none.
     ``log_energy``: ln of the photon energy (eV), the spectrum's mean; ``None`` where the lines alone were used.
     ``covariance`` (2, 2): of (ln(L/E), ln E), the cell's uncertainty and a floor included; infinite where unknown.
-    ``statistical`` (2, 2): the same without the two. ``center_shift_px``: the beam from its nominal place along fs and
+    ``center_shift_px``: the beam from its nominal place along fs and
     ss, ``center_sigma_px`` its standard deviation. ``spots`` and ``frames``: that were used. ``explained``: share of
     the indexed frames' spots that belong to a crystal.
     """
@@ -87,7 +92,6 @@ class BraggEstimate:
     log_ratio: float
     log_energy: float | None
     covariance: npt.NDArray[np.float64]
-    statistical: npt.NDArray[np.float64]
     center_shift_px: tuple[float, float]
     center_sigma_px: tuple[float, float]
     spots: int
@@ -112,7 +116,7 @@ def estimate_bragg(
     frames = [each for each in spots.frames() if len(each.x_px)]
     if not frames:
         return _nothing(0, 0, "no spots yet")
-    search = _Search(lattice, spots.pixel_size_m, frames)
+    search = _Search(lattice, spots.pixel_size_m, frames, cell_uncertainty)
     everywhere = (LOWEST_LOG_RATIO, HIGHEST_LOG_RATIO)
     ranges = [everywhere]
     if prior is not None and math.isfinite(prior.log_ratio) and prior.log_ratio_sigma > 0.0:
@@ -123,33 +127,44 @@ def estimate_bragg(
         candidates = search.lines(low, high)
         refined = search.indexed(candidates)
         if refined is not None:
-            return search.estimate(refined, cell_uncertainty)
-    return search.from_lines(candidates, cell_uncertainty)
+            return search.estimate(refined)
+    return search.from_lines(candidates)
+
+
+def _widened(noise: Noise) -> tuple[Noise, Tolerance]:
+    """Where to look for spots of so much noise; a wide spectrum must not be cut."""
+    room = replace(
+        _FINE_NOISE,
+        spectrum=max(_FINE_NOISE.spectrum, noise.spectrum),
+        rocking_rad=max(_FINE_NOISE.rocking_rad, noise.rocking_rad),
+    )
+    return room, replace(
+        _FINE, along=max(_FINE.along, 2.5 * noise.spectrum), rocking_rad=max(_FINE.rocking_rad, 3.0 * noise.rocking_rad)
+    )
+
+
+def _q_max_pairs(lattice: Lattice) -> float:
+    most = (3.0 * _MOST_LISTED / (4.0 * math.pi * lattice.volume_angstrom3)) ** (1.0 / 3.0)
+    return min(_Q_MAX_PAIRS, float(most))
 
 
 class _Search:
     """One estimate's frames and what is looked up for them."""
 
-    def __init__(self, lattice: Lattice, pixel_size_m: float, frames: Sequence[FrameSpots]) -> None:
-        self.lattice, self.pixel_size_m, self.frames = lattice, pixel_size_m, frames
+    def __init__(self, lattice: Lattice, pixel_size_m: float, frames: Sequence[FrameSpots], cell_sigma: float) -> None:
+        self.lattice, self.pixel_size_m, self.frames, self.cell_sigma = lattice, pixel_size_m, frames, cell_sigma
         rich = [each for each in frames if len(each.x_px) >= _LEAST_SPOTS][-_MOST_INDEXED_FRAMES:]
         self.rich = rich
         self.trial = sorted(rich, key=lambda each: -len(each.x_px))[:_TRIAL_FRAMES]
         self.spots = sum(len(each.x_px) for each in frames)
-        self._directory: Directory | None = None
+        self.tables = line_tables(lattice)
+        self.directory = directory(lattice, _q_max_pairs(lattice))
         self._explained = 0.0
         self._frames_indexed = 0
 
-    @property
-    def directory(self) -> Directory:
-        if self._directory is None:
-            most = (3.0 * _MOST_LISTED / (4.0 * math.pi * self.lattice.volume_angstrom3)) ** (1.0 / 3.0)
-            self._directory = directory(self.lattice, min(_Q_MAX_PAIRS, most))
-        return self._directory
-
     def lines(self, low: float, high: float) -> list[LinesCandidate]:
         x, y = (np.concatenate([getattr(each, name) for each in self.frames]) for name in ("x_px", "y_px"))
-        return lines_candidates(x, y, self.pixel_size_m, self.lattice, (low, high))
+        return lines_candidates(x, y, self.pixel_size_m, self.tables, (low, high))
 
     def indexed(self, candidates: Sequence[LinesCandidate]) -> Refined | None:
         """The refinement at the first place where frames index beyond chance."""
@@ -181,20 +196,31 @@ class _Search:
 
     def _refined(self, at: Beamline) -> Refined | None:
         """Refined on the trial frames, then on all."""
-        noise = _ROUGH_NOISE
-        refined = None
-        for frames, tolerance, sigmas in (
-            (self.trial, _ROUGH, 2.5),
-            (self.trial, _FINE, 4.0),
-            (self.rich, _FINE, 4.0),
-            (self.rich, _FINE, 4.0),
-        ):
+        noise, tolerance, sigmas = _ROUGH_NOISE, _ROUGH, 2.5
+        for last, frames in enumerate((self.trial, self.trial, self.rich, self.rich)):
             indexed = self._index(frames, at, tolerance, noise, sigmas)
             if indexed is None:
                 return None
-            refined = refine(indexed, self.lattice, self.pixel_size_m, at, noise)
-            at, noise = refined.beamline, _FINE_NOISE
-        return refined if self._explained >= _EXPLAINED else None
+            refined = refine(indexed, self.lattice, self.pixel_size_m, at, noise, self.cell_sigma)
+            if last > 0 and not self._stands(refined, len(frames)):
+                return None
+            at, sigmas = refined.beamline, 4.0
+            noise, tolerance = _widened(refined.noise)
+        return refined
+
+    def _stands(self, refined: Refined, frames: int) -> bool:
+        """Whether what was indexed is a crystal of this cell: many frames, many of their spots, and close.
+
+        Spots that lie near reflections by chance fill the room that they were given, in all three directions.
+        """
+        noise = refined.noise
+        filled = noise.spectrum * noise.rocking_rad * noise.place_px
+        return (
+            refined.spots >= _LEAST_REFINED
+            and self._frames_indexed >= _LEAST_INDEXED * frames
+            and self._explained >= _EXPLAINED
+            and filled < _FINE_NOISE.spectrum * _FINE_NOISE.rocking_rad * _FINE_NOISE.place_px
+        )
 
     def _index(
         self, frames: Sequence[FrameSpots], at: Beamline, tolerance: Tolerance, noise: Noise, sigmas: float
@@ -233,15 +259,21 @@ class _Search:
             np.array(turns),
         )
 
-    def estimate(self, refined: Refined, cell_uncertainty: float) -> BraggEstimate:
-        at, statistical = refined.beamline, refined.covariance[:2, :2]
-        effect = refined.cell_effect[:, :2] * cell_uncertainty
+    def estimate(self, refined: Refined) -> BraggEstimate:
+        """What was refined, unless the cell's edges turned out to be others."""
+        at = refined.beamline
+        if np.abs(refined.stretch).max() > _MISSHAPEN * self.cell_sigma:
+            off = ", ".join(
+                f"{'abc'[edges[0]]} {100 * share:+.2g} %"
+                for edges, share in zip(self.lattice.edge_groups, refined.stretch.tolist(), strict=True)
+            )
+            why = f"the spots fit a cell of another shape ({off}), of which only the ratios of edges are known"
+            return _nothing(refined.spots, self._frames_indexed, why)
         sigma = np.sqrt(np.diag(refined.covariance))
         return BraggEstimate(
             at.log_ratio,
             at.log_energy,
-            statistical + effect.T @ effect + np.eye(2) * FLOOR**2,
-            statistical.copy(),
+            refined.covariance[:2, :2] + np.eye(2) * FLOOR**2,
             at.center_px,
             (float(sigma[2]), float(sigma[3])),
             refined.spots,
@@ -250,7 +282,7 @@ class _Search:
             explained=self._explained,
         )
 
-    def from_lines(self, candidates: Sequence[LinesCandidate], cell_uncertainty: float) -> BraggEstimate:
+    def from_lines(self, candidates: Sequence[LinesCandidate]) -> BraggEstimate:
         """The first of the places where the lines tell it clearly, or why they do not."""
         spots, frames = self.spots, len(self.frames)
         if not candidates:
@@ -266,15 +298,12 @@ class _Search:
         unfit = sum(len(each.x_px) >= _INDEXABLE_SPOTS for each in self.rich)
         if unfit >= _MANY_FRAMES:
             return _nothing(spots, frames, f"none of {unfit} frames with many spots fits the cell")
-        statistical = np.array([[best.covariance[0, 0], 0.0], [0.0, math.inf]])
-        covariance = statistical.copy()
-        covariance[0, 0] += cell_uncertainty**2 + FLOOR**2
+        covariance = np.diag([float(best.covariance[0, 0]) + self.cell_sigma**2 + FLOOR**2, math.inf])
         sigma = np.sqrt(np.diag(best.covariance))
         return BraggEstimate(
             float(best.mean[0]),
             None,
             covariance,
-            statistical,
             (float(best.mean[1]), float(best.mean[2])),
             (float(sigma[1]), float(sigma[2])),
             spots,
@@ -286,4 +315,4 @@ class _Search:
 def _nothing(spots: int, frames: int, reason: str) -> BraggEstimate:
     unknown = np.diag([math.inf, math.inf])
     nan, inf = (math.nan, math.nan), (math.inf, math.inf)
-    return BraggEstimate(math.nan, None, unknown, unknown.copy(), nan, inf, spots, frames, "lines", reason)
+    return BraggEstimate(math.nan, None, unknown, nan, inf, spots, frames, "lines", reason)

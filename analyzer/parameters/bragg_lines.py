@@ -60,16 +60,14 @@ _MOST_SPOTS = 2000
 
 @dataclass(frozen=True, slots=True)
 class LinesCandidate:
-    """A place of the likelihood: mean and covariance of (u, dx, dy), beam minus nominal, and its rise in nats.
+    """A place of the likelihood: mean and covariance of (u, dx, dy), dx and dy the beam's from its nominal place.
 
-    ``log_likelihood`` is the logarithm of the likelihood's mean over the place; ``log_energy`` the best of the energies
-    looked at there, which says little.
+    ``log_likelihood``: logarithm of the likelihood's mean over the place, in nats over that of a smooth density.
     """
 
     mean: Floats
     covariance: Floats
     log_likelihood: float
-    log_energy: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,25 +80,38 @@ class _Table:
     values: npt.NDArray[np.float32]
     first: float
     step: float
-    log_energies: Floats
     class_edges: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LineTables:
+    """A cell's lines up to ``q_max_per_angstrom``, as `lines_candidates` looks them up."""
+
+    q_max_per_angstrom: float
+    coarse: _Table
+    fine: _Table
+
+
+def line_tables(lattice: Lattice) -> LineTables:
+    """Half a second's work, once a cell."""
+    q_max = _resolved(lattice)
+    coarse = _table(lattice, q_max, 4, _COARSE_STEP, _COARSE_PX / math.sqrt(6.0))
+    return LineTables(q_max, coarse, _table(lattice, q_max, 8, _STEP, 0.0))
 
 
 def lines_candidates(
     x_px: Floats,
     y_px: Floats,
     pixel_size_m: float,
-    lattice: Lattice,
+    tables: LineTables,
     log_ratio_range: tuple[float, float],
     most: int = 20,
 ) -> list[LinesCandidate]:
     """The likeliest places within a range of ln(L/E), best first; none without spots among the lines.
 
     x_px, y_px (n,): spots from the nominal beam centre, all frames together, latest last.
-    """  # fmt: skip
-    q_max = _resolved(lattice)
-    coarse = _table(lattice, q_max, 4, _COARSE_STEP, _COARSE_PX / math.sqrt(6.0))
-    fine = _table(lattice, q_max, 8, _STEP, 0.0)
+    """
+    q_max, coarse, fine = tables.q_max_per_angstrom, tables.coarse, tables.fine
     steps = np.arange(-CENTER_REACH_PX, CENTER_REACH_PX + 0.1, _COARSE_PX)
     shifts = np.array([(a, b) for a in steps for b in steps if math.hypot(a, b) <= CENTER_REACH_PX * 1.2])
     places: list[tuple[float, Floats, float, Floats, Floats]] = []
@@ -162,33 +173,32 @@ def _table(lattice: Lattice, q_max: float, energies: int, step: float, blur_px: 
     first = log_q[0] - 0.05
     bins = int((math.log(q_max) + 0.1 - first) / step)
     # Evenly in lambda^2, which is what moves the lines.
-    squares = np.linspace(LOWEST_ENERGY_EV**-2, HIGHEST_ENERGY_EV**-2, energies + 1)
-    log_energies = -0.5 * np.log((squares[1:] + squares[:-1]) / 2.0)
+    squares = np.linspace(HIGHEST_ENERGY_EV**-2, LOWEST_ENERGY_EV**-2, energies + 1)
+    wavelengths = HC_EV_ANGSTROM * np.sqrt((squares[1:] + squares[:-1]) / 2.0)
     edges = np.geomspace(15.0, 600.0, _RADIUS_CLASSES - 1)
     radii = np.concatenate([[12.0], np.sqrt(edges[1:] * edges[:-1]), [700.0]])
     values = np.zeros((energies, _RADIUS_CLASSES, bins), np.float32)
-    for e, log_energy in enumerate(log_energies):
-        wavelength = HC_EV_ANGSTROM / math.exp(log_energy)
+    for e, wavelength in enumerate(wavelengths):
         place = np.log(np.tan(2.0 * np.arcsin(wavelength * lines.q_per_angstrom / 2.0)) / wavelength)
         comb = np.bincount(np.clip(((place - first) / step).astype(int), 0, bins - 1), lines.multiplicity, bins).astype(
             np.float64
         )
         inside = np.ones(bins)
         inside[np.arange(bins) * step + first > math.log(q_max)] = 0.0
+        smooth = gaussian_filter1d(comb, _SMOOTH / step, mode="constant", truncate=3.5)
         for c, radius in enumerate(radii):
             sigma = math.sqrt(_SPECTRUM_SIGMA**2 + (_SPOT_PX**2 + blur_px**2) / radius**2)
-            sharp = gaussian_filter1d(comb, sigma / step, mode="constant", truncate=4.0)
-            smooth = gaussian_filter1d(comb, math.hypot(_SMOOTH, sigma) / step, mode="constant", truncate=4.0)
+            sharp = gaussian_filter1d(comb, min(sigma, _SMOOTH) / step, mode="constant", truncate=3.5)
             ratio = sharp / np.maximum(smooth, 1e-12 * smooth.max() + 1e-12)
             values[e, c] = np.log(_LOST + (1.0 - _LOST) * ratio) * inside
-    return _Table(values, first, step, log_energies, edges)
+    return _Table(values, first, step, edges)
 
 
 def _surface(
     table: _Table, x: Floats, y: Floats, pixel_size_m: float, shifts: Floats, logs: npt.NDArray[Any]
 ) -> npt.NDArray[np.float32]:
     """Log likelihood (energies, shifts, u)."""
-    out = np.zeros((len(table.log_energies), len(shifts), len(logs)), np.float32)
+    out = np.zeros((len(table.values), len(shifts), len(logs)), np.float32)
     origin = table.first + logs[0] + math.log(HC_EV_ANGSTROM) - math.log(pixel_size_m)
     _sum_logs(table.values, x, y, shifts, table.class_edges, origin, table.step, out)
     return out
@@ -233,4 +243,4 @@ def _look(table: _Table, x: Floats, y: Floats, pixel_size_m: float, shift: Float
     mean = share @ place
     away = place - mean
     covariance = (away * share[:, None]).T @ away + np.diag([_STEP**2, step**2, step**2]) / 12.0
-    return LinesCandidate(mean, covariance, top + math.log(total / weight.size), float(table.log_energies[best[0]]))
+    return LinesCandidate(mean, covariance, top + math.log(total / weight.size))

@@ -14,7 +14,8 @@ beam centre and each crystal's small turn, are found together by weighted least 
 eliminated crystal by crystal), spots far off weighing less. The three noises are measured from what is left over.
 
 The covariance is the sandwich over crystals (Huber 1967; Liang and Zeger 1986), which holds whatever the noise within a
-crystal is, plus what the cell's uncertainty does, found by refining with edges changed, plus a floor.
+crystal is. The cell's edges are refined along, held by their own uncertainty: their ratio is measured, their scale is
+what was given, and its uncertainty goes into E.
 """
 
 import math
@@ -29,8 +30,11 @@ from streamer.messages import HC_EV_ANGSTROM
 _FAR_CHI2 = 12.0
 """A spot whose three residuals have this chi^2 weighs half."""
 
-_TRUST_RATIO, _TRUST_ENERGY, _TRUST_CENTER_PX = 0.01, 0.06, 3.0
+_TRUST_RATIO, _TRUST_ENERGY, _TRUST_CENTER_PX, _TRUST_CELL = 0.01, 0.06, 3.0, 0.02
 """Largest change in a step."""
+
+_SMALL = 1e-4
+"""Stretch of an edge that its derivatives are taken with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +94,16 @@ class Indexed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Refined:
-    """``covariance`` (4, 4) of (ln(L/E), ln E, dx, dy), without the cell's part; ``cell_effect`` (groups, 4): their
-    change for each group of edges being longer by the whole of itself. ``spots``: that weigh half or more."""
+    """``covariance`` (4, 4) of (ln(L/E), ln E, dx, dy), the cell's uncertainty in it.
+
+    ``stretch`` (groups,): by how much the lattice's groups of edges turned out longer, relative. ``spots``: that weigh
+    half or more.
+    """
 
     beamline: Beamline
     noise: Noise
-    turns: Floats
+    stretch: Floats
     covariance: Floats
-    cell_effect: Floats
     spots: int
 
 
@@ -107,35 +113,29 @@ def refine(
     pixel_size_m: float,
     start: Beamline,
     noise: Noise,
+    cell_sigma: float,
     steps: int = 8,
 ) -> Refined:
-    """Refine from a start near enough that the reflections are right. Raises ValueError without four spots."""
+    """Refine from a start near enough that the reflections are right.
+
+    cell_sigma: relative standard deviation of each edge as it is given, above 0. Raises ValueError without four spots.
+    """
     if len(indexed.x_px) < 4:
         raise ValueError(f"{len(indexed.x_px)} spots are too few to refine on")
-    at, turns = start, indexed.turns.copy()
-    for _ in range(steps):
-        system = _System(indexed, lattice.basis, turns, pixel_size_m, at)
+    at, turns, stretch = start, indexed.turns, np.zeros(len(lattice.edge_groups))
+    for last in range(steps + 1):
+        system = _System(indexed, lattice, stretch, turns, pixel_size_m, at)
         weights = system.weights(noise)
         noise = system.measured_noise(noise, weights)
-        step = system.step(system.variances(noise), weights)
-        at = Beamline(
-            at.log_ratio + float(np.clip(step.shared[0], -_TRUST_RATIO, _TRUST_RATIO)),
-            at.log_energy + float(np.clip(step.shared[1], -_TRUST_ENERGY, _TRUST_ENERGY)),
-            (
-                at.center_px[0] + float(np.clip(step.shared[2], -_TRUST_CENTER_PX, _TRUST_CENTER_PX)),
-                at.center_px[1] + float(np.clip(step.shared[3], -_TRUST_CENTER_PX, _TRUST_CENTER_PX)),
-            ),
-        )
-        turns = _turned(turns, step.turns)
-    system = _System(indexed, lattice.basis, turns, pixel_size_m, at)
-    weights = system.weights(noise)
-    step = system.step(system.variances(noise), weights)
-    effects = []
-    for edges in lattice.edge_groups:
-        longer = _System(indexed, lattice.stretched(edges, 1e-4), turns, pixel_size_m, at)
-        moved = longer.step(system.variances(noise), weights)
-        effects.append((moved.shared - step.shared) / 1e-4)
-    return Refined(at, noise, turns, step.covariance, np.array(effects), int(np.count_nonzero(weights >= 0.5)))
+        step = system.step(system.variances(noise), weights, cell_sigma)
+        if last == steps:
+            break
+        ratio, energy = np.clip(step.shared[:2], [-_TRUST_RATIO, -_TRUST_ENERGY], [_TRUST_RATIO, _TRUST_ENERGY])
+        shift = np.clip(step.shared[2:4], -_TRUST_CENTER_PX, _TRUST_CENTER_PX)
+        center = at.center_px[0] + float(shift[0]), at.center_px[1] + float(shift[1])
+        at = Beamline(at.log_ratio + float(ratio), at.log_energy + float(energy), center)
+        turns, stretch = _turned(turns, step.turns), stretch + np.clip(step.shared[4:], -_TRUST_CELL, _TRUST_CELL)
+    return Refined(at, noise, stretch, step.covariance[:4, :4], int(np.count_nonzero(weights >= 0.5)))
 
 
 def match(
@@ -148,13 +148,13 @@ def match(
     noise: Noise,
     sigmas: float,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Nearest hkl (n, 3) of one frame's spots, and which (n,) lie within so many standard deviations."""  # fmt: skip
+    """Nearest hkl (n, 3) of one frame's spots, and which (n,) lie within so many standard deviations."""
     q, _ = at.q(x_px, y_px, pixel_size_m)
     hkl = np.rint(q @ turn @ np.linalg.inv(lattice.basis).T).astype(np.int64)
     some = (hkl != 0).any(1)
     safe = np.where(some[:, None], hkl, np.array([1, 0, 0]))
     one = Indexed(x_px, y_px, safe, np.zeros(len(x_px), np.int64), turn[None])
-    system = _System(one, lattice.basis, one.turns, pixel_size_m, at)
+    system = _System(one, lattice, np.zeros(len(lattice.edge_groups)), one.turns, pixel_size_m, at)
     inside = (np.abs(system.residuals) < sigmas * np.sqrt(system.variances(noise))).all(1)
     return hkl, inside & some
 
@@ -167,9 +167,12 @@ class _Step:
 
 
 class _System:
-    """Residuals (n, 3) and their derivatives by the shared unknowns (n, 3, 4) and by each crystal's turn (n, 3, 3)."""
+    """Residuals (n, 3), their derivatives by the shared unknowns, the edges among them (n, 3, 4 + groups), and by each
+    crystal's turn (n, 3, 3)."""
 
-    def __init__(self, indexed: Indexed, basis: Floats, turns: Floats, pixel_size_m: float, at: Beamline) -> None:
+    def __init__(
+        self, indexed: Indexed, lattice: Lattice, stretch: Floats, turns: Floats, pixel_size_m: float, at: Beamline
+    ) -> None:
         self.crystal, self.crystals = indexed.crystal, len(turns)
         x, y = indexed.x_px - at.center_px[0], indexed.y_px - at.center_px[1]
         self.distance_px = distance = at.camera_length_m / pixel_size_m
@@ -181,7 +184,8 @@ class _System:
         toward = np.stack([cosine * c, cosine * s, -sine], 1)
         tilt = np.stack([-sine * c, -sine * s, -cosine], 1)
         around = np.stack([-s, c, zero], 1)
-        g = np.einsum("nij,nj->ni", turns[indexed.crystal], indexed.hkl @ basis.T)
+        basis, turn, groups = lattice.stretched(stretch), turns[indexed.crystal], len(stretch)
+        g = np.einsum("nij,nj->ni", turn, indexed.hkl @ basis.T)
         length = np.sqrt((g * g).sum(1))
         wave = math.exp(at.log_energy) / HC_EV_ANGSTROM
         self.residuals = np.stack(
@@ -190,7 +194,7 @@ class _System:
         by_length = -0.25 * np.sin(4 * theta)  # d theta / d ln L
         by_radius = 0.5 * np.cos(2 * theta) ** 2 / distance
         cot = cosine / sine
-        shared = np.zeros((len(x), 3, 4))
+        shared = np.zeros((len(x), 3, 4 + groups))
         shared[:, 0, 0] = cot * by_length
         shared[:, 0, 1] = cot * by_length + 1.0
         shared[:, 1, 0] = shared[:, 1, 1] = -by_length
@@ -198,7 +202,15 @@ class _System:
         shared[:, 0, 2], shared[:, 0, 3] = -cot * by_radius * c, -cot * by_radius * s
         shared[:, 1, 2], shared[:, 1, 3] = by_radius * c, by_radius * s
         shared[:, 2, 2], shared[:, 2, 3] = -cosine * s / radius, cosine * c / radius
+        for group in range(groups):
+            longer = lattice.stretched(stretch + _SMALL * (np.arange(groups) == group))
+            change = np.einsum("nij,nj->ni", turn, indexed.hkl @ (longer - basis).T) / (_SMALL * length[:, None])
+            shared[:, 0, 4 + group] = -(g * change).sum(1) / length
+            # What is left turns g; a length that changes alone must not pull, or noise would push the cell's scale.
+            change -= (g * change).sum(1)[:, None] * g / (length * length)[:, None]
+            shared[:, 1, 4 + group], shared[:, 2, 4 + group] = (change * tilt).sum(1), (change * around).sum(1)
         self.shared = shared
+        self.away = np.concatenate([np.zeros(4), stretch])
         own = np.zeros((len(x), 3, 3))
         own[:, 1], own[:, 2] = np.cross(toward, tilt), np.cross(toward, around)
         self.own = own
@@ -219,7 +231,7 @@ class _System:
         variances, residuals = self.variances(noise)[good], self.residuals[good]
         excess = np.array([_scale(residuals[:, k] / np.sqrt(variances[:, k])) for k in range(3)])
         left = max(1.0 - 2.0 * self.crystals / np.count_nonzero(good), 0.25)
-        excess[1] /= math.sqrt(left)
+        excess[1] /= left
         spectrum, rocking, place = np.sqrt(excess)
         return Noise(
             float(np.clip(noise.spectrum * spectrum, 2e-4, 0.02)),
@@ -227,8 +239,11 @@ class _System:
             float(np.clip(noise.place_px * place, 0.1, 2.0)),
         )
 
-    def step(self, variances: Floats, weights: Floats) -> _Step:
-        """The Gauss-Newton step and the sandwich covariance of the shared unknowns."""
+    def step(self, variances: Floats, weights: Floats, cell_sigma: float) -> _Step:
+        """The Gauss-Newton step and the sandwich covariance of the shared unknowns.
+
+        The edges as given count as one more observation each.
+        """
         w = weights[:, None] / variances
         shared, own = self.shared, self.own
         a = np.einsum("nki,nk,nkj->ij", shared, w, shared)
@@ -243,11 +258,14 @@ class _System:
         scores = self._by_crystal(-np.einsum("nki,nk,nk->ni", shared, w, self.residuals)) - np.einsum(
             "cji,cj->ci", gain, rhs
         )
+        known = np.zeros(len(normal))
+        known[4:] = 1.0 / cell_sigma**2
+        normal += np.diag(known)
         scaled = np.sqrt(np.diag(normal))
         spread = np.linalg.pinv(normal / np.outer(scaled, scaled), rcond=1e-12) / np.outer(scaled, scaled)
-        step = spread @ scores.sum(0)
+        step = spread @ (scores.sum(0) - known * self.away)
         influence = scores @ spread
-        sandwich = influence.T @ influence * (1.0 + len(step) / self.crystals)
+        sandwich = influence.T @ influence * (1.0 + 4.0 / self.crystals) + (spread * known) @ spread
         covariance = _larger(sandwich, spread)
         turns = np.einsum("cij,cj->ci", inverse, rhs - cross @ step)
         return _Step(step, turns, covariance)

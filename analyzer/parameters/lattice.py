@@ -74,10 +74,13 @@ class Lattice:
         key = (turned[..., 0] * 8192 + turned[..., 1]) * 8192 + turned[..., 2]
         return np.asarray(hkl[key.max(1) == (hkl[:, 0] * 8192 + hkl[:, 1]) * 8192 + hkl[:, 2]], np.int64)
 
-    def stretched(self, edges: tuple[int, ...], relative: float) -> Floats:
-        """The reciprocal basis with some edges longer by a share."""
-        cell = tuple(value * (1.0 + relative) if n in edges else value for n, value in enumerate(self.cell))
-        return reciprocal_basis(cell)  # type: ignore[arg-type]
+    def stretched(self, relative: Floats) -> Floats:
+        """The reciprocal basis with each of ``edge_groups`` longer by a share (groups,)."""
+        cell = list(self.cell)
+        for edges, share in zip(self.edge_groups, relative.tolist(), strict=True):
+            for edge in edges:
+                cell[edge] *= 1.0 + share
+        return reciprocal_basis((cell[0], cell[1], cell[2], cell[3], cell[4], cell[5]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
