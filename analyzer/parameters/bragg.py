@@ -64,6 +64,9 @@ _FINE = Tolerance(along=0.006, rocking_rad=0.003, about_rad=0.001, place_px=0.8)
 _ROUGH_NOISE = Noise(spectrum=0.004, rocking_rad=0.005, place_px=1.0)
 _FINE_NOISE = Noise(spectrum=0.003, rocking_rad=0.001, place_px=0.5)
 
+_PLACED = 0.004
+"""Of ln(L/E): within it frames index at once."""
+
 _Q_MAX_PAIRS = 0.2
 _MOST_LISTED = 40_000
 """Reflections that pairs are looked up in: fewer for a large cell."""
@@ -71,10 +74,27 @@ _MOST_LISTED = 40_000
 
 @dataclass(frozen=True, slots=True)
 class BraggPrior:
-    """Where to look first: ln(L/E), metres over eV, and its standard deviation."""
+    """Where to look first: ln(L/E), metres over eV, and its standard deviation.
+
+    ``center_px``: the beam from its nominal place, where that is known to 2 px, as from an estimate before. With it and
+    a standard deviation of 0.4 % or less the search for both is tried without, which lets a few frames do.
+    """
 
     log_ratio: float
     log_ratio_sigma: float
+    center_px: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        numbers = (self.log_ratio, self.log_ratio_sigma, *(self.center_px or ()))
+        if not all(map(math.isfinite, numbers)) or self.log_ratio_sigma <= 0.0:
+            raise ValueError(f"a prior of {numbers} must be finite, its standard deviation above 0")
+
+    @property
+    def place(self) -> LinesCandidate | None:
+        """The one place it names, where it is that sure."""
+        if self.center_px is None or self.log_ratio_sigma > _PLACED:
+            return None
+        return LinesCandidate(np.array([self.log_ratio, *self.center_px]), np.zeros((3, 3)), 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,18 +130,23 @@ def estimate_bragg(
 ) -> BraggEstimate:
     """L/E, and L and E each where frames can be indexed, from the frames kept. Some seconds of one core.
 
-    Raises ValueError for a cell or space group that is none.
+    cell_uncertainty: of each edge, relative, above 0. Raises ValueError for a cell or space group that is none.
     """
+    if not 0.0 < cell_uncertainty < 0.1:
+        raise ValueError(f"cell_uncertainty is {cell_uncertainty}; give a relative one above 0 and below 0.1")
     lattice = make_lattice(cell, space_group)
     frames = [each for each in spots.frames() if len(each.x_px)]
     if not frames:
         return _nothing(0, 0, "no spots yet")
     search = _Search(lattice, spots.pixel_size_m, frames, cell_uncertainty)
-    everywhere = (LOWEST_LOG_RATIO, HIGHEST_LOG_RATIO)
-    ranges = [everywhere]
-    if prior is not None and math.isfinite(prior.log_ratio) and prior.log_ratio_sigma > 0.0:
+    ranges = [(LOWEST_LOG_RATIO, HIGHEST_LOG_RATIO)]
+    if prior is not None:
         reach = max(5.0 * prior.log_ratio_sigma, 0.03)
-        ranges.insert(0, (prior.log_ratio - reach, prior.log_ratio + reach))
+        near = max(prior.log_ratio - reach, LOWEST_LOG_RATIO), min(prior.log_ratio + reach, HIGHEST_LOG_RATIO)
+        ranges = [near, *ranges] if near[0] < near[1] else ranges
+        refined = search.indexed([prior.place] if prior.place else [])
+        if refined is not None:
+            return search.estimate(refined)
     candidates: list[LinesCandidate] = []
     for low, high in ranges:
         candidates = search.lines(low, high)

@@ -32,7 +32,7 @@ CENTER_REACH_PX = 12.0
 _STEP, _COARSE_STEP = 2e-4, 6e-4
 """Of ln r and of u, in detail and at first."""
 
-_COARSE_PX = 1.8
+_COARSE_PX = 2.4
 _PART = 0.3
 """The range of u is gone through in parts of this length, each with the spots that lie among its lines."""
 
@@ -95,7 +95,7 @@ class LineTables:
 def line_tables(lattice: Lattice) -> LineTables:
     """Half a second's work, once a cell."""
     q_max = _resolved(lattice)
-    coarse = _table(lattice, q_max, 4, _COARSE_STEP, _COARSE_PX / math.sqrt(6.0))
+    coarse = _table(lattice, q_max, 3, _COARSE_STEP, _COARSE_PX / math.sqrt(6.0))
     return LineTables(q_max, coarse, _table(lattice, q_max, 8, _STEP, 0.0))
 
 
