@@ -48,7 +48,7 @@ def random_spots(frames: int, spots: int, seed: int = 1) -> list[Hit]:
 @pytest.mark.parametrize("number", sorted(CONDITIONS))
 def test_energy_and_length_are_found_in_every_condition(number: int) -> None:
     condition = CONDITIONS[number]
-    made = hits(condition, 130 if condition.camera_length_m < 0.2 else 60, seed=40 + number)
+    made = hits(condition, 100 if condition.camera_length_m < 0.2 else 50, seed=40 + number)
     estimate = estimate_bragg(kept(made), CELL, SPACE_GROUP, near(condition))
     assert (estimate.method, estimate.reason) == ("indexed", None)
     off, sigma = errors(estimate, condition), np.sqrt(np.diag(estimate.covariance))
@@ -63,13 +63,13 @@ def test_energy_and_length_are_found_in_every_condition(number: int) -> None:
 def test_errors_are_as_large_as_they_are_said_to_be() -> None:
     condition = condition_at(0.35, 8000.0)
     chi2 = []
-    for seed in range(6):
+    for seed in range(5):
         spots = kept(hits(condition, 25, seed=300 + seed))
         prior = BraggPrior(log_ratio(condition) + 0.002, 0.004, (CENTER[0] + 1.0, CENTER[1] - 1.0))
         estimate = estimate_bragg(spots, CELL, SPACE_GROUP, prior, cell_uncertainty=1e-6)
         off = errors(estimate, condition)
         chi2.append(float(off @ np.linalg.solve(estimate.covariance, off)))
-    assert 2.0 < sum(chi2) < 30.0  # 12 degrees of freedom
+    assert 1.5 < sum(chi2) < 27.0  # 10 degrees of freedom
 
 
 def test_the_cells_uncertainty_is_that_of_the_ratio_and_hardly_of_the_length() -> None:
@@ -108,7 +108,7 @@ def test_a_cell_of_another_shape_is_said_to_be_one() -> None:
 def test_another_proteins_cell_is_not_fitted(name: str) -> None:
     condition = condition_at(0.25, 8000.0)
     entry = READY_CELLS[name]
-    estimate = estimate_bragg(kept(hits(condition, 30, seed=8)), entry.cell, entry.space_group, near(condition))
+    estimate = estimate_bragg(kept(hits(condition, 12, seed=8)), entry.cell, entry.space_group, near(condition))
     assert estimate.reason is not None
     assert not math.isfinite(estimate.covariance[0, 0])
 
