@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from analyzer.cascade import DISTANCE_SIGMA_LIMIT_M, ENERGY_SIGMA_LIMIT_EV
 from analyzer.geometry import bin_map, series_geometry
 from analyzer.networks import coarse_profile, profile_features, profile_index
-from analyzer.parameters_answers import PAPER_ENERGIES_EV, PAPER_LENGTHS_M, Answers, answers, joint
+from analyzer.parameters.answers import PAPER_ENERGIES_EV, PAPER_LENGTHS_M, Answers, answers, joint
 from sim_replay.background import expected_water
 from sim_replay.detector import CONDITIONS, Condition, eiger2_4m
 from streamer.messages import SeriesMetadata

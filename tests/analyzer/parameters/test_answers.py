@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from analyzer.parameters_answers import (
+from analyzer.parameters.answers import (
     CM,
     KEV,
     PAPER_ENERGIES_EV,
