@@ -16,6 +16,7 @@ from training.evaluation.calibration import HIT_FRACTIONS, at_fraction
 from training.hit import NETWORK, HitRecipe, TrainedHit, predict, train_hit
 from training.hit_performance import mix_rows
 from training.parameters import ParameterRecipe, evaluate_parameters, make_table, train_parameters
+from training.scattering import write_scattering
 from training.shots import DISTRACTED, ShotRecipe, ShotSet, join, make_shots
 
 Progress = Callable[[int, int, str], None]
@@ -157,7 +158,7 @@ def make_parameters(
 
 
 def write_bundle(plan: Plan, hit: HitCard, parameters: ParametersCard, peaks: PeaksCard | None = None) -> BundleCard:
-    """Write the card that makes the folder a bundle."""
+    """Write the tables of the diffuse scattering and the card that makes the folder a bundle."""
     card = BundleCard(
         format=FORMAT,
         name=plan.out.name,
@@ -165,6 +166,7 @@ def write_bundle(plan: Plan, hit: HitCard, parameters: ParametersCard, peaks: Pe
         hit=hit,
         parameters=parameters,
         peaks=peaks,
+        scattering=write_scattering(plan.out),
     )
     save_card(card, plan.out)
     return card
