@@ -212,15 +212,14 @@ def list_counts(
     ``words`` is the frame as 64-bit words: most are zero and are passed over whole. ``padded``
     is the same memory as pixels, up to the end of the last word, with zeros after the frame. Sets the
     photons, counting pixels and pixels without data (``top``) of each bin, ``seen``, and
-    ``totals``: photons, saturated pixels, and in [3] the valid pixels without data, which are listed from the end of
-    ``index`` backwards.
+    ``totals``: photons and saturated pixels.
     """
     per_word = 8 // padded.itemsize
     for b in range(photons.size):
         photons[b] = 0.0
         occupied[b] = 0.0
         lost[b] = 0.0
-    found, total, saturated, blank = 0, np.int64(0), 0, 0
+    found, total, saturated = 0, np.int64(0), 0
     for w in range(words.size):
         if words[w] == 0:
             continue
@@ -232,8 +231,6 @@ def list_counts(
             b = bin_of[i]
             if value == top:
                 lost[b] += 1.0
-                blank += 1
-                index[index.size - blank] = i
                 continue
             if value >= saturation:
                 saturated += 1
@@ -243,7 +240,7 @@ def list_counts(
             seen[i] = 1
             index[found] = i
             found += 1
-    totals[0], totals[1], totals[3] = total, saturated, blank
+    totals[0], totals[1] = total, saturated
     return found
 
 
@@ -680,13 +677,19 @@ def find_peaks(
 
 @numba.njit(nogil=True, cache=True)
 def _leave_out_blank(
-    pixels: Any, columns: int, top: int, inside: Any, place: Any, claimed: Any, index: Any, blank: int,
-    most_around: Any, areas: Any,
+    pixels: Any, columns: int, top: int, inside: Any, place: Any, claimed: Any, index: Any, most_around: Any, areas: Any
 ) -> None:  # fmt: skip
-    """Take the pixels without data, and those whose 3 x 3 holds one, out of ``areas``; not those ``claimed`` before."""
-    rows = pixels.size // columns
-    for n in range(1, blank + 1):
-        i = index[index.size - n]
+    """Take the pixels without data, and those whose 3 x 3 holds one, out of ``areas``; not those ``claimed`` before.
+
+    ``index`` is used up.
+    """
+    rows, blank = pixels.size // columns, 0
+    for i in range(pixels.size):
+        if pixels[i] == top and inside[i] != 0:
+            index[blank] = i
+            blank += 1
+    for n in range(blank):
+        i = index[n]
         areas[inside[i] - 1, place[i]] -= 1.0
         row, column = i // columns, i % columns
         for y in range(max(0, row - 1), min(rows, row + 2)):
@@ -697,9 +700,8 @@ def _leave_out_blank(
                 if most_around[place[k] // QUADRANTS] >= 0:
                     claimed[k] = _BLINDED
                     areas[1, place[k]] -= 1.0
-    for n in range(1, blank + 1):
-        i = index[index.size - n]
-        row, column = i // columns, i % columns
+    for n in range(blank):
+        row, column = index[n] // columns, index[n] % columns
         for y in range(max(0, row - 1), min(rows, row + 2)):
             for x in range(max(0, column - 1), min(columns, column + 2)):
                 if claimed[y * columns + x] == _BLINDED:
@@ -707,17 +709,18 @@ def _leave_out_blank(
 
 
 @compiled(
-    None, types.int64, types.int64, _U8, _BINS, _F64, _F64, _U8, _I64, types.int64, _LIST, types.int64, _I64, _I64,
+    None, types.int64, types.int64, _U8, _BINS, _F64, _F64, _U8, _I64, types.int64, _LIST, types.boolean, _I64, _I64,
     _array(types.float64, 2), _array(types.float64, 2), returns=types.void,
 )  # fmt: skip
 def leave_out_spots(
     pixels: Any, columns: int, top: int, inside: Any, place: Any, photons: Any, counted: Any, claimed: Any,
-    claim_index: Any, claims: int, index: Any, blank: int, most_alone: Any, most_around: Any, diffuse: Any, areas: Any,
+    claim_index: Any, claims: int, index: Any, blank: bool, most_alone: Any, most_around: Any, diffuse: Any, areas: Any,
 ) -> None:  # fmt: skip
     """Take the pixels of spots out of the profiles, and wipe their marks for the next frame.
 
     ``areas`` (2, bins * 4): pixels that ``analyzer.diffuse`` judges alone and by what is around them. Those without
-    data, ``blank`` of them at the end of ``index``, are taken out too, with the pixels around that they blind.
+    data, of which ``blank`` says whether there are any, are taken out too, with the pixels around that they blind;
+    ``index`` is used up.
     """
     for n in range(claims):
         j = claim_index[n]
@@ -740,7 +743,8 @@ def leave_out_spots(
         if kept:
             diffuse[at, 0] -= value
             diffuse[at, 1] -= float(value) * value
-    _leave_out_blank(pixels, columns, top, inside, place, claimed, index, blank, most_around, areas)
+    if blank:
+        _leave_out_blank(pixels, columns, top, inside, place, claimed, index, most_around, areas)
     for n in range(claims):
         claimed[claim_index[n]] = 0
 
@@ -802,7 +806,7 @@ def diffuse_areas(
     cache=True,
 )  # fmt: skip
 def describe_places(x: Any, y: Any, place: Any, inside: Any, pixels: Any, sums: Any) -> None:
-    """Count the pixels of each place, and sum what the model of diffuse scattering asks of them; added to what is there.
+    """Add to the number of pixels of each place, and to sums of what the model of diffuse scattering asks of them.
 
     ``x``, ``y`` (ss, fs): from the beam. ``pixels`` (2, bins * 4): those with an invalid neighbour and the others;
     ``sums`` (6, bins * 4): distance from the beam, cos phi, sin phi, cos^2, cos sin, sin^2.

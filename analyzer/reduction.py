@@ -163,7 +163,7 @@ class Workspace:
         self._distance_counts = np.zeros((3, len(DISTANCES)))
         self._claim_index = np.empty(1 << 20, np.int64)
         self._peaks = np.zeros(MAX_PEAKS, PEAK_DTYPE)
-        self._totals = np.zeros(4, np.int64)
+        self._totals = np.zeros(3, np.int64)
 
     def reduce(self) -> "Reduced":
         """Reduce the frame in ``pixels``. The arrays in the result are views valid until the next call."""
@@ -174,6 +174,7 @@ class Workspace:
             self._words, self._padded, top, plan.saturation, inside, bin_of, self._index, self.seen,
             self.photons, occupied, scratch, self._totals,
         )  # fmt: skip
+        blank = bool(scratch.any())
         np.subtract(plan.bin_pixels, scratch, out=self.pixels_counted)
         kernels.estimate_background(
             pixels, self._index, counts, bin_of, self.photons, self.pixels_counted, occupied, scratch, self.background
@@ -204,8 +205,8 @@ class Workspace:
         self._areas[:] = plan.place_pixels
         kernels.leave_out_spots(
             pixels, columns, top, inside, plan.place, self.photons, self.pixels_counted, self._claimed,
-            self._claim_index, self._totals[2], self._index, self._totals[3], self._most_alone, self._most_around,
-            self.diffuse, self._areas,
+            self._claim_index, self._totals[2], self._index, blank, self._most_alone, self._most_around, self.diffuse,
+            self._areas,
         )  # fmt: skip
         self._kept_mean[:] = self.background
         kernels.diffuse_areas(

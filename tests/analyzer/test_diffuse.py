@@ -1,4 +1,4 @@
-"""Which pixels say how bright the diffuse scattering is, and what they stand for: the mean comes out, whatever else is."""
+"""Which pixels say how bright the diffuse scattering is, and what they stand for: the mean comes out."""
 
 import threading
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from analyzer.kernels import KEPT_WHOLE, QUADRANTS
 from analyzer.diffuse import limits, places
 from analyzer.geometry import Geometry, bin_map
+from analyzer.kernels import KEPT_WHOLE, QUADRANTS
 from analyzer.reduction import Workspace
 from streamer.validity import sentinel
 from tests.analyzer.builders import plan, water, workspace

@@ -11,6 +11,7 @@ from analyzer.parameters.claims import (
     ENERGY_SIGMA_LIMIT_EV,
     LEAST_WATER,
     RATIO_SIGMA_LIMIT,
+    WORST_DEVIATION,
     WORST_MISFIT,
     claimed,
     judged,
@@ -20,7 +21,9 @@ from analyzer.parameters.claims import (
 from analyzer.parameters.fit import Posterior, undetermined
 
 
-def posterior(sigma_ratio: float = 0.01, sigma_energy: float = 0.05, correlation: float = 0.0, **facts: Any) -> Posterior:
+def posterior(
+    sigma_ratio: float = 0.01, sigma_energy: float = 0.05, correlation: float = 0.0, **facts: Any
+) -> Posterior:
     both = correlation * sigma_ratio * sigma_energy
     covariance = np.array([[sigma_ratio**2, both], [both, sigma_energy**2]])
     given = {"misfit": 1.0, "water_share": 0.9} | facts
@@ -61,8 +64,13 @@ def test_energy_and_distance_are_each_claimed_up_to_their_limit(energy: float, d
 @pytest.mark.parametrize(
     ("spoilt", "said"),
     [
-        (posterior(misfit=1.01 * WORST_MISFIT), "chi squared 2.0 a degree of freedom"),
-        (posterior(misfit=1e9), "not that of water"),
+        (
+            posterior(misfit=1.01 * WORST_MISFIT, deviation=1.01 * WORST_DEVIATION),
+            "chi squared 2.0 a degree of freedom",
+        ),
+        (posterior(misfit=1e9, deviation=0.2), "not that of water"),
+        (posterior(mean=np.log([0.2 / 7000.0, 13e3])), "featureless"),
+        (posterior(mean=np.log([0.66 / 7000.0, 7000.0])), "featureless"),
         (posterior(water_share=0.99 * LEAST_WATER), "no water: 3% of"),
         (posterior(water_share=-0.5), "no water: 0% of"),
         (posterior(sigma_ratio=1.01 * RATIO_SIGMA_LIMIT), "more than 25 % only"),
@@ -78,6 +86,11 @@ def test_a_posterior_that_may_not_be_believed_says_only_why(spoilt: Posterior, s
     fields = record_fields(judged(spoilt))
     assert set(fields) == {"estimate_reason"}
     assert said in fields["estimate_reason"]
+
+
+@pytest.mark.parametrize(("misfit", "deviation"), [(1e3, 0.9 * WORST_DEVIATION), (0.9 * WORST_MISFIT, 1.0)])
+def test_a_misfit_that_is_small_or_shows_only_in_very_many_photons_is_borne(misfit: float, deviation: float) -> None:
+    assert judged(posterior(misfit=misfit, deviation=deviation)).reason is None
 
 
 def test_a_reason_given_before_stays() -> None:

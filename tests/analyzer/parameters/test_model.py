@@ -210,7 +210,7 @@ def test_a_climb_from_near_by_ends_at_the_truth() -> None:
     photons = mean * rings().pixels * photons.sum() / (mean * rings().pixels).sum()
     free = np.array([RATIO, ENERGY, CENTER_X, CENTER_Y, SCALE])
     start = np.zeros(UNKNOWNS)
-    start[:2] = truth(condition) + [0.05, -0.1]
+    start[:2] = truth(condition) + np.array([0.05, -0.1])
     start[SCALE] = np.log(photons.sum() / (mean * rings().pixels).sum()) + 0.3
     log, steps = climb(
         start, free, np.zeros(5), np.zeros((5, 5)), photons, rings().pixels, rings().shape, rings().pixel_size_m,

@@ -59,7 +59,7 @@ def test_the_unit_and_the_precision_are_anyones(unit: float, kind: torch.dtype) 
         (lambda t: t.update(water=torch.full((50,), 1e-320, dtype=torch.float64)), "no number"),
         (lambda t: t.update(water=torch.ones(50, dtype=torch.complex128)), "are not of numbers"),
         (lambda t: t.update(glass=torch.ones(50, dtype=torch.bool)), "are not of numbers"),
-        (lambda t: t.update({Q_STEP: torch.tensor([1e-4])}), "reach 0.005 1/angstrom only"),
+        (lambda t: t.update({Q_STEP: torch.tensor([1e-4])}), "reach 0.0049 1/angstrom only"),
     ],
 )
 def test_what_is_no_scattering_is_refused_with_its_reason(spoil: Callable[[Tensors], object], said: str) -> None:
