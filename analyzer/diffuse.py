@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammainccinv
 
-from analyzer.geometry import Geometry
+from analyzer.geometry import BinMap, Geometry
 from analyzer.kernels import KEPT_WHOLE
-
-QUADRANTS = 4
+from analyzer.kernels import QUADRANTS as QUADRANTS
 
 _KEPT_ALONE, _KEPT_AROUND = 0.99, 0.95
 """Of the diffuse photons, at least: by a pixel's own counts, and by what is around."""
 
-_MOST_COUNTS = 1024
+_MOST_COUNTS = 512
+"""Beyond, everything is kept: a spot would hardly show, and e to the minus the mean is near the least number."""
+
 _FAINTEST_BRIGHT = 0.3
 """Counts a pixel from which the 3 x 3 says no more about spots than the pixel does."""
 
@@ -27,10 +28,11 @@ _ALONE = gammainccinv(np.arange(1, _MOST_COUNTS + 1), _KEPT_ALONE)
 _AROUND = gammainccinv(np.arange(1, 32), _KEPT_AROUND) / 9.0
 
 
-def quadrants(geometry: Geometry) -> npt.NDArray[np.uint8]:
-    """Quadrant of each pixel (ss * fs,) about the beam: 1 on the positive side of the first axis, 2 of the second."""
+def places(geometry: Geometry, bins: BinMap) -> npt.NDArray[np.uint16]:
+    """Bin * 4 + quadrant of each pixel (ss * fs,): 1 on the positive side of the first axis, 2 of the second."""
     x, y = geometry.position_maps()
-    return ((x > 0).astype(np.uint8) + 2 * (y > 0).astype(np.uint8)).reshape(-1)
+    quadrant = (x > 0).astype(np.uint16) + np.uint16(2) * (y > 0)
+    return bins.bin_of * np.uint16(QUADRANTS) + quadrant.reshape(-1)
 
 
 def limits(background: npt.NDArray[np.float64], alone: npt.NDArray[np.int64], around: npt.NDArray[np.int64]) -> None:

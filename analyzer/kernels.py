@@ -43,8 +43,14 @@ _SPOT_PIXELS = 1024
 SURE_PEAKS_FOR_AS_MANY = 6.0
 """A crystal that gives sure peaks gives weak ones too: n of them lower the evidence asked for by ln(1 + n / this)."""
 
+QUADRANTS = 4
+"""Of the azimuth about the beam; a bin has a place for each, number bin * 4 + quadrant."""
+
 KEPT_WHOLE = 1 << 40
 """As the most counts of a pixel that is kept: every one is."""
+
+_BLINDED = 2
+"""Mark of a pixel whose 3 x 3 holds one without data."""
 
 _RING_INNER, _RING_OUTER = 5, 7
 _RING_PRIOR_PIXELS = 50.0
@@ -68,20 +74,29 @@ def _smooth(counts: Any, pixels: Any, background: Any) -> None:
     """Mean counts a pixel of each bin, widened along the radius until enough photons support it."""
     classes = AZIMUTH_CLASSES
     radial_bins = background.size // classes
+    # Sums up to each radius, so that a dark frame, whose windows are all wide, costs no more than a bright one.
+    total, area = np.zeros(radial_bins + 1), np.zeros(radial_bins + 1)
     for azimuth in range(classes):
         for radial in range(radial_bins):
             b = radial * classes + azimuth
-            total, area = counts[b], pixels[b]
-            reach = 0
-            while total < _SMOOTHING_PHOTONS and reach < radial_bins:
-                reach += 1
-                if radial - reach >= 0:
-                    total += counts[(radial - reach) * classes + azimuth]
-                    area += pixels[(radial - reach) * classes + azimuth]
-                if radial + reach < radial_bins:
-                    total += counts[(radial + reach) * classes + azimuth]
-                    area += pixels[(radial + reach) * classes + azimuth]
-            background[b] = max(total, 0.5) / max(area, 1.0)
+            total[radial + 1] = total[radial] + counts[b]
+            area[radial + 1] = area[radial] + pixels[b]
+        for radial in range(radial_bins):
+            short, reach = -1, 0
+            while total[min(radial + reach + 1, radial_bins)] - total[max(radial - reach, 0)] < _SMOOTHING_PHOTONS:
+                short, reach = reach, 2 * reach + 1
+                if short >= radial_bins:
+                    break
+            while reach - short > 1:
+                middle = (short + reach) // 2
+                inner = total[min(radial + middle + 1, radial_bins)] - total[max(radial - middle, 0)]
+                if inner < _SMOOTHING_PHOTONS:
+                    short = middle
+                else:
+                    reach = middle
+            low, high = max(radial - reach, 0), min(radial + reach + 1, radial_bins)
+            b = radial * classes + azimuth
+            background[b] = max(total[high] - total[low], 0.5) / max(area[high] - area[low], 1.0)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -277,17 +292,16 @@ def estimate_background(
     _array(types.float64, 2),
     _I64,
     _F64,
-    _U8,
     _I64,
     _I64,
     _array(types.float64, 2),
     returns=types.int64,
 )
 def map_significance(
-    pixels: Any, index: Any, found: int, columns: int, top: int, inside: Any, bin_of: Any, background: Any,
+    pixels: Any, index: Any, found: int, columns: int, top: int, inside: Any, place: Any, background: Any,
     log_background: Any, threshold: float, significance: Any, cell_counts: Any, cell_expected: Any,
-    evidence_table: Any, bin_zone: Any, evidence: Any, candidate_index: Any, candidate_score: Any, quadrant: Any,
-    most_alone: Any, most_around: Any, diffuse: Any,
+    evidence_table: Any, bin_zone: Any, evidence: Any, candidate_index: Any, candidate_score: Any, most_alone: Any,
+    most_around: Any, diffuse: Any,
 ) -> int:  # fmt: skip
     """Significance of cells, of one pixel, the best of 2 x 2 and 3 x 3 around it and what supports it; evidence.
 
@@ -296,8 +310,8 @@ def map_significance(
     the pixels above ``threshold`` with their score, negated so that ascending order is brightest first;
     returns how many. ``cell_expected`` (rows * columns,) is the background of each cell;
     ``cell_counts`` (rows * columns,) is used up. ``evidence`` (zones, rates) becomes what the 3 x 3 of each zone of
-    ``bin_zone`` (bins,) say together, by ``evidence_table`` (``evidence.TABLE``). ``diffuse`` (2, bins * 4) becomes the
-    photons and their squares of the pixels that ``analyzer.diffuse`` keeps, by bin and ``quadrant`` (ss * fs,).
+    ``bin_zone`` (bins,) say together, by ``evidence_table`` (``evidence.TABLE``). ``diffuse`` (bins * 4, 2) becomes the
+    photons and their squares of the pixels that ``analyzer.diffuse`` keeps, by their ``place`` (ss * fs,).
     """
     significance[:] = 0.0
     evidence[:] = 0.0
@@ -309,15 +323,16 @@ def map_significance(
     candidates = 0
     for n in range(found):
         i = index[n]
-        b = bin_of[i]
+        at = np.int64(place[i])
+        b = at // QUADRANTS
         mean, log_mean = background[b], log_background[b]
         value = np.int64(pixels[i])
         row, column = i // columns // CELL, i % columns // CELL
         cell_counts[row * cells_across + column] += value
         alone = inside[i] != 2 or most_around[b] < 0
         if alone and value <= most_alone[b]:
-            diffuse[0, 4 * b + quadrant[i]] += value
-            diffuse[1, 4 * b + quadrant[i]] += value * value
+            diffuse[at, 0] += value
+            diffuse[at, 1] += float(value) * value
         # In bright water a pixel below the mean is not the middle of a spot.
         if mean > 0.3 and value <= mean:
             continue
@@ -332,8 +347,8 @@ def map_significance(
                 four = value + max(a0 + a1 + a3, a1 + a2 + a5, a3 + a6 + a7, a5 + a7 + a8)
                 nine = value + a0 + a1 + a2 + a3 + a5 + a6 + a7 + a8
                 if not alone and nine <= most_around[b]:
-                    diffuse[0, 4 * b + quadrant[i]] += value
-                    diffuse[1, 4 * b + quadrant[i]] += value * value
+                    diffuse[at, 0] += value
+                    diffuse[at, 1] += float(value) * value
                 wide = max(_surprise(four, 4.0 * mean, log_mean + log4), _surprise(nine, 9.0 * mean, log_mean + log9))
                 tabled = max(np.int64((log_mean + log9 - LOG_LOWEST) / LOG_STEP + 0.5), np.int64(0))
                 if tabled < evidence_table.shape[1]:
@@ -660,40 +675,78 @@ def find_peaks(
     return found
 
 
+@numba.njit(nogil=True, cache=True)
+def _leave_out_blank(
+    pixels: Any, columns: int, top: int, inside: Any, place: Any, claimed: Any, index: Any, most_around: Any, areas: Any
+) -> None:  # fmt: skip
+    """Take the pixels without data, and those whose 3 x 3 holds one, out of ``areas``; not those ``claimed`` before.
+
+    ``index`` is used up.
+    """
+    rows, blank = pixels.size // columns, 0
+    for i in range(pixels.size):
+        if pixels[i] == top and inside[i] != 0:
+            index[blank] = i
+            blank += 1
+    for n in range(blank):
+        i = index[n]
+        areas[inside[i] - 1, place[i]] -= 1.0
+        row, column = i // columns, i % columns
+        for y in range(max(0, row - 1), min(rows, row + 2)):
+            for x in range(max(0, column - 1), min(columns, column + 2)):
+                k = y * columns + x
+                if inside[k] != 2 or pixels[k] == top or claimed[k] != 0:
+                    continue
+                if most_around[place[k] // QUADRANTS] >= 0:
+                    claimed[k] = _BLINDED
+                    areas[1, place[k]] -= 1.0
+    for n in range(blank):
+        row, column = index[n] // columns, index[n] % columns
+        for y in range(max(0, row - 1), min(rows, row + 2)):
+            for x in range(max(0, column - 1), min(columns, column + 2)):
+                if claimed[y * columns + x] == _BLINDED:
+                    claimed[y * columns + x] = 0
+
+
 @compiled(
-    None, types.int64, types.int64, _U8, _BINS, _F64, _F64, _U8, _I64, types.int64, _U8, _I64, _I64,
+    None, types.int64, types.int64, _U8, _BINS, _F64, _F64, _U8, _I64, types.int64, _LIST, types.boolean, _I64, _I64,
     _array(types.float64, 2), _array(types.float64, 2), returns=types.void,
 )  # fmt: skip
 def leave_out_spots(
-    pixels: Any, columns: int, top: int, inside: Any, bin_of: Any, photons: Any, counted: Any, claimed: Any,
-    claim_index: Any, claims: int, quadrant: Any, most_alone: Any, most_around: Any, diffuse: Any, areas: Any,
+    pixels: Any, columns: int, top: int, inside: Any, place: Any, photons: Any, counted: Any, claimed: Any,
+    claim_index: Any, claims: int, index: Any, blank: bool, most_alone: Any, most_around: Any, diffuse: Any, areas: Any,
 ) -> None:  # fmt: skip
     """Take the pixels of spots out of the profiles, and wipe their marks for the next frame.
 
-    ``areas`` (2, bins * 4): pixels that ``analyzer.diffuse`` judges alone and by what is around them.
+    ``areas`` (2, bins * 4): pixels that ``analyzer.diffuse`` judges alone and by what is around them. Those without
+    data, of which ``blank`` says whether there are any, are taken out too, with the pixels around that they blind;
+    ``index`` is used up.
     """
     for n in range(claims):
         j = claim_index[n]
-        claimed[j] = 0
         if inside[j] == 0 or pixels[j] == top:
             continue
-        b = bin_of[j]
-        photons[b] -= pixels[j]
+        at, value = np.int64(place[j]), np.int64(pixels[j])
+        b = at // QUADRANTS
+        photons[b] -= value
         counted[b] -= 1.0
-        place, value = 4 * b + quadrant[j], np.int64(pixels[j])
-        alone = inside[j] != 2
-        areas[0 if alone else 1, place] -= 1.0
-        if alone or most_around[b] < 0:
+        areas[inside[j] - 1, at] -= 1.0
+        if inside[j] != 2 or most_around[b] < 0:
             kept = value <= most_alone[b]
         else:
             total = np.int64(0)
             for y in range(-1, 2):
                 for x in range(-1, 2):
-                    total += pixels[j + y * columns + x]
+                    around = np.int64(pixels[j + y * columns + x])
+                    total += around if around != top else KEPT_WHOLE
             kept = total <= most_around[b]
         if kept:
-            diffuse[0, place] -= value
-            diffuse[1, place] -= value * value
+            diffuse[at, 0] -= value
+            diffuse[at, 1] -= float(value) * value
+    if blank:
+        _leave_out_blank(pixels, columns, top, inside, place, claimed, index, most_around, areas)
+    for n in range(claims):
+        claimed[claim_index[n]] = 0
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
@@ -710,45 +763,67 @@ def _at_most(counts: int, mean: float) -> float:
 
 
 @numba.njit(
-    types.void(_array(types.float64, 2), _F64, _array(types.float64, 2), _I64, _I64, _F64, _F64, _F64, _F64, _F64),
+    types.void(_array(types.float64, 2), _array(types.float64, 2), _I64, _I64, _F64, _F64, _F64, _F64, _F64),
     nogil=True,
     cache=True,
 )
 def diffuse_areas(
-    diffuse: Any, lost: Any, areas: Any, most_alone: Any, most_around: Any, mean: Any, counts: Any, area: Any,
-    pixels: Any, pairs: Any,
+    diffuse: Any, areas: Any, most_alone: Any, most_around: Any, mean: Any, counts: Any, area: Any, pixels: Any,
+    pairs: Any,
 ) -> None:  # fmt: skip
     """How many pixels the kept photons of each bin and quadrant stand for, (bins * 4,): ``pixels``.
 
     A pixel of a Poisson mean m adds m times the chance that one count fewer is kept, since a Poisson number weighted
     with itself is one more of the same: the share by which the pixels shrink. ``pairs`` (bins,) becomes the kept
     n (n - 1) expected of a detector that counts every photon. ``mean`` (bins,), the background, is made anew from what
-    is kept, twice, for Bragg light is in it; ``lost`` (bins,) are pixels without data; ``counts``, ``area`` (bins,) are
-    used up.
+    is kept, twice, for Bragg light is in it; ``counts``, ``area`` (bins,) are used up.
     """
-    for b in range(mean.size):
-        whole = 0.0
-        for place in range(4 * b, 4 * b + 4):
-            whole += areas[0, place] + areas[1, place]
-        share = lost[b] / whole if whole > 0.0 else 0.0
-        for place in range(4 * b, 4 * b + 4):
-            areas[0, place] *= max(0.0, 1.0 - share)
-            # A pixel without data blinds the eight around it.
-            areas[1, place] *= max(0.0, 1.0 - (1.0 if most_around[b] < 0 else 9.0) * share)
     for turn in range(3):
         for b in range(mean.size):
             alone = 1.0 if most_alone[b] >= KEPT_WHOLE else _at_most(most_alone[b] - 1, mean[b])
             around = alone if most_around[b] < 0 else _at_most(most_around[b] - 1, 9.0 * mean[b])
             counts[b], area[b] = 0.0, 0.0
-            for place in range(4 * b, 4 * b + 4):
-                pixels[place] = areas[0, place] * alone + areas[1, place] * around
-                counts[b] += diffuse[0, place]
-                area[b] += pixels[place]
+            for at in range(QUADRANTS * b, QUADRANTS * (b + 1)):
+                pixels[at] = areas[0, at] * alone + areas[1, at] * around
+                counts[b] += diffuse[at, 0]
+                area[b] += pixels[at]
             if turn == 2:
                 two = 1.0 if most_alone[b] >= KEPT_WHOLE else _at_most(most_alone[b] - 2, mean[b])
                 both = two if most_around[b] < 0 else _at_most(most_around[b] - 2, 9.0 * mean[b])
                 pairs[b] = 0.0
-                for place in range(4 * b, 4 * b + 4):
-                    pairs[b] += mean[b] ** 2 * (areas[0, place] * two + areas[1, place] * both)
+                for at in range(QUADRANTS * b, QUADRANTS * (b + 1)):
+                    pairs[b] += mean[b] ** 2 * (areas[0, at] * two + areas[1, at] * both)
         if turn < 2:
             _smooth(counts, area, mean)
+
+
+@numba.njit(
+    types.void(
+        types.Array(types.float32, 2, "A", readonly=True), types.Array(types.float32, 2, "A", readonly=True), _BINS,
+        _U8, _array(types.float64, 2), _array(types.float64, 2),
+    ),
+    nogil=True,
+    cache=True,
+)  # fmt: skip
+def describe_places(x: Any, y: Any, place: Any, inside: Any, pixels: Any, sums: Any) -> None:
+    """Add to the number of pixels of each place, and to sums of what the model of diffuse scattering asks of them.
+
+    ``x``, ``y`` (ss, fs): from the beam. ``pixels`` (2, bins * 4): those with an invalid neighbour and the others;
+    ``sums`` (6, bins * 4): distance from the beam, cos phi, sin phi, cos^2, cos sin, sin^2.
+    """
+    rows, columns = x.shape
+    for row in range(rows):
+        for column in range(columns):
+            i = row * columns + column
+            if inside[i] == 0:
+                continue
+            across, up = np.float64(x[row, column]), np.float64(y[row, column])
+            radius = max(np.sqrt(across * across + up * up), 0.5)
+            c, s, at = across / radius, up / radius, place[i]
+            pixels[inside[i] - 1, at] += 1.0
+            sums[0, at] += radius
+            sums[1, at] += c
+            sums[2, at] += s
+            sums[3, at] += c * c
+            sums[4, at] += c * s
+            sums[5, at] += s * s

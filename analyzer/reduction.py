@@ -43,9 +43,9 @@ class FramePlan:
     ``inside`` (ss * fs,) uint8: 0 invalid, 1 valid, 2 valid with all eight neighbours valid.
     ``bin_pixels`` (bins,) float64: valid pixels of each bin. ``cell_valid`` (rows, columns)
     float32: valid share of each cell of the map; ``cell_bin``, ``cell_zone`` and ``cell_radius_m``
-    (rows * columns,): of its middle. ``bin_zone`` (bins,): zone of each bin. ``quadrant`` (ss * fs,): see
-    ``analyzer.diffuse``; ``quadrant_pixels`` (2, bins * 4) float64: valid pixels of each bin and quadrant, those with
-    an invalid neighbour and the others. ``sectors``: bins of the profile that parameters are estimated from.
+    (rows * columns,): of its middle. ``bin_zone`` (bins,): zone of each bin. ``place`` (ss * fs,) uint16:
+    see ``analyzer.diffuse``; ``place_pixels`` (2, bins * 4) float64: valid pixels of each place, those with an invalid
+    neighbour and the others. ``sectors``: bins of the profile that parameters are estimated from.
     """
 
     geometry: Geometry
@@ -58,8 +58,8 @@ class FramePlan:
     cell_zone: npt.NDArray[np.uint8]
     cell_radius_m: npt.NDArray[np.float64]
     bin_zone: npt.NDArray[np.intp]
-    quadrant: npt.NDArray[np.uint8]
-    quadrant_pixels: npt.NDArray[np.float64]
+    place: npt.NDArray[np.uint16]
+    place_pixels: npt.NDArray[np.float64]
     sectors: Sectors
     saturation: int
     peak_threshold: float
@@ -92,9 +92,8 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
     cell_bin = bins.bin_of.reshape(rows, columns)[np.ix_(*middles)]
     pixels = max(1, int(valid.sum()))
     inside = (valid + (valid & around)).reshape(-1)
-    quadrant = diffuse.quadrants(geometry)
-    place = bins.bin_of.astype(np.intp) * diffuse.QUADRANTS + quadrant
-    places = bins.bins * diffuse.QUADRANTS
+    place = diffuse.places(geometry, bins)
+    profile_bins, place_pixels = sectors(geometry, bins, place, inside)
     return FramePlan(
         geometry,
         validity,
@@ -106,9 +105,9 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
         zones.zone_of_cells(geometry),
         zones.cell_radius_m(geometry).reshape(-1),
         zones.zone_of_bins(geometry, bins.radial_bins),
-        quadrant,
-        np.stack([np.bincount(place[inside == kind], minlength=places) for kind in (1, 2)]).astype(np.float64),
-        sectors(geometry, bins, place, inside),
+        place,
+        place_pixels,
+        profile_bins,
         saturation,
         float(np.log(pixels)) + PEAK_MARGIN_NATS,
     )
@@ -121,7 +120,7 @@ class Workspace:
     columns) float32 of the cell, of one pixel, of 2 x 2 and 3 x 3 and of what supports a pixel;
     ``zones`` (ZONES, COLUMNS) and ``cells`` (STRONGEST, CELL_COLUMNS) float32, see
     ``analyzer.zones``; ``photons`` and ``pixels_counted`` (bins,) without the pixels of spots;
-    ``background`` (bins,) photons a pixel; ``diffuse`` (2, bins * 4) photons and their squares of the pixels that
+    ``background`` (bins,) photons a pixel; ``diffuse`` (bins * 4, 2) photons and their squares of the pixels that
     ``analyzer.diffuse`` keeps, ``diffuse_pixels`` (bins * 4,) how many pixels they stand for, ``pairs`` (bins,) the
     n (n - 1) expected among them. Over all frames: ``seen`` (ss * fs,) uint8, set where
     a pixel has ever counted, and ``expected`` (bins,), the background summed.
@@ -146,10 +145,10 @@ class Workspace:
         self.background = np.zeros(bins)
         self.expected = np.zeros(bins)
         self._occupied, self._scratch, self._log_background = np.zeros(bins), np.zeros(bins), np.zeros(bins)
-        places = bins * diffuse.QUADRANTS
-        self.diffuse, self._areas = np.zeros((2, places)), np.zeros((2, places))
+        places = bins * kernels.QUADRANTS
+        self.diffuse, self._areas = np.zeros((places, 2)), np.zeros((2, places))
         self.diffuse_pixels, self.pairs = np.zeros(places), np.zeros(bins)
-        self._lost, self._kept_mean, self._kept_area = np.zeros(bins), np.zeros(bins), np.zeros(bins)
+        self._kept_mean, self._kept_area = np.zeros(bins), np.zeros(bins)
         self._most_alone, self._most_around = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
         self.significance = np.zeros((zones.SCALES, *plan.cell_valid.shape), np.float32)
         self._cell_pixels = plan.cell_valid.reshape(-1).astype(np.float64) * CELL**2
@@ -175,7 +174,7 @@ class Workspace:
             self._words, self._padded, top, plan.saturation, inside, bin_of, self._index, self.seen,
             self.photons, occupied, scratch, self._totals,
         )  # fmt: skip
-        self._lost[:] = scratch
+        blank = bool(scratch.any())
         np.subtract(plan.bin_pixels, scratch, out=self.pixels_counted)
         kernels.estimate_background(
             pixels, self._index, counts, bin_of, self.photons, self.pixels_counted, occupied, scratch, self.background
@@ -185,10 +184,10 @@ class Workspace:
         np.take(self.background, plan.cell_bin, out=self._cell_expected)
         self._cell_expected *= self._cell_pixels
         candidates = kernels.map_significance(
-            pixels, self._index, counts, columns, top, inside, bin_of, self.background, logs, CANDIDATE_NATS,
+            pixels, self._index, counts, columns, top, inside, plan.place, self.background, logs, CANDIDATE_NATS,
             self.significance, self._cell_counts, self._cell_expected, evidence.TABLE,
-            plan.bin_zone, self._evidence, self._candidate_index, self._candidate_score, plan.quadrant,
-            self._most_alone, self._most_around, self.diffuse,
+            plan.bin_zone, self._evidence, self._candidate_index, self._candidate_score, self._most_alone,
+            self._most_around, self.diffuse,
         )  # fmt: skip
         kernels.count_levels(self.significance, plan.cell_zone, zones.LEVELS, self._levels, self._strength)
         kernels.list_strongest(
@@ -203,14 +202,15 @@ class Workspace:
             self._candidate_index, self._candidate_score, candidates, self._distance_counts, self._claimed,
             self._claim_index, self._peaks, self._totals,
         )  # fmt: skip
-        self._areas[:] = plan.quadrant_pixels
+        self._areas[:] = plan.place_pixels
         kernels.leave_out_spots(
-            pixels, columns, top, inside, bin_of, self.photons, self.pixels_counted, self._claimed, self._claim_index,
-            self._totals[2], plan.quadrant, self._most_alone, self._most_around, self.diffuse, self._areas,
+            pixels, columns, top, inside, plan.place, self.photons, self.pixels_counted, self._claimed,
+            self._claim_index, self._totals[2], self._index, blank, self._most_alone, self._most_around, self.diffuse,
+            self._areas,
         )  # fmt: skip
         self._kept_mean[:] = self.background
         kernels.diffuse_areas(
-            self.diffuse, self._lost, self._areas, self._most_alone, self._most_around, self._kept_mean, scratch,
+            self.diffuse, self._areas, self._most_alone, self._most_around, self._kept_mean, scratch,
             self._kept_area, self.diffuse_pixels, self.pairs,
         )  # fmt: skip
         self.zones[:, 1] = self._of_zones(self.photons)

@@ -353,6 +353,10 @@ def write_bundle(card: BundleCard, made: Finetuned, parent_folder: Path, out: Pa
     if card.peaks is not None:
         (out / "peaks.safetensors").write_bytes((parent_folder / card.peaks.weights).read_bytes())
         card = msgspec.structs.replace(card, peaks=msgspec.structs.replace(card.peaks, weights="peaks.safetensors"))
+    if card.scattering is not None:
+        (out / "scattering.safetensors").write_bytes((parent_folder / card.scattering.weights).read_bytes())
+        scattering = msgspec.structs.replace(card.scattering, weights="scattering.safetensors")
+        card = msgspec.structs.replace(card, scattering=scattering)
     card = msgspec.structs.replace(
         card,
         hit=msgspec.structs.replace(card.hit, weights="hit.safetensors", sha256=digest),

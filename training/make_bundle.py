@@ -19,6 +19,7 @@ from training.parameter_performance import evaluate_parameters
 from training.parameters import NETWORK as PARAMETER_NETWORK
 from training.parameters import ParameterRecipe, train_parameters
 from training.placements import make_placements
+from training.scattering import write_scattering
 from training.shots import DISTRACTED, ShotRecipe, ShotSet, join, make_shots
 
 Progress = Callable[[int, int, str], None]
@@ -167,7 +168,7 @@ def make_parameters(
 
 
 def write_bundle(plan: Plan, hit: HitCard, parameters: ParametersCard, peaks: PeaksCard | None = None) -> BundleCard:
-    """Write the card that makes the folder a bundle."""
+    """Write the tables of the diffuse scattering and the card that makes the folder a bundle."""
     card = BundleCard(
         format=FORMAT,
         name=plan.out.name,
@@ -175,6 +176,7 @@ def write_bundle(plan: Plan, hit: HitCard, parameters: ParametersCard, peaks: Pe
         hit=hit,
         parameters=parameters,
         peaks=peaks,
+        scattering=write_scattering(plan.out),
     )
     save_card(card, plan.out)
     return card

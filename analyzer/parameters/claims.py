@@ -33,7 +33,8 @@ def judged(posterior: Posterior) -> Posterior:
     """The posterior, its uncertainty widened by what the fit misses; one with a reason where it may not be believed."""
     if posterior.reason is not None:
         return posterior
-    if not np.isfinite(posterior.covariance).all() or not np.isfinite(posterior.mean).all():
+    numbers = (posterior.covariance, posterior.mean, posterior.misfit, posterior.water_share)
+    if not all(np.isfinite(each).all() for each in numbers) or (np.diag(posterior.covariance) <= 0.0).any():
         return _refused(posterior, "the fit of water to the profile fails")
     if posterior.misfit > WORST_MISFIT and posterior.deviation > WORST_DEVIATION:
         text = f"the profile is not that of water (chi squared {posterior.misfit:.1f} a degree of freedom)"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.diffuse import QUADRANTS
 from analyzer.geometry import AZIMUTH_CLASSES, RADIAL_BIN_PX, BinMap, Geometry
+from analyzer.kernels import QUADRANTS, describe_places
 
 RING_PX = 16.0
 SECTORS = AZIMUTH_CLASSES * QUADRANTS
@@ -40,28 +40,29 @@ class Sectors:
         return len(self.pixels)
 
 
-def sectors(geometry: Geometry, bins: BinMap, place: npt.NDArray[np.intp], inside: npt.NDArray[np.uint8]) -> Sectors:
-    """The profile's bins. ``place`` (ss * fs,) names the reduction's bin and quadrant of each pixel."""
+def sectors(
+    geometry: Geometry, bins: BinMap, place: npt.NDArray[np.uint16], inside: npt.NDArray[np.uint8]
+) -> tuple[Sectors, Floats]:
+    """The profile's bins, and how many valid pixels have an invalid neighbour and how many have none (2, bins * 4).
+
+    ``place`` (ss * fs,) is the reduction's bin and quadrant of each pixel, ``inside`` as in ``FramePlan``.
+    """
     fine = bins.bins * QUADRANTS
     ring = np.arange(fine) // SECTORS // _MERGED
     merged = ring * SECTORS + np.arange(fine) % SECTORS
-    valid = np.flatnonzero(inside)
-    x, y = (np.broadcast_to(each, geometry.shape).reshape(-1)[valid] for each in geometry.position_maps())
-    radius = np.maximum(np.hypot(x, y), 0.5)
-    c, s = x / radius, y / radius
-    at = place[valid]
-    pixels = np.bincount(at, minlength=fine)
-    sums = np.stack([np.bincount(at, each, fine) for each in (radius, c, s, c * c, c * s, s * s)])
+    pixels, sums = np.zeros((2, fine)), np.zeros((6, fine))
+    x, y = (np.broadcast_to(each, geometry.shape) for each in geometry.position_maps())
+    describe_places(x, y, place, inside, pixels, sums)
     count = int(merged[-1]) + 1
-    whole = np.bincount(merged, pixels, count).astype(np.float64)
+    whole = np.bincount(merged, pixels.sum(0), count).astype(np.float64)
     shape = np.stack([np.bincount(merged, each, count) for each in sums]) / np.maximum(whole, 1.0)
     shape[0] = np.maximum(shape[0], 0.5)
-    return Sectors(merged, shape, whole, geometry.pixel_size_m)
+    return Sectors(merged, shape, whole, geometry.pixel_size_m), pixels
 
 
 def fill_profile(sectors: Sectors, diffuse: Floats, pixels: Floats, out: npt.NDArray[np.float32]) -> None:
-    """A frame's profile into ``out`` (3, n) float32 from the reduction's ``diffuse`` (2, bins * 4) and pixels."""
-    for row, values in ((PHOTONS, diffuse[0]), (SQUARES, diffuse[1]), (PIXELS, pixels)):
+    """A frame's profile into ``out`` (3, n) float32 from the reduction's ``diffuse`` (bins * 4, 2) and pixels."""
+    for row, values in ((PHOTONS, diffuse[:, 0]), (SQUARES, diffuse[:, 1]), (PIXELS, pixels)):
         out[row] = np.bincount(sectors.place, values, sectors.bins)
 
 

@@ -45,6 +45,8 @@ def scattering(tensors: dict[str, torch.Tensor]) -> Scattering:
     missing = [name for name in (*TABLES, Q_STEP) if name not in tensors]
     if missing:
         raise ValueError(f"scattering tables lack {', '.join(missing)}")
+    if not all(tensors[name].dtype.is_floating_point for name in (*TABLES, Q_STEP)):
+        raise ValueError("scattering tables are not of numbers with a fraction")
     tables = [tensors[name].double().numpy() for name in TABLES]
     step = tensors[Q_STEP].double().reshape(-1).numpy()
     if len({table.shape for table in tables}) != 1 or tables[0].ndim != 1 or len(tables[0]) < 3 or len(step) != 1:
@@ -52,8 +54,15 @@ def scattering(tensors: dict[str, torch.Tensor]) -> Scattering:
     whole = np.stack(tables)
     if not np.isfinite(whole).all() or not np.isfinite(step).all() or step[0] <= 0 or not (whole[0] > 0).all():
         raise ValueError("scattering tables hold what is no number, or water that does not scatter")
-    whole /= whole[0, 0]
+    if (whole[len(WATER_TABLES) :] < 0).any():
+        raise ValueError("scattering tables hold what scatters less than nothing")
+    with np.errstate(over="ignore"):
+        whole = whole / whole[0, 0]
+    if not np.isfinite(whole).all():
+        raise ValueError("scattering tables hold what is no number in units of water")
     q = np.arange(whole.shape[1]) * step[0]
+    if q[-1] < KNOTS[-1]:
+        raise ValueError(f"scattering tables reach {q[-1]:.3g} 1/angstrom only, {KNOTS[-1]:.3g} are asked for")
     bumps = CubicSpline(KNOTS, np.eye(len(KNOTS)), bc_type="natural")(np.minimum(q, KNOTS[-1])).T
     apart = (KNOTS[:, None] - KNOTS) / CORRELATION_INV_ANGSTROM
     covariance = np.exp(-0.5 * apart**2) + _UNCORRELATED * np.eye(len(KNOTS))

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from analyzer import architectures
 from analyzer.architectures import Architecture
-from analyzer.bundle import BadBundle, load_bundle, save_weights
+from analyzer.bundle import DEFAULT_BUNDLE, BadBundle, load_bundle, save_weights
 from analyzer.networks import HitNetwork
 from tests.analyzer.builders import write_bundle
 
@@ -225,3 +225,70 @@ def test_a_card_that_is_no_card_by_its_size_is_refused_unread(folder: Path) -> N
     with (folder / "bundle.json").open("r+b") as file:
         file.truncate(1 << 30)
     assert "1073741824 bytes" in refusal(folder)
+
+
+# --- tables of what scatters -------------------------------------------------------------
+
+
+@pytest.fixture
+def scattering_folder(folder: Path) -> Path:
+    """A bundle with the tables of the default one."""
+    card = json.loads((DEFAULT_BUNDLE / "bundle.json").read_text())["scattering"]
+    shutil.copy(DEFAULT_BUNDLE / card["weights"], folder / "scattering.safetensors")
+    change(folder, scattering=card | {"weights": "scattering.safetensors"})
+    return folder
+
+
+def put_tables(folder: Path, raw: bytes) -> None:
+    """Other tables, with the card's hash made right."""
+    (folder / "scattering.safetensors").write_bytes(raw)
+    change(folder, "scattering", sha256=hashlib.sha256(raw).hexdigest())
+
+
+def test_a_bundle_has_the_tables_of_what_scatters_or_has_none(bundle_folder: Path, scattering_folder: Path) -> None:
+    assert load_bundle(bundle_folder).scattering is None
+    assert load_bundle(bundle_folder).card.scattering is None
+    loaded = load_bundle(scattering_folder)
+    assert loaded.scattering is not None
+    assert loaded.scattering.tables[0, 0] == 1.0
+    assert loaded.label != load_bundle(bundle_folder).label
+
+
+def test_tables_that_are_missing_or_others_are_refused(scattering_folder: Path) -> None:
+    path = scattering_folder / "scattering.safetensors"
+    raw = bytearray(path.read_bytes())
+    path.unlink()
+    assert "scattering.safetensors: No such file" in refusal(scattering_folder)
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    assert "scattering.safetensors: SHA-256" in refusal(scattering_folder)
+
+
+@pytest.mark.parametrize("name", ["../scattering.safetensors", "scattering.npz", "", "a/b.safetensors"])
+def test_tables_outside_the_folder_or_of_another_format_are_refused(scattering_folder: Path, name: str) -> None:
+    change(scattering_folder, "scattering", weights=name)
+    assert "must be a .safetensors file in the bundle's folder" in refusal(scattering_folder)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (pickle.dumps({"water": [1.0]}), "a pickle, which can execute code"),
+        (b"", "not a safetensors file"),
+        (b"\xff" * 40, "not a safetensors file"),
+        (save({}), "scattering tables lack water"),
+        (save({"water": torch.ones(9)}), "scattering tables lack water_warmed"),
+    ],
+)
+def test_what_holds_no_tables_is_refused(scattering_folder: Path, raw: bytes, said: str) -> None:
+    put_tables(scattering_folder, raw)
+    text = refusal(scattering_folder)
+    assert "scattering.safetensors" in text
+    assert said in text
+
+
+def test_tables_with_what_is_no_number_are_refused(scattering_folder: Path) -> None:
+    tensors = load_file(DEFAULT_BUNDLE / "scattering.safetensors")
+    tensors["air"][7] = float("nan")
+    put_tables(scattering_folder, save(tensors))
+    assert "scattering.safetensors: scattering tables hold what is no number" in refusal(scattering_folder)

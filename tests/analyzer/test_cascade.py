@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analyzer.bundle import Bundle, load_bundle
+from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from analyzer.cascade import Analyser, CascadeSettings
 from analyzer.results import Decision, FrameResult, HitRule, Status
 from streamer.frames import DIFFERENCE, Frame, make_frame
@@ -27,6 +27,7 @@ from tests.analyzer.builders import (
     with_spots,
     write_bundle,
 )
+from tests.analyzer.parameters.made import CONDITIONS, detector, image
 
 
 def judge(bundle: Bundle, *frames: Frame, **settings: Any) -> list[FrameResult]:
@@ -222,6 +223,51 @@ def test_estimates_come_from_the_pixels_never_from_the_header(bundle: Bundle) ->
     assert [getattr(one, n) for n in names] == [getattr(other, n) for n in names]
 
 
+PARAMETERS = [name for name in FrameResult.__dataclass_fields__ if "energy" in name or "camera" in name]
+
+
+@pytest.fixture(scope="module")
+def water_frames() -> list[Frame]:
+    """An EIGER2 X 4M's frames of water at condition 5, every second with spots, and one of bright nothing."""
+    rng, rows, columns = np.random.default_rng(2), *detector().shape
+    of = series(shape=(rows, columns), beam_center_x_px=columns / 2, beam_center_y_px=rows / 2)
+    made = []
+    for n in range(4):
+        pixels = rng.poisson(image(CONDITIONS[5])).astype("u2")
+        for ss, fs in SPOT[: 8 * (n % 2)]:
+            pixels[ss * 20 : ss * 20 + 2, fs * 20 : fs * 20 + 2] += np.uint16(40)
+        made.append(frame(pixels if n < 3 else np.full((rows, columns), 9, "u2"), n, of))
+    return made
+
+
+def test_a_bundle_with_tables_fits_each_frame_whatever_is_beside_it(water_frames: list[Frame]) -> None:
+    fits = load_bundle(DEFAULT_BUNDLE)
+    alone = [judge(fits, each)[0] for each in water_frames]
+    for batch in (water_frames, water_frames[::-1], water_frames[1:3]):
+        outcome = Analyser(fits, CascadeSettings()).process(list(batch))
+        assert outcome.results == [alone[each.image_id] for each in batch]
+        assert len(outcome.diffuse) == len(batch)
+    for result in alone[:3]:
+        ratio, sigma = result.camera_length_over_energy_m_per_eV, result.camera_length_over_energy_sigma_m_per_eV
+        assert ratio is not None
+        assert sigma is not None
+        assert abs(ratio - CONDITIONS[5].camera_length_m / CONDITIONS[5].photon_energy_eV) < 4 * sigma
+    assert alone[3].photon_energy_eV is None
+    assert alone[3].estimate_reason
+
+
+def test_a_fit_sees_of_the_header_the_beam_centre_alone(water_frames: list[Frame]) -> None:
+    fits, first = load_bundle(DEFAULT_BUNDLE), water_frames[0]
+    lies = replace(first.series.metadata, camera_length_m=0.3, photon_energy_eV=11000.0)
+    (said,) = judge(fits, first)
+    (lied,) = judge(fits, replace(first, series=replace(first.series, metadata=lies)))
+    assert [getattr(said, name) for name in PARAMETERS] == [getattr(lied, name) for name in PARAMETERS]
+    off = replace(first.series.metadata, beam_center_x_px=-300.0)
+    (refused,) = judge(fits, replace(first, series=replace(first.series, metadata=off)))
+    assert [getattr(refused, name) for name in PARAMETERS] == [None] * len(PARAMETERS)
+    assert "off the panel" in (refused.estimate_reason or "")
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_an_estimate_is_null_with_a_reason_where_its_sigma_is_large(tmp_path: Path, scale: float) -> None:
     bundle = load_bundle(write_bundle(tmp_path / "b", sigma_scale=(scale, scale, scale)))
@@ -348,15 +394,6 @@ def test_buffers_are_kept_for_few_series_only(bundle: Bundle) -> None:
     assert sum(len(analyser.workspaces(each)) for each in many) <= 4
     analyser.forget(many[-1])
     assert analyser.workspaces(many[-1]) == []
-
-
-def test_the_estimate_of_a_summed_profile_has_the_fields_of_a_record(bundle: Bundle) -> None:
-    analyser = Analyser(bundle, CascadeSettings())
-    outcome = analyser.process([frame(water(0.5, seed=n), n) for n in range(4)])
-    assert set(analyser.estimate(np.sum(outcome.profiles, 0))) >= {
-        "camera_length_over_energy_m_per_eV",
-        "estimate_reason",
-    }
 
 
 def test_a_size_that_cannot_be_allocated_is_refused_before_it_is_tried(bundle: Bundle) -> None:

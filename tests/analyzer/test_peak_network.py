@@ -325,7 +325,7 @@ def bundle_with_peaks(folder: Path, **changes: Any) -> Path:
     """A copy of the shipped bundle with an untrained peak network."""
     folder.mkdir()
     card = msgspec.json.decode((DEFAULT_BUNDLE / CARD).read_bytes())
-    for part in ("hit", "parameters"):
+    for part in ("hit", "parameters", "scattering"):
         name = card[part]["weights"]
         (folder / name).write_bytes((DEFAULT_BUNDLE / name).read_bytes())
     torch.manual_seed(0)

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from analyzer import diffuse
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
+from analyzer.diffuse import places
 from analyzer.geometry import bin_map, series_geometry
 from analyzer.parameters.header import Quantity
 from analyzer.parameters.profile import Sectors, sectors
@@ -38,9 +38,9 @@ def bins() -> tuple[Sectors, npt.NDArray[np.intp]]:
     """Of a detector whose header has the beam in the middle; and the bin of each valid pixel."""
     geometry = series_geometry(SeriesMetadata(beam_center_x_px=CENTER[0], beam_center_y_px=CENTER[1]), DETECTOR.shape)
     fine = bin_map(geometry)
-    place = fine.bin_of.astype(np.intp) * diffuse.QUADRANTS + diffuse.quadrants(geometry)
+    place = places(geometry, fine)
     inside = (~DETECTOR.mask).reshape(-1)
-    found = sectors(geometry, fine, place, inside.astype(np.uint8))
+    found, _ = sectors(geometry, fine, place, inside.astype(np.uint8))
     return found, found.place[place[inside]]
 
 
