@@ -199,6 +199,13 @@ class Analyser:
         kept = [result for result in results if result is not None]
         return BatchOutcome(kept, profiles, found, diffuse, seconds, comparisons)
 
+    @torch.inference_mode()
+    def estimate(self, profile: npt.NDArray[np.float32]) -> dict[str, Any]:
+        """The parameter fields of a record by the network, for a profile (2, bins) such as the sum over many frames."""
+        return _network_parameters(
+            self._parameters(profile[None])[0], self._bundle.card.parameters.sigma_scale, no_beam=False
+        )
+
     @property
     def _fits(self) -> bool:
         """Whether parameters come from the fit to each frame, and not from the network."""

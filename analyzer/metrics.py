@@ -26,11 +26,12 @@ from analyzer.cascade import STAGES
 from analyzer.drift import score_drift, score_histogram
 from analyzer.front import Front
 from analyzer.intervals import wilson
+from analyzer.parameters.header import Quantity
 from analyzer.prior import FEWEST_FRAMES, hit_fraction
 from analyzer.results import Decision
 from analyzer.running import STAGE_BUCKETS_S, WINDOWS, Histogram
 from streamer.account import DROP_REASONS, MISSING_PLACES
-from streamer.messages import INVALID_REASONS, UNDECODABLE_REASONS
+from streamer.messages import INVALID_REASONS, UNDECODABLE_REASONS, SeriesMetadata
 
 Estimate = Callable[[], dict[str, Any]]
 PERFECT_RECALL = Rate(1.0, 1.0, 1.0)
@@ -178,6 +179,8 @@ class _RunCollector(Collector):
              metadata.photon_energy_eV if metadata else None),
             ("cxls_camera_length_meters", "Camera length", "camera_length_m", "camera_length_sigma_m",
              metadata.camera_length_m if metadata else None),
+            ("cxls_camera_length_over_energy_meters_per_electronvolt", "Camera length over photon energy",
+             "camera_length_over_energy_m_per_eV", "camera_length_over_energy_sigma_m_per_eV", _header_ratio(metadata)),
         ):  # fmt: skip
             metric = GaugeMetricFamily(
                 name, f"{text} from the running radial profile, its sigma, and the header's", labels=["statistic"]
@@ -185,6 +188,29 @@ class _RunCollector(Collector):
             for statistic, value in (("estimate", fields.get(key)), ("sigma", fields.get(sigma)), ("header", header)):
                 metric.add_metric([statistic], math.nan if value is None else value)
             yield metric
+        if "mismatches" not in fields:
+            return
+        shift = GaugeMetricFamily(
+            "cxls_beam_center_shift_pixels", "Where the beam is by the data, from the header's centre",
+            labels=["axis", "statistic"],
+        )  # fmt: skip
+        for statistic, key in (("estimate", "beam_center_shift_px"), ("sigma", "beam_center_sigma_px")):
+            for axis, value in zip(("x", "y"), fields[key] or (math.nan, math.nan), strict=True):
+                shift.add_metric([axis, statistic], value)
+        yield shift
+        found = {mismatch["quantity"] for mismatch in fields["mismatches"]}
+        wrong = GaugeMetricFamily(
+            "cxls_header_mismatch", "1 where the data contradict the header beyond their uncertainty",
+            labels=["quantity"],
+        )  # fmt: skip
+        for quantity in Quantity:
+            wrong.add_metric([str(quantity)], float(quantity in found))
+        yield wrong
+        yield GaugeMetricFamily(
+            "cxls_parameter_frames",
+            "Frames that the running photon energy and camera length are of",
+            value=fields["frames"],
+        )
 
     def _times(self) -> Iterator[Metric]:
         running = self._front.running
@@ -249,6 +275,12 @@ class _RunCollector(Collector):
         if hot is not None:
             found.add_metric([], len(hot.pixel))
         yield found
+
+
+def _header_ratio(metadata: SeriesMetadata | None) -> float | None:
+    if metadata is None or not metadata.camera_length_m or not metadata.photon_energy_eV:
+        return None
+    return metadata.camera_length_m / metadata.photon_energy_eV
 
 
 def _counter(name: str, text: str, value: float) -> CounterMetricFamily:

@@ -15,7 +15,10 @@ import numpy.typing as npt
 
 from analyzer.geometry import AZIMUTH_CLASSES
 from analyzer.networks import PROFILE_BINS
+from analyzer.parameters.frame import MOST_SATURATED
+from analyzer.parameters.sums import RunningSums, Sums
 from analyzer.peak_finder import Comparison, Disagreement
+from analyzer.reduction import FrameProfile
 from analyzer.results import Decision, FrameResult, Status
 from streamer.messages import SeriesMetadata
 from streamer.series import Series
@@ -96,6 +99,7 @@ class Running:
     stages: dict[str, Histogram] = field(default_factory=dict)
     profile: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, PROFILE_BINS * AZIMUTH_CLASSES)))
     profile_frames: float = 0.0
+    sums: RunningSums = field(default_factory=RunningSums)
     metadata: SeriesMetadata | None = None
     series_id: int | None = None
     series_began: int = 0
@@ -117,6 +121,7 @@ class Running:
                 self.series_began += 1
                 self.profile[:] = 0.0
                 self.profile_frames = 0.0
+                self.sums.begin_latest()
             self.series_id, self.metadata = series.series_id, series.metadata
 
     def header_of(self, ordinal: int) -> SeriesMetadata | None:
@@ -149,6 +154,7 @@ class Running:
             self.indexable = ImageWindow(max(WINDOWS))
             self.profile[:] = 0.0
             self.profile_frames = 0.0
+            self.sums.reset()
             self.relative_flux = self.last_hit = self.last = None
             self.history = []
             if self.disagreement is not None:
@@ -173,8 +179,9 @@ class Running:
         profiles: Sequence[npt.NDArray[np.float32]],
         stage_seconds: dict[str, float],
         comparisons: Sequence[Comparison | None] = (),
+        diffuse: Sequence[FrameProfile] = (),
     ) -> None:
-        """Take in the results of a batch."""
+        """Take in the results of a batch; ``profiles`` and ``diffuse`` are those of its good ones, in their order."""
         good = [result for result in results if result.status == Status.OK]
         with self.lock:
             for result in good:
@@ -192,9 +199,27 @@ class Running:
                 self.profile *= kept
                 self.profile += np.sum(profiles, 0)
                 self.profile_frames = self.profile_frames * kept + len(profiles)
+            for result, seen in zip(good, diffuse, strict=False):
+                self._add_diffuse(result, seen)
             if self.disagreement is not None:
                 for comparison in comparisons:
                     self.disagreement.add(comparison)
+
+    def _add_diffuse(self, result: FrameResult, seen: FrameProfile) -> None:
+        if result.decision == Decision.NO_BEAM:
+            return
+        if result.ordinal < self._ordinal and seen.plan.sectors is not self.sums.sectors:
+            # A late frame of a series with another header.
+            return
+        geometry = seen.plan.geometry
+        center = (geometry.beam_center_fs, geometry.beam_center_ss)
+        saturated = (result.saturated_pixels or 0) > MOST_SATURATED * seen.plan.sectors.pixels.sum()
+        self.sums.add(seen.plan.sectors, geometry.shape, center, seen.profile, seen.pairs, bool(result.hit), saturated)
+
+    def diffuse_sums(self) -> Sums | None:
+        """A copy of the sums of the frames' diffuse scattering."""
+        with self.lock:
+            return self.sums.copy()
 
     def _add_one(self, result: FrameResult) -> None:
         if result.hit:

@@ -5,12 +5,14 @@ claim. A profile that the model does not describe says nothing.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from analyzer.parameters.fit import Posterior
+from analyzer.parameters.model import HIGHEST_LOG_ENERGY, HIGHEST_LOG_LENGTH, LOWEST_LOG_ENERGY, LOWEST_LOG_LENGTH
 
 ENERGY_SIGMA_LIMIT_EV = 1000.0
 DISTANCE_SIGMA_LIMIT_M = 0.02
@@ -18,7 +20,10 @@ RATIO_SIGMA_LIMIT = 0.25
 """Of L/E, relative: beyond it nothing is said."""
 
 WORST_MISFIT = 2.0
-"""Chi squared a degree of freedom from which the profile is none of water and what the fit knows."""
+"""Chi squared a degree of freedom from which a profile that is also ``WORST_DEVIATION`` off is none the fit knows."""
+
+WORST_DEVIATION = 0.03
+"""Of the profile from the fit beyond noise, relative, r.m.s."""
 
 LEAST_WATER = 0.03
 """Share of the photons."""
@@ -30,9 +35,11 @@ def judged(posterior: Posterior) -> Posterior:
         return posterior
     if not np.isfinite(posterior.covariance).all() or not np.isfinite(posterior.mean).all():
         return _refused(posterior, "the fit of water to the profile fails")
-    if posterior.misfit > WORST_MISFIT:
+    if posterior.misfit > WORST_MISFIT and posterior.deviation > WORST_DEVIATION:
         text = f"the profile is not that of water (chi squared {posterior.misfit:.1f} a degree of freedom)"
         return _refused(posterior, text)
+    if _out_of_range(posterior):
+        return _refused(posterior, "the profile is as featureless as no water at an energy and length of a beamline")
     if posterior.water_share < LEAST_WATER:
         return _refused(posterior, f"no water: {max(posterior.water_share, 0.0):.0%} of the diffuse scattering")
     if math.sqrt(posterior.covariance[0, 0]) > RATIO_SIGMA_LIMIT:
@@ -40,11 +47,13 @@ def judged(posterior: Posterior) -> Posterior:
     return posterior
 
 
+def _out_of_range(posterior: Posterior) -> bool:
+    energy, length = posterior.mean[1], posterior.mean[0] + posterior.mean[1]
+    return not (LOWEST_LOG_ENERGY < energy < HIGHEST_LOG_ENERGY and LOWEST_LOG_LENGTH < length < HIGHEST_LOG_LENGTH)
+
+
 def _refused(posterior: Posterior, reason: str) -> Posterior:
-    return Posterior(
-        posterior.mean, posterior.covariance, posterior.center_px, posterior.center_sigma_px, posterior.misfit,
-        posterior.water_share, posterior.film, posterior.glass, posterior.table_error, reason,
-    )  # fmt: skip
+    return replace(posterior, reason=reason)
 
 
 def sigmas(covariance: npt.NDArray[np.float64]) -> tuple[float, float, float]:

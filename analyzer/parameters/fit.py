@@ -88,9 +88,9 @@ class Posterior:
     """What a profile says. ``mean`` (2,): ln(L/E in m/eV) and ln(E/eV); ``covariance`` (2, 2) of them.
 
     ``center_px`` (2,): how far the beam is from the header's centre, and ``center_sigma_px``; ``misfit``: Pearson's chi
-    squared a degree of freedom; ``water_share``: of the photons; ``film``, ``glass``: the probability that there is
-    one; ``table_error``: of the water's table, as the data have it. ``reason`` says why nothing is determined, else
-    ``None``.
+    squared a degree of freedom; ``deviation``: of the profile from the fit beyond noise, relative; ``water_share``: of
+    the photons; ``film``, ``glass``: the probability that there is one; ``table_error``: of the water's table, as the
+    data have it. ``reason`` says why nothing is determined, else ``None``.
     """
 
     mean: Floats
@@ -98,6 +98,7 @@ class Posterior:
     center_px: Floats
     center_sigma_px: Floats
     misfit: float = 1.0
+    deviation: float = 0.0
     water_share: float = 0.0
     film: float = 0.0
     glass: float = 0.0
@@ -323,13 +324,15 @@ class Fitter:
         best = modes[int(weights.argmax()) // len(self._hypotheses)]
         expected = pixels * best.mean
         used = expected > 0
-        misfit = float(((photons - expected)[used] ** 2 / expected[used]).sum() / max(1, np.count_nonzero(used) - 10))
-        water = np.exp(best.x[SCALE]) * float(pixels @ self._water_part(best.x)) / float(photons.sum())
+        freedom = max(1, int(np.count_nonzero(used)) - len(_BASE))
+        misfit = float(((photons - expected)[used] ** 2 / expected[used]).sum()) / freedom
+        deviation = math.sqrt(max(0.0, misfit - 1.0) * freedom / float(photons.sum()))
+        water = math.exp(best.x[SCALE]) * float(pixels @ self._water_part(best.x)) / float(photons.sum())
         there = self._hypotheses * len(modes)
         solids = weights @ np.array([each[:2] for each in there], np.float64)
         sizes = np.log([self._table_errors[size] for _, _, size in there])
         return Posterior(
-            where[:2], covariance[:2, :2], where[2:4], np.sqrt(np.diag(covariance)[2:4]), misfit, water,
+            where[:2], covariance[:2, :2], where[2:4], np.sqrt(np.diag(covariance)[2:4]), misfit, deviation, water,
             float(solids[0]), float(solids[1]), math.exp(float(weights @ sizes)),
         )  # fmt: skip
 

@@ -30,6 +30,7 @@ from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import make_registry
+from analyzer.parameters.running import RunEstimate, RunEstimator
 from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind, Peakfinder8Finder
 from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
 from analyzer.product_files import ProductFiles, ProductsExist
@@ -53,6 +54,9 @@ from streamer.validity import Validity
 log = logging.getLogger(__name__)
 
 STATUS_LINE_S = 10.0
+PARAMETERS_S = 1.0
+"""How often the run's photon energy and camera length are estimated anew."""
+
 _M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES = -3, 1 << 20
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
@@ -161,10 +165,15 @@ class Session:
                 attributes=tuple(model.attribute.name for model in models),
                 finders=None if shadow is None else (finder.name, shadow.name),
             ),
-            on_series=_report_series,
+            on_series=self._report_series,
             hit_outputs=hit_outputs,
         )
         self.control = Control(self.front, judge, make, lambda folder: load_bundle(folder, device), self._follow)
+        self.parameters = RunEstimator(
+            self.front.running.diffuse_sums,
+            lambda: self.front.running.metadata,
+            lambda: self.control.judge.bundle.scattering,
+        )
         self._endpoints = ControlEndpoints(self.control, token)
         self._product_files = (
             ProductFiles(settings.products, self.front.products, settings.overwrite) if settings.products else None
@@ -202,7 +211,10 @@ class Session:
         return View(registry, self.running_estimate, judge.facts | {"control": self._endpoints.enabled})
 
     def running_estimate(self) -> dict[str, object]:
-        """Photon energy and camera length from the running profile."""
+        """Photon energy and camera length of the run so far, and what of the header they contradict."""
+        if self.control.judge.bundle.scattering is not None:
+            estimate = self.parameters.latest
+            return {} if estimate is None else estimate.facts
         running = self.front.running
         with running.lock:
             profile, frames = running.profile.astype(np.float32), running.profile_frames
@@ -212,6 +224,8 @@ class Session:
         """Run to the end; every output is complete when it returns."""
         talker = threading.Thread(target=self._talk, name="status", daemon=True)
         talker.start()
+        watcher = threading.Thread(target=self._watch_parameters, name="parameters", daemon=True)
+        watcher.start()
         if self.web is not None:
             self.web.ready = True
         try:
@@ -219,11 +233,33 @@ class Session:
         finally:
             self._done.set()
             talker.join()
+            watcher.join()
             if self._product_files is not None:
                 self._product_files.close()
             if self.web is not None:
                 self.web.close()
             self.front.source.close()
+
+    def _watch_parameters(self) -> None:
+        told: set[str] = set()
+        while not self._done.wait(PARAMETERS_S):
+            estimate = self._look()
+            wrong = {} if estimate is None else {each.quantity.value: each.text for each in estimate.mismatches}
+            for quantity in wrong.keys() - told:
+                log.warning("%s", wrong[quantity])
+            told = set(wrong)
+
+    def _look(self) -> RunEstimate | None:
+        try:
+            return self.parameters.look()
+        except Exception:
+            # Only shown, so a fault of it costs no frame.
+            log.exception("the running photon energy and camera length failed")
+            return None
+
+    def _report_series(self, report: SeriesReport) -> None:
+        estimate = self._look()
+        log.info("%s", _series_text(report) + (f"; {estimate.text}" if estimate is not None else ""))
 
     def _talk(self) -> None:
         """A bar for files on a terminal, else a line every ``STATUS_LINE_S`` seconds."""
@@ -388,7 +424,7 @@ def _read_calibration(settings: AnalyzeSettings, bundle: str) -> Calibration | N
         raise BadSettings(f"--calibration {error}") from None
 
 
-def _report_series(report: SeriesReport) -> None:
+def _series_text(report: SeriesReport) -> str:
     closed = report.closed
     missing = sum(closed.missing.values())
     ratio = f"{report.hits / report.analysed:.1%}" if report.analysed else "none analysed"
@@ -403,7 +439,7 @@ def _report_series(report: SeriesReport) -> None:
         text += f", undecodable {report.undecodable}"
     if report.suspect_pixels:
         text += f"; {report.suspect_pixels} pixels stayed zero where counts were expected"
-    log.info(text)
+    return text
 
 
 def print_summary(front: Front) -> None:

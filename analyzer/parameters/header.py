@@ -1,0 +1,104 @@
+"""Does the header say what the data show? Photon energy, camera length and beam centre against a run's posterior.
+
+A disagreement is one beyond the posterior's uncertainty and a floor for what no fit knows (``FLOOR``), so large that
+chance makes it once in millions of looks, and seen at several looks in a row. Which of the two is wrong is said only
+where the data tell them apart; else it is "distance or energy".
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from analyzer.parameters.fit import Posterior
+from streamer.messages import SeriesMetadata
+
+FLOOR = np.diag([0.003, 0.004]) ** 2
+"""Of the covariance of ln(L/E) and ln E: 0.3 and 0.4 %, for a sample off its place or a sheet that leans."""
+
+CENTER_FLOOR_PX = 0.5
+LEAST_CENTER_SHIFT_PX = 2.0
+
+_SURE = 25.0
+"""Chi squared of two that counts as disagreement: 4e-6 by chance."""
+
+_SURE_ALONE = 4.0
+_FINE_ALONE = 2.5
+_CENTER_SURE = 5.0
+
+
+class Quantity(StrEnum):
+    """What a header can have wrong."""
+
+    PHOTON_ENERGY = "photon_energy"
+    CAMERA_LENGTH = "camera_length"
+    RATIO = "camera_length_or_photon_energy"
+    BEAM_CENTER = "beam_center"
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A quantity of the header that the data contradict, and a sentence that says so."""
+
+    quantity: Quantity
+    text: str
+
+
+def mismatches(posterior: Posterior, metadata: SeriesMetadata) -> list[Mismatch]:
+    """What of a header the posterior of a run contradicts; nothing where either says nothing."""
+    if posterior.reason is not None:
+        return []
+    return [*_of_angles(posterior, metadata), *_of_center(posterior, metadata)]
+
+
+def _of_angles(posterior: Posterior, metadata: SeriesMetadata) -> list[Mismatch]:
+    energy, length = metadata.photon_energy_eV, metadata.camera_length_m
+    if not energy or not length:
+        return []
+    covariance = posterior.covariance + FLOOR
+    off = np.array([math.log(length / energy), math.log(energy)]) - posterior.mean
+    if off @ np.linalg.solve(covariance, off) < _SURE:
+        return []
+    sigma_energy = math.sqrt(covariance[1, 1])
+    sigma_length = math.sqrt(covariance[0, 0] + covariance[1, 1] + 2.0 * covariance[0, 1])
+    energy_off, length_off = abs(off[1]) / sigma_energy, abs(off[0] + off[1]) / sigma_length
+    found = math.exp(posterior.mean[1])
+    distance = math.exp(posterior.mean[0]) * found
+    of_energy = Mismatch(
+        Quantity.PHOTON_ENERGY,
+        f"photon energy: the header says {energy / 1e3:.3f} keV, the data show "
+        f"{found / 1e3:.3f} ± {found * sigma_energy / 1e3:.3f} keV",
+    )
+    of_length = Mismatch(
+        Quantity.CAMERA_LENGTH,
+        f"camera length: the header says {length * 1e3:.1f} mm, the data show "
+        f"{distance * 1e3:.1f} ± {distance * sigma_length * 1e3:.1f} mm",
+    )
+    if energy_off >= _SURE_ALONE and length_off >= _SURE_ALONE:
+        return [of_energy, of_length]
+    if energy_off >= _SURE_ALONE and length_off <= _FINE_ALONE:
+        return [of_energy]
+    if length_off >= _SURE_ALONE and energy_off <= _FINE_ALONE:
+        return [of_length]
+    percent, sigma = 100.0 * math.expm1(off[0]), 100.0 * math.sqrt(covariance[0, 0])
+    text = (
+        f"distance or energy: by the data the header's camera length over photon energy is {abs(percent):.1f} ± "
+        f"{sigma:.1f} % too {'large' if percent > 0 else 'small'}"
+    )
+    return [Mismatch(Quantity.RATIO, text)]
+
+
+def _of_center(posterior: Posterior, metadata: SeriesMetadata) -> list[Mismatch]:
+    if metadata.beam_center_x_px is None or metadata.beam_center_y_px is None:
+        return []
+    x, y = posterior.center_px
+    sigma = np.hypot(posterior.center_sigma_px, CENTER_FLOOR_PX)
+    if math.hypot(x, y) < LEAST_CENTER_SHIFT_PX or math.hypot(x / sigma[0], y / sigma[1]) < _CENTER_SURE:
+        return []
+    text = (
+        f"beam centre: the header says ({metadata.beam_center_x_px:.1f}, {metadata.beam_center_y_px:.1f}), the data "
+        f"show ({metadata.beam_center_x_px + x:.1f}, {metadata.beam_center_y_px + y:.1f}) ± "
+        f"{float(sigma.max()):.1f} pixels"
+    )
+    return [Mismatch(Quantity.BEAM_CENTER, text)]

@@ -1,0 +1,187 @@
+"""The estimate of a run so far: from the sums, whichever of them knows best, and against the header."""
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from analyzer.parameters.claims import judged, record_fields
+from analyzer.parameters.fit import TABLE_ERRORS, Fitter, Posterior, undetermined
+from analyzer.parameters.frame import off_the_panel
+from analyzer.parameters.header import Mismatch, Quantity, mismatches
+from analyzer.parameters.scattering import Scattering
+from analyzer.parameters.sums import Sum, Sums
+from streamer.messages import SeriesMetadata
+
+LOOKS = 3
+"""The header is contradicted after so many looks that say so, and no more after as many that do not."""
+
+FEWEST_FRAMES_TO_COMPARE = 10
+_SAME_SIGMA = 3.0
+_OVERDISPERSED = 1.3
+_MISSES_ENOUGH = 0.5
+_ALL_SATURATED = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RunEstimate:
+    """What a run shows. ``fields``: as in a record; ``frames`` it is of; ``source`` which: ``misses`` or ``all``,
+    ``window`` how many: ``run`` or ``latest``; ``found`` mismatches with the header, and ``mismatches``, those
+    that one look does not decide (``LOOKS``)."""
+
+    posterior: Posterior
+    frames: float
+    source: str
+    window: str
+    found: tuple[Mismatch, ...] = ()
+    mismatches: tuple[Mismatch, ...] = ()
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return record_fields(self.posterior)
+
+    @property
+    def text(self) -> str:
+        """The estimate in a line, and what of the header it contradicts."""
+        fields = self.fields
+        parts = []
+        if (energy := fields.get("photon_energy_eV")) is not None:
+            parts.append(f"photon energy {energy / 1e3:.3f} ± {fields['photon_energy_sigma_eV'] / 1e3:.3f} keV")
+        if (length := fields.get("camera_length_m")) is not None:
+            parts.append(f"camera length {length * 1e3:.2f} ± {fields['camera_length_sigma_m'] * 1e3:.2f} mm")
+        if not parts and (ratio := fields.get("camera_length_over_energy_m_per_eV")) is not None:
+            sigma = fields["camera_length_over_energy_sigma_m_per_eV"]
+            parts.append(f"camera length over photon energy {ratio * 1e6:.3f} ± {sigma * 1e6:.3f} mm/keV")
+        if fields["estimate_reason"]:
+            parts.append(f"not determined: {fields['estimate_reason']}")
+        return "; ".join([*parts, *(f"HEADER WRONG? {each.text}" for each in self.found)])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Plain values for the status page."""
+        posterior, known = self.posterior, self.posterior.reason is None
+        return {
+            **self.fields,
+            "frames": round(self.frames),
+            "source": self.source,
+            "window": self.window,
+            "beam_center_shift_px": [round(float(v), 3) for v in posterior.center_px] if known else None,
+            "beam_center_sigma_px": [round(float(v), 3) for v in posterior.center_sigma_px] if known else None,
+            "water_share": round(posterior.water_share, 4) if known else None,
+            "mismatches": [{"quantity": each.quantity, "text": each.text} for each in self.mismatches],
+        }
+
+
+class RunEstimator:
+    """Keeps the estimate of a run up to date: ``look`` now and then. ``latest`` may be read from any thread.
+
+    ``sums``, ``header`` and ``scattering`` give what there is at the time; without tables nothing is estimated.
+    """
+
+    def __init__(
+        self,
+        sums: Callable[[], Sums | None],
+        header: Callable[[], SeriesMetadata | None],
+        scattering: Callable[[], Scattering | None],
+    ) -> None:
+        self._sums, self._header, self._scattering = sums, header, scattering
+        self._lock = threading.Lock()
+        self._fitter: Fitter | None = None
+        self._made_for: tuple[object, object] = (None, None)
+        self._looked: tuple[object, float] = (None, 0.0)
+        self._seen: Counter[Quantity] = Counter()
+        self._alarms: dict[Quantity, Mismatch] = {}
+        self._starts: dict[str, Posterior] = {}
+        self.latest: RunEstimate | None = None
+
+    def look(self) -> RunEstimate | None:
+        """Estimate anew if there is anything new; about 0.1 s."""
+        with self._lock:
+            sums, tables = self._sums(), self._scattering()
+            if sums is None or tables is None:
+                self._forget()
+                return None
+            frames = sum(each.frames for each in sums.run)
+            if self._looked == (sums.sectors, frames) and self._made_for[1] is tables:
+                return self.latest
+            fitter = self._fitter_for(sums, tables)
+            if frames < self._looked[1]:
+                self._begin()
+            self._looked = (sums.sectors, frames)
+            self.latest = self._compared(self._best(fitter, sums))
+            return self.latest
+
+    def _forget(self) -> None:
+        self.latest = None
+        self._begin()
+        self._looked = (None, 0.0)
+
+    def _begin(self) -> None:
+        self._seen.clear()
+        self._alarms.clear()
+        self._starts.clear()
+
+    def _fitter_for(self, sums: Sums, tables: Scattering) -> Fitter:
+        made_for = (sums.sectors, tables)
+        if self._fitter is None or self._made_for[0] is not made_for[0] or self._made_for[1] is not made_for[1]:
+            where = sums.sectors
+            self._fitter = Fitter(where.shape, where.pixels, where.pixel_size_m, tables, TABLE_ERRORS)
+            self._made_for = made_for
+            self._begin()
+        return self._fitter
+
+    def _best(self, fitter: Fitter, sums: Sums) -> RunEstimate:
+        """Of the whole run while its latest frames agree with it, else of these."""
+        off = off_the_panel(sums.shape, sums.center)
+        if off:
+            return RunEstimate(undetermined(off), 0.0, "all", "run")
+        counted = sum(each.frames for each in sums.run)
+        if sums.saturated_frames > _ALL_SATURATED * (counted + sums.saturated_frames):
+            return RunEstimate(undetermined("saturated pixels in most frames"), counted, "all", "run")
+        run = self._of(fitter, sums.run, "run")
+        if counted <= 2.0 * sum(each.frames for each in sums.latest):
+            return run
+        latest = self._of(fitter, sums.latest, "latest")
+        if latest.posterior.reason is not None:
+            return run
+        return run if run.posterior.reason is None and _agree(run.posterior, latest.posterior) else latest
+
+    def _of(self, fitter: Fitter, kinds: tuple[Sum, Sum], window: str) -> RunEstimate:
+        """Misses alone where they are most of the light: no Bragg spot too weak to be found is in them."""
+        misses, hits = kinds
+        whole = misses + hits
+        enough = misses.profile[0].sum() >= _MISSES_ENOUGH * whole.profile[0].sum()
+        chosen, source = (misses, "misses") if enough else (whole, "all")
+        start = self._starts.get(window)
+        posterior = fitter.fit(chosen.profile, chosen.pairs, start)
+        if posterior.reason is None and posterior.misfit > _OVERDISPERSED:
+            # Scatter beyond Poisson's, such as of a recording that is played again and again, counts for fewer photons.
+            less = 1.0 / posterior.misfit
+            tempered = fitter.fit(chosen.profile * less, chosen.pairs * less, start)
+            posterior = replace(tempered, misfit=posterior.misfit, deviation=posterior.deviation)
+        posterior = judged(posterior)
+        if posterior.reason is None:
+            self._starts[window] = posterior
+        return RunEstimate(posterior, chosen.frames, source, window)
+
+    def _compared(self, estimate: RunEstimate) -> RunEstimate:
+        header = self._header()
+        found: tuple[Mismatch, ...] = ()
+        if header is not None and estimate.frames >= FEWEST_FRAMES_TO_COMPARE:
+            found = tuple(mismatches(estimate.posterior, header))
+        for quantity in Quantity:
+            there = next((each for each in found if each.quantity == quantity), None)
+            self._seen[quantity] = max(0, min(LOOKS, self._seen[quantity] + (1 if there else -1)))
+            if self._seen[quantity] == 0:
+                self._alarms.pop(quantity, None)
+            elif there is not None and (self._seen[quantity] == LOOKS or quantity in self._alarms):
+                self._alarms[quantity] = there
+        return replace(estimate, found=found, mismatches=tuple(self._alarms.values()))
+
+
+def _agree(one: Posterior, other: Posterior) -> bool:
+    """Whether two ratios agree within the uncertainty of the vaguer one."""
+    sigma = math.sqrt(max(one.covariance[0, 0], other.covariance[0, 0]))
+    return abs(float(one.mean[0] - other.mean[0])) <= _SAME_SIGMA * sigma

@@ -1,0 +1,212 @@
+"""The estimate of a run: from which sums, how it follows them, and when it contradicts the header."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from analyzer import diffuse
+from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
+from analyzer.geometry import bin_map, series_geometry
+from analyzer.parameters.header import Quantity
+from analyzer.parameters.profile import Sectors, sectors
+from analyzer.parameters.running import LOOKS, RunEstimate, RunEstimator
+from analyzer.parameters.scattering import Scattering
+from analyzer.parameters.sums import RunningSums
+from sim_replay.background import expected_water
+from sim_replay.detector import Condition, eiger2_4m
+from streamer.messages import SeriesMetadata
+
+Floats = npt.NDArray[np.float64]
+DETECTOR = eiger2_4m()
+CENTER = (DETECTOR.shape[1] / 2, DETECTOR.shape[0] / 2)
+ENERGY_EV, LENGTH_M = 7000.0, 0.15
+
+
+@cache
+def tables() -> Scattering:
+    found = load_bundle(DEFAULT_BUNDLE).scattering
+    assert found is not None
+    return found
+
+
+@cache
+def bins() -> tuple[Sectors, npt.NDArray[np.intp]]:
+    """Of a detector whose header has the beam in the middle; and the bin of each valid pixel."""
+    geometry = series_geometry(SeriesMetadata(beam_center_x_px=CENTER[0], beam_center_y_px=CENTER[1]), DETECTOR.shape)
+    fine = bin_map(geometry)
+    place = fine.bin_of.astype(np.intp) * diffuse.QUADRANTS + diffuse.quadrants(geometry)
+    inside = (~DETECTOR.mask).reshape(-1)
+    found = sectors(geometry, fine, place, inside.astype(np.uint8))
+    return found, found.place[place[inside]]
+
+
+@cache
+def water(energy_eV: float = ENERGY_EV, length_m: float = LENGTH_M, off_px: tuple[float, float] = (0.0, 0.0)) -> Floats:
+    """Expected photons of a frame in each bin; the beam is so far from where the header has it."""
+    condition = Condition(
+        photon_energy_eV=energy_eV, camera_length_m=length_m, beam_center_x_px=CENTER[0] + off_px[0],
+        beam_center_y_px=CENTER[1] + off_px[1],
+    )  # fmt: skip
+    where, place = bins()
+    image = expected_water(condition, DETECTOR)[~DETECTOR.mask].astype(np.float64)
+    return np.bincount(place, image, where.bins).astype(np.float64)
+
+
+class Run:
+    """A run whose frames are drawn from expected photons."""
+
+    def __init__(self, header: SeriesMetadata | None) -> None:
+        self.sums, self.rng = RunningSums(), np.random.default_rng(4)
+        self.header, self.tables = header, tables()
+        self.estimator = RunEstimator(self.sums.copy, lambda: self.header, lambda: self.tables)
+
+    def add(self, expected: Floats, frames: int, hit: bool = False, saturated: bool = False) -> RunEstimate | None:
+        """So many frames' worth at once, and a look."""
+        where, _ = bins()
+        photons = self.rng.poisson(expected * frames)
+        profile = np.stack([photons, photons, where.pixels * frames]).astype(np.float32)
+        pairs = float((expected**2 / np.maximum(where.pixels, 1.0)).sum()) * frames
+        profile[1] += profile[0] * pairs / max(1, photons.sum())
+        self.sums.add(where, DETECTOR.shape, CENTER, profile, pairs, hit, saturated)
+        if not saturated:
+            # The frames that this one stands for.
+            self.sums._run_facts[int(hit), 1] += frames - 1
+            self.sums._latest_facts[int(hit), 1] += frames - 1
+        return self.estimator.look()
+
+
+def header(**changes: Any) -> SeriesMetadata:
+    facts: dict[str, Any] = {
+        "photon_energy_eV": ENERGY_EV, "camera_length_m": LENGTH_M, "beam_center_x_px": CENTER[0],
+        "beam_center_y_px": CENTER[1],
+    }  # fmt: skip
+    return SeriesMetadata(**(facts | changes))
+
+
+def test_nothing_is_estimated_before_frames_nor_without_tables() -> None:
+    assert Run(header()).estimator.look() is None
+    nothing = RunEstimator(Run(header()).sums.copy, header, lambda: None)
+    assert nothing.look() is None
+    assert nothing.latest is None
+
+
+def test_a_run_of_water_is_estimated_and_its_right_header_is_not_contradicted() -> None:
+    run = Run(header())
+    for _ in range(LOOKS + 1):
+        found = run.add(water(), 200)
+    assert found is not None
+    assert found.mismatches == () == found.found
+    fields = found.fields
+    assert fields["photon_energy_eV"] == pytest.approx(ENERGY_EV, abs=4 * fields["photon_energy_sigma_eV"])
+    assert fields["camera_length_m"] == pytest.approx(LENGTH_M, abs=4 * fields["camera_length_sigma_m"])
+    assert fields["photon_energy_sigma_eV"] < 20.0
+    assert fields["camera_length_sigma_m"] < 1e-3
+    assert fields["estimate_reason"] is None
+    assert "keV" in found.text
+    assert "mm" in found.text
+    assert found.facts["frames"] == 200 * (LOOKS + 1)
+
+
+def test_the_same_frames_are_not_fitted_again() -> None:
+    run = Run(header())
+    first = run.add(water(), 50)
+    assert run.estimator.look() is first
+
+
+@pytest.mark.parametrize(
+    ("wrong", "quantity"),
+    [
+        ({"photon_energy_eV": ENERGY_EV * 1.03}, Quantity.PHOTON_ENERGY),
+        ({"camera_length_m": LENGTH_M * 0.97}, Quantity.CAMERA_LENGTH),
+    ],
+)
+def test_three_percent_are_an_alarm_after_some_looks_within_2000_frames(
+    wrong: dict[str, float], quantity: Quantity
+) -> None:
+    run = Run(header(**wrong))
+    alarms = []
+    for _ in range(LOOKS):
+        found = run.add(water(), 2000 // LOOKS)
+        assert found is not None
+        alarms.append([each.quantity for each in found.mismatches])
+    assert alarms[0] == []
+    assert quantity in alarms[-1]
+
+
+def test_a_beam_that_is_off_is_found_and_does_not_move_the_rest() -> None:
+    run = Run(header())
+    for _ in range(LOOKS):
+        found = run.add(water(off_px=(6.0, -4.0)), 300)
+    assert found is not None
+    assert [each.quantity for each in found.mismatches] == [Quantity.BEAM_CENTER]
+    np.testing.assert_allclose(found.posterior.center_px, (6.0, -4.0), atol=0.4)
+    assert found.fields["camera_length_m"] == pytest.approx(LENGTH_M, rel=0.01)
+
+
+def test_an_alarm_ends_when_the_header_is_put_right() -> None:
+    run = Run(header(camera_length_m=LENGTH_M * 1.04))
+    for _ in range(LOOKS):
+        found = run.add(water(), 500)
+    assert found is not None
+    assert found.mismatches
+    run.header = header()
+    for _ in range(LOOKS):
+        found = run.add(water(), 500)
+    assert found is not None
+    assert not found.mismatches
+
+
+def test_misses_are_preferred_where_they_are_most_of_the_light() -> None:
+    run = Run(None)
+    run.add(water(), 100)
+    found = run.add(water() * 1.3, 40, hit=True)
+    assert found is not None
+    assert found.source == "misses"
+    found = run.add(water(), 400, hit=True)
+    assert found is not None
+    assert found.source == "all"
+
+
+def test_when_the_detector_is_moved_without_telling_the_latest_frames_are_believed() -> None:
+    run = Run(header())
+    run.add(water(), 3000)
+    run.sums.begin_latest()
+    found = run.add(water(length_m=0.2), 300)
+    assert found is not None
+    assert found.window == "latest"
+    assert found.fields["camera_length_m"] == pytest.approx(0.2, abs=0.005)
+
+
+def test_a_recording_that_is_played_again_and_again_does_not_become_surer() -> None:
+    once, often = Run(header()), Run(header())
+    first = once.add(water(), 30)
+    for _ in range(40):
+        often.rng = np.random.default_rng(4)
+        last = often.add(water(), 30)
+    assert first is not None
+    assert last is not None
+    sigma = "photon_energy_sigma_eV"
+    assert last.fields["estimate_reason"] is None
+    assert last.fields[sigma] == pytest.approx(first.fields[sigma], rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("what", "word"),
+    [
+        (lambda run: run.add(water() * 0.0, 20), "photons"),
+        (lambda run: [run.add(water(), 5, saturated=True) for _ in range(3)][-1], "saturated"),
+        (lambda run: run.add(bins()[0].pixels * 0.01, 100), ""),
+    ],
+)
+def test_where_there_is_no_water_nothing_is_determined(what: Callable[[Run], RunEstimate | None], word: str) -> None:
+    found = what(Run(header()))
+    assert found is not None
+    assert found.posterior.reason is not None
+    assert word in found.posterior.reason
+    assert "photon_energy_eV" not in found.fields
+    assert found.facts["beam_center_shift_px"] is None
+    assert "not determined" in found.text

@@ -1,0 +1,93 @@
+"""Running sums of profiles: hits apart from the rest, a run apart from its latest frames."""
+
+import numpy as np
+import pytest
+
+from analyzer.parameters.profile import Sectors
+from analyzer.parameters.sums import MEMORY_FRAMES, RunningSums
+
+BINS = 24
+
+
+def sectors() -> Sectors:
+    return Sectors(np.arange(BINS), np.ones((6, BINS)), np.ones(BINS), 75e-6)
+
+
+def add(sums: RunningSums, where: Sectors, value: float, hit: bool = False, saturated: bool = False) -> None:
+    sums.add(where, (10, 10), (4.5, 4.5), np.full((3, BINS), value, np.float32), 2.0 * value, hit, saturated)
+
+
+def test_before_the_first_frame_there_is_nothing() -> None:
+    assert RunningSums().copy() is None
+
+
+def test_hits_and_the_other_frames_are_kept_apart() -> None:
+    sums, where = RunningSums(), sectors()
+    add(sums, where, 1.0)
+    add(sums, where, 3.0, hit=True)
+    add(sums, where, 5.0)
+    found = sums.copy()
+    assert found is not None
+    misses, hits = found.run
+    assert (misses.frames, hits.frames) == (2.0, 1.0)
+    np.testing.assert_allclose(misses.profile, 6.0)
+    np.testing.assert_allclose(hits.profile, 3.0)
+    assert (misses.pairs, hits.pairs) == (12.0, 6.0)
+    assert (misses + hits).frames == 3.0
+
+
+def test_the_latest_frames_are_forgotten_exponentially_and_the_run_is_not() -> None:
+    sums, where = RunningSums(), sectors()
+    for _ in range(MEMORY_FRAMES):
+        add(sums, where, 1.0)
+    for _ in range(MEMORY_FRAMES):
+        add(sums, where, 0.0)
+    found = sums.copy()
+    assert found is not None
+    np.testing.assert_allclose(found.run[0].profile, MEMORY_FRAMES)
+    lasting = MEMORY_FRAMES * (1.0 - np.exp(-1.0)) * np.exp(-1.0)
+    np.testing.assert_allclose(found.latest[0].profile, lasting, rtol=2e-3)
+
+
+def test_a_series_that_begins_leaves_the_run_as_it_is() -> None:
+    sums, where = RunningSums(), sectors()
+    add(sums, where, 1.0)
+    sums.begin_latest()
+    add(sums, where, 1.0)
+    found = sums.copy()
+    assert found is not None
+    assert (found.run[0].frames, found.latest[0].frames) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize("how", ["other bins", "reset"])
+def test_another_geometry_begins_anew(how: str) -> None:
+    sums, where = RunningSums(), sectors()
+    add(sums, where, 1.0)
+    if how == "reset":
+        sums.reset()
+        assert sums.copy() is None
+    other = sectors()
+    add(sums, other, 2.0)
+    found = sums.copy()
+    assert found is not None
+    assert found.sectors is other
+    assert found.run[0].frames == 1.0
+
+
+def test_saturated_frames_are_counted_and_left_out() -> None:
+    sums, where = RunningSums(), sectors()
+    add(sums, where, 1.0)
+    add(sums, where, 9.0, saturated=True)
+    found = sums.copy()
+    assert found is not None
+    assert (found.run[0].frames, found.saturated_frames) == (1.0, 1)
+    np.testing.assert_allclose(found.run[0].profile, 1.0)
+
+
+def test_a_copy_is_not_written_to_any_more() -> None:
+    sums, where = RunningSums(), sectors()
+    add(sums, where, 1.0)
+    found = sums.copy()
+    add(sums, where, 1.0)
+    assert found is not None
+    np.testing.assert_allclose(found.run[0].profile, 1.0)
