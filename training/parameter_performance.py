@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from analyzer.cascade import DISTANCE_SIGMA_LIMIT_M, ENERGY_SIGMA_LIMIT_EV
+from analyzer.parameters.claims import DISTANCE_SIGMA_LIMIT_M, ENERGY_SIGMA_LIMIT_EV
 from analyzer.geometry import bin_map, series_geometry
 from analyzer.networks import coarse_profile, profile_features, profile_index
 from analyzer.parameters.answers import PAPER_ENERGIES_EV, PAPER_LENGTHS_M, Answers, answers, joint

@@ -187,8 +187,8 @@ class Fitter:
         if not _NARROW < spread < _HOPELESSLY_WIDE:
             return posterior
         mode = max(modes, key=lambda each: each.log)
-        widened = max(1.0, *(self._tail(side * spread, mode, posterior, prior, photons, pixels) for side in (-2, 2)))
-        return replace(posterior, covariance=posterior.covariance * widened**2)
+        tails = [self._tail(side * spread, mode, posterior, prior, photons, pixels) for side in (-2, 2)]
+        return replace(posterior, covariance=_widened(posterior.covariance, tails))
 
     def _climb(
         self, x: Floats, prior: Floats, precision: Floats, photons: Floats, pixels: Floats, steps: int, hopeless: float,
@@ -203,8 +203,8 @@ class Fitter:
 
     def _tail(
         self, away: float, mode: "_Mode", posterior: Posterior, prior: Floats, photons: Floats, pixels: Floats
-    ) -> float:
-        """How much wider than about its middle the posterior is at ln E so far away.
+    ) -> tuple[float, float]:
+        """How much wider than about its middle the posterior is at ln E so far away; and the slope of u towards there.
 
         By what the best fit there loses, and by how much less the data would say of E, were it there: a frame in which
         chance makes energy and length small must not seem to know them well.
@@ -216,7 +216,8 @@ class Fitter:
         held[ENERGY], tight[ENERGY, ENERGY] = x[ENERGY], _ABSENT
         lost = mode.log - self._climb(x, held, tight, photons, pixels, _TAIL_STEPS, -math.inf, np.zeros((0, 2)))
         wider = math.sqrt(self._variance(x, photons, pixels) / self._variance(mode.x, photons, pixels))
-        return min(max(2.0 / math.sqrt(2.0 * max(lost, 1e-3)), wider * math.exp(away)), _MOST_WIDENED)
+        factor = min(max(2.0 / math.sqrt(2.0 * max(lost, 1e-3)), wider * math.exp(away)), _MOST_WIDENED)
+        return factor, float((x[RATIO] - posterior.mean[0]) / away)
 
     def _variance(self, x: Floats, photons: Floats, pixels: Floats) -> float:
         """Of ln E, if ``x`` is the truth."""
@@ -296,3 +297,11 @@ class Fitter:
                 precision[place, place] = _ABSENT
             log += math.log(_THERE if there else 1.0 - _THERE) + 0.5 * math.log(precision[place, place])
         return precision, log
+
+
+def _widened(covariance: Floats, tails: list[tuple[float, float]]) -> Floats:
+    """The covariance with ln E as uncertain as its wider tail; u goes along as it does towards both."""
+    more = covariance[1, 1] * (max(1.0, *(factor for factor, _ in tails)) ** 2 - 1.0)
+    along = [np.outer((slope, 1.0), (slope, 1.0)) for _, slope in tails]
+    widened: Floats = covariance + more * np.mean(along, 0)
+    return widened

@@ -9,7 +9,7 @@ from torch import nn
 
 from analyzer.architectures import names
 from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, Bundle, HitCard, load_bundle
-from analyzer.cascade import DISTANCE_SIGMA_LIMIT_M, ENERGY_SIGMA_LIMIT_EV
+from analyzer.parameters.claims import DISTANCE_SIGMA_LIMIT_M, ENERGY_SIGMA_LIMIT_EV
 from analyzer.single_model import CARD as MODEL_CARD
 from analyzer.single_model import load_model
 from cxls.commands import networks
