@@ -92,8 +92,8 @@ def expected(condition: Condition, *arguments: Any, **surroundings: Any) -> Floa
 
 
 def whole(photons: Floats) -> Floats:
-    """A profile (3, bins) of a detector that counted so."""
-    return np.stack([photons, photons, rings().pixels])
+    """A profile (3, bins) of a detector that counts every photon and counted what is expected."""
+    return np.stack([photons, photons + pairs_of(photons) / len(photons), rings().pixels])
 
 
 def pairs_of(photons: Floats) -> float:
@@ -105,15 +105,12 @@ def noisy(photons: Floats, rng: np.random.Generator, once: bool = False) -> Floa
     """A frame's profile; ``once``: of pixels that count once a pulse."""
     per_pixel = photons / np.maximum(rings().pixels, 1.0)
     if once:
-        return whole(rng.binomial(rings().pixels.astype(np.int64), -np.expm1(-per_pixel)).astype(np.float64))
-    profile = whole(rng.poisson(photons).astype(np.float64))
-    profile[1] += rng.poisson(pairs_of(photons)) / len(photons)
-    return profile
+        counts = rng.binomial(rings().pixels.astype(np.int64), -np.expm1(-per_pixel)).astype(np.float64)
+        return np.stack([counts, counts, rings().pixels])
+    counts = rng.poisson(photons).astype(np.float64)
+    return np.stack([counts, counts + rng.poisson(pairs_of(photons)) / len(counts), rings().pixels])
 
 
 def truth(condition: Condition) -> Floats:
     """ln(L/E) and ln E."""
     return np.log([condition.camera_length_m / condition.photon_energy_eV, condition.photon_energy_eV])
-
-
-__all__ = ["CONDITIONS", "Condition"]

@@ -1,6 +1,7 @@
 """The estimate of one frame: from its pixels, whatever came before it and beside it."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ def frames() -> list[FrameProfile]:
     held = Workspace(make_plan(panel()[0], Validity("test", valid), 65000), np.dtype("u2"))
     rng = np.random.default_rng(0)
     made = []
-    for condition in (1, 5):
-        expected = image(CONDITIONS[condition])
+    for condition in (1, 2):
+        expected = image(replace(CONDITIONS[condition], flux_photons=3e9))
         for _ in range(3):
             held.pixels[:] = rng.poisson(expected)
             held.reduce()
@@ -45,10 +46,10 @@ def test_pixels_drawn_as_expected_give_their_condition(frames: list[FrameProfile
     by = estimator()
     for n, frame in enumerate(frames):
         fields = said(by, frame)
-        condition = CONDITIONS[(1, 5)[n // 3]]
+        condition = CONDITIONS[1 + n // 3]
         ratio, sigma = (fields[f"camera_length_over_energy_{name}m_per_eV"] for name in ("", "sigma_"))
         assert abs(ratio - np.exp(truth(condition)[0])) < 4 * sigma
-        assert sigma < 0.05 * ratio
+        assert sigma < 0.1 * ratio
 
 
 def test_a_frame_says_the_same_after_any_other_and_in_any_thread(frames: list[FrameProfile]) -> None:

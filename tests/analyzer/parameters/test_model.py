@@ -128,13 +128,15 @@ def test_what_else_stands_in_the_beam_is_expected_as_simulated(
     condition = CONDITIONS[5]
     x = np.zeros(UNKNOWNS)
     x[:2] = truth(condition)
-    alone = expected(condition)
-    mean = seen(x)[0] * rings().pixels
+    mean = seen(x)[0]
     x[unknown] = amount
-    more = seen(x)[0] * rings().pixels
+    more = seen(x)[0]
     where = outer()
-    simulated = (expected(condition, **surroundings) / alone)[where]
-    np.testing.assert_allclose((more / mean)[where], simulated, rtol=2e-3)
+    simulated = expected(condition, **surroundings)[where] / expected(condition)[where]
+    error = np.abs((more / mean)[where] / simulated - 1.0)
+    # Within rings so wide a film's narrow peaks are not straight.
+    assert error.max() < 1.5e-2
+    assert np.median(error) < 1e-3
 
 
 # --- likelihood -------------------------------------------------------------------------
