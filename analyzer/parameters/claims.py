@@ -19,24 +19,28 @@ DISTANCE_SIGMA_LIMIT_M = 0.02
 RATIO_SIGMA_LIMIT = 0.25
 """Of L/E, relative: beyond it nothing is said."""
 
+WORST_FRAME_MISFIT = 1.35
+"""Chi squared a degree of freedom from which a single frame, which has no reason to scatter more, is none either."""
+
 WORST_MISFIT = 2.0
 """Chi squared a degree of freedom from which a profile that is also ``WORST_DEVIATION`` off is none the fit knows."""
 
 WORST_DEVIATION = 0.03
 """Of the profile from the fit beyond noise, relative, r.m.s."""
 
-LEAST_WATER = 0.03
+LEAST_WATER = 0.06
 """Share of the photons."""
 
 
-def judged(posterior: Posterior) -> Posterior:
-    """The posterior, its uncertainty widened by what the fit misses; one with a reason where it may not be believed."""
+def judged(posterior: Posterior, *, frame: bool = False) -> Posterior:
+    """The posterior, with a reason where it may not be believed; ``frame``: it is that of a single frame."""
     if posterior.reason is not None:
         return posterior
     numbers = (posterior.covariance, posterior.mean, posterior.misfit, posterior.water_share)
     if not all(np.isfinite(each).all() for each in numbers) or (np.diag(posterior.covariance) <= 0.0).any():
         return _refused(posterior, "the fit of water to the profile fails")
-    if posterior.misfit > WORST_MISFIT and posterior.deviation > WORST_DEVIATION:
+    lone = frame and posterior.misfit > WORST_FRAME_MISFIT
+    if lone or (posterior.misfit > WORST_MISFIT and posterior.deviation > WORST_DEVIATION):
         text = f"the profile is not that of water (chi squared {posterior.misfit:.1f} a degree of freedom)"
         return _refused(posterior, text)
     if _out_of_range(posterior):

@@ -49,6 +49,12 @@ _PILE_UP_SURE = 0.02
 _THERE = 0.2
 """Prior probability that there is a film, and that there is a glass wall."""
 
+_THIN, _THIN_CHANCE = 10.0, 0.1
+"""There may be a tenth of the water and less, so that all the rest is as much more; and how likely that is."""
+
+_STRAIN, _STRAINED_MISFIT = 5.0, 1.15
+"""Nats against the prior, and chi squared a bin, from which it is looked for."""
+
 TABLE_ERRORS = (3e-4, 2e-3, 6e-3, 2e-2, 5e-2)
 """Relative errors of the water's table that are weighed against each other."""
 
@@ -64,6 +70,10 @@ FEWEST_PHOTONS = 300.0
 Floats = npt.NDArray[np.float64]
 _BASE = np.array([RATIO, ENERGY, CENTER_X, CENTER_Y, SCALE, PILE_UP, FLAT, WARMER, AIR, FILM, GLASS])
 _BASE_FILM, _BASE_GLASS = len(_BASE) - 2, len(_BASE) - 1
+_LIQUID = [int(np.flatnonzero(each == _BASE)[0]) for each in (FLAT, AIR)]
+_OF_WATER = [*_LIQUID, _BASE_FILM, _BASE_GLASS]
+"""Places of what is measured against the water."""
+
 _HOPELESS = 15.0
 
 _NARROW, _HOPELESSLY_WIDE = 0.05, 0.3
@@ -138,15 +148,17 @@ class Fitter:
         self._mean, self._slopes = np.zeros(bins), np.zeros((self._unknowns, bins))
         self._all = np.concatenate([_BASE, np.arange(ERRORS, self._unknowns)])
         self._base_tables = np.ascontiguousarray(scattering.tables[: ERRORS - OTHERS + model.OTHER_TABLES])
-        self._hypotheses = list(product((False, True), (False, True), table_errors))
+        self._hypotheses = list(product((False, True), (False, True), (False, True), table_errors))
         hypotheses = [self._hypothesis(*each) for each in self._hypotheses]
         self._precisions = np.array([precision for precision, _ in hypotheses])
         self._log_chances = np.array([log for _, log in hypotheses])
         many = len(table_errors) > 1
         self._climbed = self._all if many else _BASE
         self._tables = scattering.tables if many else self._base_tables
-        loosest, _ = self._hypothesis(True, True, max(table_errors))
-        self._climbing = np.ascontiguousarray(loosest[: len(self._climbed), : len(self._climbed)])
+        count = len(self._climbed)
+        loosest, _ = self._hypothesis(True, True, False, max(table_errors))
+        thin, _ = self._hypothesis(True, True, True, max(table_errors))
+        self._climbing, self._climbing_thin = (np.ascontiguousarray(each[:count, :count]) for each in (loosest, thin))
         self._starts = Starts(
             self._shape, pixels, pixel_size_m, self._polarisation, self._base_tables,
             scattering.q_step_inv_angstrom, _BASE, loosest[: len(_BASE), : len(_BASE)],
@@ -167,7 +179,8 @@ class Fitter:
         prior = np.zeros(len(self._all))
         pile_up = self._pile_up(float((profile[SQUARES] - photons).sum()), pairs)
         prior[PILE_UP], tight = pile_up
-        self._precisions[:, PILE_UP, PILE_UP] = self._climbing[PILE_UP, PILE_UP] = tight
+        for each in (self._precisions.swapaxes(0, -1), self._climbing, self._climbing_thin):
+            each[PILE_UP, PILE_UP] = tight
         guess = None if start is None or start.reason is not None else start.mean
         modes: list[_Mode] = []
         best = -math.inf
@@ -179,6 +192,12 @@ class Fitter:
             best = max(best, log)
             new = not (np.abs(x[:2] - known) < model.SAME).all(1).any()
             if new and np.isfinite(log) and np.isfinite(x).all():
+                modes.append(self._mode(x, log, prior, photons, pixels))
+        if modes and self._strained(max(modes, key=lambda each: each.log), prior, photons, pixels):
+            # There may be little water, or none.
+            x = max(modes, key=lambda each: each.log).x.copy()
+            log = self._climb(x, prior, self._climbing_thin, photons, pixels, _MOST_STEPS, -math.inf, np.zeros((0, 2)))
+            if np.isfinite(log) and np.isfinite(x).all():
                 modes.append(self._mode(x, log, prior, photons, pixels))
         if not modes:
             return undetermined("the fit of water to the profile fails")
@@ -200,6 +219,15 @@ class Fitter:
             self._tables, self._scattering.q_step_inv_angstrom, self._mean, self._slopes, steps, hopeless, known,
         )  # fmt: skip
         return float(log)
+
+    def _strained(self, mode: "_Mode", prior: Floats, photons: Floats, pixels: Floats) -> bool:
+        """Whether a maximum is far from its prior, or far from the data."""
+        count = len(self._climbed)
+        off = mode.x[self._climbed] - prior[:count]
+        expected = pixels * mode.mean
+        used = expected > 0
+        misfit = float(((photons - expected)[used] ** 2 / expected[used]).mean()) if used.any() else math.inf
+        return bool(0.5 * off @ self._climbing @ off > _STRAIN or misfit > _STRAINED_MISFIT)
 
     def _tail(
         self, away: float, mode: "_Mode", posterior: Posterior, prior: Floats, photons: Floats, pixels: Floats
@@ -278,20 +306,22 @@ class Fitter:
         water = best.water / float(photons.sum())
         there = self._hypotheses * len(modes)
         solids = weights @ np.array([each[:2] for each in there], np.float64)
-        sizes = np.log([size for _, _, size in there])
+        sizes = np.log([each[-1] for each in there])
         return Posterior(
             where[:2], covariance[:2, :2], where[2:4], np.sqrt(np.diag(covariance)[2:4]), misfit, deviation, water,
             float(solids[0]), float(solids[1]), math.exp(float(weights @ sizes)),
         )  # fmt: skip
 
-    def _hypothesis(self, film: bool, glass: bool, size: float) -> tuple[Floats, float]:
+    def _hypothesis(self, film: bool, glass: bool, thin: bool, size: float) -> tuple[Floats, float]:
         """The priors' precision under it, but for what a profile says of pile-up; and the log of its prior chance."""
         sigma = np.array([_SIGMA.get(int(unknown), np.inf) for unknown in self._all])
         sigma[[CENTER_X, CENTER_Y]] = CENTER_SIGMA_PX
+        sigma[_OF_WATER] *= _THIN if thin else 1.0
         precision = np.diag(sigma**-2.0)
         errors = slice(len(_BASE), None)
         precision[errors, errors] = self._scattering.precision / size**2
-        log = -len(self._scattering.precision) * math.log(size)
+        log = math.log(_THIN_CHANCE if thin else 1.0 - _THIN_CHANCE)
+        log -= len(self._scattering.precision) * math.log(size) + sum(math.log(sigma[place]) for place in _LIQUID)
         for place, there in ((_BASE_FILM, film), (_BASE_GLASS, glass)):
             if not there:
                 precision[place, place] = _ABSENT

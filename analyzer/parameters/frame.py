@@ -38,7 +38,7 @@ class FrameEstimator:
             return undetermined(f"{saturated} saturated pixels")
         for row, values in zip(self._profile, profile, strict=True):
             row[:] = np.bincount(self._place, values, self._bins)
-        return judged(self._fitter.fit(self._profile, pairs))
+        return judged(self._fitter.fit(self._profile, pairs), frame=True)
 
     def fields(self, profile: npt.NDArray[np.float32], pairs: float, saturated: int, no_beam: bool) -> dict[str, Any]:
         """The parameter fields of the frame's record."""

@@ -71,7 +71,7 @@ def test_energy_and_distance_are_each_claimed_up_to_their_limit(energy: float, d
         (posterior(misfit=1e9, deviation=0.2), "not that of water"),
         (posterior(mean=np.log([0.2 / 7000.0, 13e3])), "featureless"),
         (posterior(mean=np.log([0.66 / 7000.0, 7000.0])), "featureless"),
-        (posterior(water_share=0.99 * LEAST_WATER), "no water: 3% of"),
+        (posterior(water_share=0.99 * LEAST_WATER), "no water: 6% of"),
         (posterior(water_share=-0.5), "no water: 0% of"),
         (posterior(sigma_ratio=1.01 * RATIO_SIGMA_LIMIT), "more than 25 % only"),
         (posterior(misfit=math.nan), "the fit of water to the profile fails"),

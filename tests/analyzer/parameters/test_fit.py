@@ -29,7 +29,7 @@ SURE = 4.0
 
 
 def fitted(profile: Floats, pairs: float) -> Posterior:
-    return judged(frame_fitter().fit(profile, pairs))
+    return judged(frame_fitter().fit(profile, pairs), frame=True)
 
 
 def off(found: Posterior, condition: Condition) -> Floats:
