@@ -52,11 +52,11 @@ class Profiles:
         )
         geometry = series_geometry(metadata, detector.shape)
         bins = bin_map(geometry)
-        place = bins.bin_of.astype(np.intp) * diffuse.QUADRANTS + diffuse.quadrants(geometry)
+        place = diffuse.places(geometry, bins)
         live = ~detector.mask.reshape(-1)
-        self.sectors = sectors(geometry, bins, place, live.astype(np.uint8))
+        self.sectors, _ = sectors(geometry, bins, place, live.astype(np.uint8))
         self.center_px = (geometry.beam_center_fs, geometry.beam_center_ss)
-        self._live, self._place = np.flatnonzero(live), place[live]
+        self._live, self._place = np.flatnonzero(live), place[live].astype(np.intp)
         self._fine = bins.bins * diffuse.QUADRANTS
         self._pixels = np.bincount(self._place, minlength=self._fine).astype(np.float64)
         self._coarse = profile_index(geometry, bins.radial_bins)

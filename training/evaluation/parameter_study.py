@@ -149,7 +149,7 @@ class Studying:
 
     def _condition(self, number: int, study: Study, counter: "_Counter") -> Iterator[Cell]:
         condition = CONDITIONS[number]
-        rng = np.random.default_rng((self._plan.seed, number))
+        rng = np.random.default_rng((self._plan.seed, number, _kind(None)))
         shifts = _shifts(min(self._plan.repeats, MOST_CENTERS), rng)
         made = [self._profiles.expected(condition, shift) for shift in shifts]
         for flux in self._plan.fluxes:
@@ -162,8 +162,9 @@ class Studying:
             if self._plan.needed:
                 sums.append((max(1, math.ceil(min(max(needed), LARGEST_SUM))), True))
             for frames, as_needed in sums:
+                draws = self._draws(number, None, flux, frames)
                 found = [
-                    self._one(self._estimators, self._profiles, made[n % len(made)], brighter, frames, rng, counter)
+                    self._one(self._estimators, self._profiles, made[n % len(made)], brighter, frames, draws, counter)
                     for n in range(self._plan.repeats)
                 ]
                 yield self._cell(number, flux, frames, None, photons, of_frame, found, as_needed)
@@ -177,17 +178,22 @@ class Studying:
         repeats = self._plan.scenario_repeats
         for number in SCENARIO_CONDITIONS:
             condition = CONDITIONS[number]
-            rng = np.random.default_rng((self._plan.seed, number, list(SCENARIOS).index(name) + 1))
+            rng = np.random.default_rng((self._plan.seed, number, _kind(name)))
             centers = repeats if scenario.extra is not None else min(repeats, FEWEST_CENTERS)
             made = [_expected(profiles, scenario, condition, shift, rng) for shift in _shifts(centers, rng)]
             photons = float(np.mean([each.counts.sum() for each in made]))
             of_frame = self._information(profiles, condition, max(photons, 1.0))
             for frames in SCENARIO_SUMS:
+                draws = self._draws(number, name, condition.flux_photons, frames)
                 found = [
-                    self._one(estimators, profiles, made[n % len(made)], 1.0, frames, rng, counter)
+                    self._one(estimators, profiles, made[n % len(made)], 1.0, frames, draws, counter)
                     for n in range(repeats)
                 ]
                 yield self._cell(number, condition.flux_photons, frames, name, photons, of_frame, found, False)
+
+    def _draws(self, number: int, scenario: str | None, flux: float, frames: int) -> np.random.Generator:
+        """Random numbers of one cell, the same whatever else is studied."""
+        return np.random.default_rng((self._plan.seed, number, _kind(scenario), round(flux), frames))
 
     def _information(self, profiles: Profiles, condition: Condition, photons: float) -> Information:
         where = profiles.sectors
@@ -239,6 +245,10 @@ class _Counter:
     def one_more(self) -> None:
         self._done += 1
         self._progress(self._done, self._total)
+
+
+def _kind(scenario: str | None) -> int:
+    return 0 if scenario is None else list(SCENARIOS).index(scenario) + 1
 
 
 def _shifts(count: int, rng: np.random.Generator) -> Floats:

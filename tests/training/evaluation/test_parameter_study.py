@@ -177,6 +177,14 @@ def test_the_same_seed_gives_the_same_figures(bundle: Bundle) -> None:
     assert not np.array_equal(first, values(5))
 
 
+def test_a_cell_is_the_same_whatever_else_is_studied(bundle: Bundle) -> None:
+    def last(sums: tuple[int, ...]) -> np.ndarray:  # type: ignore[type-arg]
+        plan = replace(SMALL, sums=sums, scenarios=(), needed=False)
+        return Studying(plan, bundle, DETECTOR).run(lambda done, total: None).cells[-1].fitted.value
+
+    assert np.array_equal(last((1000,)), last((1, 10, 1000)))
+
+
 def test_whoever_watches_may_end_it(bundle: Bundle) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
