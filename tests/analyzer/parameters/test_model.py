@@ -22,7 +22,8 @@ from analyzer.parameters.model import (
     expect,
     wall,
 )  # fmt: skip
-from tests.analyzer.parameters.made import CONDITIONS, Floats, expected, image, panel, rings, sums, tables, truth
+from sim_replay.detector import CONDITIONS
+from tests.analyzer.parameters.made import Floats, expected, image, panel, rings, sums, tables, truth
 
 UNKNOWNS = OTHERS + len(tables().tables) - model.OTHER_TABLES
 STEPS = {RATIO: 1e-5, ENERGY: 1e-5, CENTER_X: 1e-3, CENTER_Y: 1e-3}
