@@ -96,24 +96,40 @@ class HitNetwork(nn.Module):
 class ParameterNetwork(nn.Module):
     """Photon energy and camera length, with their uncertainty, from the radial profile.
 
-    In: (B, features) from ``profile_features``. Out: (B, 6): means of ln E/eV, ln L/m and
-    ln (L/E) in m/eV, then the logarithms of their standard deviations. The three are
-    estimated apart because the ratio is known far better than either (Cramer-Rao).
+    In: (B, features) from ``profile_features``. Out: (B, 6): means of ln E/eV, ln L/m and ln (L/E) in m/eV, then the
+    logarithms of their standard deviations. Within, it is a joint normal distribution of ln (L/E) and ln E: the ratio
+    is known far better than either (Cramer-Rao), and ln L is their sum.
     """
 
-    CENTER = (8.9, -1.45, -10.35)
+    CENTER = (-10.3, 8.9)
+    SPREAD = 0.3
+    LARGEST_CORRELATION = 0.999
 
-    def __init__(self, hidden: int = 128) -> None:
+    def __init__(self, hidden: int = 192, blocks: int = 3) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(PROFILE_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
-            nn.Linear(hidden, 64), nn.SiLU(), nn.Linear(64, 6),
-        )  # fmt: skip
+        self.stem = nn.Linear(PROFILE_FEATURES, hidden)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+            for _ in range(blocks)
+        )
+        self.head = nn.Linear(hidden, 5)
         self.register_buffer("center", torch.tensor(self.CENTER))
 
     def forward(self, features: Tensor) -> Tensor:
-        out = self.layers(features)
-        return torch.cat([out[:, :3] * 0.3 + self.center, out[:, 3:].clamp(-9.0, 2.0) - 2.0], 1)
+        mean, log_sigma, correlation = self.joint(features)
+        sigma = log_sigma.exp()
+        variance = sigma.square().sum(1) + 2 * correlation * sigma.prod(1)
+        (ratio, energy), (log_ratio, log_energy) = mean.unbind(1), log_sigma.unbind(1)
+        return torch.stack([energy, ratio + energy, ratio, log_energy, 0.5 * variance.log(), log_ratio], 1)
+
+    def joint(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Means and ln standard deviations of (ln (L/E), ln E), (B, 2) each, and their correlation (B,)."""
+        x = self.stem(features)
+        for block in self.blocks:
+            x = x + block(x)
+        out = self.head(nn.functional.silu(x))
+        mean = out[:, :2] * self.SPREAD + self.center
+        return mean, out[:, 2:4].clamp(-9.0, 2.0) - 2.0, self.LARGEST_CORRELATION * torch.tanh(out[:, 4])
 
 
 PROFILE_FEATURES = 3 * PROFILE_BINS * AZIMUTH_CLASSES + 1
@@ -144,15 +160,15 @@ def coarse_profile(
 def profile_features(profiles: Tensor) -> Tensor:
     """Network input from profiles: (B, 2, bins) photons and pixels to (B, PROFILE_FEATURES).
 
-    Brightness against the frame's mean (its logarithm), how many photons say so, and where
-    there are pixels at all; last the photons of the frame.
+    Brightness against the frame's mean: its logarithm, then as it is, which keeps the sums that a likelihood is made of
+    at few photons, in units of the noise of a bin; third where there are pixels at all; last the photons of the frame.
     """
     photons, pixels = profiles[:, 0], profiles[:, 1]
     total = photons.sum(1, keepdim=True)
-    mean = (total + 1.0) / (pixels.sum(1, keepdim=True) + 1.0)
+    share = pixels / (pixels.sum(1, keepdim=True) + 1.0)
     present = (pixels > 8).float()
+    expected = share * total
     # Half an expected count keeps the logarithm finite where none came.
-    expected = pixels * mean
     relative = torch.log((photons + 0.5) / (expected + 0.5)) * present
-    weight = torch.log1p(photons) * 0.2 * present
-    return torch.cat([relative, weight, present, torch.log1p(total) * 0.1], 1)
+    excess = torch.where(expected > 0, photons / expected - 1.0, 0.0) * torch.sqrt(share * share.shape[1]) * present
+    return torch.cat([relative, excess, present, torch.log1p(total) * 0.1], 1)

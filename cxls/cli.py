@@ -64,10 +64,17 @@ def _metavar(annotation: Any) -> str:
     return {int: "N", float: "X", Path: "PATH"}.get(option, "TEXT")
 
 
-def _command(name: str, run: str, arguments: list[click.Parameter] | None = None, epilog: str = "") -> click.Command:
+def _command(
+    name: str,
+    run: str,
+    arguments: list[click.Parameter] | None = None,
+    epilog: str = "",
+    branches: dict[str, click.Command] | None = None,
+) -> click.Command:
     """A command whose options are the settings of ``name``; ``run`` is ``module:function``.
 
-    Of a name such as ``data check`` the last word is the command's, in the group of the first.
+    Of a name such as ``data check`` the last word is the command's, in the group of the first. ``branches``: commands
+    that the first argument names.
     """
     model = COMMANDS[name]
     own = [argument.name for argument in arguments or []]
@@ -85,7 +92,17 @@ def _command(name: str, run: str, arguments: list[click.Parameter] | None = None
     params = [*(arguments or []), *options, config_option]
     command = _Grouped(name.split()[-1], callback=callback, params=params, help=model.__doc__, epilog=epilog)
     command.groups = {key: _group_of(field) for key, field in model.model_fields.items()}
+    command.branches = branches or {}
     return command
+
+
+def _json_option() -> click.Option:
+    return click.Option(
+        ["--json", "json_path"],
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="write all figures here as JSON too",
+    )
 
 
 _OPTIONS = "Options"
@@ -97,9 +114,18 @@ def _group_of(field: FieldInfo) -> str:
 
 
 class _Grouped(click.Command):
-    """A command whose help lists its options by group."""
+    """A command whose help lists its options by group; what it is for may branch by the first argument."""
 
     groups: dict[str, str]
+    branches: dict[str, click.Command]
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        branch = self.branches.get(args[0]) if args else None
+        if branch is not None:
+            return branch.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -218,16 +244,21 @@ cli.add_command(
         "cxls.commands.evaluate:run",
         [
             click.Argument(["sources"], nargs=-1, required=True, metavar="SOURCE..."),
-            click.Option(
-                ["--json", "json_path"],
-                type=click.Path(path_type=Path, dir_okay=False),
-                metavar="FILE",
-                help="write all figures here as JSON too",
-            ),
+            _json_option(),
         ],
         "SOURCE is an Eiger master with truth (/entry/truth, or X_truth.npz beside it), a folder of masters or a glob. "
         "Example: cxls simulate runs/test --flux 3e6 --frames 200 && cxls evaluate runs/test_master.h5 --ideal "
-        "--report runs/report",
+        "--report runs/report. How well photon energy and camera length come out needs no series: cxls evaluate "
+        "parameters --help",
+        {
+            "parameters": _command(
+                "evaluate parameters",
+                "cxls.commands.evaluate_parameters:run",
+                [_json_option()],
+                "The same seed gives the same figures. Examples: cxls evaluate parameters --conditions 5 --sums 1,1000 "
+                "--scenarios none --repeats 20; cxls evaluate parameters --report runs/parameters",
+            )
+        },
     )
 )
 cli.add_command(_command("bench", "cxls.commands.bench:run", [click.Argument(["name"])], "cxls bench list names them."))

@@ -469,6 +469,28 @@ class EvaluateSettings(_Settings):
     device: Device = Field("auto", description="with --model: where its network runs")
 
 
+class EvaluateParametersSettings(_Settings):
+    """How well photon energy and camera length come out of diffuse scattering, beside what its photons allow at best.
+
+    Profiles of the simulation's images are drawn again and again, a frame's and those of sums of frames, and fitted as
+    frames and runs are. For each condition, flux and number of frames: error, bias and stated uncertainty, against the
+    bound of Cramer and Rao; what the 95 % intervals cover; pulls; how often the nearest keV and cm are right. Then with
+    water, surroundings and detectors that the fit was not made for; and how two conditions that look alike part.
+    """
+
+    bundle: Path | None = Field(None, description="model bundle folder (default: the one shipped)")
+    conditions: str | None = Field(None, description="of the paper's nine, as in 1,5-9 (default: all)")
+    fluxes: str = Field("3e8", description="photons a pulse; commas")
+    sums: str = Field("1,10,100,1000,200000", description="numbers of frames added up; commas")
+    scenarios: str = Field(
+        "all", description="cold, warm, structure, film25, film50, glass10, air1, air3, once, columns, rows, no-water, "
+        "stray, empty; commas, or all or none",
+    )  # fmt: skip
+    repeats: int = Field(200, ge=2, le=100_000, description="draws of a cell; a scenario has a fifth of it")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="same seed, same draws")
+    report: Path | None = Field(None, description="folder for report.html, report.md and plots, which are replaced")
+
+
 class BenchSettings(_Settings):
     """Measure against peers, in one run."""
 
@@ -615,6 +637,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "models use": ModelsUseSettings,
     "calibrate": CalibrateSettings,
     "evaluate": EvaluateSettings,
+    "evaluate parameters": EvaluateParametersSettings,
     "bench": BenchSettings,
     "figures": FiguresSettings,
     "data check": DataCheckSettings,

@@ -24,7 +24,10 @@ from analyzer.drift import score_histogram
 from training.evaluation.calibration import HIT_FRACTIONS, at_fraction
 from training.hit import NETWORK, HitRecipe, TrainedHit, predict, train_hit
 from training.hit_performance import mix_rows
-from training.parameters import ParameterRecipe, evaluate_parameters, make_table, train_parameters
+from training.parameter_performance import evaluate_parameters
+from training.parameters import NETWORK as PARAMETER_NETWORK
+from training.parameters import ParameterRecipe, train_parameters
+from training.placements import make_placements
 from training.scattering import write_scattering
 from training.shots import DISTRACTED, ShotRecipe, ShotSet, join, make_shots
 
@@ -146,22 +149,29 @@ def make_parameters(
     The run lies in the plan's folder for work: the same call goes on where it was.
     """
     recipe = plan.parameters
-    train = make_table(recipe, plan.seed, recipe.tables, progress)
-    validation = make_table(recipe, plan.seed + 1, max(16, recipe.tables // 6), progress)
+    train = make_placements(plan.seed, recipe.placements, progress)
+    validation = make_placements(plan.seed + 1, max(4, recipe.placements // _VALIDATION_SHARE), progress)
     settings = hashlib.sha256(f"{recipe} {plan.seed}".encode()).hexdigest()[:8]
     folder = plan.work / f"parameters-{settings}"
     trained = train_parameters(train, validation, recipe, device, folder, progress=progress, keep_going=keep_going)
     if trained is None:
         return None
     network, scale = trained
-    performance = evaluate_parameters(network, scale, recipe, 1000 * (plan.seed + 2), device)
+    test = make_placements(plan.seed + 2, max(4, recipe.placements // _TEST_SHARE), progress)
+    performance = evaluate_parameters(network, scale, recipe.world, test, 1000 * (plan.seed + 2), device)
     digest = save_weights(network, plan.out / "parameters.safetensors")
     return ParametersCard(
-        network="parameters-radial-profile",
+        network=PARAMETER_NETWORK,
+        settings=recipe.settings,
         weights="parameters.safetensors",
         sha256=digest,
         sigma_scale=scale,
-        training={"command": plan.command, "recipe": asdict(recipe), "seeds": {"training": plan.seed}},
+        training={
+            "command": plan.command,
+            "recipe": asdict(recipe),
+            "seeds": {"training": plan.seed, "validation": plan.seed + 1, "test": plan.seed + 2},
+            "machine": {"device": str(device), "cores": os.cpu_count(), "torch": str(torch.__version__)},
+        },
         performance=performance,
     )
 

@@ -13,8 +13,6 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.diffuse import QUADRANTS
-from analyzer.geometry import AZIMUTH_CLASSES
 from analyzer.parameters import model
 from analyzer.parameters.model import (
     CENTER_X,
@@ -32,6 +30,7 @@ from analyzer.parameters.model import (
 )  # fmt: skip
 from analyzer.parameters.profile import PHOTONS, PIXELS, SQUARES
 from analyzer.parameters.scattering import OTHER_TABLES, Scattering
+from analyzer.parameters.starts import Starts
 
 AIR, FILM, GLASS = (OTHERS + n for n in range(len(OTHER_TABLES)))
 ERRORS = OTHERS + len(OTHER_TABLES)
@@ -59,25 +58,15 @@ FRAME_TABLE_ERRORS = (1e-2,)
 _ABSENT = 1e10
 """Precision of what is not there."""
 
-_START_LOG_ENERGIES = np.log([5500.0, 7200.0, 9400.0])
-_START_LOG_RATIOS = np.arange(math.log(0.09 / 9800.0), math.log(0.47 / 5200.0), 0.06)
-_MOST_STEPS = 60
+_MOST_STEPS, _TAIL_STEPS = 40, 6
 FEWEST_PHOTONS = 300.0
 
 Floats = npt.NDArray[np.float64]
 _BASE = np.array([RATIO, ENERGY, CENTER_X, CENTER_Y, SCALE, PILE_UP, FLAT, WARMER, AIR, FILM, GLASS])
 _BASE_FILM, _BASE_GLASS = len(_BASE) - 2, len(_BASE) - 1
-_MIXED = np.array([SCALE, FLAT, AIR, FILM, GLASS])
-_MIXED_PRECISION = np.array([0.0, *(_SIGMA[unknown] ** -2.0 for unknown in (FLAT, AIR, FILM, GLASS))])
-_FIRST_SOLID = 3
-_GRID_ERROR = 0.05
-_SAME = 0.01
-_APART = 0.1
-_OTHERS = 2
 _HOPELESS = 15.0
-_DOUBTFUL = 5.0
 
-_NARROW, _HOPELESSLY_WIDE = 0.05, 0.5
+_NARROW, _HOPELESSLY_WIDE = 0.05, 0.3
 """Standard deviations of ln E between which the posterior's tails are looked at: narrower ones are normal."""
 
 _MOST_WIDENED = 10.0
@@ -116,7 +105,7 @@ class _Mode:
     """A maximum ``x``, its height ``log``, and what each hypothesis makes of it: evidence, and place and covariance of
     the first four unknowns.
 
-    ``mean`` (bins,): expected counts a pixel there.
+    ``mean`` (bins,): expected counts a pixel there; ``water``: expected photons of water.
     """
 
     x: Floats
@@ -125,6 +114,7 @@ class _Mode:
     places: Floats
     covariances: Floats
     mean: Floats
+    water: float
 
 
 class Fitter:
@@ -148,27 +138,19 @@ class Fitter:
         self._mean, self._slopes = np.zeros(bins), np.zeros((self._unknowns, bins))
         self._all = np.concatenate([_BASE, np.arange(ERRORS, self._unknowns)])
         self._base_tables = np.ascontiguousarray(scattering.tables[: ERRORS - OTHERS + model.OTHER_TABLES])
-        self._hypotheses = list(product((False, True), (False, True), range(len(table_errors))))
-        self._starts = self._templates()
-
-    def _templates(self) -> tuple[Floats, Floats]:
-        """Where a fit may begin: (ln(L/E), ln E) (n, 2), and what each of ``_MIXED`` adds there (n, 5, folded bins)."""
-        points = np.array([
-            (ratio, energy) for energy in _START_LOG_ENERGIES for ratio in _START_LOG_RATIOS
-            if model.LOWEST_LOG_LENGTH < ratio + energy < model.HIGHEST_LOG_LENGTH
-        ])  # fmt: skip
-        return points, np.array([self._parts(point) for point in points])
-
-    def _parts(self, where: Floats) -> Floats:
-        x = np.zeros(self._unknowns)
-        x[:2] = where
-        self._expect(x, self._base_tables)
-        return np.array([self._folded(self._slopes[each] * self._pixels) for each in _MIXED])
-
-    def _folded(self, values: Floats) -> Floats:
-        """Sums over the quadrants, which a beam that is a little off does not change much: where a fit begins."""
-        folded: Floats = values.reshape(-1, QUADRANTS).sum(1)
-        return folded
+        self._hypotheses = list(product((False, True), (False, True), table_errors))
+        hypotheses = [self._hypothesis(*each) for each in self._hypotheses]
+        self._precisions = np.array([precision for precision, _ in hypotheses])
+        self._log_chances = np.array([log for _, log in hypotheses])
+        many = len(table_errors) > 1
+        self._climbed = self._all if many else _BASE
+        self._tables = scattering.tables if many else self._base_tables
+        loosest, _ = self._hypothesis(True, True, max(table_errors))
+        self._climbing = np.ascontiguousarray(loosest[: len(self._climbed), : len(self._climbed)])
+        self._starts = Starts(
+            self._shape, pixels, pixel_size_m, self._polarisation, self._base_tables,
+            scattering.q_step_inv_angstrom, _BASE, loosest[: len(_BASE), : len(_BASE)],
+        )  # fmt: skip
 
     def _expect(self, x: Floats, tables: Floats) -> None:
         expect(
@@ -182,15 +164,22 @@ class Fitter:
         total = float(photons.sum())
         if total < FEWEST_PHOTONS:
             return undetermined(f"only {total:.0f} photons of diffuse scattering")
-        prior, precision = self._prior(float((profile[SQUARES] - photons).sum()), pairs)
+        prior = np.zeros(len(self._all))
+        pile_up = self._pile_up(float((profile[SQUARES] - photons).sum()), pairs)
+        prior[PILE_UP], tight = pile_up
+        self._precisions[:, PILE_UP, PILE_UP] = self._climbing[PILE_UP, PILE_UP] = tight
+        guess = None if start is None or start.reason is not None else start.mean
         modes: list[_Mode] = []
         best = -math.inf
-        for x in self._starts_for(photons, pixels, start):
-            log = self._climb(x, prior, precision, photons, pixels, best - _HOPELESS)
+        for begun in self._starts.find(photons, pixels, pile_up, guess):
+            x = np.zeros(self._unknowns)
+            x[: len(begun)] = begun
+            known = np.array([mode.x[:2] for mode in modes]).reshape(-1, 2)
+            log = self._climb(x, prior, self._climbing, photons, pixels, _MOST_STEPS, best - _HOPELESS, known)
             best = max(best, log)
-            new = all(np.abs(x[:2] - mode.x[:2]).max() > _SAME for mode in modes)
+            new = not (np.abs(x[:2] - known) < model.SAME).all(1).any()
             if new and np.isfinite(log) and np.isfinite(x).all():
-                modes.append(self._mode(x, log, prior, precision, photons, pixels))
+                modes.append(self._mode(x, log, prior, photons, pixels))
         if not modes:
             return undetermined("the fit of water to the profile fails")
         posterior = self._average(modes, photons, pixels)
@@ -198,100 +187,54 @@ class Fitter:
         if not _NARROW < spread < _HOPELESSLY_WIDE:
             return posterior
         mode = max(modes, key=lambda each: each.log)
-        widened = max(
-            1.0, *(self._tail(side * spread, mode, posterior, prior, precision, photons, pixels) for side in (-2, 2))
-        )
-        return replace(posterior, covariance=posterior.covariance * widened**2)
+        tails = [self._tail(side * spread, mode, posterior, prior, photons, pixels) for side in (-2, 2)]
+        return replace(posterior, covariance=_widened(posterior.covariance, tails))
 
     def _climb(
-        self, x: Floats, prior: Floats, precision: Floats, photons: Floats, pixels: Floats, hopeless: float
-    ) -> float:
-        many = len(self._table_errors) > 1
-        free = self._all if many else _BASE
-        whole = self._with_errors(precision, max(self._table_errors)) if many else precision[: len(free), : len(free)]
+        self, x: Floats, prior: Floats, precision: Floats, photons: Floats, pixels: Floats, steps: int, hopeless: float,
+        known: Floats,
+    ) -> float:  # fmt: skip
+        free = self._climbed
         log, _ = climb(
-            x, free, prior[: len(free)], np.ascontiguousarray(whole), photons, pixels, self._shape, self._pixel_m,
-            self._polarisation, self._scattering.tables if many else self._base_tables,
-            self._scattering.q_step_inv_angstrom, self._mean, self._slopes, _MOST_STEPS, hopeless,
+            x, free, prior[: len(free)], precision, photons, pixels, self._shape, self._pixel_m, self._polarisation,
+            self._tables, self._scattering.q_step_inv_angstrom, self._mean, self._slopes, steps, hopeless, known,
         )  # fmt: skip
         return float(log)
 
     def _tail(
-        self, away: float, mode: "_Mode", posterior: Posterior, prior: Floats, precision: Floats, photons: Floats,
-        pixels: Floats,
-    ) -> float:  # fmt: skip
-        """How much wider than normal the posterior is at ln E so far away: by what the best fit there loses."""
+        self, away: float, mode: "_Mode", posterior: Posterior, prior: Floats, photons: Floats, pixels: Floats
+    ) -> tuple[float, float]:
+        """How much wider than about its middle the posterior is at ln E so far away; and the slope of u towards there.
+
+        By what the best fit there loses, and by how much less the data would say of E, were it there: a frame in which
+        chance makes energy and length small must not seem to know them well.
+        """
         x = mode.x.copy()
         x[ENERGY] = posterior.mean[1] + away
         x[RATIO] = posterior.mean[0] + posterior.covariance[0, 1] / posterior.covariance[1, 1] * away
-        held, tight = prior.copy(), precision.copy()
+        held, tight = prior.copy(), self._climbing.copy()
         held[ENERGY], tight[ENERGY, ENERGY] = x[ENERGY], _ABSENT
-        lost = mode.log - self._climb(x, held, tight, photons, pixels, -math.inf)
-        return min(2.0 / math.sqrt(2.0 * max(lost, 1e-3)), _MOST_WIDENED)
+        lost = mode.log - self._climb(x, held, tight, photons, pixels, _TAIL_STEPS, -math.inf, np.zeros((0, 2)))
+        wider = math.sqrt(self._variance(x, photons, pixels) / self._variance(mode.x, photons, pixels))
+        factor = min(max(2.0 / math.sqrt(2.0 * max(lost, 1e-3)), wider * math.exp(away)), _MOST_WIDENED)
+        return factor, float((x[RATIO] - posterior.mean[0]) / away)
 
-    def _starts_for(self, photons: Floats, pixels: Floats, start: Posterior | None) -> list[Floats]:
-        """Where to begin: the best mixture of water and the rest on a grid of L and E, and what may do as well.
+    def _variance(self, x: Floats, photons: Floats, pixels: Floats) -> float:
+        """Of ln E, if ``x`` is the truth."""
+        count = len(self._climbed)
+        information, score = np.zeros((count, count)), np.zeros(count)
+        self._expect(x, self._tables)
+        curvature(photons, pixels, self._mean, self._slopes, self._climbed, information, score)
+        return float(np.linalg.inv(information + self._climbing)[1, 1])
 
-        That is the best without solids, for near a wrong point of the grid solids can stand for anything, and the
-        best ones at another L/E.
-        """
-        points, parts = self._starts
-        if start is not None and start.reason is None:
-            points = np.concatenate([points, start.mean[None]])
-            parts = np.concatenate([parts, self._parts(start.mean)[None]])
-        counts, area, whole = self._folded(photons), self._folded(pixels), self._folded(self._pixels)
-        ring = np.arange(len(counts)) // AZIMUTH_CLASSES
-        rate = (np.bincount(ring, counts) + 1.0) / np.maximum(np.bincount(ring, area), 1.0)
-        # Besides noise, what the points of the grid are apart: else a wrong mixture near a point beats the right one.
-        expected = np.maximum(area * rate[ring], 1e-3)
-        weight = 1.0 / np.sqrt(expected + (_GRID_ERROR * expected) ** 2)
-        share = area / np.maximum(whole, 1.0)
-        mixed, gains = np.zeros((2, len(points), len(_MIXED))), np.zeros((2, len(points)))
-        design = np.zeros(parts.shape[1:])
-        model.mix(parts, share, counts, weight, _MIXED_PRECISION, _FIRST_SOLID, design, mixed, gains)
-        plain, solid = (int(each.argmax()) for each in gains)
-        chosen = [(1, solid)]
-        if mixed[1, solid, _FIRST_SOLID:].any() and gains[0, plain] > gains[1, solid] - _HOPELESS:
-            chosen.append((0, plain))
-        left = gains[1].copy()
-        for _ in range(_OTHERS):
-            left[np.abs(points[:, 0] - points[chosen[-1][1], 0]) < _APART] = -np.inf
-            left[np.abs(points[:, 0] - points[solid, 0]) < _APART] = -np.inf
-            other = int(left.argmax())
-            if left[other] < gains[1, solid] - _DOUBTFUL:
-                break
-            chosen.append((1, other))
-        return [self._unknown(points[place], mixed[kind, place]) for kind, place in chosen if gains[kind, place] > 0.0]
+    def _pile_up(self, pairs: float, expected_pairs: float) -> tuple[float, float]:
+        """What the pairs of counts in one pixel say of eta: the middle and the precision of its prior."""
+        if expected_pairs <= 10.0:
+            return 0.0, _PILE_UP_UNKNOWN**-2.0
+        sigma = min(math.hypot(_PILE_UP_SURE, 1.0 / math.sqrt(expected_pairs)), _PILE_UP_UNKNOWN)
+        return 1.0 - pairs / expected_pairs, sigma**-2.0
 
-    def _unknown(self, where: Floats, mixed: Floats) -> Floats:
-        x = np.zeros(self._unknowns)
-        x[:2] = where
-        x[SCALE] = math.log(mixed[0])
-        x[_MIXED[1:]] = mixed[1:] / mixed[0]
-        return x
-
-    def _prior(self, pairs: float, expected_pairs: float) -> tuple[Floats, Floats]:
-        """Middle (all,) and precision (all, all) of the priors, table errors left out."""
-        prior, sigma = np.zeros(len(self._all)), np.full(len(self._all), np.inf)
-        for place, unknown in enumerate(self._all):
-            sigma[place] = _SIGMA.get(int(unknown), np.inf)
-        sigma[[CENTER_X, CENTER_Y]] = CENTER_SIGMA_PX
-        if expected_pairs > 10.0:
-            prior[PILE_UP] = 1.0 - pairs / expected_pairs
-            sigma[PILE_UP] = min(math.hypot(_PILE_UP_SURE, 1.0 / math.sqrt(expected_pairs)), _PILE_UP_UNKNOWN)
-        else:
-            sigma[PILE_UP] = _PILE_UP_UNKNOWN
-        return prior, np.diag(sigma**-2.0)
-
-    def _with_errors(self, precision: Floats, size: float) -> Floats:
-        whole = precision.copy()
-        errors = slice(len(self._all) - len(self._scattering.precision), None)
-        whole[errors, errors] = self._scattering.precision / size**2
-        return whole
-
-    def _mode(
-        self, x: Floats, climbed: float, prior: Floats, precision: Floats, photons: Floats, pixels: Floats
-    ) -> "_Mode":
+    def _mode(self, x: Floats, climbed: float, prior: Floats, photons: Floats, pixels: Floats) -> "_Mode":
         """Everything that may be there, by the likelihood's expansion about ``x``."""
         free = self._all
         information, score = np.zeros((len(free), len(free))), np.zeros(len(free))
@@ -303,14 +246,19 @@ class Fitter:
         walled = information.copy()
         walled[:2, :2] += [[wall[2], wall[3]], [wall[3], wall[4]]]
         off = x[free] - prior
-        there = self._hypotheses
-        precisions = np.array([self._held(precision, *each) for each in there])
-        logs, steps, covariances = np.zeros(len(there)), np.zeros((len(there), 4)), np.zeros((len(there), 4, 4))
-        model.weigh(information, walled, score, off, precisions, logs, steps, covariances)
-        for n, (film, glass, size) in enumerate(there):
-            logs[n] += sum(math.log(_THERE if each else 1.0 - _THERE) for each in (film, glass))
-            logs[n] += self._log_normalisation(film, glass, self._table_errors[size])
-        return _Mode(x, climbed, log + logs, x[:4] + steps, covariances, self._mean.copy())
+        count = len(self._hypotheses)
+        logs, steps, covariances = np.zeros(count), np.zeros((count, 4)), np.zeros((count, 4, 4))
+        model.weigh(information, walled, score, off, self._precisions, logs, steps, covariances)
+        others = self._mean - x[FLAT] * self._slopes[FLAT] - x[OTHERS:] @ self._slopes[OTHERS:]
+        return _Mode(
+            x,
+            climbed,
+            log + logs + self._log_chances,
+            x[:4] + steps,
+            covariances,
+            self._mean.copy(),
+            float(others @ pixels),
+        )
 
     def _average(self, modes: list["_Mode"], photons: Floats, pixels: Floats) -> Posterior:
         logs = np.concatenate([mode.logs for mode in modes])
@@ -327,37 +275,33 @@ class Fitter:
         freedom = max(1, int(np.count_nonzero(used)) - len(_BASE))
         misfit = float(((photons - expected)[used] ** 2 / expected[used]).sum()) / freedom
         deviation = math.sqrt(max(0.0, misfit - 1.0) * freedom / float(photons.sum()))
-        water = math.exp(best.x[SCALE]) * float(pixels @ self._water_part(best.x)) / float(photons.sum())
+        water = best.water / float(photons.sum())
         there = self._hypotheses * len(modes)
         solids = weights @ np.array([each[:2] for each in there], np.float64)
-        sizes = np.log([self._table_errors[size] for _, _, size in there])
+        sizes = np.log([size for _, _, size in there])
         return Posterior(
             where[:2], covariance[:2, :2], where[2:4], np.sqrt(np.diag(covariance)[2:4]), misfit, deviation, water,
             float(solids[0]), float(solids[1]), math.exp(float(weights @ sizes)),
         )  # fmt: skip
 
-    def _held(self, precision: Floats, film: bool, glass: bool, size: int) -> Floats:
-        whole = self._with_errors(precision, self._table_errors[size])
+    def _hypothesis(self, film: bool, glass: bool, size: float) -> tuple[Floats, float]:
+        """The priors' precision under it, but for what a profile says of pile-up; and the log of its prior chance."""
+        sigma = np.array([_SIGMA.get(int(unknown), np.inf) for unknown in self._all])
+        sigma[[CENTER_X, CENTER_Y]] = CENTER_SIGMA_PX
+        precision = np.diag(sigma**-2.0)
+        errors = slice(len(_BASE), None)
+        precision[errors, errors] = self._scattering.precision / size**2
+        log = -len(self._scattering.precision) * math.log(size)
         for place, there in ((_BASE_FILM, film), (_BASE_GLASS, glass)):
             if not there:
-                whole[place, place] = _ABSENT
-        return whole
+                precision[place, place] = _ABSENT
+            log += math.log(_THERE if there else 1.0 - _THERE) + 0.5 * math.log(precision[place, place])
+        return precision, log
 
-    def _log_normalisation(self, film: bool, glass: bool, size: float) -> float:
-        """Of the priors that differ between hypotheses."""
-        solids = sum(
-            0.5 * math.log(_SIGMA[each] ** -2.0 if there else _ABSENT) for each, there in ((FILM, film), (GLASS, glass))
-        )
-        return solids - len(self._scattering.precision) * math.log(size)
 
-    def _water_part(self, x: Floats) -> Floats:
-        pure = x.copy()
-        pure[SCALE] = pure[FLAT] = 0.0
-        pure[PILE_UP] = 0.0
-        pure[OTHERS:] = 0.0
-        mean, slopes = np.zeros_like(self._mean), np.zeros_like(self._slopes)
-        expect(
-            pure, self._shape, self._pixel_m, self._polarisation, self._base_tables,
-            self._scattering.q_step_inv_angstrom, mean, slopes,
-        )  # fmt: skip
-        return mean
+def _widened(covariance: Floats, tails: list[tuple[float, float]]) -> Floats:
+    """The covariance with ln E as uncertain as its wider tail; u goes along as it does towards both."""
+    more = covariance[1, 1] * (max(1.0, *(factor for factor, _ in tails)) ** 2 - 1.0)
+    along = [np.outer((slope, 1.0), (slope, 1.0)) for _, slope in tails]
+    widened: Floats = covariance + more * np.mean(along, 0)
+    return widened

@@ -31,11 +31,14 @@ LOWEST_LOG_LENGTH, HIGHEST_LOG_LENGTH = np.log(0.07), np.log(0.65)
 _WALL = 0.03
 """Beyond these the prior falls as a normal distribution of this width: no beamline is there, no fit may run away."""
 
+SAME = (0.015, 0.05)
+"""Differences in u and v within which two maxima are one."""
+
 _SMALLEST = 1e-12
 _LINEAR = 1e-6
-_PATIENCE = 8
-_SWEEPS = 40
-_GAIN = 1e-2
+_PATIENCE = 5
+_SWEEPS = 20
+_GAIN = 3e-2
 """A fit ends at a step that gains less log-likelihood."""
 
 
@@ -182,12 +185,13 @@ def wall(x: Any, pull: Any) -> float:
 def climb(
     x: Any, free: Any, prior: Any, precision: Any, photons: Any, pixels: Any, shape: Any, pixel_m: float,
     polarisation: Any, tables: Any, q_step: float, mean: Any, slopes: Any, most_steps: int, hopeless: float,
+    known: Any,
 ) -> tuple[float, int]:  # fmt: skip
     """The most probable unknowns by Fisher scoring (Levenberg-Marquardt), from ``x`` on, which is overwritten.
 
     ``free`` names the unknowns that are fitted, RATIO and ENERGY first, with the normal ``prior`` (its middle) and its
-    ``precision`` (free, free), and ``wall``. Given up when it is still below ``hopeless`` after some steps. Returns the
-    log posterior against a perfect fit and the steps taken.
+    ``precision`` (free, free), and ``wall``. Given up when it is still below ``hopeless`` after some steps, or comes to
+    one of the maxima ``known`` (n, 2), u and v. Returns the log posterior against a perfect fit and the steps taken.
     """
     count = free.size
     information, score, pull = np.zeros((count, count)), np.zeros(count), np.zeros(5)
@@ -222,6 +226,9 @@ def climb(
                 break
         if taken >= _PATIENCE and best < hopeless:
             break
+        for n in range(len(known)):
+            if abs(x[RATIO] - known[n, 0]) < SAME[0] and abs(x[ENERGY] - known[n, 1]) < SAME[1]:
+                return best, taken
         damped = hessian.copy()
         for i in range(count):
             damped[i, i] += damping * hessian[i, i] + 1e-12

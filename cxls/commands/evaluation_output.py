@@ -47,7 +47,7 @@ def write_evaluation(
 
 def print_evaluation(made: Evaluation) -> None:
     """Notes and tables on stdout."""
-    click.echo(f"{made.bundle}: {made.frames} frames of {made.sources}")
+    click.echo(f"{made.bundle}: {made.evaluated_on}")
     for note in made.notes:
         click.echo(f"  {note}")
     console = Console()
@@ -63,5 +63,5 @@ def _rich(table: Table) -> RichTable:
     for number, head in enumerate(table.heads):
         shown.add_column(escape(head), justify="left" if number == 0 else "right")
     for row in table.rows:
-        shown.add_row(*(escape(cell_text(cell)) for cell in row))
+        shown.add_row(*(escape(cell_text(cell, table.digits)) for cell in row))
     return shown

@@ -119,7 +119,7 @@ def put_weights(folder: Path, raw: bytes) -> None:
 
 def test_weights_of_another_architecture_are_refused_by_the_first_tensor_that_is_missing(folder: Path) -> None:
     change(folder, "hit", network="parameters-radial-profile")
-    assert "hit.safetensors: the weights do not fit network 'parameters-radial-profile': there is no center (3,)" in (
+    assert "hit.safetensors: the weights do not fit network 'parameters-radial-profile': there is no center (2,)" in (
         refusal(folder)
     )
 

@@ -58,12 +58,35 @@ def test_estimates_are_finite_on_empty_and_huge_profiles() -> None:
         assert torch.isfinite(estimate).all()
 
 
+def test_the_ratios_uncertainty_and_the_energys_make_the_lengths() -> None:
+    torch.manual_seed(3)
+    network = ParameterNetwork(hidden=32, blocks=1)
+    profiles = torch.stack([torch.poisson(torch.full((5, BINS), 9.0)), torch.full((5, BINS), 1e3)], 1)
+    with torch.inference_mode():
+        features = profile_features(profiles)
+        out = network(features)
+        mean, log_sigma, correlation = network.joint(features)
+    torch.testing.assert_close(out[:, 1], out[:, 0] + out[:, 2])
+    torch.testing.assert_close(out[:, [2, 0]], mean)
+    torch.testing.assert_close(out[:, [5, 3]], log_sigma)
+    assert (correlation.abs() < 1).all()
+    variance = log_sigma.exp().square().sum(1) + 2 * correlation * log_sigma.sum(1).exp()
+    torch.testing.assert_close(out[:, 4].exp().square(), variance)
+
+
+def test_features_do_not_change_when_frames_like_the_first_are_added_but_for_the_number_of_photons() -> None:
+    profile = torch.stack([torch.arange(1.0, BINS + 1) * 1e3, torch.full((BINS,), 1e3)])[None]
+    once, often = profile_features(profile), profile_features(100 * profile)
+    torch.testing.assert_close(once[:, :-1], often[:, :-1], rtol=1e-3, atol=1e-3)
+    assert often[0, -1] > once[0, -1]
+
+
 def test_features_of_one_photon_in_a_bin_without_pixels_are_zero() -> None:
     profile = torch.zeros(1, 2, BINS)
     profile[0, 0, 5] = 1.0
-    relative, weight, present = profile_features(profile)[0, :-1].reshape(3, BINS)
+    relative, excess, present = profile_features(profile)[0, :-1].reshape(3, BINS)
     assert not relative.any()
-    assert not weight.any()
+    assert not excess.any()
     assert not present.any()
 
 

@@ -11,6 +11,7 @@ from sim_replay.distractors import Kind
 from tests.training.made_shots import blank_shots, made_shots
 from training.hit import HitRecipe, ReducedShots, calibrate, choose_threshold, evened, predict, train_hit
 from training.make_bundle import Plan, make_parameters, table, write_bundle
+from training.parameter_performance import FRAMES
 from training.parameters import ParameterRecipe
 from training.statistics import area_under_curve, confusion
 
@@ -97,7 +98,7 @@ def test_calibration_recovers_a_known_temperature_and_bias() -> None:
 def test_a_parameter_model_trained_in_seconds_makes_a_bundle_that_loads(tmp_path) -> None:
     out = tmp_path / "tiny"
     out.mkdir()
-    recipe = ParameterRecipe(steps=20, batch=32, tables=8)
+    recipe = ParameterRecipe(steps=20, batch=32, placements=8)
     plan = Plan(out=out, work=tmp_path, shards=1, seed=1, workers=1, command="test", hit=HitRecipe(), parameters=recipe)
     parameters = make_parameters(plan, CPU, lambda done, total, text: None)
     shipped = load_bundle_card_of_default()
@@ -106,7 +107,8 @@ def test_a_parameter_model_trained_in_seconds_makes_a_bundle_that_loads(tmp_path
     bundle = load_bundle(out)
     assert bundle.label.startswith("tiny-")
     assert bundle.scattering is not None
-    assert len(parameters.performance["rows"]) == 9
+    assert len(parameters.performance["rows"]) == 9 * len(FRAMES)
+    assert sum(row["profiles"] for row in parameters.performance["world"]) > 10_000
     assert table(parameters.performance["rows"]).startswith("| condition |")
 
 

@@ -48,12 +48,13 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells under heads."""
+    """Rows of cells under heads; ``digits``: as many are printed, where other than usual."""
 
     title: str
     heads: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    digits: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Evaluation:
     """What was measured. summary: (name, figure); curves by scorer; reliability by what it was corrected to.
 
     refused: metrics that the truth does not allow, and why; not_measured names them too, and what else is left out.
+    about: what was evaluated on, in place of frames and series.
     """
 
     bundle: str
@@ -87,6 +89,12 @@ class Evaluation:
     not_measured: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    about: str = ""
+
+    @property
+    def evaluated_on(self) -> str:
+        """In words."""
+        return self.about or f"{self.frames} frames of {self.sources}"
 
     @property
     def sources(self) -> str:

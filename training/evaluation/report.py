@@ -64,14 +64,14 @@ def markdown(made: Evaluation, command: str, pictures: Sequence[str] = ()) -> st
     for table in tables(made):
         lines += ["", f"## {table.title}", ""]
         lines += [_row(table.heads), _row("---" for _ in table.heads)]
-        lines += [_row(_pipes(cell_text(cell)) for cell in row) for row in table.rows]
+        lines += [_row(_pipes(cell_text(cell, table.digits)) for cell in row) for row in table.rows]
         lines += ["", table.note] if table.note else []
     return "\n".join(lines) + "\n"
 
 
 def _about(made: Evaluation) -> list[str]:
     threshold = "" if made.threshold is None else f", a hit from a probability of {made.threshold:.4g}"
-    lines = [f"{made.frames} frames of {made.sources}{threshold}.", ""]
+    lines = [f"{made.evaluated_on}{threshold}.", ""]
     lines += [f"- {_pipes(note)}" for note in made.notes]
     return lines + [f"- not measured: {_pipes(reason)}" for reason in made.not_measured]
 
@@ -117,37 +117,40 @@ def _html(made: Evaluation, command: str, pictures: dict[str, bytes]) -> str:
     for table in tables(made):
         heads = "".join(f"<th>{html.escape(head)}</th>" for head in table.heads)
         rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell_text(cell))}</td>" for cell in row) + "</tr>" for row in table.rows
+            "<tr>" + "".join(f"<td>{html.escape(cell_text(cell, table.digits))}</td>" for cell in row) + "</tr>"
+            for row in table.rows
         )
         parts.append(f"<h2>{html.escape(table.title)}</h2><table><thead><tr>{heads}</tr></thead>{rows}</table>")
         if table.note:
             parts.append(f'<p class="note">{html.escape(table.note)}</p>')
-    parts.append("<h2>Series</h2><ul>")
-    parts += [f"<li>{html.escape(name)}</li>" for name in made.series]
-    return "\n".join([*parts, "</ul></body></html>", ""])
+    if made.series:
+        parts += ["<h2>Series</h2><ul>", *(f"<li>{html.escape(name)}</li>" for name in made.series), "</ul>"]
+    return "\n".join([*parts, "</body></html>", ""])
 
 
-def cell_text(cell: Cell) -> str:
-    """A cell as it is printed."""
+def cell_text(cell: Cell, digits: int | None = None) -> str:
+    """A cell as it is printed, numbers to so many digits."""
     if cell is None:
         return "-"
     if isinstance(cell, Estimate):
-        text = _number(cell.value)
-        text += f" ({_interval(cell)})" if cell.low is not None else ""
+        text = _number(cell.value, digits)
+        text += f" ({_interval(cell, digits)})" if cell.low is not None else ""
         return f"{text}, {cell.note}" if cell.note else text
-    return _number(cell) if isinstance(cell, float) else str(cell)
+    return _number(cell, digits) if isinstance(cell, float) else str(cell)
 
 
-def _number(value: float) -> str:
+def _number(value: float, digits: int | None) -> str:
     if not math.isfinite(value):
         return "-"
+    if digits is not None:
+        return f"{value:.{digits}g}" if abs(value) < 10.0**digits else f"{value:.0f}"
     return f"{value:.4f}" if 0.001 <= abs(value) < 10.0 else f"{value:.4g}"
 
 
-def _interval(each: Estimate) -> str:
+def _interval(each: Estimate, digits: int | None = None) -> str:
     if each.low is None or each.high is None:
         return "-"
-    return f"{_number(each.low)} to {_number(each.high)}"
+    return f"{_number(each.low, digits)} to {_number(each.high, digits)}"
 
 
 def as_json(made: Evaluation, command: str) -> dict[str, Any]:
