@@ -218,6 +218,7 @@ def test_a_climb_from_near_by_ends_at_the_truth() -> None:
     log, steps = climb(
         start, free, np.zeros(5), np.zeros((5, 5)), photons, rings().pixels, rings().shape, rings().pixel_size_m,
         np.array(POLARISATION), tables().tables, tables().q_step_inv_angstrom, mean, slopes, 60, -np.inf,
+        np.zeros((0, 2)),
     )  # fmt: skip
     assert steps < 20
     assert log == pytest.approx(0.0, abs=0.1)
