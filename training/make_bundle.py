@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from analyzer.bundle import FORMAT, BundleCard, HitCard, ParametersCard, PeaksCard, save_card, save_weights
+from analyzer.bundle import (
+    FORMAT,
+    BundleCard,
+    HitCard,
+    ParametersCard,
+    PeaksCard,
+    ScatteringCard,
+    save_card,
+    save_weights,
+)
 from analyzer.drift import score_histogram
 from training.evaluation.calibration import HIT_FRACTIONS, at_fraction
 from training.hit import NETWORK, HitRecipe, TrainedHit, predict, train_hit
@@ -167,8 +176,14 @@ def make_parameters(
     )
 
 
-def write_bundle(plan: Plan, hit: HitCard, parameters: ParametersCard, peaks: PeaksCard | None = None) -> BundleCard:
-    """Write the tables of the diffuse scattering and the card that makes the folder a bundle."""
+def write_bundle(
+    plan: Plan,
+    hit: HitCard,
+    parameters: ParametersCard,
+    peaks: PeaksCard | None = None,
+    scattering: ScatteringCard | None = None,
+) -> BundleCard:
+    """Write the card that makes the folder a bundle, and tables of what scatters where it has none."""
     card = BundleCard(
         format=FORMAT,
         name=plan.out.name,
@@ -176,7 +191,7 @@ def write_bundle(plan: Plan, hit: HitCard, parameters: ParametersCard, peaks: Pe
         hit=hit,
         parameters=parameters,
         peaks=peaks,
-        scattering=write_scattering(plan.out),
+        scattering=scattering or write_scattering(plan.out),
     )
     save_card(card, plan.out)
     return card

@@ -151,7 +151,8 @@ def _train_bundle(settings: TrainSettings, task: str) -> None:
 
     hit = base.hit if task == "parameters" and base is not None else made(make_hit)
     parameters = made(make_parameters) if task != "hit" or base is None else base.parameters
-    card = write_bundle(plan, hit, parameters, None if base is None else base.peaks)
+    others = (None, None) if base is None else (base.peaks, base.scattering)
+    card = write_bundle(plan, hit, parameters, *others)
     click.echo(f"{plan.out}: bundle {card.name}")
     click.echo(table(card.hit.performance["rows"]))
     click.echo(table(card.parameters.performance["rows"]))
@@ -164,7 +165,7 @@ def _base(out: Path) -> BundleCard:
         card = msgspec.json.decode((folder / CARD).read_bytes(), type=BundleCard)
     except (OSError, msgspec.DecodeError) as error:
         raise BadBundle(f"{folder / CARD}: {error}; train both models with `cxls train all`") from None
-    for model in (card.hit, card.parameters, card.peaks):
+    for model in (card.hit, card.parameters, card.peaks, card.scattering):
         if folder != out and model is not None:
             (out / model.weights).write_bytes((folder / model.weights).read_bytes())
     return card

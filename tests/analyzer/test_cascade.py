@@ -11,6 +11,7 @@ import pytest
 from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from analyzer.cascade import Analyser, CascadeSettings
 from analyzer.results import Decision, FrameResult, HitRule, Status
+from sim_replay.detector import CONDITIONS
 from streamer.frames import DIFFERENCE, Frame, make_frame
 from streamer.messages import Algorithm, Defect, ImageData, ImageMessage
 from streamer.validity import Validity
@@ -27,7 +28,7 @@ from tests.analyzer.builders import (
     with_spots,
     write_bundle,
 )
-from tests.analyzer.parameters.made import CONDITIONS, detector, image
+from tests.analyzer.parameters.made import detector, image
 
 
 def judge(bundle: Bundle, *frames: Frame, **settings: Any) -> list[FrameResult]:

@@ -37,6 +37,7 @@ from training.hit import predict
 from training.loop.train import NONFINITE, Diverged
 from training.real_labels import FEWEST, LabelRule, doubts, label_frames, split_blocks
 from training.reduced_series import ReducedSeries, SeriesCount
+from training.scattering import WEIGHTS, write_scattering
 from training.shots import ShotSet
 
 CPU = torch.device("cpu")
@@ -87,10 +88,13 @@ def parent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bias=trained.bias,
     )
     digest = save_weights(PeakNetwork(), folder / "finder.safetensors")
+    scattering = write_scattering(folder)
     peaks = PeaksCard(
         network="peaks-heat-tiles", weights="finder.safetensors", sha256=digest, threshold=0.5, tile_threshold=11.0
     )
-    save_card(msgspec.structs.replace(card, hit=hit, peaks=peaks), folder)
+    (folder / WEIGHTS).rename(folder / "waters.safetensors")
+    tables = msgspec.structs.replace(scattering, weights="waters.safetensors")
+    save_card(msgspec.structs.replace(card, hit=hit, peaks=peaks, scattering=tables), folder)
     return folder
 
 
@@ -351,6 +355,9 @@ def test_the_command_writes_a_bundle_whose_card_tells_where_it_comes_from(
     assert made.card.peaks is not None
     assert parent.card.peaks is not None
     assert made.card.peaks.sha256 == parent.card.peaks.sha256
+    assert made.card.scattering is not None
+    assert parent.card.scattering is not None
+    assert made.card.scattering.sha256 == parent.card.scattering.sha256
     assert training["parent"]["bundle"] == parent.label
     assert training["series"] == [
         {"path": "run_master.h5", "frames": 100, "reduced": 100, "bad": 0, "no_beam": 0, "problem": ""}

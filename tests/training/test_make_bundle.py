@@ -106,6 +106,7 @@ def test_a_parameter_model_trained_in_seconds_makes_a_bundle_that_loads(tmp_path
     write_bundle(plan, shipped[0].hit, parameters)
     bundle = load_bundle(out)
     assert bundle.label.startswith("tiny-")
+    assert bundle.scattering is not None
     assert len(parameters.performance["rows"]) == 9 * len(FRAMES)
     assert sum(row["profiles"] for row in parameters.performance["world"]) > 10_000
     assert table(parameters.performance["rows"]).startswith("| condition |")

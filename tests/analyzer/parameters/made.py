@@ -15,7 +15,7 @@ from analyzer.parameters.fit import Fitter
 from analyzer.parameters.profile import Rings, Sectors, merge, sectors
 from analyzer.parameters.scattering import Scattering, scattering
 from sim_replay.background import Surroundings, make_background, mix, scales
-from sim_replay.detector import CONDITIONS, Condition, Detector, eiger2_4m
+from sim_replay.detector import Condition, Detector, eiger2_4m
 
 Floats = npt.NDArray[np.float64]
 

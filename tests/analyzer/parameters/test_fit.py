@@ -10,10 +10,9 @@ import pytest
 from analyzer.parameters.claims import judged, record_fields, sigmas
 from analyzer.parameters.fit import FEWEST_PHOTONS, Posterior
 from analyzer.parameters.profile import PHOTONS, PIXELS, SQUARES
+from sim_replay.detector import CONDITIONS, Condition
 from sim_replay.scatter import Q_INV_ANGSTROM, water_per_sr
 from tests.analyzer.parameters.made import (
-    CONDITIONS,
-    Condition,
     Floats,
     expected,
     frame_fitter,

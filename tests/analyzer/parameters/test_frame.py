@@ -10,8 +10,9 @@ import pytest
 
 from analyzer.parameters.frame import MOST_SATURATED, FrameEstimator, off_the_panel
 from analyzer.reduction import FrameProfile, Workspace, make_plan
+from sim_replay.detector import CONDITIONS
 from streamer.validity import Validity
-from tests.analyzer.parameters.made import CONDITIONS, detector, image, panel, tables, truth
+from tests.analyzer.parameters.made import detector, image, panel, tables, truth
 
 SHAPE = detector().shape
 

@@ -22,7 +22,8 @@ from analyzer.parameters.model import (
     expect,
     wall,
 )  # fmt: skip
-from tests.analyzer.parameters.made import CONDITIONS, Floats, expected, image, panel, rings, sums, tables, truth
+from sim_replay.detector import CONDITIONS
+from tests.analyzer.parameters.made import Floats, expected, image, panel, rings, sums, tables, truth
 
 UNKNOWNS = OTHERS + len(tables().tables) - model.OTHER_TABLES
 STEPS = {RATIO: 1e-5, ENERGY: 1e-5, CENTER_X: 1e-3, CENTER_Y: 1e-3}
@@ -217,6 +218,7 @@ def test_a_climb_from_near_by_ends_at_the_truth() -> None:
     log, steps = climb(
         start, free, np.zeros(5), np.zeros((5, 5)), photons, rings().pixels, rings().shape, rings().pixel_size_m,
         np.array(POLARISATION), tables().tables, tables().q_step_inv_angstrom, mean, slopes, 60, -np.inf,
+        np.zeros((0, 2)),
     )  # fmt: skip
     assert steps < 20
     assert log == pytest.approx(0.0, abs=0.1)
