@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from analyzer.parameters.claims import DISTANCE_SIGMA_LIMIT_M, ENERGY_SIGMA_LIMIT_EV
 from analyzer.geometry import bin_map, series_geometry
 from analyzer.networks import coarse_profile, profile_features, profile_index
 from analyzer.parameters.answers import PAPER_ENERGIES_EV, PAPER_LENGTHS_M, Answers, answers, joint
+from analyzer.parameters.claims import DISTANCE_SIGMA_LIMIT_M, ENERGY_SIGMA_LIMIT_EV
 from sim_replay.background import expected_water
 from sim_replay.detector import CONDITIONS, Condition, eiger2_4m
 from streamer.messages import SeriesMetadata

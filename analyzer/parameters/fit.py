@@ -64,7 +64,9 @@ FRAME_TABLE_ERRORS = (1e-2,)
 _ABSENT = 1e10
 """Precision of what is not there."""
 
-_MOST_STEPS, _TAIL_STEPS = 40, 6
+_FRAME_STEPS, _SUM_STEPS, _TAIL_STEPS = 40, 300, 6
+_SETTLING = 2
+_NOWHERE = np.zeros((0, 2))
 FEWEST_PHOTONS = 300.0
 
 Floats = npt.NDArray[np.float64]
@@ -153,6 +155,7 @@ class Fitter:
         self._precisions = np.array([precision for precision, _ in hypotheses])
         self._log_chances = np.array([log for _, log in hypotheses])
         many = len(table_errors) > 1
+        self._steps = _SUM_STEPS if many else _FRAME_STEPS
         self._climbed = self._all if many else _BASE
         self._tables = scattering.tables if many else self._base_tables
         count = len(self._climbed)
@@ -161,7 +164,7 @@ class Fitter:
         self._climbing, self._climbing_thin = (np.ascontiguousarray(each[:count, :count]) for each in (loosest, thin))
         self._starts = Starts(
             self._shape, pixels, pixel_size_m, self._polarisation, self._base_tables,
-            scattering.q_step_inv_angstrom, _BASE, loosest[: len(_BASE), : len(_BASE)],
+            scattering.q_step_inv_angstrom, _BASE, loosest[: len(_BASE), : len(_BASE)], thorough=many,
         )  # fmt: skip
 
     def _expect(self, x: Floats, tables: Floats) -> None:
@@ -174,6 +177,8 @@ class Fitter:
         """The posterior of a profile (3, bins) float64; ``pairs``: see ``kernels.diffuse_areas``, summed."""
         photons, pixels = profile[PHOTONS], profile[PIXELS]
         total = float(photons.sum())
+        if not (np.isfinite(profile).all() and profile.min() >= 0.0 and pixels.any()):
+            return undetermined("the profile holds what is no count of photons")
         if total < FEWEST_PHOTONS:
             return undetermined(f"only {total:.0f} photons of diffuse scattering")
         prior = np.zeros(len(self._all))
@@ -182,32 +187,59 @@ class Fitter:
         for each in (self._precisions.swapaxes(0, -1), self._climbing, self._climbing_thin):
             each[PILE_UP, PILE_UP] = tight
         guess = None if start is None or start.reason is not None else start.mean
-        modes: list[_Mode] = []
-        best = -math.inf
-        for begun in self._starts.find(photons, pixels, pile_up, guess):
-            x = np.zeros(self._unknowns)
-            x[: len(begun)] = begun
-            known = np.array([mode.x[:2] for mode in modes]).reshape(-1, 2)
-            log = self._climb(x, prior, self._climbing, photons, pixels, _MOST_STEPS, best - _HOPELESS, known)
-            best = max(best, log)
-            new = not (np.abs(x[:2] - known) < model.SAME).all(1).any()
-            if new and np.isfinite(log) and np.isfinite(x).all():
-                modes.append(self._mode(x, log, prior, photons, pixels))
-        if modes and self._strained(max(modes, key=lambda each: each.log), prior, photons, pixels):
+        modes = self._maxima(self._starts.find(photons, pixels, pile_up, guess), prior, photons, pixels)
+        if modes and self._strained(modes[0], prior, photons, pixels):
             # There may be little water, or none.
-            x = max(modes, key=lambda each: each.log).x.copy()
-            log = self._climb(x, prior, self._climbing_thin, photons, pixels, _MOST_STEPS, -math.inf, np.zeros((0, 2)))
+            x = modes[0].x.copy()
+            log = self._climb(x, prior, self._climbing_thin, photons, pixels, self._steps, -math.inf, _NOWHERE)
             if np.isfinite(log) and np.isfinite(x).all():
                 modes.append(self._mode(x, log, prior, photons, pixels))
         if not modes:
             return undetermined("the fit of water to the profile fails")
-        posterior = self._average(modes, photons, pixels)
+        most = max(float(mode.logs.max()) for mode in modes)
+        likely = [mode for mode in modes if mode.logs.max() > most - _HOPELESS]
+        settled = [self._settled(mode, prior, photons, pixels) for mode in likely]
+        posterior = self._average(settled, photons, pixels)
         spread = math.sqrt(posterior.covariance[1, 1])
         if not _NARROW < spread < _HOPELESSLY_WIDE:
             return posterior
-        mode = max(modes, key=lambda each: each.log)
+        mode = max(settled, key=lambda each: float(each.logs.max()))
         tails = [self._tail(side * spread, mode, posterior, prior, photons, pixels) for side in (-2, 2)]
         return replace(posterior, covariance=_widened(posterior.covariance, tails))
+
+    def _maxima(self, starts: list[Floats], prior: Floats, photons: Floats, pixels: Floats) -> list["_Mode"]:
+        """Where climbs from these places end, the highest first."""
+        modes: list[_Mode] = []
+        best = -math.inf
+        for begun in starts:
+            x = np.zeros(self._unknowns)
+            x[: len(begun)] = begun
+            known = np.array([mode.x[:2] for mode in modes]).reshape(-1, 2)
+            log = self._climb(x, prior, self._climbing, photons, pixels, self._steps, best - _HOPELESS, known)
+            best = max(best, log)
+            new = not (np.abs(x[:2] - known) < model.SAME).all(1).any()
+            if new and np.isfinite(log) and np.isfinite(x).all():
+                modes.append(self._mode(x, log, prior, photons, pixels))
+        return sorted(modes, key=lambda each: -each.log)
+
+    def _settled(self, mode: "_Mode", prior: Floats, photons: Floats, pixels: Floats) -> "_Mode":
+        """The maximum under the hypothesis that is likeliest there: expansions reach only so far."""
+        for _ in range(_SETTLING):
+            likeliest = int(mode.logs.argmax())
+            precision = self._of_climbed(likeliest)
+            x = mode.x.copy()
+            x[self._climbed[np.diag(precision) >= _ABSENT]] = 0.0
+            log = self._climb(x, prior, precision, photons, pixels, self._steps, -math.inf, _NOWHERE)
+            if not (np.isfinite(log) and np.isfinite(x).all()):
+                break
+            mode = self._mode(x, log, prior, photons, pixels)
+            if int(mode.logs.argmax()) == likeliest:
+                break
+        return mode
+
+    def _of_climbed(self, hypothesis: int) -> Floats:
+        count = len(self._climbed)
+        return np.ascontiguousarray(self._precisions[hypothesis, :count, :count])
 
     def _climb(
         self, x: Floats, prior: Floats, precision: Floats, photons: Floats, pixels: Floats, steps: int, hopeless: float,
@@ -240,20 +272,21 @@ class Fitter:
         x = mode.x.copy()
         x[ENERGY] = posterior.mean[1] + away
         x[RATIO] = posterior.mean[0] + posterior.covariance[0, 1] / posterior.covariance[1, 1] * away
-        held, tight = prior.copy(), self._climbing.copy()
+        held, tight = prior.copy(), self._of_climbed(int(mode.logs.argmax()))
         held[ENERGY], tight[ENERGY, ENERGY] = x[ENERGY], _ABSENT
-        lost = mode.log - self._climb(x, held, tight, photons, pixels, _TAIL_STEPS, -math.inf, np.zeros((0, 2)))
-        wider = math.sqrt(self._variance(x, photons, pixels) / self._variance(mode.x, photons, pixels))
+        lost = mode.log - self._climb(x, held, tight, photons, pixels, _TAIL_STEPS, -math.inf, _NOWHERE)
+        there, here = (self._variance(each, mode, photons, pixels) for each in (x, mode.x))
+        wider = math.sqrt(there / here)
         factor = min(max(2.0 / math.sqrt(2.0 * max(lost, 1e-3)), wider * math.exp(away)), _MOST_WIDENED)
         return factor, float((x[RATIO] - posterior.mean[0]) / away)
 
-    def _variance(self, x: Floats, photons: Floats, pixels: Floats) -> float:
-        """Of ln E, if ``x`` is the truth."""
+    def _variance(self, x: Floats, mode: "_Mode", photons: Floats, pixels: Floats) -> float:
+        """Of ln E, if ``x`` is the truth, under what is likeliest at a maximum."""
         count = len(self._climbed)
         information, score = np.zeros((count, count)), np.zeros(count)
         self._expect(x, self._tables)
         curvature(photons, pixels, self._mean, self._slopes, self._climbed, information, score)
-        return float(np.linalg.inv(information + self._climbing)[1, 1])
+        return float(np.linalg.inv(information + self._of_climbed(int(mode.logs.argmax())))[1, 1])
 
     def _pile_up(self, pairs: float, expected_pairs: float) -> tuple[float, float]:
         """What the pairs of counts in one pixel say of eta: the middle and the precision of its prior."""

@@ -14,6 +14,7 @@ from analyzer.parameters import model
 from analyzer.parameters.model import CENTER_X, CENTER_Y, FLAT, OTHERS, RATIO, SCALE, climb, expect
 
 _LOG_ENERGIES = np.log([5500.0, 7200.0, 9400.0])
+_MORE_LOG_ENERGIES = np.log([5000.0, 5800.0, 6700.0, 7700.0, 8800.0, 10000.0])
 _LOG_RATIOS = np.arange(np.log(0.09 / 9800.0), np.log(0.47 / 5200.0), 0.06)
 _GRID_ERROR = 0.05
 _SIMPLE = 3
@@ -22,9 +23,9 @@ _SIMPLE = 3
 _APART = 0.1
 """In ln(L/E), between points that are tried."""
 
-_TRIED = 4
-_STEPS = 8
-_LIKELY, _LIKELY_OF_MISFIT = 6.0, 0.2
+_TRIED, _MORE_TRIED = 4, 8
+_STEPS = 14
+_LIKELY, _LIKELY_OF_MISFIT = 8.0, 0.2
 """How much less likely than the best a maximum may be that is followed: nats, and of what the best one misses."""
 
 _FOLLOWED = 3
@@ -37,11 +38,12 @@ class Starts:
 
     ``shape`` (6, bins), ``pixels`` (bins,), ``pixel_size_m``, ``polarisation``, ``tables``, ``q_step``: see ``model``.
     ``free`` names the unknowns, all of these tables, with ``precision`` (free, free) of their priors.
+    ``thorough``: look at more places.
     """
 
     def __init__(
         self, shape: Floats, pixels: Floats, pixel_size_m: float, polarisation: Floats, tables: Floats, q_step: float,
-        free: npt.NDArray[np.int64], precision: Floats,
+        free: npt.NDArray[np.int64], precision: Floats, thorough: bool,
     ) -> None:  # fmt: skip
         self._whole = _folded(pixels)
         moments = [_folded(row * pixels) / np.maximum(self._whole, 1.0) for row in shape]
@@ -54,11 +56,12 @@ class Starts:
         self._free = np.ascontiguousarray(free[kept])
         self._pile_up = int(np.flatnonzero(self._free == model.PILE_UP)[0])
         self._precision = np.ascontiguousarray(precision[np.ix_(kept, kept)])
+        self._tried = _MORE_TRIED if thorough else _TRIED
         self._mixed = np.array([SCALE, FLAT, *range(OTHERS, unknowns)])
         inverse = dict(zip(free.tolist(), np.diag(precision).tolist(), strict=True))
         self._ridge = np.array([0.0, *(inverse[unknown] for unknown in self._mixed[1:])])
         self._points = np.array([
-            (ratio, energy) for energy in _LOG_ENERGIES for ratio in _LOG_RATIOS
+            (ratio, energy) for energy in (_MORE_LOG_ENERGIES if thorough else _LOG_ENERGIES) for ratio in _LOG_RATIOS
             if model.LOWEST_LOG_LENGTH < ratio + energy < model.HIGHEST_LOG_LENGTH
         ])  # fmt: skip
         self._parts = np.array([self._parts_at(point) for point in self._points])
@@ -79,7 +82,7 @@ class Starts:
         prior = np.zeros(len(self._free))
         prior[self._pile_up], self._precision[self._pile_up, self._pile_up] = pile_up
         found: list[tuple[float, Floats]] = []
-        for kind, place in _chosen(points[:, RATIO], gains):
+        for kind, place in _chosen(points[:, RATIO], gains, self._tried):
             x = self._unknowns_at(points[place], mixed[kind, place])
             known = np.array([other[:2] for _, other in found]).reshape(-1, 2)
             shape, pixel_m, polarisation, tables, q_step = self._fixed
@@ -126,11 +129,11 @@ def _folded(values: Floats) -> Floats:
     return folded
 
 
-def _chosen(ratios: Floats, gains: Floats) -> list[tuple[int, int]]:
+def _chosen(ratios: Floats, gains: Floats, tried: int) -> list[tuple[int, int]]:
     """Points (kind, place) to try: the best without solids, then the best ones that lie apart from each other."""
     chosen = [(0, int(gains[0].argmax()))]
     left = gains[1].copy()
-    for _ in range(_TRIED):
+    for _ in range(tried):
         place = int(left.argmax())
         if not left[place] > 0.0:
             break
