@@ -19,7 +19,7 @@ DISTANCE_SIGMA_LIMIT_M = 0.02
 RATIO_SIGMA_LIMIT = 0.25
 """Of L/E, relative: beyond it nothing is said."""
 
-WORST_FRAME_MISFIT = 1.35
+WORST_FRAME_MISFIT = 1.75
 """Chi squared a degree of freedom from which a single frame, which has no reason to scatter more, is none either."""
 
 WORST_MISFIT = 2.0

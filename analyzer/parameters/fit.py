@@ -52,8 +52,8 @@ _THERE = 0.2
 _THIN, _THIN_CHANCE = 10.0, 0.1
 """There may be a tenth of the water and less, so that all the rest is as much more; and how likely that is."""
 
-_STRAIN, _STRAINED_MISFIT = 5.0, 1.15
-"""Nats against the prior, and chi squared a bin, from which it is looked for."""
+_STRAIN, _STRAINED_MISFIT = 5.0, 2.5
+"""Nats against the prior, and standard deviations of chi squared, from which it is looked for."""
 
 TABLE_ERRORS = (3e-4, 2e-3, 6e-3, 2e-2, 5e-2)
 """Relative errors of the water's table that are weighed against each other."""
@@ -65,7 +65,7 @@ _ABSENT = 1e10
 """Precision of what is not there."""
 
 _FRAME_STEPS, _SUM_STEPS, _TAIL_STEPS = 40, 300, 6
-_SETTLING = 2
+_SETTLING = 3
 _NOWHERE = np.zeros((0, 2))
 FEWEST_PHOTONS = 300.0
 
@@ -76,7 +76,10 @@ _LIQUID = [int(np.flatnonzero(each == _BASE)[0]) for each in (FLAT, AIR)]
 _OF_WATER = [*_LIQUID, _BASE_FILM, _BASE_GLASS]
 """Places of what is measured against the water."""
 
-_HOPELESS = 15.0
+_FAR = 0.05
+"""In ln(L/E): a climb that ends farther away has found another maximum."""
+
+_HOPELESS, _UNLIKELY = 15.0, 8.0
 
 _NARROW, _HOPELESSLY_WIDE = 0.05, 0.3
 """Standard deviations of ln E between which the posterior's tails are looked at: narrower ones are normal."""
@@ -134,37 +137,38 @@ class Fitter:
 
     ``shape`` (6, bins), ``pixels`` (bins,), ``pixel_size_m``: see ``profile``. ``table_errors``: sizes weighed against
     each other, the largest of which the fit starts from; a single one leaves the errors out of the fit and adds them
-    after.
+    after. ``folded``: the bins are of all quadrants together.
     """
 
     def __init__(
         self, shape: Floats, pixels: Floats, pixel_size_m: float, scattering: Scattering,
-        table_errors: tuple[float, ...] = FRAME_TABLE_ERRORS, polarisation: tuple[float, float, float] = POLARISATION,
+        table_errors: tuple[float, ...] = FRAME_TABLE_ERRORS, *, folded: bool = False,
+        polarisation: tuple[float, float, float] = POLARISATION,
     ) -> None:  # fmt: skip
         self._shape, self._pixels = np.ascontiguousarray(shape), pixels
         self._pixel_m, self._scattering = pixel_size_m, scattering
         self._polarisation = np.array(polarisation)
-        self._table_errors = table_errors
+        self._table_errors, self._folded = table_errors, folded
         self._unknowns = OTHERS + len(scattering.tables) - model.OTHER_TABLES
         bins = shape.shape[1]
         self._mean, self._slopes = np.zeros(bins), np.zeros((self._unknowns, bins))
         self._all = np.concatenate([_BASE, np.arange(ERRORS, self._unknowns)])
         self._base_tables = np.ascontiguousarray(scattering.tables[: ERRORS - OTHERS + model.OTHER_TABLES])
-        self._hypotheses = list(product((False, True), (False, True), (False, True), table_errors))
-        hypotheses = [self._hypothesis(*each) for each in self._hypotheses]
-        self._precisions = np.array([precision for precision, _ in hypotheses])
-        self._log_chances = np.array([log for _, log in hypotheses])
+        kinds = list(product((False, True), (False, True), (False, True)))
+        self._hypotheses = [(*kind, size) for kind in kinds for size in table_errors]
+        self._base_precisions = np.array([self._precision(*kind) for kind in kinds])
+        self._sizes = np.array(table_errors)
+        self._log_chances = np.array([[self._log_chance(*kind, size) for size in table_errors] for kind in kinds])
         many = len(table_errors) > 1
         self._steps = _SUM_STEPS if many else _FRAME_STEPS
         self._climbed = self._all if many else _BASE
         self._tables = scattering.tables if many else self._base_tables
-        count = len(self._climbed)
-        loosest, _ = self._hypothesis(True, True, False, max(table_errors))
-        thin, _ = self._hypothesis(True, True, True, max(table_errors))
-        self._climbing, self._climbing_thin = (np.ascontiguousarray(each[:count, :count]) for each in (loosest, thin))
+        loosest = max(table_errors)
+        self._climbing = self._with_errors(self._precision(True, True, False), loosest)
+        self._climbing_thin = self._with_errors(self._precision(True, True, True), loosest)
         self._starts = Starts(
             self._shape, pixels, pixel_size_m, self._polarisation, self._base_tables,
-            scattering.q_step_inv_angstrom, _BASE, loosest[: len(_BASE), : len(_BASE)], thorough=many,
+            scattering.q_step_inv_angstrom, _BASE, self._precision(True, True, False), thorough=many, folded=folded,
         )  # fmt: skip
 
     def _expect(self, x: Floats, tables: Floats) -> None:
@@ -184,8 +188,8 @@ class Fitter:
         prior = np.zeros(len(self._all))
         pile_up = self._pile_up(float((profile[SQUARES] - photons).sum()), pairs)
         prior[PILE_UP], tight = pile_up
-        for each in (self._precisions.swapaxes(0, -1), self._climbing, self._climbing_thin):
-            each[PILE_UP, PILE_UP] = tight
+        self._base_precisions[:, PILE_UP, PILE_UP] = tight
+        self._climbing[PILE_UP, PILE_UP] = self._climbing_thin[PILE_UP, PILE_UP] = tight
         guess = None if start is None or start.reason is not None else start.mean
         modes = self._maxima(self._starts.find(photons, pixels, pile_up, guess), prior, photons, pixels)
         if modes and self._strained(modes[0], prior, photons, pixels):
@@ -197,8 +201,8 @@ class Fitter:
         if not modes:
             return undetermined("the fit of water to the profile fails")
         most = max(float(mode.logs.max()) for mode in modes)
-        likely = [mode for mode in modes if mode.logs.max() > most - _HOPELESS]
-        settled = [self._settled(mode, prior, photons, pixels) for mode in likely]
+        likely = [mode for mode in modes if mode.logs.max() > most - _UNLIKELY]
+        settled = [each for mode in likely for each in self._settled(mode, prior, photons, pixels)]
         posterior = self._average(settled, photons, pixels)
         spread = math.sqrt(posterior.covariance[1, 1])
         if not _NARROW < spread < _HOPELESSLY_WIDE:
@@ -207,13 +211,16 @@ class Fitter:
         tails = [self._tail(side * spread, mode, posterior, prior, photons, pixels) for side in (-2, 2)]
         return replace(posterior, covariance=_widened(posterior.covariance, tails))
 
-    def _maxima(self, starts: list[Floats], prior: Floats, photons: Floats, pixels: Floats) -> list["_Mode"]:
+    def _maxima(
+        self, starts: list[tuple[float, Floats]], prior: Floats, photons: Floats, pixels: Floats
+    ) -> list["_Mode"]:
         """Where climbs from these places end, the highest first."""
+        if self._folded:
+            # They were climbed to on these bins already.
+            return [self._mode(x, log, prior, photons, pixels) for log, x in self._padded(starts)]
         modes: list[_Mode] = []
         best = -math.inf
-        for begun in starts:
-            x = np.zeros(self._unknowns)
-            x[: len(begun)] = begun
+        for _, x in self._padded(starts):
             known = np.array([mode.x[:2] for mode in modes]).reshape(-1, 2)
             log = self._climb(x, prior, self._climbing, photons, pixels, self._steps, best - _HOPELESS, known)
             best = max(best, log)
@@ -222,24 +229,32 @@ class Fitter:
                 modes.append(self._mode(x, log, prior, photons, pixels))
         return sorted(modes, key=lambda each: -each.log)
 
-    def _settled(self, mode: "_Mode", prior: Floats, photons: Floats, pixels: Floats) -> "_Mode":
-        """The maximum under the hypothesis that is likeliest there: expansions reach only so far."""
+    def _padded(self, starts: list[tuple[float, Floats]]) -> list[tuple[float, Floats]]:
+        return [(log, np.pad(x, (0, self._unknowns - len(x)))) for log, x in starts]
+
+    def _settled(self, mode: "_Mode", prior: Floats, photons: Floats, pixels: Floats) -> list["_Mode"]:
+        """Maxima under the hypotheses that are likeliest there: expansions reach only so far.
+
+        One that ends far away was not about this place; then the next likeliest is.
+        """
+        found = []
+        logs = mode.logs.copy()
         for _ in range(_SETTLING):
-            likeliest = int(mode.logs.argmax())
+            likeliest = int(logs.argmax())
             precision = self._of_climbed(likeliest)
             x = mode.x.copy()
             x[self._climbed[np.diag(precision) >= _ABSENT]] = 0.0
             log = self._climb(x, prior, precision, photons, pixels, self._steps, -math.inf, _NOWHERE)
-            if not (np.isfinite(log) and np.isfinite(x).all()):
-                break
-            mode = self._mode(x, log, prior, photons, pixels)
-            if int(mode.logs.argmax()) == likeliest:
-                break
-        return mode
+            if np.isfinite(log) and np.isfinite(x).all():
+                found.append(self._mode(x, log, prior, photons, pixels))
+                if abs(x[RATIO] - mode.x[RATIO]) < _FAR:
+                    break
+            logs[likeliest] = -np.inf
+        return found or [mode]
 
     def _of_climbed(self, hypothesis: int) -> Floats:
-        count = len(self._climbed)
-        return np.ascontiguousarray(self._precisions[hypothesis, :count, :count])
+        kind, size = divmod(hypothesis, len(self._sizes))
+        return self._with_errors(self._base_precisions[kind], float(self._sizes[size]))
 
     def _climb(
         self, x: Floats, prior: Floats, precision: Floats, photons: Floats, pixels: Floats, steps: int, hopeless: float,
@@ -259,7 +274,8 @@ class Fitter:
         expected = pixels * mode.mean
         used = expected > 0
         misfit = float(((photons - expected)[used] ** 2 / expected[used]).mean()) if used.any() else math.inf
-        return bool(0.5 * off @ self._climbing @ off > _STRAIN or misfit > _STRAINED_MISFIT)
+        most = 1.0 + _STRAINED_MISFIT * math.sqrt(2.0 / max(1, int(np.count_nonzero(used))))
+        return bool(0.5 * off @ self._climbing @ off > _STRAIN or misfit > most)
 
     def _tail(
         self, away: float, mode: "_Mode", posterior: Posterior, prior: Floats, photons: Floats, pixels: Floats
@@ -304,19 +320,21 @@ class Fitter:
         wall = np.zeros(5)
         log += model.wall(x, wall)
         score[:2] += wall[:2]
-        walled = information.copy()
-        walled[:2, :2] += [[wall[2], wall[3]], [wall[3], wall[4]]]
         off = x[free] - prior
-        count = len(self._hypotheses)
-        logs, steps, covariances = np.zeros(count), np.zeros((count, 4)), np.zeros((count, 4, 4))
-        model.weigh(information, walled, score, off, self._precisions, logs, steps, covariances)
+        shape = (len(self._base_precisions), len(self._table_errors))
+        logs, steps, covariances = np.zeros(shape), np.zeros((*shape, 4)), np.zeros((*shape, 4, 4))
+        bound = np.array([[wall[2], wall[3]], [wall[3], wall[4]]])
+        model.weigh(
+            information, bound, score, off, self._base_precisions, self._scattering.precision, self._sizes, logs, steps,
+            covariances,
+        )  # fmt: skip
         others = self._mean - x[FLAT] * self._slopes[FLAT] - x[OTHERS:] @ self._slopes[OTHERS:]
         return _Mode(
             x,
             climbed,
-            log + logs + self._log_chances,
-            x[:4] + steps,
-            covariances,
+            (log + logs + self._log_chances).reshape(-1),
+            (x[:4] + steps).reshape(-1, 4),
+            covariances.reshape(-1, 4, 4),
             self._mean.copy(),
             float(others @ pixels),
         )
@@ -345,21 +363,32 @@ class Fitter:
             float(solids[0]), float(solids[1]), math.exp(float(weights @ sizes)),
         )  # fmt: skip
 
-    def _hypothesis(self, film: bool, glass: bool, thin: bool, size: float) -> tuple[Floats, float]:
-        """The priors' precision under it, but for what a profile says of pile-up; and the log of its prior chance."""
-        sigma = np.array([_SIGMA.get(int(unknown), np.inf) for unknown in self._all])
+    def _precision(self, film: bool, glass: bool, thin: bool) -> Floats:
+        """Of the first unknowns' priors, (first, first), but for what a profile says of pile-up."""
+        sigma = np.array([_SIGMA.get(int(unknown), np.inf) for unknown in _BASE])
         sigma[[CENTER_X, CENTER_Y]] = CENTER_SIGMA_PX
         sigma[_OF_WATER] *= _THIN if thin else 1.0
         precision = np.diag(sigma**-2.0)
-        errors = slice(len(_BASE), None)
-        precision[errors, errors] = self._scattering.precision / size**2
-        log = math.log(_THIN_CHANCE if thin else 1.0 - _THIN_CHANCE)
-        log -= len(self._scattering.precision) * math.log(size) + sum(math.log(sigma[place]) for place in _LIQUID)
         for place, there in ((_BASE_FILM, film), (_BASE_GLASS, glass)):
             if not there:
                 precision[place, place] = _ABSENT
-            log += math.log(_THERE if there else 1.0 - _THERE) + 0.5 * math.log(precision[place, place])
-        return precision, log
+        return precision
+
+    def _log_chance(self, film: bool, glass: bool, thin: bool, size: float) -> float:
+        """The logarithm of a hypothesis' prior chance and of its priors' normalisation."""
+        precision = self._precision(film, glass, thin)
+        log = math.log(_THIN_CHANCE if thin else 1.0 - _THIN_CHANCE) - len(self._scattering.precision) * math.log(size)
+        log += sum(math.log(_THERE if there else 1.0 - _THERE) for there in (film, glass))
+        return log + 0.5 * sum(math.log(precision[place, place]) for place in _OF_WATER)
+
+    def _with_errors(self, first: Floats, size: float) -> Floats:
+        """The precision of what is climbed over, from that of the first unknowns."""
+        count, base = len(self._climbed), len(_BASE)
+        precision = np.zeros((count, count))
+        precision[:base, :base] = first
+        if count > base:
+            precision[base:, base:] = self._scattering.precision / size**2
+        return precision
 
 
 def _widened(covariance: Floats, tails: list[tuple[float, float]]) -> Floats:

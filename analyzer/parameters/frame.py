@@ -25,7 +25,7 @@ class FrameEstimator:
     def __init__(self, sectors: Sectors, scattering: Scattering, shape: tuple[int, int], center: tuple[float, float]):
         rings = merge(sectors, RINGS_MERGED)
         self._place, self._bins = rings.place, len(rings.pixels)
-        self._fitter = Fitter(rings.shape, rings.pixels, rings.pixel_size_m, scattering)
+        self._fitter = Fitter(rings.shape, rings.pixels, rings.pixel_size_m, scattering, folded=True)
         self._profile = np.zeros((3, self._bins))
         self._pixels = float(rings.pixels.sum())
         self._off = off_the_panel(shape, center)

@@ -293,24 +293,43 @@ def mix(
 
 @numba.njit(nogil=True, cache=True)
 def weigh(
-    information: Any, curved: Any, score: Any, off: Any, precisions: Any, logs: Any, steps: Any, covariances: Any
-) -> None:
+    information: Any, bound: Any, score: Any, off: Any, precisions: Any, errors: Any, sizes: Any, logs: Any, steps: Any,
+    covariances: Any,
+) -> None:  # fmt: skip
     """Evidence of each prior and the posterior under it, by the likelihood's expansion about a point.
 
-    ``information`` (free, free) and ``score`` there; ``curved``: the information with what bounds the unknowns;
-    ``off`` (free,): the point less the priors' middle; ``precisions`` (n, free, free). Sets ``logs`` (n,), the
-    ``steps`` to the most probable place (n, 4) and ``covariances`` (n, 4, 4) of the first four unknowns. A flat prior
-    has no normalisation; it is the same under every one. Source: Laplace's approximation.
+    ``information`` (free, free) and ``score`` there; ``bound`` (2, 2): what bounds u and v adds; ``off`` (free,): the
+    point less the priors' middle. Hypotheses are every one of the ``precisions`` (n, first, first) of the first
+    unknowns with every one of the ``sizes`` (m,) of the rest, whose precision is ``errors`` over the size squared; the
+    rest is integrated out once a size. Sets ``logs`` (n, m), the ``steps`` to the most probable place (n, m, 4) and
+    ``covariances`` (n, m, 4, 4) of the first four unknowns. A flat prior has no normalisation; it is the same under
+    every one. Source: Laplace's approximation.
     """
-    for n in range(len(precisions)):
-        prior = np.ascontiguousarray(precisions[n])
-        held = prior @ off
-        pulled = score - held
-        factor = np.linalg.cholesky(curved + prior)
+    first = precisions.shape[1]
+    across = np.ascontiguousarray(information[first:, :first])
+    for m in range(sizes.size):
+        prior = errors / sizes[m] ** 2
+        held = prior @ off[first:]
+        rest = information[first:, first:] + prior
+        factor = np.linalg.cholesky(rest)
         inverse = np.linalg.inv(factor)
-        half = inverse @ pulled
-        step = inverse.T @ half
-        logs[n] = 0.5 * (half @ half) - 0.5 * (off @ held) - np.log(np.diag(factor)).sum()
-        steps[n] = step[:4]
-        # Without the bounds, else a posterior that leans on one would look sure.
-        covariances[n] = np.linalg.inv(information + prior)[:4, :4]
+        pulled_rest = score[first:] - held
+        half_rest = inverse @ pulled_rest
+        turned = inverse @ across
+        reduced = information[:first, :first] - turned.T @ turned
+        reduced_score = score[:first] - turned.T @ half_rest
+        base = 0.5 * (half_rest @ half_rest) - 0.5 * (off[first:] @ held) - np.log(np.diag(factor)).sum()
+        for n in range(len(precisions)):
+            precision = np.ascontiguousarray(precisions[n])
+            held_first = precision @ off[:first]
+            pulled = reduced_score - held_first
+            curved = reduced + precision
+            free = np.linalg.inv(curved)
+            curved[:2, :2] += bound
+            lower = np.linalg.cholesky(curved)
+            solved = np.linalg.solve(curved, pulled)
+            logs[n, m] = base + 0.5 * (pulled @ solved) - 0.5 * (off[:first] @ held_first)
+            logs[n, m] -= np.log(np.diag(lower)).sum()
+            steps[n, m] = solved[:4]
+            # Without the bounds, else a posterior that leans on one would look sure.
+            covariances[n, m] = free[:4, :4]

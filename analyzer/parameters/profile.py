@@ -68,7 +68,7 @@ def fill_profile(sectors: Sectors, diffuse: Floats, pixels: Floats, out: npt.NDA
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rings:
-    """Rings of ``merged`` as wide: what a single frame is fitted on. ``shape`` (6, n), ``place`` as in ``Sectors``."""
+    """Wide rings: what a single frame is fitted on. ``shape`` (6, n), ``place`` as in ``Sectors``."""
 
     place: npt.NDArray[np.intp]
     shape: Floats
@@ -76,9 +76,11 @@ class Rings:
     pixels: Floats
 
 
-def merge(fine: Sectors, merged: int) -> Rings:
-    """Bins of ``merged`` rings each."""
-    place = np.arange(fine.bins) // SECTORS // merged * SECTORS + np.arange(fine.bins) % SECTORS
+def merge(fine: Sectors, merged: int, *, folded: bool = True) -> Rings:
+    """Bins of ``merged`` rings each and a sector, or, ``folded`` over the quadrants, an azimuth class."""
+    share = QUADRANTS if folded else 1
+    ring, azimuth = np.arange(fine.bins) // SECTORS // merged, np.arange(fine.bins) % SECTORS // share
+    place = ring * (SECTORS // share) + azimuth
     count = int(place[-1]) + 1
     pixels = np.bincount(place, fine.pixels, count).astype(np.float64)
     shape = np.stack([np.bincount(place, each * fine.pixels, count) for each in fine.shape]) / np.maximum(pixels, 1.0)

@@ -38,15 +38,16 @@ class Starts:
 
     ``shape`` (6, bins), ``pixels`` (bins,), ``pixel_size_m``, ``polarisation``, ``tables``, ``q_step``: see ``model``.
     ``free`` names the unknowns, all of these tables, with ``precision`` (free, free) of their priors.
-    ``thorough``: look at more places.
+    ``thorough``: look at more places. ``folded``: the bins are folded already.
     """
 
     def __init__(
         self, shape: Floats, pixels: Floats, pixel_size_m: float, polarisation: Floats, tables: Floats, q_step: float,
-        free: npt.NDArray[np.int64], precision: Floats, thorough: bool,
+        free: npt.NDArray[np.int64], precision: Floats, thorough: bool, folded: bool,
     ) -> None:  # fmt: skip
-        self._whole = _folded(pixels)
-        moments = [_folded(row * pixels) / np.maximum(self._whole, 1.0) for row in shape]
+        self._quadrants = 1 if folded else QUADRANTS
+        self._whole = self._folded(pixels)
+        moments = [self._folded(row * pixels) / np.maximum(self._whole, 1.0) for row in shape]
         self._shape = np.ascontiguousarray(moments)
         self._shape[model.RADIUS] = np.maximum(self._shape[model.RADIUS], 0.5)
         self._fixed = (self._shape, pixel_size_m, polarisation, tables, q_step)
@@ -69,15 +70,17 @@ class Starts:
 
     def find(
         self, photons: Floats, pixels: Floats, pile_up: tuple[float, float], guess: Floats | None = None
-    ) -> list[Floats]:
-        """Unknowns to begin with, the likeliest first, of a profile (bins,). ``pile_up``: middle and precision of eta.
+    ) -> list[tuple[float, Floats]]:
+        """Unknowns to begin with and their log posterior, the likeliest first, of a profile (bins,).
+
+        ``pile_up``: middle and precision of eta.
 
         ``guess`` (2,): u and v where the fit ended before.
         """
         points, parts = self._points, self._parts
         if guess is not None:
             points, parts = np.concatenate([points, guess[None]]), np.concatenate([parts, self._parts_at(guess)[None]])
-        counts, area = _folded(photons), _folded(pixels)
+        counts, area = self._folded(photons), self._folded(pixels)
         mixed, gains = self._mix(parts, counts, area)
         prior = np.zeros(len(self._free))
         prior[self._pile_up], self._precision[self._pile_up, self._pile_up] = pile_up
@@ -96,7 +99,11 @@ class Starts:
             return []
         found.sort(key=lambda each: -each[0])
         best = found[0][0]
-        return [x for log, x in found[:_FOLLOWED] if log > best - _LIKELY + _LIKELY_OF_MISFIT * best]
+        return [(log, x) for log, x in found[:_FOLLOWED] if log > best - _LIKELY + _LIKELY_OF_MISFIT * best]
+
+    def _folded(self, values: Floats) -> Floats:
+        folded: Floats = values.reshape(-1, self._quadrants).sum(1)
+        return folded
 
     def _mix(self, parts: Floats, counts: Floats, area: Floats) -> tuple[Floats, Floats]:
         """Amounts (2, points, parts) and gains (2, points): without solids, and with."""
@@ -122,11 +129,6 @@ class Starts:
         x[SCALE] = np.log(mixed[0])
         x[self._mixed[1:]] = mixed[1:] / mixed[0]
         return x
-
-
-def _folded(values: Floats) -> Floats:
-    folded: Floats = values.reshape(-1, QUADRANTS).sum(1)
-    return folded
 
 
 def _chosen(ratios: Floats, gains: Floats, tried: int) -> list[tuple[int, int]]:

@@ -55,7 +55,10 @@ log = logging.getLogger(__name__)
 
 STATUS_LINE_S = 10.0
 PARAMETERS_S = 1.0
-"""How often the run's photon energy and camera length are estimated anew."""
+"""How often the run's photon energy and camera length are estimated anew, at most."""
+
+PARAMETERS_PAUSES = 20.0
+"""Between two estimates, as many times as one takes: on a slow machine the frames come first."""
 
 _M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES = -3, 1 << 20
 DEFAULT_LISTEN = "127.0.0.1:8080"
@@ -242,8 +245,11 @@ class Session:
 
     def _watch_parameters(self) -> None:
         told: set[str] = set()
-        while not self._done.wait(PARAMETERS_S):
+        pause = PARAMETERS_S
+        while not self._done.wait(pause):
+            began = time.thread_time()
             estimate = self._look()
+            pause = max(PARAMETERS_S, PARAMETERS_PAUSES * (time.thread_time() - began))
             wrong = {} if estimate is None else {each.quantity.value: each.text for each in estimate.mismatches}
             for quantity in wrong.keys() - told:
                 log.warning("%s", wrong[quantity])

@@ -45,14 +45,14 @@ def panel() -> tuple[Geometry, npt.NDArray[np.uint16], Sectors]:
 
 
 @cache
-def rings() -> Rings:
-    """The bins a single frame is fitted on."""
-    return merge(panel()[2], RINGS_MERGED)
+def rings(merged: int = RINGS_MERGED, *, folded: bool = True) -> Rings:
+    """The bins a single frame is fitted on, folded over the quadrants or not."""
+    return merge(panel()[2], merged, folded=folded)
 
 
 @cache
 def frame_fitter() -> Fitter:
-    return Fitter(rings().shape, rings().pixels, rings().pixel_size_m, tables())
+    return Fitter(rings().shape, rings().pixels, rings().pixel_size_m, tables(), folded=True)
 
 
 def image(
@@ -72,16 +72,16 @@ def image(
     return mix(background, scales(there, around), np.zeros((rows, columns), np.float32))
 
 
-def sums(counts: npt.NDArray[Any], merged: int = RINGS_MERGED) -> Floats:
+def sums(counts: npt.NDArray[Any], merged: int = RINGS_MERGED, *, folded: bool = True) -> Floats:
     """An image by the bins of rings."""
     _, place, fine = panel()
     live = ~detector().mask
     profile = np.bincount(fine.place[place[live.reshape(-1)]], counts[live].astype(np.float64), fine.bins)
-    return by_rings(profile, merged)
+    return by_rings(profile, merged, folded=folded)
 
 
-def by_rings(profile: Floats, merged: int = RINGS_MERGED) -> Floats:
-    coarse = merge(panel()[2], merged)
+def by_rings(profile: Floats, merged: int = RINGS_MERGED, *, folded: bool = True) -> Floats:
+    coarse = rings(merged, folded=folded)
     summed: Floats = np.bincount(coarse.place, profile, len(coarse.pixels))
     return summed
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from analyzer.parameters.claims import judged, record_fields, sigmas
-from analyzer.parameters.fit import FEWEST_PHOTONS, Posterior
+from analyzer.parameters.fit import FEWEST_PHOTONS, TABLE_ERRORS, Fitter, Posterior
 from analyzer.parameters.profile import PHOTONS, PIXELS, SQUARES
 from sim_replay.detector import CONDITIONS, Condition
 from sim_replay.scatter import Q_INV_ANGSTROM, water_per_sr
@@ -16,9 +16,13 @@ from tests.analyzer.parameters.made import (
     Floats,
     expected,
     frame_fitter,
+    image,
     noisy,
     pairs_of,
+    panel,
     rings,
+    sums,
+    tables,
     truth,
     whole,
 )
@@ -68,8 +72,11 @@ def test_errors_over_sixty_frames_are_as_large_as_stated(condition: int) -> None
 
 def test_the_beam_centre_is_found() -> None:
     condition = replace(CONDITIONS[1], flux_photons=3e9)
-    counts = expected(condition, (6.0, -4.0))
-    found = fitted(whole(counts), pairs_of(counts))
+    where = panel()[2]
+    counts = sums(image(condition, (6.0, -4.0)), merged=1, folded=False)
+    pairs = float((counts**2 / np.maximum(where.pixels, 1.0)).sum())
+    fitter = Fitter(where.shape, where.pixels, where.pixel_size_m, tables(), TABLE_ERRORS)
+    found = fitter.fit(np.stack([counts, counts + pairs / where.bins, where.pixels]), pairs)
     assert np.abs((found.center_px - [6.0, -4.0]) / found.center_sigma_px).max() < 2.0
     assert found.center_sigma_px.max() < 1.5
 

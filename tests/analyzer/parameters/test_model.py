@@ -1,6 +1,7 @@
 """What is expected of the diffuse scattering: its slopes, the simulation's images, and the likelihood's curvature."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,22 @@ from analyzer.parameters.model import (
     expect,
     wall,
 )  # fmt: skip
-from sim_replay.detector import CONDITIONS
-from tests.analyzer.parameters.made import Floats, expected, image, panel, rings, sums, tables, truth
+from analyzer.parameters.profile import Rings
+from sim_replay.detector import CONDITIONS, Condition
+from tests.analyzer.parameters import made
+from tests.analyzer.parameters.made import Floats, image, panel, tables, truth
 
 UNKNOWNS = OTHERS + len(tables().tables) - model.OTHER_TABLES
 STEPS = {RATIO: 1e-5, ENERGY: 1e-5, CENTER_X: 1e-3, CENTER_Y: 1e-3}
+
+
+def rings() -> Rings:
+    """Of all sectors, for slopes by the beam's place are none where quadrants are folded."""
+    return made.rings(folded=False)
+
+
+def expected(condition: Condition, **surroundings: Any) -> Floats:
+    return made.sums(image(condition, **surroundings), folded=False)
 
 
 def seen(x: Floats, polarisation: tuple[float, float, float] = POLARISATION) -> tuple[Floats, Floats]:
@@ -98,7 +110,7 @@ def test_pile_up_of_next_to_nothing_is_that_of_nothing() -> None:
 def test_expected_counts_are_those_of_the_simulations_images(condition: int, shift: tuple[float, float]) -> None:
     """On the profile's own rings, where a ring's curvature shows least."""
     fine = panel()[2]
-    counts = sums(image(CONDITIONS[condition], shift), merged=1)
+    counts = made.sums(image(CONDITIONS[condition], shift), merged=1, folded=False)
     x = np.zeros(OTHERS + 3)
     x[:2] = truth(CONDITIONS[condition])
     x[[CENTER_X, CENTER_Y]] = shift

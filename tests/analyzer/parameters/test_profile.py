@@ -92,7 +92,7 @@ def test_the_profile_is_of_its_own_and_the_next_frame_leaves_it() -> None:
 
 def test_rings_merged_hold_the_same_pixels_at_the_same_mean_place() -> None:
     fine = made(Geometry(SHAPE, *CENTER, 75e-6)).sectors
-    coarse = merge(fine, 4)
+    coarse = merge(fine, 4, folded=False)
     assert coarse.pixels.sum() == fine.pixels.sum()
     for one, other in zip(coarse.shape[1:], fine.shape[1:], strict=True):
         assert (one * coarse.pixels).sum() == pytest.approx((other * fine.pixels).sum(), abs=1e-6)
