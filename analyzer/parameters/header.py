@@ -45,11 +45,16 @@ class Mismatch:
     text: str
 
 
-def mismatches(posterior: Posterior, metadata: SeriesMetadata) -> list[Mismatch]:
-    """What of a header the posterior of a run contradicts; nothing where either says nothing."""
+def mismatches(
+    posterior: Posterior, metadata: SeriesMetadata, center: tuple[float, float] | None = None
+) -> list[Mismatch]:
+    """What of a header the posterior of a run contradicts; nothing where either says nothing.
+
+    ``center`` (fs, ss) in pixel indices: what the posterior's shift is from, where that is not the header's own.
+    """
     if posterior.reason is not None:
         return []
-    return [*_of_angles(posterior, metadata), *_of_center(posterior, metadata)]
+    return [*_of_angles(posterior, metadata), *_of_center(posterior, metadata, center)]
 
 
 def _of_angles(posterior: Posterior, metadata: SeriesMetadata) -> list[Mismatch]:
@@ -89,10 +94,13 @@ def _of_angles(posterior: Posterior, metadata: SeriesMetadata) -> list[Mismatch]
     return [Mismatch(Quantity.RATIO, text)]
 
 
-def _of_center(posterior: Posterior, metadata: SeriesMetadata) -> list[Mismatch]:
+def _of_center(posterior: Posterior, metadata: SeriesMetadata, center: tuple[float, float] | None) -> list[Mismatch]:
     if metadata.beam_center_x_px is None or metadata.beam_center_y_px is None:
         return []
     x, y = posterior.center_px
+    if center is not None:
+        # Headers count from the edge of the first pixel, indices from its middle.
+        x, y = x + center[0] + 0.5 - metadata.beam_center_x_px, y + center[1] + 0.5 - metadata.beam_center_y_px
     sigma = np.hypot(posterior.center_sigma_px, CENTER_FLOOR_PX)
     if math.hypot(x, y) < LEAST_CENTER_SHIFT_PX or math.hypot(x / sigma[0], y / sigma[1]) < _CENTER_SURE:
         return []

@@ -7,7 +7,7 @@ f stray light that is the same everywhere. The dipole's polarisation is P = 1 - 
 pixel of a plane. A pixel that counts once a pulse sees (1 - exp(-eta D))/eta, with 1/eta pulses a frame.
 
 Unknown are u = ln(L/E), v = ln E, the beam centre's error in pixels, ln s, eta, f, t and the rho. L/E comes first
-because the data fix it 10 to 100 times better than either.
+because the data fix it better than either.
 """
 
 from typing import Any

@@ -110,7 +110,7 @@ class RunEstimator:
             if frames < self._looked[1]:
                 self._begin()
             self._looked = (sums.sectors, frames)
-            self.latest = self._compared(self._best(fitter, sums))
+            self.latest = self._compared(self._best(fitter, sums), sums.center)
             return self.latest
 
     def _forget(self) -> None:
@@ -166,11 +166,11 @@ class RunEstimator:
             self._starts[window] = posterior
         return RunEstimate(posterior, chosen.frames, source, window)
 
-    def _compared(self, estimate: RunEstimate) -> RunEstimate:
+    def _compared(self, estimate: RunEstimate, center: tuple[float, float]) -> RunEstimate:
         header = self._header()
         found: tuple[Mismatch, ...] = ()
         if header is not None and estimate.frames >= FEWEST_FRAMES_TO_COMPARE:
-            found = tuple(mismatches(estimate.posterior, header))
+            found = tuple(mismatches(estimate.posterior, header, center))
         for quantity in Quantity:
             there = next((each for each in found if each.quantity == quantity), None)
             self._seen[quantity] = max(0, min(LOOKS, self._seen[quantity] + (1 if there else -1)))

@@ -23,12 +23,12 @@ _SIMPLE = 3
 _APART = 0.1
 """In ln(L/E), between points that are tried."""
 
-_TRIED, _MORE_TRIED = 4, 8
-_STEPS = 14
+_TRIED, _MORE_TRIED = 3, 8
+_STEPS = 12
 _LIKELY, _LIKELY_OF_MISFIT = 8.0, 0.2
 """How much less likely than the best a maximum may be that is followed: nats, and of what the best one misses."""
 
-_FOLLOWED = 3
+_FOLLOWED = 2
 
 Floats = npt.NDArray[np.float64]
 

@@ -80,6 +80,14 @@ def test_a_beam_that_is_off_is_named_with_its_place() -> None:
     assert "(1038.0, 1078.0)" in found.text
 
 
+def test_a_geometry_file_may_have_another_center_than_the_header() -> None:
+    right = (1037.5, 1077.5)
+    (found,) = mismatches(posterior(1e-3, 0.1), header(), right)
+    assert "(1034.0, 1081.0)" in found.text
+    assert "(1038.0, 1078.0)" in found.text
+    assert mismatches(posterior(1e-3, 0.1, (-4.0, 3.0)), header(), right) == []
+
+
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (1.2, 1.2)])
 def test_a_beam_within_two_pixels_is_not(shift: tuple[float, float]) -> None:
     assert mismatches(posterior(1e-3, 0.1, shift), header()) == []
