@@ -487,6 +487,9 @@ class EvaluateParametersSettings(_Settings):
         "stray, empty; commas, or all or none",
     )  # fmt: skip
     repeats: int = Field(200, ge=2, le=100_000, description="draws of a cell; a scenario has a fifth of it")
+    alarm_frames: int = Field(
+        0, ge=0, le=1_000_000_000, description="look for false alarms of the header's check in so many frames, too"
+    )
     seed: int = Field(0, ge=0, lt=1 << 63, description="same seed, same draws")
     report: Path | None = Field(None, description="folder for report.html, report.md and plots, which are replaced")
 

@@ -81,6 +81,9 @@ _FAR = 0.05
 
 _HOPELESS, _UNLIKELY = 15.0, 8.0
 
+_FLOOR = np.diag([1.5e-4, 4e-4]) ** 2
+"""Of the covariance of u and v, of sums: bins and tables are only so fine."""
+
 _NARROW, _HOPELESSLY_WIDE = 0.05, 0.3
 """Standard deviations of ln E between which the posterior's tails are looked at: narrower ones are normal."""
 
@@ -348,6 +351,8 @@ class Fitter:
         apart = places - where
         covariances = np.concatenate([mode.covariances for mode in modes])
         covariance = np.einsum("k,kij->ij", weights, covariances) + np.einsum("k,ki,kj->ij", weights, apart, apart)
+        if not self._folded:
+            covariance[:2, :2] += _FLOOR
         best = modes[int(weights.argmax()) // len(self._hypotheses)]
         expected = pixels * best.mean
         used = expected > 0

@@ -16,6 +16,7 @@ from cxls.settings import BadSettings, EvaluateParametersSettings, Resolved
 from sim_replay.detector import MAX_FLUX_PHOTONS, eiger2_4m
 from streamer.files import BadInput
 from training.dataset.paper import parse_datasets
+from training.evaluation.parameter_alarms import alarm_table, study_alarms
 from training.evaluation.parameter_pair import study_pair
 from training.evaluation.parameter_report import as_evaluation, draw_errors
 from training.evaluation.parameter_scenarios import SCENARIOS
@@ -38,7 +39,15 @@ def run(resolved: Resolved[EvaluateParametersSettings], json_path: Path | None) 
     with interruptible_progress("fitting", "profiles") as after_fit:
         pair = study_pair(detector, bundle.scattering)
         study = Studying(plan, bundle, detector).run(after_fit)
+    alarms = None
+    if settings.alarm_frames:
+        with interruptible_progress("looking", "headers") as after_look:
+            alarms = study_alarms(
+                detector, bundle.scattering, plan.conditions, settings.alarm_frames, plan.seed, after_look
+            )
     made = as_evaluation(study, bundle.label, pair, time.monotonic() - begun)
+    if alarms is not None:
+        made.tables.append(alarm_table(alarms))
     print_evaluation(made)
     write_evaluation(made, settings.report, json_path, lambda folder: draw_errors(study, folder))
 
