@@ -65,7 +65,7 @@ _ABSENT = 1e10
 """Precision of what is not there."""
 
 _FRAME_STEPS, _SUM_STEPS, _TAIL_STEPS = 40, 300, 6
-_SETTLING = 2
+_SETTLING = 3
 _NOWHERE = np.zeros((0, 2))
 FEWEST_PHOTONS = 300.0
 
