@@ -21,6 +21,8 @@ def read_known_cell(cell: str | None, space_group: str | None) -> KnownCell | No
             raise BadSettings("--space-group: of no cell; give --cell 'A B C ALPHA BETA GAMMA' too")
         return None
     numbers = _cell(cell)
+    if not all(0.0 < angle < 180.0 for angle in numbers[3:]):
+        raise BadSettings(f"--cell {cell!r}: angles must be above 0 and below 180 degrees")
     try:
         make_lattice(numbers)
     except ValueError as error:
