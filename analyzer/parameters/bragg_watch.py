@@ -17,8 +17,8 @@ from analyzer.parameters.profile import Sectors
 log = logging.getLogger(__name__)
 
 FEWEST_HITS = 20
-GROWTH = 1.2
-"""So many times the hits of the last estimate make another one worth its time."""
+GROWTH = 0.2
+"""New hits, as a share of those kept at the last estimate, that make another one worth its time."""
 
 LEAST_PAUSE_S = 20.0
 BUSY = 0.1
@@ -72,7 +72,7 @@ class BraggWatch:
         self._lock = threading.Lock()
         self._found: tuple[BraggSpots, BraggEstimate] | None = None
         self._good: tuple[BraggSpots, BraggEstimate] | None = None
-        self._tried: tuple[BraggSpots | None, int] = None, 0
+        self._again_at: tuple[BraggSpots | None, float] = None, 0.0
         self._next_s = -math.inf
 
     @property
@@ -107,11 +107,11 @@ class BraggWatch:
         return self.latest
 
     def _grown(self, spots: BraggSpots) -> bool:
-        tried, added = self._tried
-        return spots.added >= max(FEWEST_HITS, GROWTH * added if tried is spots else 0.0)
+        tried, enough = self._again_at
+        return spots.added >= (max(FEWEST_HITS, enough) if tried is spots else FEWEST_HITS)
 
     def _estimate(self, spots: BraggSpots) -> None:
-        self._tried = spots, spots.added
+        self._again_at = spots, spots.added + GROWTH * len(spots)
         cell = self._cell
         try:
             estimate = estimate_bragg(spots, cell.cell, cell.space_group, self._prior(spots), cell.uncertainty)

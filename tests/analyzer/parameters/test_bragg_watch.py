@@ -127,6 +127,17 @@ def test_an_estimate_waits_for_enough_hits_more_hits_and_its_time() -> None:
     np.testing.assert_allclose(second.center_shift_px, CENTER, atol=0.3)
 
 
+def test_after_a_long_run_a_fifth_of_the_hits_kept_is_enough() -> None:
+    watched = Watched(says=water())
+    watched.spots = BraggSpots(PIXEL_SIZE_M, frames=FEWEST_HITS)
+    for _ in range(10):
+        watched.add(MADE[:FEWEST_HITS])
+    first = watched.watch.look(0.0)
+    watched.add(MADE[: FEWEST_HITS // 5])
+    assert first is not None
+    assert watched.watch.look(1e6) is not first
+
+
 def test_spots_that_begin_anew_leave_no_estimate_behind() -> None:
     watched = Watched(says=water())
     watched.add(MADE[:25])
