@@ -367,7 +367,14 @@ class Front:
             for sink in self.sinks:
                 sink.write(results)
             outcome.stage_seconds["publish"] = time.perf_counter() - began
-            self.running.add(results, outcome.profiles, outcome.stage_seconds, outcome.comparisons, outcome.diffuse)
+            self.running.add(
+                results,
+                outcome.profiles,
+                outcome.stage_seconds,
+                outcome.comparisons,
+                outcome.diffuse,
+                outcome.peaks,
+            )
             self.products.add(results, outcome.peaks, outcome.profiles)
             for seen in outcome.peaks:
                 if unfit := seen.plan.geometry.unfit:

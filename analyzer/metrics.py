@@ -27,6 +27,7 @@ from analyzer.drift import score_drift, score_histogram
 from analyzer.front import Front
 from analyzer.intervals import wilson
 from analyzer.parameters.header import Quantity
+from analyzer.parameters.running import BRAGG
 from analyzer.prior import FEWEST_FRAMES, hit_fraction
 from analyzer.results import Decision
 from analyzer.running import STAGE_BUCKETS_S, WINDOWS, Histogram
@@ -206,6 +207,14 @@ class _RunCollector(Collector):
         for quantity in Quantity:
             wrong.add_metric([str(quantity)], float(quantity in found))
         yield wrong
+        source = GaugeMetricFamily(
+            "cxls_parameter_source", "1 for what the running photon energy and camera length are from",
+            labels=["source"],
+        )  # fmt: skip
+        from_bragg = fields["source"] == BRAGG
+        source.add_metric(["water"], float(not from_bragg))
+        source.add_metric([BRAGG], float(from_bragg))
+        yield source
         yield GaugeMetricFamily(
             "cxls_parameter_frames",
             "Frames that the running photon energy and camera length are of",

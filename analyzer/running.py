@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from analyzer.frame_peaks import FramePeaks
 from analyzer.geometry import AZIMUTH_CLASSES
 from analyzer.networks import PROFILE_BINS
+from analyzer.parameters.bragg_spots import BraggSpots
+from analyzer.parameters.bragg_watch import HitSpots
 from analyzer.parameters.frame import MOST_SATURATED
 from analyzer.parameters.sums import RunningSums, Sums
 from analyzer.peak_finder import Comparison, Disagreement
-from analyzer.reduction import FrameProfile
+from analyzer.reduction import FramePlan, FrameProfile
 from analyzer.results import Decision, FrameResult, Status
 from streamer.messages import SeriesMetadata
 from streamer.series import Series
@@ -89,7 +92,8 @@ class Histogram:
 
 @dataclass(slots=True)
 class Running:
-    """Running products of a run. ``disagreement``: of a shadow finder, ``None`` without one."""
+    """Running products of a run. ``disagreement``: of a shadow finder, ``None`` without one; ``spots``: of hits,
+    ``None`` where the crystals' cell is not known."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     hits: ImageWindow = field(default_factory=lambda: ImageWindow(max(WINDOWS)))
@@ -100,6 +104,7 @@ class Running:
     profile: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, PROFILE_BINS * AZIMUTH_CLASSES)))
     profile_frames: float = 0.0
     sums: RunningSums = field(default_factory=RunningSums)
+    spots: HitSpots | None = None
     metadata: SeriesMetadata | None = None
     series_id: int | None = None
     series_began: int = 0
@@ -155,6 +160,8 @@ class Running:
             self.profile[:] = 0.0
             self.profile_frames = 0.0
             self.sums.reset()
+            if self.spots is not None:
+                self.spots.reset()
             self.relative_flux = self.last_hit = self.last = None
             self.history = []
             if self.disagreement is not None:
@@ -180,8 +187,9 @@ class Running:
         stage_seconds: dict[str, float],
         comparisons: Sequence[Comparison | None] = (),
         diffuse: Sequence[FrameProfile] = (),
+        peaks: Sequence[FramePeaks] = (),
     ) -> None:
-        """Take in the results of a batch; ``profiles`` and ``diffuse`` are those of its good ones, in their order."""
+        """Take in a batch; ``profiles``, ``diffuse`` and ``peaks`` are those of its good results, in their order."""
         good = [result for result in results if result.status == Status.OK]
         with self.lock:
             for result in good:
@@ -201,6 +209,8 @@ class Running:
                 self.profile_frames = self.profile_frames * kept + len(profiles)
             for result, seen in zip(good, diffuse, strict=False):
                 self._add_diffuse(result, seen)
+            for result, spots in zip(good, peaks, strict=False):
+                self._add_spots(result, spots)
             if self.disagreement is not None:
                 for comparison in comparisons:
                     self.disagreement.add(comparison)
@@ -208,13 +218,25 @@ class Running:
     def _add_diffuse(self, result: FrameResult, seen: FrameProfile) -> None:
         if result.decision == Decision.NO_BEAM:
             return
-        if result.ordinal < self._ordinal and seen.plan.sectors is not self.sums.sectors:
-            # A late frame of a series with another header.
+        if self._of_another_header(result, seen.plan):
             return
         geometry = seen.plan.geometry
         center = (geometry.beam_center_fs, geometry.beam_center_ss)
         saturated = (result.saturated_pixels or 0) > MOST_SATURATED * seen.plan.sectors.pixels.sum()
         self.sums.add(seen.plan.sectors, geometry.shape, center, seen.profile, seen.pairs, bool(result.hit), saturated)
+
+    def _add_spots(self, result: FrameResult, seen: FramePeaks) -> None:
+        if self.spots is not None and result.hit and not self._of_another_header(result, seen.plan):
+            self.spots.add(seen)
+
+    def _of_another_header(self, result: FrameResult, plan: FramePlan) -> bool:
+        """Whether a frame is a late one of a series with another header."""
+        return result.ordinal < self._ordinal and plan.sectors is not self.sums.sectors
+
+    def hit_spots(self) -> BraggSpots | None:
+        """Those kept of this geometry's hits, another object when they begin anew."""
+        with self.lock:
+            return None if self.spots is None else self.spots.kept
 
     def diffuse_sums(self) -> Sums | None:
         """A copy of the sums of the frames' diffuse scattering."""

@@ -199,6 +199,7 @@ class ReplaySettings(_Settings):
 
 
 _INDEXING = "Indexing and others that listen"
+_CELL = "Known crystal"
 _PEAKS = "Peak finder (pf8: as CrystFEL's options of these names)"
 
 
@@ -244,6 +245,13 @@ class AnalyzeSettings(_Settings):
     pf8_max_res: float | None = _in(
         _PEAKS, None, "largest distance of a peak from the beam, pixels (default: the corners')", gt=0
     )
+    cell: str | None = _in(
+        _CELL,
+        None,
+        "unit cell, edges in angstrom and angles in degrees, such as '67.3 67.3 106.6 90 90 90', or a CrystFEL .cell "
+        "or PDB file: Bragg spots then tell photon energy and camera length too",
+    )
+    space_group: str | None = _in(_CELL, None, "space group of --cell, such as 'P 43 21 2'")
     threshold: float | None = Field(
         None, ge=0, le=1, description="hit probability that makes a hit (default: the calibration's or the bundle's)"
     )

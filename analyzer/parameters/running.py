@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from analyzer.parameters.bragg import BraggEstimate
+from analyzer.parameters.choice import Choice, choose
 from analyzer.parameters.claims import judged, record_fields
 from analyzer.parameters.fit import TABLE_ERRORS, Fitter, Posterior, undetermined
 from analyzer.parameters.frame import off_the_panel
@@ -19,6 +21,9 @@ LOOKS = 3
 """The header is contradicted after so many looks that say so, and no more after as many that do not."""
 
 FEWEST_FRAMES_TO_COMPARE = 10
+BRAGG = "bragg"
+"""Source of an estimate: Bragg spots of a known cell."""
+
 _SAME_SIGMA = 3.0
 _OVERDISPERSED = 1.3
 _MISSES_ENOUGH = 0.5
@@ -27,9 +32,9 @@ _ALL_SATURATED = 0.5
 
 @dataclass(frozen=True, slots=True)
 class RunEstimate:
-    """What a run shows. ``fields``: as in a record; ``frames`` it is of; ``source`` which: ``misses`` or ``all``,
-    ``window`` how many: ``run`` or ``latest``; ``found`` mismatches with the header, and ``mismatches``, those
-    that one look does not decide (``LOOKS``)."""
+    """What a run shows. ``fields``: as in a record; ``frames`` it is of; ``source`` which: ``misses`` or ``all`` of the
+    water, or ``bragg``; ``window`` how many: ``run`` or ``latest``; ``found`` mismatches with the header, and
+    ``mismatches``, those that one look does not decide (``LOOKS``); ``choice`` what Bragg spots say, if asked for."""
 
     posterior: Posterior
     frames: float
@@ -37,6 +42,12 @@ class RunEstimate:
     window: str
     found: tuple[Mismatch, ...] = ()
     mismatches: tuple[Mismatch, ...] = ()
+    choice: Choice | None = None
+
+    @property
+    def disagreement(self) -> str | None:
+        """A sentence where Bragg spots contradict the water."""
+        return None if self.choice is None else self.choice.disagreement
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -56,6 +67,10 @@ class RunEstimate:
             parts.append(f"camera length over photon energy {ratio * 1e6:.3f} ± {sigma * 1e6:.3f} mm/keV")
         if fields["estimate_reason"]:
             parts.append(f"not determined: {fields['estimate_reason']}")
+        if self.source == BRAGG:
+            parts.append(f"from {self.frames:.0f} hits of the known cell")
+        if self.disagreement is not None:
+            parts.append(self.disagreement)
         return "; ".join([*parts, *(f"HEADER WRONG? {each.text}" for each in self.found)])
 
     @property
@@ -71,6 +86,7 @@ class RunEstimate:
             "beam_center_sigma_px": [round(float(v), 3) for v in posterior.center_sigma_px] if known else None,
             "water_share": round(posterior.water_share, 4) if known else None,
             "mismatches": [{"quantity": each.quantity, "text": each.text} for each in self.mismatches],
+            **({} if self.choice is None else {"bragg": self.choice.facts}),
         }
 
 
@@ -78,6 +94,7 @@ class RunEstimator:
     """Keeps the estimate of a run up to date: ``look`` now and then. ``latest`` may be read from any thread.
 
     ``sums``, ``header`` and ``scattering`` give what there is at the time; without tables nothing is estimated.
+    ``bragg`` gives the latest estimate from Bragg spots, which is published where it is the better one (``choice``).
     """
 
     def __init__(
@@ -85,16 +102,24 @@ class RunEstimator:
         sums: Callable[[], Sums | None],
         header: Callable[[], SeriesMetadata | None],
         scattering: Callable[[], Scattering | None],
+        bragg: Callable[[], BraggEstimate | None] = lambda: None,
     ) -> None:
-        self._sums, self._header, self._scattering = sums, header, scattering
+        self._sums, self._header, self._scattering, self._bragg = sums, header, scattering, bragg
         self._lock = threading.Lock()
         self._fitter: Fitter | None = None
         self._made_for: tuple[object, object] = (None, None)
         self._looked: tuple[object, float] = (None, 0.0)
+        self._water: RunEstimate | None = None
+        self._chosen_from: tuple[RunEstimate | None, BraggEstimate | None] = (None, None)
         self._seen: Counter[Quantity] = Counter()
         self._alarms: dict[Quantity, Mismatch] = {}
         self._starts: dict[str, Posterior] = {}
         self.latest: RunEstimate | None = None
+
+    @property
+    def water(self) -> Posterior | None:
+        """What the diffuse scattering alone says."""
+        return None if self._water is None else self._water.posterior
 
     def look(self) -> RunEstimate | None:
         """Estimate anew if there is anything new; about 0.1 s."""
@@ -104,17 +129,21 @@ class RunEstimator:
                 self._forget()
                 return None
             frames = sum(each.frames for each in sums.run)
-            if self._looked == (sums.sectors, frames) and self._made_for[1] is tables:
-                return self.latest
-            fitter = self._fitter_for(sums, tables)
-            if frames < self._looked[1]:
-                self._begin()
-            self._looked = (sums.sectors, frames)
-            self.latest = self._compared(self._best(fitter, sums), sums.center)
+            bragg = self._bragg()
+            if self._water is None or self._looked != (sums.sectors, frames) or self._made_for[1] is not tables:
+                fitter = self._fitter_for(sums, tables)
+                if frames < self._looked[1]:
+                    self._begin()
+                self._looked = (sums.sectors, frames)
+                self._water = self._best(fitter, sums)
+            if self._chosen_from[0] is not self._water or self._chosen_from[1] is not bragg:
+                self._chosen_from = self._water, bragg
+                self.latest = self._compared(_chosen(self._water, bragg), sums.center)
             return self.latest
 
     def _forget(self) -> None:
-        self.latest = None
+        self.latest = self._water = None
+        self._chosen_from = (None, None)
         self._begin()
         self._looked = (None, 0.0)
 
@@ -169,7 +198,7 @@ class RunEstimator:
     def _compared(self, estimate: RunEstimate, center: tuple[float, float]) -> RunEstimate:
         header = self._header()
         found: tuple[Mismatch, ...] = ()
-        if header is not None and estimate.frames >= FEWEST_FRAMES_TO_COMPARE:
+        if header is not None and (estimate.source == BRAGG or estimate.frames >= FEWEST_FRAMES_TO_COMPARE):
             found = tuple(mismatches(estimate.posterior, header, center))
         for quantity in Quantity:
             there = next((each for each in found if each.quantity == quantity), None)
@@ -179,6 +208,15 @@ class RunEstimator:
             elif there is not None and (self._seen[quantity] == LOOKS or quantity in self._alarms):
                 self._alarms[quantity] = there
         return replace(estimate, found=found, mismatches=tuple(self._alarms.values()))
+
+
+def _chosen(water: RunEstimate, bragg: BraggEstimate | None) -> RunEstimate:
+    if bragg is None:
+        return water
+    choice = choose(water.posterior, bragg)
+    if not choice.used:
+        return replace(water, choice=choice)
+    return RunEstimate(choice.posterior, bragg.frames, BRAGG, "run", choice=choice)
 
 
 def _agree(one: Posterior, other: Posterior) -> bool:

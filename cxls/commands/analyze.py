@@ -30,6 +30,7 @@ from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import make_registry
+from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
 from analyzer.parameters.running import RunEstimate, RunEstimator
 from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind, Peakfinder8Finder
 from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
@@ -43,6 +44,7 @@ from analyzer.web.products import ProductEndpoints
 from analyzer.web.server import View, WebServer, bind
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.indexing import open_broadcast, open_indexing
+from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
 from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
 from cxls.token_file import read_token
@@ -115,6 +117,7 @@ class Session:
         # What can be refused is looked at before anything is written or slow.
         self._files = None if where.live else FileSource(sources)
         cascade = _cascade_settings(settings)
+        cell = read_known_cell(settings.cell, settings.space_group)
         if self._files is not None:
             check_geometry(cascade.geometry, self._files.first)
         if where.live:
@@ -176,7 +179,12 @@ class Session:
             self.front.running.diffuse_sums,
             lambda: self.front.running.metadata,
             lambda: self.control.judge.bundle.scattering,
+            lambda: None if self.bragg is None else self.bragg.latest,
         )
+        self.bragg: BraggWatch | None = None
+        if cell is not None:
+            self.front.running.spots = HitSpots()
+            self.bragg = BraggWatch(cell, self.front.running.hit_spots, lambda: self.parameters.water)
         self._endpoints = ControlEndpoints(self.control, token)
         self._product_files = (
             ProductFiles(settings.products, self.front.products, settings.overwrite) if settings.products else None
@@ -229,10 +237,14 @@ class Session:
         talker.start()
         watcher = threading.Thread(target=self._watch_parameters, name="parameters", daemon=True)
         watcher.start()
+        if self.bragg is not None:
+            # Not waited for: an estimate in hand at the end may take its seconds.
+            threading.Thread(target=self.bragg.watch, args=(self._done,), name="bragg", daemon=True).start()
         if self.web is not None:
             self.web.ready = True
         try:
             self.front.run(self.stop)
+            self._finish_bragg()
         finally:
             self._done.set()
             talker.join()
@@ -245,7 +257,7 @@ class Session:
 
     def _watch_parameters(self) -> None:
         told: set[str] = set()
-        pause = PARAMETERS_S
+        contradicted, pause = False, PARAMETERS_S
         while not self._done.wait(pause):
             began = time.thread_time()
             estimate = self._look()
@@ -254,6 +266,26 @@ class Session:
             for quantity in wrong.keys() - told:
                 log.warning("%s", wrong[quantity])
             told = set(wrong)
+            disagreement = None if estimate is None else estimate.disagreement
+            if disagreement is not None and not contradicted:
+                log.warning("%s", disagreement)
+            contradicted = disagreement is not None
+
+    def _finish_bragg(self) -> None:
+        """Files may be over before the watch had its turn: the run's last word has the spots all the same."""
+        if self.bragg is None or self.stop.is_set():
+            return
+        # In a thread, so that a signal does not wait for it.
+        last = threading.Thread(target=self.bragg.finish, name="last bragg", daemon=True)
+        last.start()
+        while last.is_alive() and not self.stop.is_set():
+            last.join(0.1)
+        found = self.bragg.latest
+        estimate = self._look()
+        if found is not None and found.reason is not None:
+            log.info("nothing from the Bragg spots of the known cell: %s", found.reason)
+        if estimate is not None:
+            log.info("run: %s", estimate.text)
 
     def _look(self) -> RunEstimate | None:
         try:

@@ -1,5 +1,6 @@
 """The estimate of a run: from which sums, how it follows them, and when it contradicts the header."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.diffuse import places
 from analyzer.geometry import bin_map, series_geometry
+from analyzer.parameters.bragg import BraggEstimate
 from analyzer.parameters.header import Quantity
 from analyzer.parameters.profile import Sectors, sectors
 from analyzer.parameters.running import LOOKS, RunEstimate, RunEstimator
@@ -62,7 +64,8 @@ class Run:
     def __init__(self, header: SeriesMetadata | None) -> None:
         self.sums, self.rng = RunningSums(), np.random.default_rng(4)
         self.header, self.tables = header, tables()
-        self.estimator = RunEstimator(self.sums.copy, lambda: self.header, lambda: self.tables)
+        self.bragg: BraggEstimate | None = None
+        self.estimator = RunEstimator(self.sums.copy, lambda: self.header, lambda: self.tables, lambda: self.bragg)
 
     def add(self, expected: Floats, frames: int, hit: bool = False, saturated: bool = False) -> RunEstimate | None:
         """So many frames' worth at once, and a look."""
@@ -210,3 +213,70 @@ def test_where_there_is_no_water_nothing_is_determined(what: Callable[[Run], Run
     assert "photon_energy_eV" not in found.fields
     assert found.facts["beam_center_shift_px"] is None
     assert "not determined" in found.text
+
+
+def spots(energy_off: float = 0.0, sigma: float = 5e-4, reason: str | None = None) -> BraggEstimate:
+    """What 30 hits say, off the truth by a share of the photon energy."""
+    log_energy = math.log(ENERGY_EV * (1.0 + energy_off))
+    log_ratio = math.log(LENGTH_M) - log_energy
+    return BraggEstimate(
+        log_ratio, log_energy, np.eye(2) * sigma**2, (0.5, -0.5), (0.1, 0.1), 900, 30, "indexed", reason, 0.9
+    )
+
+
+def test_bragg_spots_that_agree_and_know_better_are_published_without_a_new_frame() -> None:
+    run = Run(header())
+    first = run.add(water(), 200)
+    run.bragg = spots()
+    found = run.estimator.look()
+    assert first is not None
+    assert found is not None
+    assert (found.source, found.frames) == ("bragg", 30)
+    assert found.fields["photon_energy_sigma_eV"] < first.fields["photon_energy_sigma_eV"]
+    assert "from 30 hits of the known cell" in found.text
+    assert found.facts["bragg"]["used"] is True
+    assert found.facts["source"] == "bragg"
+    assert run.estimator.water is first.posterior
+    assert run.estimator.look() is found
+
+
+def test_bragg_spots_that_contradict_the_water_are_not_published_but_told() -> None:
+    run = Run(header())
+    run.bragg = spots(energy_off=0.1)
+    found = run.add(water(), 200)
+    assert found is not None
+    assert found.source == "misses"
+    assert found.fields["photon_energy_eV"] == pytest.approx(ENERGY_EV, rel=0.03)
+    assert "the water's is kept" in (found.disagreement or "")
+    assert "the water's is kept" in found.text
+    assert found.facts["bragg"]["disagreement"] == found.disagreement
+
+
+@pytest.mark.parametrize("bragg", [spots(sigma=0.2), spots(reason="no spots yet")])
+def test_bragg_spots_that_know_less_or_nothing_leave_the_water_as_it_is(bragg: BraggEstimate) -> None:
+    run = Run(header())
+    run.bragg = bragg
+    found = run.add(water(), 200)
+    assert found is not None
+    assert found.source == "misses"
+    assert found.disagreement is None
+    assert found.facts["bragg"]["used"] is False
+
+
+def test_a_header_is_held_against_what_the_bragg_spots_say() -> None:
+    run = Run(header(photon_energy_eV=ENERGY_EV * 1.02))
+    run.bragg = spots()
+    for _ in range(LOOKS):
+        found = run.add(water(), 20)
+    assert found is not None
+    assert found.source == "bragg"
+    assert Quantity.PHOTON_ENERGY in [each.quantity for each in found.mismatches]
+
+
+def test_where_there_is_no_water_bragg_spots_are_published() -> None:
+    run = Run(header())
+    run.bragg = spots()
+    found = run.add(water() * 0.0, 20)
+    assert found is not None
+    assert found.source == "bragg"
+    assert found.fields["photon_energy_eV"] == pytest.approx(ENERGY_EV)
