@@ -111,9 +111,9 @@ class Information:
 
 def prior_precision(free: tuple[int, ...], pairs: float = 0.0) -> Floats:
     """What the fit knows beforehand of the unknowns ``free``, (free, free); ``pairs``: as in the fit."""
-    sigma = {unknown: fit._SIGMA.get(unknown, math.inf) for unknown in free}
+    sigma = {unknown: fit.PRIOR_SIGMA.get(unknown, math.inf) for unknown in free}
     sigma |= {model.CENTER_X: fit.CENTER_SIGMA_PX, model.CENTER_Y: fit.CENTER_SIGMA_PX}
-    sigma[model.PILE_UP] = fit._PILE_UP_UNKNOWN
+    sigma[model.PILE_UP] = fit.PILE_UP_UNKNOWN
     if pairs > 10.0:
-        sigma[model.PILE_UP] = min(math.hypot(fit._PILE_UP_SURE, 1.0 / math.sqrt(pairs)), fit._PILE_UP_UNKNOWN)
+        sigma[model.PILE_UP] = min(math.hypot(fit.PILE_UP_SURE, 1.0 / math.sqrt(pairs)), fit.PILE_UP_UNKNOWN)
     return np.diag([sigma[unknown] ** -2.0 for unknown in free])

@@ -41,11 +41,12 @@ CENTER_SIGMA_PX = 6.0
 POLARISATION = (1.0, 0.0, 0.0)
 """Linear along the first axis (fast scan): (pxx, pxy, pyy)."""
 
-_SIGMA = {AIR: 2.0, FILM: 0.7, GLASS: 0.7, FLAT: 0.3, WARMER: 1.2}
+PRIOR_SIGMA = {AIR: 2.0, FILM: 0.7, GLASS: 0.7, FLAT: 0.3, WARMER: 1.2}
 """Of the priors: 2 cm of air, 18 um of film, 7 um of glass a 100 um of water; stray light; 12 K."""
 
-_PILE_UP_UNKNOWN = 0.5
-_PILE_UP_SURE = 0.02
+PILE_UP_UNKNOWN, PILE_UP_SURE = 0.5, 0.02
+"""Of eta's prior, where there are no pairs of counts to tell, and at best where there are."""
+
 _THERE = 0.2
 """Prior probability that there is a film, and that there is a glass wall."""
 
@@ -66,10 +67,14 @@ _ABSENT = 1e10
 
 _FRAME_STEPS, _SUM_STEPS, _TAIL_STEPS = 40, 300, 6
 _SETTLING = 3
+"""Hypotheses that a maximum is fitted anew under, until one holds."""
+
 _NOWHERE = np.zeros((0, 2))
 FEWEST_PHOTONS = 300.0
+"""Of a profile that is fitted at all."""
 
 Floats = npt.NDArray[np.float64]
+# The first of these are the first places of the unknowns, so that such a place is one among these, too.
 _BASE = np.array([RATIO, ENERGY, CENTER_X, CENTER_Y, SCALE, PILE_UP, FLAT, WARMER, AIR, FILM, GLASS])
 _BASE_FILM, _BASE_GLASS = len(_BASE) - 2, len(_BASE) - 1
 _LIQUID = [int(np.flatnonzero(each == _BASE)[0]) for each in (FLAT, AIR)]
@@ -80,6 +85,7 @@ _FAR = 0.05
 """In ln(L/E): a climb that ends farther away has found another maximum."""
 
 _HOPELESS, _UNLIKELY = 15.0, 8.0
+"""Nats below the best, at which a climb is given up, and from which a maximum does not count."""
 
 _FLOOR = np.diag([1.5e-4, 4e-4]) ** 2
 """Of the covariance of u and v, of sums: bins and tables are only so fine."""
@@ -88,6 +94,7 @@ _NARROW, _HOPELESSLY_WIDE = 0.05, 0.3
 """Standard deviations of ln E between which the posterior's tails are looked at: narrower ones are normal."""
 
 _MOST_WIDENED = 10.0
+"""Times, that a tail makes a posterior wider."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -310,8 +317,8 @@ class Fitter:
     def _pile_up(self, pairs: float, expected_pairs: float) -> tuple[float, float]:
         """What the pairs of counts in one pixel say of eta: the middle and the precision of its prior."""
         if expected_pairs <= 10.0:
-            return 0.0, _PILE_UP_UNKNOWN**-2.0
-        sigma = min(math.hypot(_PILE_UP_SURE, 1.0 / math.sqrt(expected_pairs)), _PILE_UP_UNKNOWN)
+            return 0.0, PILE_UP_UNKNOWN**-2.0
+        sigma = min(math.hypot(PILE_UP_SURE, 1.0 / math.sqrt(expected_pairs)), PILE_UP_UNKNOWN)
         return 1.0 - pairs / expected_pairs, sigma**-2.0
 
     def _mode(self, x: Floats, climbed: float, prior: Floats, photons: Floats, pixels: Floats) -> "_Mode":
@@ -370,7 +377,7 @@ class Fitter:
 
     def _precision(self, film: bool, glass: bool, thin: bool) -> Floats:
         """Of the first unknowns' priors, (first, first), but for what a profile says of pile-up."""
-        sigma = np.array([_SIGMA.get(int(unknown), np.inf) for unknown in _BASE])
+        sigma = np.array([PRIOR_SIGMA.get(int(unknown), np.inf) for unknown in _BASE])
         sigma[[CENTER_X, CENTER_Y]] = CENTER_SIGMA_PX
         sigma[_OF_WATER] *= _THIN if thin else 1.0
         precision = np.diag(sigma**-2.0)

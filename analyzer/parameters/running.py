@@ -14,7 +14,7 @@ from analyzer.parameters.fit import TABLE_ERRORS, Fitter, Posterior, undetermine
 from analyzer.parameters.frame import off_the_panel
 from analyzer.parameters.header import Mismatch, Quantity, mismatches
 from analyzer.parameters.scattering import Scattering
-from analyzer.parameters.sums import Sum, Sums
+from analyzer.parameters.sums import Floats, Sum, Sums
 from streamer.messages import SeriesMetadata
 
 LOOKS = 3
@@ -184,13 +184,7 @@ class RunEstimator:
         enough = misses.profile[0].sum() >= _MISSES_ENOUGH * whole.profile[0].sum()
         chosen, source = (misses, "misses") if enough else (whole, "all")
         start = self._starts.get(window)
-        posterior = fitter.fit(chosen.profile, chosen.pairs, start)
-        if posterior.reason is None and posterior.misfit > _OVERDISPERSED:
-            # Scatter beyond Poisson's, such as of a recording that is played again and again, counts for fewer photons.
-            less = 1.0 / posterior.misfit
-            tempered = fitter.fit(chosen.profile * less, chosen.pairs * less, start)
-            posterior = replace(tempered, misfit=posterior.misfit, deviation=posterior.deviation)
-        posterior = judged(posterior)
+        posterior = fit_sum(fitter, chosen.profile, chosen.pairs, start)
         if posterior.reason is None:
             self._starts[window] = posterior
         return RunEstimate(posterior, chosen.frames, source, window)
@@ -217,6 +211,17 @@ def _chosen(water: RunEstimate, bragg: BraggEstimate | None) -> RunEstimate:
     if not choice.used:
         return replace(water, choice=choice)
     return RunEstimate(choice.posterior, bragg.frames, BRAGG, "run", choice=choice)
+
+
+def fit_sum(fitter: Fitter, profile: Floats, pairs: float, start: Posterior | None = None) -> Posterior:
+    """The posterior of a sum, as it may be believed: see ``Fitter.fit`` and ``claims.judged``."""
+    posterior = fitter.fit(profile, pairs, start)
+    if posterior.reason is None and posterior.misfit > _OVERDISPERSED:
+        # Scatter beyond Poisson's, such as of a recording that is played again and again, counts for fewer photons.
+        less = 1.0 / posterior.misfit
+        tempered = fitter.fit(profile * less, pairs * less, start)
+        posterior = replace(tempered, misfit=posterior.misfit, deviation=posterior.deviation)
+    return judged(posterior)
 
 
 def _agree(one: Posterior, other: Posterior) -> bool:

@@ -21,7 +21,7 @@ KNOT_STEP_INV_ANGSTROM = 0.3
 KNOTS = np.arange(13) * KNOT_STEP_INV_ANGSTROM
 """Where errors of the water's table are free; between them they are smooth."""
 
-CORRELATION_INV_ANGSTROM = 0.6
+CORRELATION_INV_ANGSTROM = 0.4
 """Over which distance in q such errors are alike."""
 
 _UNCORRELATED = 1e-4

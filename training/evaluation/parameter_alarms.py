@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from analyzer.parameters.fit import Posterior
-from analyzer.parameters.header import Quantity, mismatches
 from analyzer.parameters.scattering import Scattering
 from sim_replay.detector import CONDITIONS, Detector
-from streamer.messages import SeriesMetadata
 from training.evaluation.evaluation import Cell as Shown
 from training.evaluation.evaluation import Table
 from training.evaluation.parameter_profiles import Profiles
-from training.evaluation.parameter_study import WRONG_CENTER_PX, Estimators
+from training.evaluation.parameter_study import WRONG_CENTER_PX, Estimators, contradicts
 
 SUM_FRAMES = 1000
 """Frames of a look at a right header: what the latest frames' sum remembers."""
@@ -65,21 +62,16 @@ def study_alarms(
             posterior = estimators.posterior(drawn, sum_frames)
             if right:
                 row.looks += 1
-                row.false += _wrong(posterior, condition.photon_energy_eV, condition.camera_length_m)
+                row.false += contradicts(posterior, condition.photon_energy_eV, condition.camera_length_m)
             else:
                 for name, (energy, length) in _HEADERS.items():
-                    row.found[name] += _wrong(
+                    row.found[name] += contradicts(
                         posterior, condition.photon_energy_eV * energy, condition.camera_length_m * length
                     )
             done += 1
             after_look(done, total)
         found.append(row)
     return found
-
-
-def _wrong(posterior: Posterior, photon_energy_eV: float, camera_length_m: float) -> bool:
-    header = SeriesMetadata(photon_energy_eV=photon_energy_eV, camera_length_m=camera_length_m)
-    return any(each.quantity != Quantity.BEAM_CENTER for each in mismatches(posterior, header))
 
 
 def alarm_table(alarms: Sequence[Alarms]) -> Table:

@@ -201,13 +201,14 @@ def _mismatched(cells: Sequence[Cell]) -> Table:
         rows.append((
             cell.scenario, _condition(cell), cell.frames, 100.0 - ratio.claimed.value, ratio.rms,
             ratio.coverage, energy.rms, energy.claimed.value, energy.claimed_coverage, length.rms,
-            length.claimed.value, length.claimed_coverage,
+            length.claimed.value, length.claimed_coverage, cell.contradicted if cell.frames > 1 else None,
         ))  # fmt: skip
     heads = (
         "scenario", "condition", "frames", "undetermined", "L/E %", "L/E covered", "E eV", "E claimed", "E covered",
-        "L mm", "L claimed", "L covered",
+        "L mm", "L claimed", "L covered", "false alarms",
     )  # fmt: skip
-    return _table("What the fit was not made for", heads, rows, _texts(cells))
+    note = f"false alarms: of {len(cells[0].misfit)} repeats that call a right header wrong; {_texts(cells)}"
+    return _table("What the fit was not made for", heads, rows, note)
 
 
 def _texts(cells: Sequence[Cell]) -> str:

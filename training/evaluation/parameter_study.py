@@ -16,11 +16,14 @@ import torch
 from analyzer.bundle import Bundle
 from analyzer.networks import profile_features
 from analyzer.parameters.bound import Bound, Information
-from analyzer.parameters.claims import judged, sigmas
+from analyzer.parameters.claims import sigmas
 from analyzer.parameters.fit import FRAME_TABLE_ERRORS, TABLE_ERRORS, Fitter, Posterior
 from analyzer.parameters.frame import FrameEstimator
+from analyzer.parameters.header import Quantity, mismatches
+from analyzer.parameters.running import fit_sum
 from analyzer.parameters.scattering import Scattering
 from sim_replay.detector import CONDITIONS, Condition, Detector
+from streamer.messages import SeriesMetadata
 from training.evaluation.parameter_profiles import Drawn, Expected, Profiles
 from training.evaluation.parameter_scenarios import SCENARIOS, Scenario
 
@@ -80,7 +83,8 @@ class Cell:
 
     ``photons`` expected in the sum; ``truth`` (3,): L/E, E, L; ``plain`` and ``full``: bounds (see ``bound.PLAIN``);
     ``learned``: what a network says of the same profiles; ``misfit``, ``table_error`` (repeats,) of the fit;
-    ``needed``: the cell of as many frames as the bound asks for.
+    ``needed``: the cell of as many frames as the bound asks for; ``contradicted``: repeats that call a right header
+    wrong.
     """
 
     condition: int
@@ -96,6 +100,13 @@ class Cell:
     full: Bound
     learned: Values | None = None
     needed: bool = False
+    contradicted: int = 0
+
+
+def contradicts(posterior: Posterior, photon_energy_eV: float, camera_length_m: float) -> bool:
+    """Whether a posterior calls this photon energy or camera length of a header wrong."""
+    header = SeriesMetadata(photon_energy_eV=photon_energy_eV, camera_length_m=camera_length_m)
+    return any(each.quantity != Quantity.BEAM_CENTER for each in mismatches(posterior, header))
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +132,7 @@ class Estimators:
         """Of a sum of so many frames."""
         if frames == 1:
             return self._frame.posterior(drawn.profile.astype(np.float32), drawn.pairs, 0)
-        return judged(self._run.fit(drawn.profile, drawn.pairs))
+        return fit_sum(self._run, drawn.profile, drawn.pairs)
 
 
 class Studying:
@@ -224,6 +235,7 @@ class Studying:
             number, flux, frames, scenario, np.array([length / energy, energy, length]), photons * frames,
             _values(posteriors), np.array([each.misfit for each in posteriors]), errors, of_frame.bound(frames),
             of_frame.bound(frames, usual or TABLE_ERRORS[0]), self._learned([drawn for _, drawn in found]), needed,
+            sum(contradicts(each, energy, length) for each in posteriors),
         )  # fmt: skip
 
     @torch.inference_mode()
