@@ -92,6 +92,7 @@ def _published(water: Posterior, bragg: BraggEstimate, mean: Floats, covariance:
         covariance=covariance,
         center_px=np.array(bragg.center_shift_px),
         center_sigma_px=np.array(bragg.center_sigma_px),
+        table_error=0.0 if bragg.log_energy is not None else water.table_error,
         reason=None,
     )
 

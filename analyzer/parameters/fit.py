@@ -87,7 +87,7 @@ _FAR = 0.05
 _HOPELESS, _UNLIKELY = 15.0, 8.0
 """Nats below the best, at which a climb is given up, and from which a maximum does not count."""
 
-_FLOOR = np.diag([1.5e-4, 4e-4]) ** 2
+_FLOOR = np.diag([1.5e-4, 7e-4]) ** 2
 """Of the covariance of u and v, of sums: bins and tables are only so fine."""
 
 _NARROW, _HOPELESSLY_WIDE = 0.05, 0.3
@@ -104,7 +104,8 @@ class Posterior:
     ``center_px`` (2,): how far the beam is from the header's centre, and ``center_sigma_px``; ``misfit``: Pearson's chi
     squared a degree of freedom; ``deviation``: of the profile from the fit beyond noise, relative; ``water_share``: of
     the photons; ``film``, ``glass``: the probability that there is one; ``table_error``: of the water's table, as the
-    data have it. ``reason`` says why nothing is determined, else ``None``.
+    data have it. ``reason`` says why nothing is determined, else ``None``. ``at``: all unknowns where it is highest,
+    for the next fit to begin at.
     """
 
     mean: Floats
@@ -118,6 +119,7 @@ class Posterior:
     glass: float = 0.0
     table_error: float = 0.0
     reason: str | None = None
+    at: Floats | None = None
 
 
 def undetermined(reason: str) -> Posterior:
@@ -201,7 +203,10 @@ class Fitter:
         self._base_precisions[:, PILE_UP, PILE_UP] = tight
         self._climbing[PILE_UP, PILE_UP] = self._climbing_thin[PILE_UP, PILE_UP] = tight
         guess = None if start is None or start.reason is not None else start.mean
-        modes = self._maxima(self._starts.find(photons, pixels, pile_up, guess), prior, photons, pixels)
+        starts = self._starts.find(photons, pixels, pile_up, guess)
+        if start is not None and start.at is not None and not self._folded:
+            starts.insert(0, (-math.inf, start.at.copy()))
+        modes = self._maxima(starts, prior, photons, pixels)
         if modes and self._strained(modes[0], prior, photons, pixels):
             # There may be little water, or none.
             x = modes[0].x.copy()
@@ -372,7 +377,7 @@ class Fitter:
         sizes = np.log([each[-1] for each in there])
         return Posterior(
             where[:2], covariance[:2, :2], where[2:4], np.sqrt(np.diag(covariance)[2:4]), misfit, deviation, water,
-            float(solids[0]), float(solids[1]), math.exp(float(weights @ sizes)),
+            float(solids[0]), float(solids[1]), math.exp(float(weights @ sizes)), at=best.x,
         )  # fmt: skip
 
     def _precision(self, film: bool, glass: bool, thin: bool) -> Floats:

@@ -20,6 +20,9 @@ FLOOR = np.diag([0.003, 0.004]) ** 2
 CENTER_FLOOR_PX = 0.5
 LEAST_CENTER_SHIFT_PX = 2.0
 
+_DOUBTFUL_TABLE = 0.005
+"""Error of the water's table, as the data have it, at which the floor is twice as large, in variance."""
+
 _SURE = 25.0
 """Chi squared of two that counts as disagreement: 4e-6 by chance."""
 
@@ -61,7 +64,8 @@ def _of_angles(posterior: Posterior, metadata: SeriesMetadata) -> list[Mismatch]
     energy, length = metadata.photon_energy_eV, metadata.camera_length_m
     if not energy or not length:
         return []
-    covariance = posterior.covariance + FLOOR
+    # A table that the data show to be wrong may be wrong in a way that the fit cannot see, too.
+    covariance = posterior.covariance + FLOOR * (1.0 + (posterior.table_error / _DOUBTFUL_TABLE) ** 2)
     off = np.array([math.log(length / energy), math.log(energy)]) - posterior.mean
     if off @ np.linalg.solve(covariance, off) < _SURE:
         return []

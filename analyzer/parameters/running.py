@@ -13,6 +13,7 @@ from analyzer.parameters.claims import judged, record_fields
 from analyzer.parameters.fit import TABLE_ERRORS, Fitter, Posterior, undetermined
 from analyzer.parameters.frame import off_the_panel
 from analyzer.parameters.header import Mismatch, Quantity, mismatches
+from analyzer.parameters.profile import PHOTONS
 from analyzer.parameters.scattering import Scattering
 from analyzer.parameters.sums import Floats, Sum, Sums
 from streamer.messages import SeriesMetadata
@@ -26,6 +27,7 @@ BRAGG = "bragg"
 
 _SAME_SIGMA = 3.0
 _OVERDISPERSED = 1.3
+_RUGGED_PHOTONS = 1e7
 _MISSES_ENOUGH = 0.5
 _ALL_SATURATED = 0.5
 
@@ -215,6 +217,11 @@ def _chosen(water: RunEstimate, bragg: BraggEstimate | None) -> RunEstimate:
 
 def fit_sum(fitter: Fitter, profile: Floats, pairs: float, start: Posterior | None = None) -> Posterior:
     """The posterior of a sum, as it may be believed: see ``Fitter.fit`` and ``claims.judged``."""
+    photons = float(profile[PHOTONS].sum())
+    if start is None and photons > _RUGGED_PHOTONS:
+        # Of very many photons the likelihood has narrow maxima everywhere; of fewer it leads to the right one.
+        share = _RUGGED_PHOTONS / photons
+        start = fitter.fit(profile * share, pairs * share)
     posterior = fitter.fit(profile, pairs, start)
     if posterior.reason is None and posterior.misfit > _OVERDISPERSED:
         # Scatter beyond Poisson's, such as of a recording that is played again and again, counts for fewer photons.
