@@ -65,7 +65,8 @@ def test_weights_under_other_names_give_the_same_outputs(name: str, tmp_path: Pa
     loaded = load_model(tmp_path / "model")
     found = architecture(name)
     inputs = [torch.rand(1, *input_shape(found, each, SHAPE)) for each in found.inputs]
-    assert torch.equal(loaded.network(*inputs), original(*inputs))
+    # Sums may run in another order where the weights lie otherwise in memory.
+    torch.testing.assert_close(loaded.network(*inputs), original(*inputs), rtol=1e-5, atol=1e-6)
     assert loaded.card.training["imported"]["file"] == "theirs.pt"
     assert "theirs.pt" in loaded.card.origin
     assert not loaded.network.training
