@@ -2,14 +2,13 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from cxls.cli import cli
-from tests.cxls.programs import Child, cxls, refusal
+from tests.cxls.programs import Child, cxls, refusal, wait_for
 
 SMALL = ("--conditions", "1", "--sums", "1000", "--scenarios", "none", "--repeats", "2")
 
@@ -69,10 +68,18 @@ def test_a_source_of_that_name_is_still_a_source(tmp_path: Path) -> None:
     assert "parameters" in refusal("evaluate", f"{tmp_path}/parameters")
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def test_control_c_ends_it_with_nothing_written(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     with Child("evaluate", "parameters", "--scenarios", "none", "--json", figures) as child:
-        time.sleep(6.0)
+        # It catches both signals once it is at work.
+        wait_for(lambda: catches(child.process.pid, signal.SIGTERM), 120)
         assert child.end(signal.SIGINT) == 130
     assert not figures.exists()
     assert "Traceback" not in "".join(child.errors)
