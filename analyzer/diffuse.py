@@ -11,8 +11,7 @@ import numpy.typing as npt
 from scipy.special import gammainccinv
 
 from analyzer.geometry import BinMap, Geometry
-from analyzer.kernels import KEPT_WHOLE
-from analyzer.kernels import QUADRANTS as QUADRANTS
+from analyzer.kernels import KEPT_WHOLE, QUADRANTS
 
 _KEPT_ALONE, _KEPT_AROUND = 0.99, 0.95
 """Of the diffuse photons, at least: by a pixel's own counts, and by what is around."""

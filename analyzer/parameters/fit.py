@@ -157,7 +157,7 @@ class Fitter:
         table_errors: tuple[float, ...] = FRAME_TABLE_ERRORS, *, folded: bool = False,
         polarisation: tuple[float, float, float] = POLARISATION,
     ) -> None:  # fmt: skip
-        self._shape, self._pixels = np.ascontiguousarray(shape), pixels
+        self._shape = np.ascontiguousarray(shape)
         self._pixel_m, self._scattering = pixel_size_m, scattering
         self._polarisation = np.array(polarisation)
         self._table_errors, self._folded = table_errors, folded
@@ -286,11 +286,9 @@ class Fitter:
         """Whether a maximum is far from its prior, or far from the data."""
         count = len(self._climbed)
         off = mode.x[self._climbed] - prior[:count]
-        expected = pixels * mode.mean
-        used = expected > 0
-        misfit = float(((photons - expected)[used] ** 2 / expected[used]).mean()) if used.any() else math.inf
-        most = 1.0 + _STRAINED_MISFIT * math.sqrt(2.0 / max(1, int(np.count_nonzero(used))))
-        return bool(0.5 * off @ self._climbing @ off > _STRAIN or misfit > most)
+        squares, used = _chi_squared(photons, pixels * mode.mean)
+        most = 1.0 + _STRAINED_MISFIT * math.sqrt(2.0 / max(1, used))
+        return bool(0.5 * off @ self._climbing @ off > _STRAIN or not used or squares / used > most)
 
     def _tail(
         self, away: float, mode: "_Mode", posterior: Posterior, prior: Floats, photons: Floats, pixels: Floats
@@ -366,10 +364,9 @@ class Fitter:
         if not self._folded:
             covariance[:2, :2] += _FLOOR
         best = modes[int(weights.argmax()) // len(self._hypotheses)]
-        expected = pixels * best.mean
-        used = expected > 0
-        freedom = max(1, int(np.count_nonzero(used)) - len(_BASE))
-        misfit = float(((photons - expected)[used] ** 2 / expected[used]).sum()) / freedom
+        squares, used = _chi_squared(photons, pixels * best.mean)
+        freedom = max(1, used - len(_BASE))
+        misfit = squares / freedom
         deviation = math.sqrt(max(0.0, misfit - 1.0) * freedom / float(photons.sum()))
         water = best.water / float(photons.sum())
         there = self._hypotheses * len(modes)
@@ -406,6 +403,12 @@ class Fitter:
         if count > base:
             precision[base:, base:] = self._scattering.precision / size**2
         return precision
+
+
+def _chi_squared(photons: Floats, expected: Floats) -> tuple[float, int]:
+    """Pearson's, and how many bins it is of: those where anything is expected."""
+    used = expected > 0
+    return float(((photons - expected)[used] ** 2 / expected[used]).sum()), int(np.count_nonzero(used))
 
 
 def _widened(covariance: Floats, tails: list[tuple[float, float]]) -> Floats:

@@ -24,7 +24,8 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sectors:
-    """Where the bins of a profile lie. ``place`` (bins * 4,): the profile's bin of each of the reduction's.
+    """Where the bins of a profile lie. ``place``: which of them each finer bin goes to, the reduction's (bins * 4,) or,
+    of what ``merge`` made, the profile's own.
 
     ``shape`` (6, n) float64: see ``model.RADIUS`` on, of the valid pixels; ``pixels`` (n,) how many they are;
     ``pixel_size_m`` of the pixels that distances are in.
@@ -66,18 +67,11 @@ def fill_profile(sectors: Sectors, diffuse: Floats, pixels: Floats, out: npt.NDA
         out[row] = np.bincount(sectors.place, values, sectors.bins)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rings:
-    """Wide rings: what a single frame is fitted on. ``shape`` (6, n), ``place`` as in ``Sectors``."""
+def merge(fine: Sectors, merged: int, *, folded: bool = True) -> Sectors:
+    """Bins of ``merged`` rings each and a sector, or, ``folded`` over the quadrants, an azimuth class.
 
-    place: npt.NDArray[np.intp]
-    shape: Floats
-    pixel_size_m: float
-    pixels: Floats
-
-
-def merge(fine: Sectors, merged: int, *, folded: bool = True) -> Rings:
-    """Bins of ``merged`` rings each and a sector, or, ``folded`` over the quadrants, an azimuth class."""
+    Folded and wide, they are what a single frame is fitted on.
+    """
     share = QUADRANTS if folded else 1
     ring, azimuth = np.arange(fine.bins) // SECTORS // merged, np.arange(fine.bins) % SECTORS // share
     place = ring * (SECTORS // share) + azimuth
@@ -85,4 +79,4 @@ def merge(fine: Sectors, merged: int, *, folded: bool = True) -> Rings:
     pixels = np.bincount(place, fine.pixels, count).astype(np.float64)
     shape = np.stack([np.bincount(place, each * fine.pixels, count) for each in fine.shape]) / np.maximum(pixels, 1.0)
     shape[0] = np.maximum(shape[0], 0.5)
-    return Rings(place, shape, fine.pixel_size_m, pixels)
+    return Sectors(place, shape, pixels, fine.pixel_size_m)

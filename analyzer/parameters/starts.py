@@ -8,8 +8,8 @@ off does not change much. What remains within reach of the best of them is worth
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.diffuse import QUADRANTS
 from analyzer.geometry import AZIMUTH_CLASSES
+from analyzer.kernels import QUADRANTS
 from analyzer.parameters import model
 from analyzer.parameters.model import CENTER_X, CENTER_Y, FLAT, OTHERS, RATIO, SCALE, climb, expect
 

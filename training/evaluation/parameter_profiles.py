@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from analyzer import diffuse
 from analyzer.geometry import bin_map, series_geometry
+from analyzer.kernels import QUADRANTS
 from analyzer.networks import coarse_profile, profile_index
 from analyzer.parameters.profile import PHOTONS, PIXELS, SQUARES, sectors
 from sim_replay.background import Surroundings, make_background, mix, scales
@@ -57,7 +58,7 @@ class Profiles:
         self.sectors, _ = sectors(geometry, bins, place, live.astype(np.uint8))
         self.center_px = (geometry.beam_center_fs, geometry.beam_center_ss)
         self._live, self._place = np.flatnonzero(live), place[live].astype(np.intp)
-        self._fine = bins.bins * diffuse.QUADRANTS
+        self._fine = bins.bins * QUADRANTS
         self._pixels = np.bincount(self._place, minlength=self._fine).astype(np.float64)
         self._coarse = profile_index(geometry, bins.radial_bins)
         self._image = np.zeros(detector.shape, np.float32)
@@ -96,5 +97,5 @@ class Profiles:
         profile[PHOTONS] = np.bincount(self.sectors.place, photons, bins)
         profile[SQUARES] = profile[PHOTONS] + seen / bins
         profile[PIXELS] = self.sectors.pixels * frames
-        whole, pixels = (each.reshape(-1, diffuse.QUADRANTS).sum(1) for each in (photons, self._pixels * frames))
+        whole, pixels = (each.reshape(-1, QUADRANTS).sum(1) for each in (photons, self._pixels * frames))
         return Drawn(profile, pairs, coarse_profile(whole, pixels, self._coarse))

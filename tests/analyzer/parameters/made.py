@@ -12,7 +12,7 @@ from analyzer import bundle
 from analyzer.diffuse import places
 from analyzer.geometry import Geometry, bin_map
 from analyzer.parameters.fit import Fitter
-from analyzer.parameters.profile import Rings, Sectors, merge, sectors
+from analyzer.parameters.profile import Sectors, merge, sectors
 from analyzer.parameters.scattering import Scattering, scattering
 from sim_replay.background import Surroundings, make_background, mix, scales
 from sim_replay.detector import Condition, Detector, eiger2_4m
@@ -45,7 +45,7 @@ def panel() -> tuple[Geometry, npt.NDArray[np.uint16], Sectors]:
 
 
 @cache
-def rings(merged: int = RINGS_MERGED, *, folded: bool = True) -> Rings:
+def rings(merged: int = RINGS_MERGED, *, folded: bool = True) -> Sectors:
     """The bins a single frame is fitted on, folded over the quadrants or not."""
     return merge(panel()[2], merged, folded=folded)
 

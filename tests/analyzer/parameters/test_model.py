@@ -23,7 +23,7 @@ from analyzer.parameters.model import (
     expect,
     wall,
 )  # fmt: skip
-from analyzer.parameters.profile import Rings
+from analyzer.parameters.profile import Sectors
 from sim_replay.detector import CONDITIONS, Condition
 from tests.analyzer.parameters import made
 from tests.analyzer.parameters.made import Floats, image, panel, tables, truth
@@ -32,7 +32,7 @@ UNKNOWNS = OTHERS + len(tables().tables) - model.OTHER_TABLES
 STEPS = {RATIO: 1e-5, ENERGY: 1e-5, CENTER_X: 1e-3, CENTER_Y: 1e-3}
 
 
-def rings() -> Rings:
+def rings() -> Sectors:
     """Of all sectors, for slopes by the beam's place are none where quadrants are folded."""
     return made.rings(folded=False)
 
