@@ -13,8 +13,25 @@ using std::exp; using std::expm1; using std::log; using std::log1p; using std::s
 #define BLOCK_Y block_y
 #define LANES(i, n) for (int i = 0; i < (n); ++i)
 #define ONE_LANE
+#define ROLLED
+#define UNROLLED
 #define SYNC()
+#define SYNC_WARP()
+// A sanitizer watches what is static, but not what is a thread's own.
+#ifndef SHARED
 #define SHARED static thread_local
+#endif
+struct alignas(16) Wide { uint32_t x, y, z, w; };
+// A device faults on an address that is no multiple of the value's size; so does this.
+template <class T> static inline T load(const void* at) {
+    if (reinterpret_cast<uintptr_t>(at) % sizeof(T)) __builtin_trap();
+    T value; memcpy(&value, at, sizeof(T)); return value;
+}
+template <class T> static inline void store(void* at, T value) {
+    if (reinterpret_cast<uintptr_t>(at) % sizeof(T)) __builtin_trap();
+    memcpy(at, &value, sizeof(T));
+}
+static inline uint32_t load_anywhere(const uint8_t* at) { uint32_t value; memcpy(&value, at, 4); return value; }
 template <class T> static inline T atomic_add(T* at, T value) { T old = *at; *at = old + value; return old; }
 template <class T> static inline T atomic_max(T* at, T value) { T old = *at; if (value > old) *at = value; return old; }
 #else
@@ -26,8 +43,22 @@ typedef int int32_t; typedef unsigned int uint32_t; typedef long long int64_t; t
 #define BLOCK_Y ((int)blockIdx.y)
 #define LANES(i, n) for (int i = (int)threadIdx.x; i < (n); i += (int)blockDim.x)
 #define ONE_LANE if (threadIdx.x == 0)
+// Before a loop: as it is written, for few turns or short code; or all of its turns in a row.
+#define ROLLED _Pragma("unroll 1")
+#define UNROLLED _Pragma("unroll")
 #define SYNC() __syncthreads()
+// For a kernel whose block is one warp.
+#define SYNC_WARP() __syncwarp()
 #define SHARED __shared__
+typedef uint4 Wide;
+template <class T> static __device__ __forceinline__ T load(const void* at) { return *static_cast<const T*>(at); }
+template <class T> static __device__ __forceinline__ void store(void* at, T value) { *static_cast<T*>(at) = value; }
+// Four bytes from any address, out of the one or two aligned words that hold them.
+static __device__ __forceinline__ uint32_t load_anywhere(const uint8_t* at) {
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(reinterpret_cast<uint64_t>(at) & ~3ull);
+    uint32_t shift = 8 * (reinterpret_cast<uint64_t>(at) & 3);
+    return __funnelshift_r(words[0], shift ? words[1] : 0, shift);
+}
 template <class T> static __device__ __forceinline__ T atomic_add(T* at, T value) { return atomicAdd(at, value); }
 template <class T> static __device__ __forceinline__ T atomic_max(T* at, T value) { return atomicMax(at, value); }
 #endif
