@@ -5,13 +5,33 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-using std::exp; using std::expm1; using std::log; using std::log1p; using std::sqrt;
+using std::exp; using std::expm1; using std::log; using std::log1p; using std::rint;
+using std::sqrt;
 #define DEVICE static inline
 // The harness calls a block at a time: the first two arguments say which.
-#define KERNEL(name, threads, ...) extern "C" void name(int block_x, int block_y, __VA_ARGS__)
+#define KERNEL(name, threads, ...) \
+    extern "C" void name([[maybe_unused]] int block_x, [[maybe_unused]] int block_y, __VA_ARGS__)
 #define BLOCK_X block_x
 #define BLOCK_Y block_y
+#ifdef CXLS_SCRAMBLE
+// Turns in an order that changes from loop to loop: what depends on another turn shows.
+static thread_local uint32_t scramble_loops = 0;
+struct Scramble {
+    int64_t turns, step, first;
+    explicit Scramble(int64_t n) : turns(n), step(1), first(0) {
+        static const int64_t primes[] = {2147483647, 2147483629, 2147483587, 1073741789, 1073741783};
+        const uint32_t loop = ++scramble_loops;
+        if (n > 1) step = primes[loop % 5] % n;
+        if (n > 1 && loop & 1) step = n - step;
+        if (n > 1) first = static_cast<int64_t>(loop * 2654435761u) % n;
+    }
+    int turn(int64_t k) const { return static_cast<int>((first + k * step) % turns); }
+};
+#define LANES(i, n) for (Scramble scramble_{(n)}, *once_ = &scramble_; once_; once_ = nullptr) \
+    for (int64_t turn_ = 0; turn_ < scramble_.turns; ++turn_) if (const int i = scramble_.turn(turn_); true)
+#else
 #define LANES(i, n) for (int i = 0; i < (n); ++i)
+#endif
 #define ONE_LANE
 #define ROLLED
 #define UNROLLED
@@ -34,6 +54,7 @@ template <class T> static inline void store(void* at, T value) {
 static inline uint32_t load_anywhere(const uint8_t* at) { uint32_t value; memcpy(&value, at, 4); return value; }
 template <class T> static inline T atomic_add(T* at, T value) { T old = *at; *at = old + value; return old; }
 template <class T> static inline T atomic_max(T* at, T value) { T old = *at; if (value > old) *at = value; return old; }
+template <class T> static inline T atomic_or(T* at, T value) { T old = *at; *at = old | value; return old; }
 #else
 typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t; typedef unsigned short uint16_t;
 typedef int int32_t; typedef unsigned int uint32_t; typedef long long int64_t; typedef unsigned long long uint64_t;
@@ -61,4 +82,5 @@ static __device__ __forceinline__ uint32_t load_anywhere(const uint8_t* at) {
 }
 template <class T> static __device__ __forceinline__ T atomic_add(T* at, T value) { return atomicAdd(at, value); }
 template <class T> static __device__ __forceinline__ T atomic_max(T* at, T value) { return atomicMax(at, value); }
+template <class T> static __device__ __forceinline__ T atomic_or(T* at, T value) { return atomicOr(at, value); }
 #endif

@@ -1,0 +1,128 @@
+"""The reduction's kernels on the CPU, on frames that numpy prepares as the decoder leaves them, beside ``Workspace``."""
+
+import ctypes
+import functools
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from analyzer.cuda.compiler import SOURCES as FOLDER
+from analyzer.cuda.compiler import source_of
+from analyzer.cuda.decode import DecodedBatch, Launcher
+from analyzer.cuda.layout import MOST_COUNTS
+from analyzer.cuda.reduce import SOURCES, BatchReducer, FrameViews, lit_cell_map
+from analyzer.cuda.signatures import kernels_of, pack
+from analyzer.reduction import FramePlan, Workspace
+from analyzer.zones import FIRST_LEVEL, LIGHT, SINGLE
+from streamer.validity import sentinel
+from tests.support import require
+
+_FLAGS = ("-std=c++17", "-DCXLS_HOST", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing")
+
+RELATIVE = 1e-5
+"""What floats may differ by from the CPU's."""
+
+
+class ReduceProgram:
+    """A source's kernels, built by g++ with ``flags``. With a seed their blocks come in a random order."""
+
+    def __init__(self, source: str, folder: Path, flags: Sequence[str], seed: int | None) -> None:
+        require("g++")
+        self.device = torch.device("cpu")
+        self._kernels = kernels_of(source_of(source))
+        self._random = None if seed is None else np.random.default_rng(seed)
+        library = folder / f"{Path(source).stem}.so"
+        command = ["g++", *_FLAGS, *flags, "-I", str(FOLDER), "-o", str(library), "-x", "c++", str(FOLDER / source)]
+        made = subprocess.run(command, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        self._library = ctypes.CDLL(str(library))
+
+    def launch(
+        self, name: str, blocks_x: int, blocks_y: int, stream: Any, *arguments: torch.Tensor | int | float
+    ) -> None:
+        values = pack(self._kernels[name], arguments, self.device)
+        function = getattr(self._library, name)
+        function.restype = None
+        function.argtypes = [ctypes.c_int, ctypes.c_int, *(type(value) for value in values)]
+        blocks = np.arange(blocks_x * blocks_y)
+        for block in (blocks if self._random is None else self._random.permutation(blocks)).tolist():
+            function(block % blocks_x, block // blocks_x, *values)
+
+
+@functools.cache
+def programs(scrambled: bool = False, sanitized: bool = False) -> Mapping[str, Launcher]:
+    """The reduction's programs, built once a process; ``scrambled``: turns of loops and blocks in another order."""
+    flags = ["-O1", "-g", "-DSHARED=static", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags = flags if sanitized else ["-O2"]
+    if scrambled:
+        flags.append("-DCXLS_SCRAMBLE")
+    folder = Path(tempfile.mkdtemp(prefix="host-reduce-"))
+    return {source: ReduceProgram(source, folder, flags, 1 if scrambled else None) for source in SOURCES}
+
+
+def decoded(frames: npt.NDArray[Any], plan: FramePlan) -> DecodedBatch:
+    """Frames (n, ss, fs) as ``DecodedBatch``. Behind a frame's pixels, where nothing may be read, there is a spot."""
+    count = len(frames)
+    flat = frames.reshape(count, -1)
+    stride = -(-flat.shape[1] // 64) * 64
+    narrow, lit, blank = (np.zeros((count, stride), kind) for kind in (np.uint16, np.bool_, np.bool_))
+    without = flat == sentinel(frames.dtype)
+    narrow[:, : flat.shape[1]] = np.where(without, 0xFFFF, np.minimum(flat, MOST_COUNTS))
+    valid = plan.validity.valid.reshape(-1) != 0
+    lit[:, : flat.shape[1]] = valid & ~without & (flat > 0)
+    blank[:, : flat.shape[1]] = valid & without
+    bits = [np.packbits(each, axis=1, bitorder="little").view(np.uint64) for each in (lit, blank)]
+    return DecodedBatch(*(torch.from_numpy(each) for each in (narrow, *bits)))
+
+
+def reduced(
+    frames: npt.NDArray[Any], plan: FramePlan, built: Mapping[str, Launcher], faults: Sequence[int] | None = None
+) -> tuple[BatchReducer, list[FrameViews]]:
+    """The frames (n, ss, fs) reduced as one batch."""
+    reducer = BatchReducer(plan, frames.dtype, len(frames), built)
+    marks = torch.tensor([0] * len(frames) if faults is None else list(faults), dtype=torch.int32)
+    batch = reducer.outputs(decoded(frames, plan), marks)
+    reducer.reduce(batch, len(frames))
+    block = batch.results.numpy().reshape(-1)
+    return reducer, [reducer.views(block, frame) for frame in range(len(frames))]
+
+
+def assert_as_on_the_cpu(frames: npt.NDArray[Any], plan: FramePlan, built: Mapping[str, Launcher]) -> list[FrameViews]:
+    """Each frame of (n, ss, fs) is reduced to what ``Workspace`` reduces it to."""
+    reducer, views = reduced(frames, plan, built)
+    workspace = Workspace(plan, frames.dtype)
+    for pixels, found in zip(frames, views, strict=True):
+        assert_equal(workspace, pixels, found)
+    np.testing.assert_allclose(reducer._expected.numpy(), workspace.expected, rtol=1e-12)
+    seen = np.unpackbits(reducer._seen.numpy().view(np.uint8), bitorder="little", count=pixels.size)
+    np.testing.assert_array_equal(seen, workspace.seen)
+    return views
+
+
+def assert_equal(workspace: Workspace, pixels: npt.NDArray[Any], found: FrameViews) -> None:
+    """A frame's results are those of ``workspace``: whole numbers and peaks exactly, floats to ``RELATIVE``."""
+    workspace.pixels[:] = pixels
+    expected = workspace.reduce()
+    profile = workspace.profile()
+    assert (found.total_photons, found.saturated_pixels) == (expected.total_photons, expected.saturated_pixels)
+    np.testing.assert_array_equal(found.peaks, expected.peaks)
+    np.testing.assert_array_equal(found.photons, expected.photons)
+    np.testing.assert_array_equal(found.pixels_counted, expected.pixels_counted)
+    np.testing.assert_allclose(found.background, workspace.background, rtol=1e-12)
+    np.testing.assert_array_equal(lit_cell_map(found, workspace.plan), expected.significance[SINGLE] > 0)
+    np.testing.assert_array_equal(found.zones[:, FIRST_LEVEL:], workspace.zones[:, FIRST_LEVEL:])
+    np.testing.assert_allclose(found.zones[:, :LIGHT], workspace.zones[:, :LIGHT], rtol=RELATIVE)
+    np.testing.assert_allclose(
+        found.zones[:, LIGHT:FIRST_LEVEL], workspace.zones[:, LIGHT:FIRST_LEVEL], rtol=RELATIVE, atol=1e-7
+    )
+    np.testing.assert_allclose(found.cells, workspace.cells, rtol=RELATIVE)
+    np.testing.assert_array_equal(found.profile[:2], profile.profile[:2])
+    np.testing.assert_allclose(found.profile[2], profile.profile[2], rtol=RELATIVE)
+    assert np.isclose(found.pairs, profile.pairs, rtol=1e-9)
+    assert np.isclose(found.background_photons, expected.background_photons, rtol=1e-9)
