@@ -8,8 +8,9 @@ Counts, peaks, their order and which pixels are kept are those of the CPU, for i
 a count above ``MOST_COUNTS`` of a 32-bit image is cut to it, and ``FrameViews.at_limit`` says how many pixels have
 that many or more. Floats may differ by rounding.
 
-A frame of an EIGER2 4M has 121 kB of results, of which the records of 2048 peaks are 53 kB. On the device it takes 10 MB
-beside its pixels. ``BatchReducer.result_bytes`` and ``device_bytes`` have the numbers for the series at hand.
+A frame of an EIGER2 4M with the beam in its middle has 99,584 bytes of results, more than half of them for the records
+of 2048 peaks, and 10.6 MB of buffers on the device beside its pixels. ``BatchReducer.result_bytes`` and ``device_bytes``
+have the numbers for the series at hand.
 """
 
 from collections.abc import Mapping
@@ -83,17 +84,15 @@ class FrameViews:
 class BatchReducer:
     """Reduces batches of up to ``most_frames`` frames of one plan, one batch after the other.
 
-    ``programs`` are those of ``SOURCES``, compiled with ``OPTIONS``, on one device. ``dtype`` is that of the images
-    before they were narrowed. Raises ``ValueError`` for frames wider than ``MOST_CELLS_ACROSS`` cells.
+    ``programs`` are those of ``SOURCES``, compiled with ``OPTIONS``, on one device. Raises ``ValueError`` for frames wider
+    than ``MOST_CELLS_ACROSS`` cells.
     """
 
-    def __init__(
-        self, plan: FramePlan, dtype: np.dtype[Any], most_frames: int, programs: Mapping[str, Launcher]
-    ) -> None:
+    def __init__(self, plan: FramePlan, most_frames: int, programs: Mapping[str, Launcher]) -> None:
         rows, columns = plan.shape
-        self._sizes = sizes = Sizes(
-            rows, columns, plan.bins.bins, plan.sectors.bins, min(plan.saturation, np.iinfo(dtype).max - 1, MOST_COUNTS)
-        )
+        # What saturates beyond 16 bits cannot be told from what was cut to them.
+        saturation = plan.saturation if plan.saturation <= MOST_COUNTS else MOST_COUNTS + 1
+        self._sizes = sizes = Sizes(rows, columns, plan.bins.bins, plan.sectors.bins, saturation)
         if sizes.cells_across > MOST_CELLS_ACROSS:
             raise ValueError(f"frames {columns} pixels wide; the GPU reduces up to {MOST_CELLS_ACROSS * CELL}")
         self.plan = plan

@@ -40,7 +40,7 @@ DEVICE double value_of(uint64_t order) {
 
 // Whether something comes before another: more of it first, of equals the earlier.
 DEVICE bool before(double value, int64_t at, double other_value, int64_t other_at) {
-    return value > other_value || (value == other_value && at < other_at);
+    return (value > other_value) | ((value == other_value) & (at < other_at));
 }
 
 // A frame's part of a buffer of the slab.

@@ -117,20 +117,32 @@ KERNEL(reduce_spot_evidence, 64, const Reduction* reduction) {
 
 // The order in which candidates are looked at: most evidence first, of equals the earlier pixel.
 KERNEL(reduce_order, 128, const Reduction* reduction) {
+    SHARED double evidence[128];
+    SHARED int32_t pixel[128], rank[128];
     BEGIN_FRAME();
     const Spot* spots = of_frame(r, r.spots, frame);
     int32_t* order = of_frame(r, r.order, frame);
     const int total = (int)of_frame(r, r.counters, frame)[SPOTS];
     for (int from = BLOCK_X * 128; from < total; from += SPREAD * 128) {
-        LANES(k, least(128, total - from)) {
-            const double evidence = spots[from + k].evidence;
-            const int pixel = spots[from + k].pixel;
-            int rank = 0;
-            for (int other = 0; other < total; ++other) {
-                rank += before(spots[other].evidence, spots[other].pixel, evidence, pixel);
+        LANES(k, 128) rank[k] = 0;
+        for (int other = 0; other < total; other += 128) {
+            const int others = least(128, total - other);
+            SYNC();
+            LANES(k, others) {
+                evidence[k] = spots[other + k].evidence;
+                pixel[k] = (int32_t)spots[other + k].pixel;
             }
-            order[rank] = from + k;
+            SYNC();
+            LANES(k, least(128, total - from)) {
+                const double own = spots[from + k].evidence;
+                const int64_t at = spots[from + k].pixel;
+                int first = 0;
+                for (int n = 0; n < others; ++n) first += before(evidence[n], pixel[n], own, at);
+                rank[k] += first;
+            }
         }
+        LANES(k, least(128, total - from)) order[rank[k]] = from + k;
+        SYNC();
     }
 }
 

@@ -67,13 +67,13 @@ def programs(scrambled: bool = False, sanitized: bool = False) -> Mapping[str, L
 
 
 def decoded(frames: npt.NDArray[Any], plan: FramePlan) -> DecodedBatch:
-    """Frames (n, ss, fs) as ``DecodedBatch``. Behind a frame's pixels, where nothing may be read, there is a spot."""
+    """Frames (n, ss, fs) as ``DecodedBatch``. Behind a frame's pixels, where nothing is to be read, there is light."""
     count = len(frames)
     flat = frames.reshape(count, -1)
     stride = -(-flat.shape[1] // 64) * 64
-    narrow, lit, blank = (np.zeros((count, stride), kind) for kind in (np.uint16, np.bool_, np.bool_))
+    narrow, lit, blank = (np.full((count, stride), 500).astype(kind) for kind in (np.uint16, np.bool_, np.bool_))
     without = flat == sentinel(frames.dtype)
-    narrow[:, : flat.shape[1]] = np.where(without, 0xFFFF, np.minimum(flat, MOST_COUNTS))
+    narrow[:, : flat.shape[1]] = np.where(without, 0xFFFF, np.minimum(flat.astype(np.int64), MOST_COUNTS))
     valid = plan.validity.valid.reshape(-1) != 0
     lit[:, : flat.shape[1]] = valid & ~without & (flat > 0)
     blank[:, : flat.shape[1]] = valid & without
@@ -85,7 +85,7 @@ def reduced(
     frames: npt.NDArray[Any], plan: FramePlan, built: Mapping[str, Launcher], faults: Sequence[int] | None = None
 ) -> tuple[BatchReducer, list[FrameViews]]:
     """The frames (n, ss, fs) reduced as one batch."""
-    reducer = BatchReducer(plan, frames.dtype, len(frames), built)
+    reducer = BatchReducer(plan, len(frames), built)
     marks = torch.tensor([0] * len(frames) if faults is None else list(faults), dtype=torch.int32)
     batch = reducer.outputs(decoded(frames, plan), marks)
     reducer.reduce(batch, len(frames))
