@@ -1,8 +1,8 @@
 """What the kernels of the reduction are told: their constants, their one parameter, and where results lie.
 
-The CPU's constants are the kernels' constants. Both sides of every structure are written from the one table here:
-``header`` gives the text of ``sources/reduce_layout.cuh``, ``Reduction`` is the kernels' parameter, ``result_dtype`` how
-to read what comes back. After a change of a constant, here or on the CPU,
+The CPU's constants are the kernels' constants. Both sides of every structure are written from one table here:
+``header`` gives the text of ``sources/reduce_layout.cuh``, ``Reduction`` is the kernels' parameter, ``result_dtype``
+how to read what comes back. After a change of a constant, here or on the CPU,
 
     python -m analyzer.cuda.layout
 
@@ -158,7 +158,7 @@ def _members() -> list[tuple[str, str, Any]]:
     written += [(f"{_CTYPES[kind]}*", name, pointer) for name, (kind, _) in buffers.items()]
     # The zeroed buffers together, as words.
     written += [("uint64_t*", "zeroed", pointer), ("uint8_t*", "results", pointer)]
-    numbers = [("int64_t", name, ctypes.c_int64) for name in _STRIDES]
+    numbers: list[tuple[str, str, Any]] = [("int64_t", name, ctypes.c_int64) for name in _STRIDES]
     numbers += [("double", name, ctypes.c_double) for name in ("peak_threshold", "lowest_evidence")]
     numbers += [("int32_t", name, ctypes.c_int32) for name in _SIZES]
     numbers += [("int32_t", f"result_{name}", ctypes.c_int32) for name in _RESULTS]
@@ -224,7 +224,10 @@ def _record(name: str, dtype: np.dtype[Any]) -> str:
 def header() -> str:
     """The text of ``sources/reduce_layout.cuh``."""
     lines = ["// Written by python -m analyzer.cuda.layout: change that, not this.", "#pragma once"]
-    lines += [f"#define {name} {value!r}" if value >= 0 else f"#define {name} ({value!r})" for name, value in constants().items()]
+    lines += [
+        f"#define {name} {value!r}" if value >= 0 else f"#define {name} ({value!r})"
+        for name, value in constants().items()
+    ]
     lines += ["#ifdef CXLS_HOST", "#define CONSTANT static const", "#else"]
     lines += ["#define CONSTANT static __constant__ const", "#endif"]
     lines += [

@@ -9,8 +9,8 @@ a count above ``MOST_COUNTS`` of a 32-bit image is cut to it, and ``FrameViews.a
 that many or more. Floats may differ by rounding.
 
 A frame of an EIGER2 4M with the beam in its middle has 99,584 bytes of results, more than half of them for the records
-of 2048 peaks, and 10.6 MB of buffers on the device beside its pixels. ``BatchReducer.result_bytes`` and ``device_bytes``
-have the numbers for the series at hand.
+of 2048 peaks, and 10.6 MB of buffers on the device beside its pixels. ``BatchReducer.result_bytes`` and
+``device_bytes`` have the numbers for the series at hand.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,21 @@ import torch
 
 from analyzer.cuda.decode import DecodedBatch, Launcher
 from analyzer.cuda.layout import (
-    CLEARED_WORDS, COUNTED_WORDS, LONE, MOST_CELLS_ACROSS, MOST_COUNTS, PLAN, SINGLE_PIXEL, SPREAD, Reduction,
-    Sizes, result_dtype, sizes_of, slab, tables,
-)  # fmt: skip
+    CLEARED_WORDS,
+    COUNTED_WORDS,
+    LONE,
+    MOST_CELLS_ACROSS,
+    MOST_COUNTS,
+    PLAN,
+    SINGLE_PIXEL,
+    SPREAD,
+    Reduction,
+    Sizes,
+    result_dtype,
+    sizes_of,
+    slab,
+    tables,
+)
 from analyzer.frame_peaks import FramePeaks
 from analyzer.kernels import CELL, SURE_PEAKS_FOR_AS_MANY
 from analyzer.reduction import MAX_PEAKS, SUSPECT_COUNTS, FramePlan
@@ -84,8 +96,8 @@ class FrameViews:
 class BatchReducer:
     """Reduces batches of up to ``most_frames`` frames of one plan, one batch after the other.
 
-    ``programs`` are those of ``SOURCES``, compiled with ``OPTIONS``, on one device. Raises ``ValueError`` for frames wider
-    than ``MOST_CELLS_ACROSS`` cells.
+    ``programs`` are those of ``SOURCES``, compiled with ``OPTIONS``, on one device. Raises ``ValueError`` for frames
+    wider than ``MOST_CELLS_ACROSS`` cells.
     """
 
     def __init__(self, plan: FramePlan, most_frames: int, programs: Mapping[str, Launcher]) -> None:
@@ -236,6 +248,5 @@ def lit_cell_map(frame: FrameViews, plan: FramePlan) -> npt.NDArray[np.bool_]:
 def frame_peaks_of(frame: FrameViews, plan: FramePlan) -> FramePeaks:
     """As ``frame_peaks.frame_peaks``, which needs the pixels; copies, no views."""
     radius = plan.geometry.radius_px(frame.peaks["fs"], frame.peaks["ss"])
-    return FramePeaks(
-        plan, frame.peaks.copy(), radius, plan.geometry.q_at(radius), frame.peak_pixels.astype(np.int64), frame.peak_lone
-    )
+    pixel = frame.peak_pixels.astype(np.int64)
+    return FramePeaks(plan, frame.peaks.copy(), radius, plan.geometry.q_at(radius), pixel, frame.peak_lone)

@@ -1,4 +1,4 @@
-"""The reduction's kernels on the CPU, on frames that numpy prepares as the decoder leaves them, beside ``Workspace``."""
+"""The reduction's kernels on the CPU, on frames that numpy prepares as the decoder leaves them, and ``Workspace``."""
 
 import ctypes
 import functools
@@ -23,7 +23,10 @@ from analyzer.zones import FIRST_LEVEL, LIGHT, SINGLE
 from streamer.validity import sentinel
 from tests.support import require
 
-_FLAGS = ("-std=c++17", "-DCXLS_HOST", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing")
+_FLAGS = (
+    "-std=c++17", "-DCXLS_HOST", "-DSHARED=static", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror",
+    "-fno-strict-aliasing",
+)  # fmt: skip
 
 RELATIVE = 1e-5
 """What floats may differ by from the CPU's."""
@@ -58,7 +61,7 @@ class ReduceProgram:
 @functools.cache
 def programs(scrambled: bool = False, sanitized: bool = False) -> Mapping[str, Launcher]:
     """The reduction's programs, built once a process; ``scrambled``: turns of loops and blocks in another order."""
-    flags = ["-O1", "-g", "-DSHARED=static", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     flags = flags if sanitized else ["-O2"]
     if scrambled:
         flags.append("-DCXLS_SCRAMBLE")

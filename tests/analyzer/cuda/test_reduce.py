@@ -168,7 +168,8 @@ def test_a_batch_leaves_nothing_behind_for_the_next() -> None:
     workspace = Workspace(made, np.dtype("u2"))
     rng = np.random.default_rng(0)
     for frames in (1, 4, 2):
-        pixels = np.stack([rng.integers(0, 1 << 16, SHAPE).astype("u2"), with_spots(water(0.1)), *kinds(SHAPE, "u2")[:2]])
+        anything = rng.integers(0, 1 << 16, SHAPE).astype("u2")
+        pixels = np.stack([anything, with_spots(water(0.1)), *kinds(SHAPE, "u2")[:2]])
         into = reducer.outputs(decoded(pixels[:frames], made), torch.zeros(4, dtype=torch.int32))
         reducer.reduce(into, frames)
         for number in range(frames):
