@@ -137,7 +137,8 @@ KERNEL(reduce_clip, 256, const Reduction* reduction, int turn) {
         EACH(word_of(r, lit, word), bit) {
             const int i = word * 64 + bit, b = r.place[i] / QUADRANTS;
             if (b != bin) {
-                if (sum) { if (here) atomic_add(&clipped[bin], sum); else atomic_add(&all_clipped[bin], (uint64_t)sum); }
+                if (sum && here) atomic_add(&clipped[bin], sum);
+                if (sum && !here) atomic_add(&all_clipped[bin], (uint64_t)sum);
                 if (out) atomic_add(here ? &outliers[bin] : &all_outliers[bin], out);
                 bin = b; sum = 0; out = 0;
                 limit = here ? highest[b] : all_highest[b];
@@ -145,7 +146,8 @@ KERNEL(reduce_clip, 256, const Reduction* reduction, int turn) {
             const uint32_t value = pixels[i];
             if (value <= limit) sum += value; else out += 1;
         }
-        if (sum) { if (here) atomic_add(&clipped[bin], sum); else atomic_add(&all_clipped[bin], (uint64_t)sum); }
+        if (sum && here) atomic_add(&clipped[bin], sum);
+        if (sum && !here) atomic_add(&all_clipped[bin], (uint64_t)sum);
         if (out) atomic_add(here ? &outliers[bin] : &all_outliers[bin], out);
     }
     SYNC();

@@ -1,8 +1,9 @@
 // What the kernels of the reduction share. Their one parameter is a `Reduction`, which lies on the device; it and the
-// constants are written by analyzer/cuda/layout.py. A block works for frame BLOCK_Y; a frame with a fault is passed over.
+// constants are written by analyzer/cuda/layout.py. A block works for frame BLOCK_Y; a frame with a fault is passed
+// over.
 //
-// Counts and sums of counts are whole numbers, so that the order of atomics changes nothing. Where the CPU adds fractions
-// in an order, one lane adds them in the same.
+// Counts and sums of counts are whole numbers, so that the order of atomics changes nothing. Where the CPU adds
+// fractions in an order, one lane adds them in the same.
 #pragma once
 #include "prelude.cuh"
 #include "reduce_layout.cuh"
@@ -78,18 +79,32 @@ DEVICE double surprise(const double* log_factorial, int64_t counted, double expe
 
 // Mean counts a pixel of each bin, widened along the radius until enough photons support it. `total` and `area` hold
 // AZIMUTH_CLASSES * (radial_bins + 1) sums each.
-DEVICE void smooth(const double* counted, const double* pixels, int radial_bins, double* total, double* area, double* mean) {
+DEVICE void smooth(
+    const double* counted, const double* pixels, int radial_bins, double* total, double* area, double* mean
+) {
     const int sums = radial_bins + 1;
     SYNC();
     LANES(azimuth, AZIMUTH_CLASSES) {
         double photons = 0.0, covered = 0.0;
         total[azimuth * sums] = 0.0;
         area[azimuth * sums] = 0.0;
-        for (int radial = 0; radial < radial_bins; ++radial) {
-            photons += counted[radial * AZIMUTH_CLASSES + azimuth];
-            covered += pixels[radial * AZIMUTH_CLASSES + azimuth];
-            total[azimuth * sums + radial + 1] = photons;
-            area[azimuth * sums + radial + 1] = covered;
+        // Several loads at once, for they take long; the sums are one after the other.
+        for (int radial = 0; radial < radial_bins; radial += 8) {
+            const int steps = least(8, radial_bins - radial);
+            double more_photons[8], more_covered[8];
+            UNROLLED
+            for (int k = 0; k < 8; ++k) {
+                more_photons[k] = k < steps ? counted[(radial + k) * AZIMUTH_CLASSES + azimuth] : 0.0;
+                more_covered[k] = k < steps ? pixels[(radial + k) * AZIMUTH_CLASSES + azimuth] : 0.0;
+            }
+            UNROLLED
+            for (int k = 0; k < 8; ++k) {
+                photons += more_photons[k];
+                covered += more_covered[k];
+                if (k >= steps) continue;
+                total[azimuth * sums + radial + k + 1] = photons;
+                area[azimuth * sums + radial + k + 1] = covered;
+            }
         }
     }
     SYNC();

@@ -68,7 +68,8 @@ DEVICE double spot_evidence(const Image& image, int row, int column, double mean
         }
         for (int k = 0; k < CHANCES; ++k) {
             const double chance = LIT_CHANCES[k];
-            add_ratio(DISC_LOG_WEIGHT + bright * log(chance / by_chance) + dark * (log1p(-chance) + mean), total, largest);
+            const double ratio = DISC_LOG_WEIGHT + bright * log(chance / by_chance);
+            add_ratio(ratio + dark * (log1p(-chance) + mean), total, largest);
         }
     }
     return largest + log(total);
@@ -195,7 +196,8 @@ struct Work {
 };
 
 // Claims what belongs to the spot around `start`, in the order in which one walk through it would: first the disc, then
-// around each claimed pixel that belongs, in the order of claims, the 3 x 3 of each neighbour that may lead down from it.
+// around each claimed pixel that belongs, in the order of claims, the 3 x 3 of each neighbour that may lead down from
+// it.
 DEVICE void claim_spot(const Image& image, int start, const Limits& limits, Claims& claims, Work& work) {
     const int first = claims.count, row = start / image.columns, column = start % image.columns;
     const int side = 2 * SEPARATION + 1;
@@ -317,10 +319,58 @@ DEVICE bool measure(
     return true;
 }
 
+// Claims the spot at a candidate and measures it. False where it makes no peak.
+DEVICE bool make_peak(
+    const Reduction& r, const Image& image, const Spot& spot, Claims& claims, Work& work, PeakFields& peak
+) {
+    const int pixel = (int)spot.pixel, row = pixel / r.columns, column = pixel % r.columns;
+    const double share = -expm1(-spot.mean);
+    const Limits limits = {
+        spot.mean + 3.0 * sqrt(spot.mean) + 1.0,
+        9.0 * share + 3.0 * sqrt(9.0 * share * (1.0 - share)) + 2.0,
+    };
+    const int32_t* listed = claims.listed + claims.count;
+    const int first = claims.count;
+    claim_spot(image, pixel, limits, claims, work);
+    const int size = claims.count - first;
+    if (!measure(image, pixel, listed, size, r.saturation, spot.local, WINDOW_REACH, 0.0, work, peak)) return false;
+    if (peak.intensity < OWN_SHARE * spot.around) return false;
+    // Where a pixel of it that touches what is masked is far brighter, the spot stands there and this is its tail.
+    const double bright = TAIL_CONTRAST * image.pixels[pixel];
+    ONE_LANE work.rim = 0;
+    SYNC();
+    LANES(n, size) {
+        const int j = listed[n], y = j / r.columns - row, x = j % r.columns - column;
+        if (y < -WINDOW_REACH || y > WINDOW_REACH || x < -WINDOW_REACH || x > WINDOW_REACH) continue;
+        if (counts(image, j) && image.pixels[j] > bright && touches(image, j)) atomic_max(&work.rim, (int32_t)1);
+    }
+    SYNC();
+    const bool tail = work.rim;
+    SYNC();
+    if (tail) return false;
+    if (peak.intensity >= WHOLE_FROM_PHOTONS || size > SMALLEST_SPOT_PIXELS) {
+        const double fewest = WHOLE_KEEPS * peak.intensity;
+        measure(image, pixel, listed, size, r.saturation, spot.local, r.columns, fewest, work, peak);
+    }
+    peak.surprise = (float)spot.evidence;
+    return true;
+}
+
+// A record of 21 bytes, at any address.
+DEVICE void write_peak(uint8_t* record, const PeakFields& peak) {
+    const float fields[5] = {peak.fs, peak.ss, peak.intensity, peak.snr, peak.surprise};
+    for (int n = 0; n < 5; ++n) {
+        const uint32_t bits = bits_of(fields[n]);
+        for (int byte = 0; byte < 4; ++byte) record[4 * n + byte] = (uint8_t)(bits >> 8 * byte);
+    }
+    record[20] = peak.saturated;
+}
+
 // One peak for each spot among the candidates. What is one after the other is the spots; the pixels of each are worked
 // on together.
 KERNEL(reduce_peaks, 128, const Reduction* reduction) {
     SHARED Work work;
+    SHARED Spot held[64];
     BEGIN_FRAME();
     const Image image = image_of(r, frame);
     uint32_t* counters = of_frame(r, r.counters, frame);
@@ -331,55 +381,33 @@ KERNEL(reduce_peaks, 128, const Reduction* reduction) {
     const int total = (int)counters[SPOTS];
     int found = 0;
     double enough = r.peak_threshold;
-    for (int k = 0; k < total; ++k) {
-        const Spot spot = spots[order[k]];
-        if (spot.evidence > r.peak_threshold) {
-            enough = r.peak_threshold - log1p((found + 1) / SURE_PEAKS_FOR_AS_MANY);
-        }
-        if (spot.evidence <= enough || found >= MOST_PEAKS) break;
-        if (is_claimed(claims, spot.pixel)) continue;
-        const double share = -expm1(-spot.mean);
-        const Limits limits = {
-            spot.mean + 3.0 * sqrt(spot.mean) + 1.0,
-            9.0 * share + 3.0 * sqrt(9.0 * share * (1.0 - share)) + 2.0,
-        };
-        const int first = claims.count;
-        claim_spot(image, spot.pixel, limits, claims, work);
-        const int32_t* listed = claims.listed + first;
-        const int size = claims.count - first;
-        PeakFields peak;
-        if (!measure(image, spot.pixel, listed, size, r.saturation, spot.local, WINDOW_REACH, 0.0, work, peak)) continue;
-        if (peak.intensity < OWN_SHARE * spot.around) continue;
-        // Where a pixel of it that touches what is masked is far brighter, the spot stands there and this is its tail.
-        const double bright = TAIL_CONTRAST * image.pixels[spot.pixel];
-        const int row = spot.pixel / r.columns, column = spot.pixel % r.columns;
-        ONE_LANE work.rim = 0;
+    bool over = false;
+    for (int from = 0; from < total && !over; from += 64) {
+        const int size = least(64, total - from);
         SYNC();
-        LANES(n, size) {
-            const int j = listed[n], y = j / r.columns - row, x = j % r.columns - column;
-            if (y < -WINDOW_REACH || y > WINDOW_REACH || x < -WINDOW_REACH || x > WINDOW_REACH) continue;
-            if (counts(image, j) && image.pixels[j] > bright && touches(image, j)) atomic_max(&work.rim, (int32_t)1);
-        }
-        SYNC();
-        const bool tail = work.rim;
-        SYNC();
-        if (tail) continue;
-        if (peak.intensity >= WHOLE_FROM_PHOTONS || size > SMALLEST_SPOT_PIXELS) {
-            const double fewest = WHOLE_KEEPS * peak.intensity;
-            measure(image, spot.pixel, listed, size, r.saturation, spot.local, r.columns, fewest, work, peak);
-        }
-        peak.surprise = (float)spot.evidence;
-        // A record of 21 bytes, at any address.
-        uint8_t* record = peaks + found * PEAK_BYTES;
-        ONE_LANE {
-            const float fields[5] = {peak.fs, peak.ss, peak.intensity, peak.snr, peak.surprise};
-            for (int n = 0; n < 5; ++n) {
-                const uint32_t bits = bits_of(fields[n]);
-                for (int byte = 0; byte < 4; ++byte) record[4 * n + byte] = (uint8_t)(bits >> 8 * byte);
+        LANES(n, size) held[n] = spots[order[from + n]];
+        for (int k = 0; k < size; ++k) {
+            // Those that no spot has claimed, from here on.
+            ONE_LANE work.mask = 0;
+            SYNC();
+            LANES(n, size) {
+                if (n >= k && !is_claimed(claims, (int)held[n].pixel)) atomic_or(&work.mask, (uint64_t)1 << n);
             }
-            record[20] = peak.saturated;
+            SYNC();
+            const uint64_t open = work.mask;
+            SYNC();
+            // A claimed one says what is enough, too; those that are passed over have less evidence than the first.
+            if (held[k].evidence > r.peak_threshold) {
+                enough = r.peak_threshold - log1p((found + 1) / SURE_PEAKS_FOR_AS_MANY);
+            }
+            over = held[open ? lowest_bit(open) : k].evidence <= enough || found >= MOST_PEAKS;
+            if (!open || over) break;
+            k = lowest_bit(open);
+            PeakFields peak;
+            if (!make_peak(r, image, held[k], claims, work, peak)) continue;
+            ONE_LANE write_peak(peaks + found * PEAK_BYTES, peak);
+            ++found;
         }
-        ++found;
     }
     ONE_LANE {
         counters[PEAKS] = found;
@@ -387,8 +415,8 @@ KERNEL(reduce_peaks, 128, const Reduction* reduction) {
     }
 }
 
-// Of each peak its brightest pixel, whether nothing but background is around that, and whether it is the only one in the
-// 3 x 3 that counted: see analyzer.frame_peaks and analyzer.cascade.
+// Of each peak its brightest pixel, whether nothing but background is around that, and whether it is the only one in
+// the 3 x 3 that counted: see analyzer.frame_peaks and analyzer.cascade.
 KERNEL(reduce_peak_places, 64, const Reduction* reduction) {
     BEGIN_FRAME();
     const Image image = image_of(r, frame);

@@ -1,5 +1,5 @@
-// The significance map, evidence by zone, diffuse light by place, levels, the strongest cells, candidates for peaks: see
-// analyzer.kernels map_significance, count_levels and list_strongest.
+// The significance map, evidence by zone, diffuse light by place, levels, the strongest cells, candidates for peaks:
+// see analyzer.kernels map_significance, count_levels and list_strongest.
 #include "reduce_common.cuh"
 
 // How much a pixel that counted, and the best of 2 x 2 and 3 x 3 around it, stand out; what supports it.
@@ -14,7 +14,8 @@ DEVICE Look look_at(const Reduction& r, const Image& image, int pixel, int64_t v
     const uint16_t* up = image.pixels + pixel - image.columns;
     const uint16_t* at = image.pixels + pixel;
     const uint16_t* down = image.pixels + pixel + image.columns;
-    const int64_t a0 = up[-1], a1 = up[0], a2 = up[1], a3 = at[-1], a5 = at[1], a6 = down[-1], a7 = down[0], a8 = down[1];
+    const int64_t a0 = up[-1], a1 = up[0], a2 = up[1], a3 = at[-1], a5 = at[1];
+    const int64_t a6 = down[-1], a7 = down[0], a8 = down[1];
     const int64_t highest = most(most(most(a0, a1), most(a2, a3)), most(most(a5, a6), most(a7, a8)));
     if (highest == NO_DATA) return look;
     const int64_t four = value + most(most(a0 + a1 + a3, a1 + a2 + a5), most(a3 + a6 + a7, a5 + a7 + a8));
@@ -115,7 +116,8 @@ KERNEL(reduce_significance, 256, const Reduction* reduction) {
     uint32_t* lit_cells = of_result<uint32_t>(r, r.result_lit_cells, frame) + BLOCK_X * r.lit_cell_words;
     LANES(w, r.lit_cell_words) {
         uint32_t word = 0;
-        for (int c = 0; c < least(32, r.cells_across - 32 * w); ++c) word |= (uint32_t)(highest[0][32 * w + c] > 0) << c;
+        const int cells_here = least(32, r.cells_across - 32 * w);
+        for (int c = 0; c < cells_here; ++c) word |= (uint32_t)(highest[0][32 * w + c] > 0) << c;
         lit_cells[w] = word;
     }
     SYNC();
@@ -225,8 +227,8 @@ KERNEL(reduce_strongest, 1024, const Reduction* reduction) {
     }
 }
 
-// The list of candidates when it is full, as it comes about pixel after pixel: whenever it is, those that stand out more
-// than half of them are kept, and more is asked for from then on.
+// The list of candidates when it is full, as it comes about pixel after pixel: whenever it is, those that stand out
+// more than half of them are kept, and more is asked for from then on.
 KERNEL(reduce_overflow, 256, const Reduction* reduction) {
     SHARED uint16_t listed[OVERFLOW_WORDS * 64];
     SHARED double best[OVERFLOW_WORDS * 64];

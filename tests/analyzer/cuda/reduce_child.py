@@ -74,10 +74,11 @@ def main() -> None:
         lit, blank = rng.integers(0, 1 << 64, (2, 16, words), np.uint64)
         run(plan(shape), DecodedBatch(*(torch.from_numpy(each) for each in (pixels, lit, blank))))
         count += 16
-    # More candidates than the list holds, and pixels far from the beam.
+    # More candidates than the list holds, all alike: none is kept. All pixels lie in one bin, the last there can be.
     many = np.full((300, 304), 0, "u2")
-    many[rng.random(many.shape) < 0.8] = 500
-    run(plan(many.shape), decoded(many[None], plan(many.shape)))
+    many[rng.random(many.shape) < 0.78] = 500
+    remote = plan(many.shape, center=(150.0, -40000.0))
+    run(remote, decoded(many[None], remote))
     far = plan(SHAPE, center=(-7000.0, -20.0))
     run(far, decoded(kinds(SHAPE, "u2"), far))
     print(f"{count} frames")
