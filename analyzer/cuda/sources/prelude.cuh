@@ -31,6 +31,13 @@ template <class T> static inline void store(void* at, T value) {
     if (reinterpret_cast<uintptr_t>(at) % sizeof(T)) __builtin_trap();
     memcpy(at, &value, sizeof(T));
 }
+// Four of the eight bytes of `low` and `high`, the first chosen by the lowest hexadecimal digit of `which`.
+static inline uint32_t choose_bytes(uint32_t low, uint32_t high, uint32_t which) {
+    uint64_t both = static_cast<uint64_t>(high) << 32 | low;
+    uint32_t chosen = 0;
+    for (int k = 0; k < 4; ++k) chosen |= static_cast<uint32_t>(both >> (8 * (which >> (4 * k) & 7)) & 0xFF) << (8 * k);
+    return chosen;
+}
 static inline uint32_t load_anywhere(const uint8_t* at) { uint32_t value; memcpy(&value, at, 4); return value; }
 template <class T> static inline T atomic_add(T* at, T value) { T old = *at; *at = old + value; return old; }
 template <class T> static inline T atomic_max(T* at, T value) { T old = *at; if (value > old) *at = value; return old; }
@@ -53,6 +60,9 @@ typedef int int32_t; typedef unsigned int uint32_t; typedef long long int64_t; t
 typedef uint4 Wide;
 template <class T> static __device__ __forceinline__ T load(const void* at) { return *static_cast<const T*>(at); }
 template <class T> static __device__ __forceinline__ void store(void* at, T value) { *static_cast<T*>(at) = value; }
+static __device__ __forceinline__ uint32_t choose_bytes(uint32_t low, uint32_t high, uint32_t which) {
+    return __byte_perm(low, high, which);
+}
 // Four bytes from any address, out of the one or two aligned words that hold them.
 static __device__ __forceinline__ uint32_t load_anywhere(const uint8_t* at) {
     const uint32_t* words = reinterpret_cast<const uint32_t*>(reinterpret_cast<uint64_t>(at) & ~3ull);

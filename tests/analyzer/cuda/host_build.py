@@ -44,12 +44,16 @@ class HostProgram:
         self._path = build(source, folder, sanitized=sanitized)
         self._library = None if sanitized else ctypes.CDLL(str(self._path))
 
-    def launch(self, name: str, blocks_x: int, blocks_y: int, stream: Any, *arguments: torch.Tensor | int | float) -> None:
+    def launch(
+        self, name: str, blocks_x: int, blocks_y: int, stream: Any, *arguments: torch.Tensor | int | float
+    ) -> None:
         values = pack(self._kernels[name], arguments, self.device)
         if self._library is not None:
             run_blocks(self._library, name, blocks_x, blocks_y, values)
             return
-        given = [_bytes_of(a).tobytes() if isinstance(a, torch.Tensor) else v for a, v in zip(arguments, values, strict=True)]
+        given = [
+            _bytes_of(a).tobytes() if isinstance(a, torch.Tensor) else v for a, v in zip(arguments, values, strict=True)
+        ]
         kinds = [type(value) for value in values]
         numbers = [each if isinstance(each, bytes) else each.value for each in given]
         after = self._in_child((str(self._path), name, blocks_x, blocks_y, kinds, numbers))
