@@ -126,10 +126,11 @@ DEVICE bool decode_lz4(Input in, int bytes, uint8_t* out, int room) {
     while (position < bytes) {
         int token = next_byte(in, position);
         int literals = whole_length(in, position, bytes, token >> 4);
-        if (literals < 0 || literals > bytes - position || literals > room - filled) return false;
-        // The format: the last 5 bytes are literals, and no match starts in the last 12.
-        bool last = filled + literals > room - 12 || position + literals > bytes - 8;
-        if (last && position + literals != bytes) return false;
+        if (literals < 0) return false;
+        // The format: the last 5 bytes are literals, and no match starts in the last 12. So what passes here is within
+        // the block and its room.
+        bool last = literals > room - 12 - filled || literals > bytes - 8 - position;
+        if (last && (literals != bytes - position || literals != room - filled)) return false;
         if (position + literals - in.first <= WINDOW) {
             copy_bytes(out + filled, reinterpret_cast<const uint8_t*>(in.window) + (position - in.first), literals);
         } else {
@@ -139,7 +140,7 @@ DEVICE bool decode_lz4(Input in, int bytes, uint8_t* out, int room) {
         filled += literals;
         if (last) {
             SYNC_WARP();
-            return filled == room;
+            return true;
         }
         int distance = next_byte(in, position);
         distance |= next_byte(in, position) << 8;

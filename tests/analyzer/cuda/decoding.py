@@ -1,5 +1,6 @@
 """What tests of the decoder share: what a batch should become, and what it became."""
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from analyzer.cuda.decode import BatchDecoder, DecodedBatch
 from analyzer.cuda.staging import Batch
 from streamer.decoding import decode
-from streamer.messages import ImageData
+from streamer.messages import Algorithm, ImageData
 
 UNTOUCHED = 0x5555
 """What pixels hold before they are decoded."""
@@ -77,3 +78,20 @@ def check(frames: Frames, number: int, image: ImageData, valid: npt.NDArray[np.u
     assert (frames.pixels[number, out.size :] == UNTOUCHED).all(), "pixels behind the frame were written"
     assert not frames.lit[number, out.size :].any()
     assert not frames.blank[number, out.size :].any()
+
+
+def lz4_sequence(literals: bytes, distance: int = 0, length: int = 0) -> bytes:
+    """Of an LZ4 block: a token, its literals and its match, if it has a length."""
+    more = length - 4 if length else 0
+    head = bytes([min(len(literals), 15) << 4 | min(more, 15)]) + _rest(len(literals)) + literals
+    return head + (struct.pack("<H", distance) + _rest(more) if length else b"")
+
+
+def one_block(packed: bytes, pixels: int) -> ImageData:
+    """An image of 8 bits in a single block, of LZ4 bytes that need not make sense."""
+    payload = struct.pack(">QII", pixels, 8192, len(packed)) + packed
+    return ImageData(payload, (1, pixels), np.dtype("u1"), Algorithm.BSLZ4, 1)
+
+
+def _rest(length: int) -> bytes:
+    return b"" if length < 15 else b"\xff" * ((length - 15) // 255) + bytes([(length - 15) % 255])

@@ -13,7 +13,7 @@ from analyzer.cuda.decode import BatchDecoder, failure
 from analyzer.cuda.staging import Batch
 from streamer.decoding import decode
 from streamer.messages import Algorithm, ImageData, UndecodableImage
-from tests.analyzer.cuda.decoding import UNTOUCHED, batch_for, check, decoded, run
+from tests.analyzer.cuda.decoding import UNTOUCHED, batch_for, check, decoded, lz4_sequence, one_block, run
 from tests.analyzer.cuda.host_build import HostProgram
 from tests.support import packed_image, poisson, shared_data
 
@@ -229,31 +229,18 @@ def _lz4_blocks(draw: st.DrawFn) -> tuple[bytes, bytes]:
         out += run_of
         most = min(len(out), 65535)
         distance = draw(st.one_of(st.integers(1, min(40, most)), st.integers(1, most)))
-        packed += _sequence(run_of, distance, length)
+        packed += lz4_sequence(run_of, distance, length)
         for _ in range(length):
             out.append(out[-distance])
     last = rng.integers(0, 256, 12 + (-len(out) - 12) % 8, dtype=np.uint8).tobytes()
-    return bytes(packed + _sequence(last, 0, 0)), bytes(out + last)
-
-
-def _sequence(literals: bytes, distance: int, length: int) -> bytes:
-    """A token, its literals and its match; without a match for distance 0."""
-    more = length - 4 if distance else 0
-    token = bytes([min(len(literals), 15) << 4 | min(more, 15)])
-    head = token + _rest(len(literals)) + literals
-    return head + (struct.pack("<H", distance) + _rest(more) if distance else b"")
-
-
-def _rest(length: int) -> bytes:
-    return b"" if length < 15 else b"\xff" * ((length - 15) // 255) + bytes([(length - 15) % 255])
+    return bytes(packed + lz4_sequence(last, 0, 0)), bytes(out + last)
 
 
 @given(st.lists(_lz4_blocks(), min_size=1, max_size=4))
 @settings(max_examples=150, deadline=None)
 def test_every_block_by_the_rules_is_decoded(host_decoder: HostProgram, blocks: list[tuple[bytes, bytes]]) -> None:
     for packed, out in blocks:
-        payload = struct.pack(">QII", len(out), 8192, len(packed)) + packed
-        image = ImageData(payload, (1, len(out)), np.dtype("u1"), Algorithm.BSLZ4, 1)
+        image = one_block(packed, len(out))
         check(decoded(host_decoder, [image]), 0, image)
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from analyzer.cuda.decode import BatchDecoder
+from analyzer.cuda.staging import Batch
 from streamer.decoding import decode
 from streamer.messages import Algorithm, ImageData, UndecodableImage
-from tests.analyzer.cuda.decoding import UNTOUCHED, batch_for, check, decoded, run
+from tests.analyzer.cuda.decoding import UNTOUCHED, batch_for, check, decoded, lz4_sequence, one_block, run
 from tests.analyzer.cuda.host_build import HostProgram
 from tests.support import packed_image, poisson
 
@@ -153,6 +154,42 @@ def test_every_cut_of_a_frame_is_refused_or_decoded(watched_decoder: HostProgram
     frames = decoded(watched_decoder, [*cuts, image])
     assert frames.errors[:-1].all()
     check(frames, len(cuts), image)
+
+
+def edges(room: int) -> Iterator[bytes]:
+    """LZ4 blocks for ``room`` bytes that keep the rules of the format or break one of them by little."""
+    noise = np.random.default_rng(9).integers(0, 256, room + 64, dtype=np.uint8).tobytes()
+    for size in range(room - 20, room + 60):
+        yield lz4_sequence(noise[:size])
+    for distance in (1, 2, 3, 4, 7, 16, 99, 100, 101, 65535):
+        for last in range(16):
+            yield lz4_sequence(noise[:100], distance, room - 100 - last) + lz4_sequence(noise[:last])
+            yield lz4_sequence(noise[:100], distance, room - 100 - last)
+    for over in range(-8, 40):
+        yield lz4_sequence(noise[:100], 50, room - 105 + over) + lz4_sequence(noise[:5])
+        yield lz4_sequence(noise[:100], 50, room - 105) + lz4_sequence(noise[: 5 + max(0, over)])
+        yield lz4_sequence(noise[: room - 12 + over], 8, 4) + lz4_sequence(noise[:8])
+        yield lz4_sequence(noise[: room - 12 + over], 8, 7) + lz4_sequence(noise[:5])
+        yield lz4_sequence(noise[: room - 9 - max(0, over)], 8, 4) + lz4_sequence(noise[: 5 + max(0, over)])
+
+
+@pytest.mark.parametrize("room", [8192, 512, 256])
+def test_the_rules_are_kept_to_the_byte(watched_decoder: HostProgram, room: int) -> None:
+    images = [one_block(block, room) for block in edges(room)]
+    frames = decoded(watched_decoder, images)
+    good = [outcome(image) for image in images]
+    assert (frames.errors == 0).tolist() == good
+    for number in np.flatnonzero(good):
+        check(frames, int(number), images[number])
+    assert 0 < sum(good) < len(good)
+
+
+def test_a_length_that_goes_on_and_on_is_refused(watched_decoder: HostProgram) -> None:
+    image = one_block(b"\xff" * 9_000_000, 8192)
+    decoder = BatchDecoder(image.shape, image.dtype, np.ones(image.shape, np.uint8), watched_decoder)
+    batch = Batch(0, 1, 10_000_000, watched_decoder.device)
+    assert decoder.stage(image, batch) == 0
+    assert run(decoder, batch).errors.all()
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<u2", "<u4"])
