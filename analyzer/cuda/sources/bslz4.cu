@@ -67,13 +67,16 @@ DEVICE int whole_length(Input& in, int& position, int stop, int length) {
     }
 }
 
-// Bytes that do not overlap.
-DEVICE void copy_bytes(uint8_t* to, const uint8_t* from, int bytes) {
+// What follows writes behind the `at` bytes that `out` holds; `out` itself lies at a multiple of 16.
+
+// Bytes that do not overlap with where they go.
+DEVICE void copy_bytes(uint8_t* out, int at, const uint8_t* from, int bytes) {
+    uint8_t* to = out + at;
     if (bytes <= WARP) {
         ROLLED LANES(i, bytes) to[i] = from[i];
         return;
     }
-    int head = static_cast<int>(-reinterpret_cast<uint64_t>(to) & 3), words = (bytes - head) / 4;
+    int head = -at & 3, words = (bytes - head) / 4;
     ROLLED LANES(i, words) store<uint32_t>(to + head + 4 * i, load_anywhere(from + head + 4 * i));
     ROLLED LANES(i, bytes - 4 * words) {
         int k = i < head ? i : i + 4 * words;
@@ -82,15 +85,16 @@ DEVICE void copy_bytes(uint8_t* to, const uint8_t* from, int bytes) {
 }
 
 // The last 1, 2 or 4 bytes again and again.
-DEVICE void fill_bytes(uint8_t* to, int distance, int bytes) {
+DEVICE void fill_bytes(uint8_t* out, int at, int distance, int bytes) {
+    uint8_t* to = out + at;
     uint32_t pattern = 0;
+    UNROLLED
     for (int k = 0; k < 4; ++k) pattern |= static_cast<uint32_t>((to - distance)[k & (distance - 1)]) << (8 * k);
     if (bytes <= WARP) {
         ROLLED LANES(i, bytes) to[i] = static_cast<uint8_t>(pattern >> (8 * (i & 3)));
         return;
     }
-    int head = static_cast<int>(-reinterpret_cast<uint64_t>(to) & 15), wides = (bytes - head) / 16;
-    int turn = 8 * (head & 3);
+    int head = -at & 15, wides = (bytes - head) / 16, turn = 8 * (head & 3);
     uint32_t word = turn ? pattern >> turn | pattern << (32 - turn) : pattern;
     Wide wide = {word, word, word, word};
     ROLLED LANES(i, wides) store<Wide>(to + head + 16 * i, wide);
@@ -101,18 +105,19 @@ DEVICE void fill_bytes(uint8_t* to, int distance, int bytes) {
 }
 
 // A match: `bytes` bytes from `distance` before, which may reach into what is being written.
-DEVICE void copy_match(uint8_t* to, int distance, int bytes) {
+DEVICE void copy_match(uint8_t* out, int at, int distance, int bytes) {
+    const uint8_t* from = out + at - distance;
     if (distance >= bytes) {
-        copy_bytes(to, to - distance, bytes);
+        copy_bytes(out, at, from, bytes);
     } else if (distance == 1 || distance == 2 || distance == 4) {
-        fill_bytes(to, distance, bytes);
+        fill_bytes(out, at, distance, bytes);
     } else if (bytes <= WARP) {
-        ROLLED LANES(i, bytes) to[i] = (to - distance)[static_cast<uint32_t>(i) % static_cast<uint32_t>(distance)];
+        ROLLED LANES(i, bytes) out[at + i] = from[static_cast<uint32_t>(i) % static_cast<uint32_t>(distance)];
     } else {
         // Every turn copies all there is of the repeated bytes, so that it never meets what it writes.
         for (int done = 0; done < bytes;) {
             int part = distance + done < bytes - done ? distance + done : bytes - done;
-            copy_bytes(to + done, to - distance, part);
+            copy_bytes(out, at + done, from, part);
             done += part;
             SYNC_WARP();
         }
@@ -132,9 +137,9 @@ DEVICE bool decode_lz4(Input in, int bytes, uint8_t* out, int room) {
         bool last = literals > room - 12 - filled || literals > bytes - 8 - position;
         if (last && (literals != bytes - position || literals != room - filled)) return false;
         if (position + literals - in.first <= WINDOW) {
-            copy_bytes(out + filled, reinterpret_cast<const uint8_t*>(in.window) + (position - in.first), literals);
+            copy_bytes(out, filled, reinterpret_cast<const uint8_t*>(in.window) + (position - in.first), literals);
         } else {
-            copy_bytes(out + filled, in.batch + in.start + position, literals);
+            copy_bytes(out, filled, in.batch + in.start + position, literals);
         }
         position += literals;
         filled += literals;
@@ -150,7 +155,7 @@ DEVICE bool decode_lz4(Input in, int bytes, uint8_t* out, int room) {
         if (distance == 0 || distance > filled || length > room - 5 - filled) return false;
         // This one is enough: what a match reads was written before it, and no literal is written where a match reads.
         SYNC_WARP();
-        copy_match(out + filled, distance, length);
+        copy_match(out, filled, distance, length);
         filled += length;
     }
     return false;

@@ -65,8 +65,8 @@ static __device__ __forceinline__ uint32_t choose_bytes(uint32_t low, uint32_t h
 }
 // Four bytes from any address, out of the one or two aligned words that hold them.
 static __device__ __forceinline__ uint32_t load_anywhere(const uint8_t* at) {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(reinterpret_cast<uint64_t>(at) & ~3ull);
-    uint32_t shift = 8 * (reinterpret_cast<uint64_t>(at) & 3);
+    uint32_t behind = reinterpret_cast<uint64_t>(at) & 3, shift = 8 * behind;
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(at - behind);
     return __funnelshift_r(words[0], shift ? words[1] : 0, shift);
 }
 template <class T> static __device__ __forceinline__ T atomic_add(T* at, T value) { return atomicAdd(at, value); }
