@@ -136,13 +136,14 @@ DEVICE bool decode_lz4(Input in, int bytes, uint8_t* out, int room) {
         // the block and its room.
         bool last = literals > room - 12 - filled || literals > bytes - 8 - position;
         if (last && (literals != bytes - position || literals != room - filled)) return false;
-        if (position + literals - in.first <= WINDOW) {
-            copy_bytes(out, filled, reinterpret_cast<const uint8_t*>(in.window) + (position - in.first), literals);
-        } else {
-            copy_bytes(out, filled, in.batch + in.start + position, literals);
+        while (literals > 0) {
+            if (position - in.first >= WINDOW) move_window(in, position);
+            int start = position - in.first, part = literals < WINDOW - start ? literals : WINDOW - start;
+            copy_bytes(out, filled, reinterpret_cast<const uint8_t*>(in.window) + start, part);
+            literals -= part;
+            position += part;
+            filled += part;
         }
-        position += literals;
-        filled += literals;
         if (last) {
             SYNC_WARP();
             return true;
