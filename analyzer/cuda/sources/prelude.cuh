@@ -1,6 +1,7 @@
 // What every kernel is written in, so that one source is compiled for the GPU by NVRTC and for the CPU by a C++
-// compiler, where tests and sanitizers run it. A kernel is a sequence of loops over the threads of its block with SYNC()
-// between them; a loop's turns must not depend on each other. On the CPU a block is one call, its loops run in order.
+// compiler, where tests and sanitizers run it. A kernel is a sequence of loops over the threads of its block with
+// SYNC() between them; a loop's turns must not depend on each other. On the CPU a block is one call, its loops run in
+// order; a test may define LANES and what goes with it beforehand, and run the threads of a block in any order.
 #ifdef CXLS_HOST
 #include <cmath>
 #include <cstdint>
@@ -11,12 +12,14 @@ using std::exp; using std::expm1; using std::log; using std::log1p; using std::s
 #define KERNEL(name, threads, ...) extern "C" void name(int block_x, int block_y, __VA_ARGS__)
 #define BLOCK_X block_x
 #define BLOCK_Y block_y
+#ifndef LANES
 #define LANES(i, n) for (int i = 0; i < (n); ++i)
 #define ONE_LANE
-#define ROLLED
-#define UNROLLED
 #define SYNC()
 #define SYNC_WARP()
+#endif
+#define ROLLED
+#define UNROLLED
 // A sanitizer watches what is static, but not what is a thread's own.
 #ifndef SHARED
 #define SHARED static thread_local

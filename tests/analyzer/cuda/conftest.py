@@ -1,12 +1,13 @@
 """The kernels as every test of them runs them: on the CPU always, on a device where there is one."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from analyzer.cuda.program import Program
-from tests.analyzer.cuda.host_build import HostProgram, has_sanitizers
+from tests.analyzer.cuda.host_build import HostProgram, LanesProgram, WatchedProgram, has_sanitizers
 from tests.support import require, required
 
 
@@ -16,14 +17,19 @@ def host_decoder(tmp_path_factory: pytest.TempPathFactory) -> HostProgram:
 
 
 @pytest.fixture(scope="session")
-def watched_decoder(tmp_path_factory: pytest.TempPathFactory) -> HostProgram:
+def watched_decoder(tmp_path_factory: pytest.TempPathFactory) -> WatchedProgram:
     """The decoder under the sanitizers of addresses and of undefined behaviour."""
     require("g++")
     if not has_sanitizers():
         if required("g++"):
             pytest.fail("g++ is required (CXLS_TEST_REQUIRE) and comes without libasan")
         pytest.skip("g++ comes without libasan")
-    return HostProgram("bslz4.cu", tmp_path_factory.mktemp("watched"), sanitized=True)
+    return WatchedProgram("bslz4.cu", tmp_path_factory.mktemp("watched"))
+
+
+@pytest.fixture
+def lanes_decoder(tmp_path: Path) -> LanesProgram:
+    return LanesProgram("bslz4.cu", tmp_path)
 
 
 @pytest.fixture(scope="session")

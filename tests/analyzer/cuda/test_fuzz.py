@@ -16,7 +16,7 @@ from analyzer.cuda.staging import Batch
 from streamer.decoding import decode
 from streamer.messages import Algorithm, ImageData, UndecodableImage
 from tests.analyzer.cuda.decoding import UNTOUCHED, batch_for, check, decoded, lz4_sequence, one_block, run
-from tests.analyzer.cuda.host_build import HostProgram
+from tests.analyzer.cuda.host_build import WatchedProgram
 from tests.support import packed_image, poisson
 
 FRAMES = 250
@@ -110,7 +110,7 @@ def outcome(image: ImageData) -> bool:
     return True
 
 
-def test_damaged_frames_end_in_their_pixels_or_in_an_error(watched_decoder: HostProgram) -> None:
+def test_damaged_frames_end_in_their_pixels_or_in_an_error(watched_decoder: WatchedProgram) -> None:
     began, rng, tried, refused = time.monotonic(), np.random.default_rng(11), 0, 0
     for _ in range(MOST_ROUNDS):
         image, frames = frames_to_try(rng)
@@ -142,7 +142,7 @@ def test_damaged_frames_end_in_their_pixels_or_in_an_error(watched_decoder: Host
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<u2", "<u4"])
-def test_every_cut_of_a_frame_is_refused_or_decoded(watched_decoder: HostProgram, dtype: str) -> None:
+def test_every_cut_of_a_frame_is_refused_or_decoded(watched_decoder: WatchedProgram, dtype: str) -> None:
     """Cut within a block, whose length is then made to fit."""
     pixels = poisson(1, (9, 15), dtype, 1.0)[0]
     image = packed_image(pixels)
@@ -174,7 +174,7 @@ def edges(room: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("room", [8192, 512, 256])
-def test_the_rules_are_kept_to_the_byte(watched_decoder: HostProgram, room: int) -> None:
+def test_the_rules_are_kept_to_the_byte(watched_decoder: WatchedProgram, room: int) -> None:
     images = [one_block(block, room) for block in edges(room)]
     frames = decoded(watched_decoder, images)
     good = [outcome(image) for image in images]
@@ -184,7 +184,7 @@ def test_the_rules_are_kept_to_the_byte(watched_decoder: HostProgram, room: int)
     assert 0 < sum(good) < len(good)
 
 
-def test_a_length_that_goes_on_and_on_is_refused(watched_decoder: HostProgram) -> None:
+def test_a_length_that_goes_on_and_on_is_refused(watched_decoder: WatchedProgram) -> None:
     image = one_block(b"\xff" * 9_000_000, 8192)
     decoder = BatchDecoder(image.shape, image.dtype, np.ones(image.shape, np.uint8), watched_decoder)
     batch = Batch(0, 1, 10_000_000, watched_decoder.device)
@@ -193,7 +193,7 @@ def test_a_length_that_goes_on_and_on_is_refused(watched_decoder: HostProgram) -
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<u2", "<u4"])
-def test_good_frames_touch_nothing_else(watched_decoder: HostProgram, dtype: str) -> None:
+def test_good_frames_touch_nothing_else(watched_decoder: WatchedProgram, dtype: str) -> None:
     rng = np.random.default_rng(4)
     for shape in ((1, 3), (5, 13), (97, 131)):
         noise = rng.integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype)
@@ -208,7 +208,7 @@ def test_good_frames_touch_nothing_else(watched_decoder: HostProgram, dtype: str
             check(frames, number, image, valid)
 
 
-def test_the_sanitizers_see_an_access_outside(watched_decoder: HostProgram) -> None:
+def test_the_sanitizers_see_an_access_outside(watched_decoder: WatchedProgram) -> None:
     image = packed_image(poisson(1, (64, 96))[0])
     decoder = BatchDecoder(image.shape, image.dtype, np.ones(image.shape, np.uint8), watched_decoder)
     batch = batch_for(decoder, 1, watched_decoder.device)
