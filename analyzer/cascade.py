@@ -34,7 +34,7 @@ from analyzer.peak_finder import BY_BUNDLE, Comparison, FinderKind, PeakFinder, 
 from analyzer.reduction import FramePlan, FrameProfile, Reduced, Workspace, make_plan
 from analyzer.results import Decision, FrameResult, HitRule, Peak, Status
 from analyzer.zones import SINGLE, header_of
-from streamer.decoding import check_size, decode
+from streamer.decoding import check_size
 from streamer.frames import Frame
 from streamer.messages import Defect, ImageData, SeriesMetadata, UndecodableImage
 from streamer.series import Series
@@ -229,7 +229,7 @@ class Analyser:
             raise UndecodableImage(image.reason, image.text)
         check_size(image)
         prepared = self._prepare(frame, image)
-        decode(image, prepared.workspace.pixels)
+        prepared.workspace.load(image)
         return prepared
 
     def _prepare(self, frame: Frame, image: ImageData) -> _Prepared:

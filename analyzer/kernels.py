@@ -46,6 +46,9 @@ SURE_PEAKS_FOR_AS_MANY = 6.0
 QUADRANTS = 4
 """Of the azimuth about the beam; a bin has a place for each, number bin * 4 + quadrant."""
 
+OF_ONE = 5
+"""Facts of a bin that ``map_significance`` makes of a pixel that counted once, with none around it."""
+
 KEPT_WHOLE = 1 << 40
 """As the most counts of a pixel that is kept: every one is."""
 
@@ -55,6 +58,9 @@ _BLINDED = 2
 _RING_INNER, _RING_OUTER = 5, 7
 _RING_PRIOR_PIXELS = 50.0
 _SMOOTHING_PHOTONS = 25.0
+_NEVER_OUTLIER = 3
+"""Counts of a pixel, on any background."""
+
 _LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, 65536, dtype=np.float64)))])
 
 
@@ -199,61 +205,47 @@ def _array(kind: Any, dimensions: int = 1) -> Any:
 _U8, _I64, _F64 = _array(types.uint8), _array(types.int64), _array(types.float64)
 _BINS, _LIST = _array(types.uint16), _array(types.int32)
 _WORDS, _MAP = _array(types.uint64), _array(types.float32, 3)
+_CELL_BINS = _array(types.intp)
 _PEAKS = _array(numba.from_dtype(PEAK_DTYPE))
 
 
-@compiled(_WORDS, None, types.int64, types.int64, _U8, _BINS, _LIST, _U8, _F64, _F64, _F64, _I64, returns=types.int64)
-def list_counts(
-    words: Any, padded: Any, top: int, saturation: int, inside: Any, bin_of: Any, index: Any, seen: Any,
-    photons: Any, occupied: Any, lost: Any, totals: Any,
-) -> int:  # fmt: skip
-    """List the valid pixels that counted; returns how many.
-
-    ``words`` is the frame as 64-bit words: most are zero and are passed over whole. ``padded``
-    is the same memory as pixels, up to the end of the last word, with zeros after the frame. Sets the
-    photons, counting pixels and pixels without data (``top``) of each bin, ``seen``, and
-    ``totals``: photons and saturated pixels.
-    """
-    per_word = 8 // padded.itemsize
-    for b in range(photons.size):
-        photons[b] = 0.0
-        occupied[b] = 0.0
-        lost[b] = 0.0
-    found, total, saturated = 0, np.int64(0), 0
-    for w in range(words.size):
-        if words[w] == 0:
-            continue
-        for k in range(per_word):
-            i = w * per_word + k
-            value = padded[i]
-            if value == 0 or inside[i] == 0:
-                continue
-            b = bin_of[i]
-            if value == top:
-                lost[b] += 1.0
-                continue
-            if value >= saturation:
-                saturated += 1
-            total += np.int64(value)
-            photons[b] += value
-            occupied[b] += 1.0
-            seen[i] = 1
-            index[found] = i
-            found += 1
-    totals[0], totals[1] = total, saturated
-    return found
-
-
-@compiled(None, _LIST, types.int64, _BINS, _F64, _F64, _F64, _F64, _F64, returns=types.void)
-def estimate_background(
-    pixels: Any, index: Any, found: int, bin_of: Any, photons: Any, counted: Any, occupied: Any, clipped: Any,
-    background: Any,
+@compiled(_LIST, None, _LIST, types.int64, _BINS, _BINS, _WORDS, _F64, _F64, _F64, _I64, returns=types.void)
+def tally(
+    index: Any, value: Any, blank: Any, saturation: int, place: Any, at: Any, seen: Any, photons: Any, occupied: Any,
+    lost: Any, totals: Any,
 ) -> None:  # fmt: skip
-    """Mean counts a pixel of each bin, unmoved by Bragg light.
+    """Sums over the pixels that counted, listed by ``index`` and ``value`` (found,), and over the ``blank`` ones.
+
+    Sets the ``place`` of each in ``at`` (found,); the photons, counting pixels and pixels without data of each bin;
+    its bit in ``seen``, a word each 64 pixels; and ``totals``: photons and saturated pixels.
+    """
+    photons[:] = 0.0
+    occupied[:] = 0.0
+    lost[:] = 0.0
+    total, saturated, one = np.int64(0), np.int64(0), np.uint64(1)
+    for n in range(index.size):
+        i, counts = np.uint64(index[n]), value[n]
+        at[n] = place[i]
+        b = np.uint64(place[i]) // np.uint64(QUADRANTS)
+        photons[b] += counts
+        occupied[b] += 1.0
+        total += np.int64(counts)
+        saturated += np.int64(counts) >= saturation
+        seen[i // np.uint64(64)] |= one << (i % np.uint64(64))
+    for n in range(blank.size):
+        lost[np.uint64(place[np.uint64(blank[n])]) // np.uint64(QUADRANTS)] += 1.0
+    totals[0], totals[1] = total, saturated
+
+
+@compiled(None, _BINS, _F64, _F64, _F64, _F64, _F64, _F64, returns=types.void)
+def estimate_background(
+    value: Any, at: Any, photons: Any, counted: Any, occupied: Any, clipped: Any, most: Any, background: Any
+) -> None:
+    """Mean counts a pixel of each bin, unmoved by Bragg light; ``value`` and ``at`` (found,): see ``tally``.
 
     The first guess is from how many pixels counted at all: Bragg light, however bright, is few
     pixels; where nearly all count, the mean has to serve. Then twice the mean without outliers.
-    ``occupied`` (from ``list_counts``) and ``clipped`` are used up.
+    ``occupied`` (from ``tally``), ``clipped`` and ``most`` are used up.
     """
     bins = background.size
     for b in range(bins):
@@ -261,57 +253,71 @@ def estimate_background(
         clipped[b] = -np.log1p(-share) * counted[b] if share < 0.8 else photons[b]
     _smooth(clipped, counted, background)
     for _ in range(2):
-        clipped[:] = 0.0
-        occupied[:] = counted
-        for n in range(found):
-            i = index[n]
-            b = bin_of[i]
-            if pixels[i] <= background[b] + 5.0 * np.sqrt(background[b]) + 3.0:
-                clipped[b] += pixels[i]
-            else:
-                occupied[b] -= 1.0
+        for b in range(bins):
+            clipped[b], occupied[b] = photons[b], counted[b]
+            most[b] = background[b] + 5.0 * np.sqrt(background[b]) + _NEVER_OUTLIER
+        for n in range(value.size):
+            if value[n] <= _NEVER_OUTLIER:
+                continue
+            here = np.uint64(at[n]) // np.uint64(QUADRANTS)
+            if value[n] > most[here]:
+                clipped[here] -= value[n]
+                occupied[here] -= 1.0
         _smooth(clipped, occupied, background)
 
 
+@numba.njit(nogil=True, cache=True, inline="always")
+def _three(lit: Any, first: Any) -> Any:
+    """The bits of three pixels, from the ``first`` on."""
+    word, shift = first // np.uint64(64), first % np.uint64(64)
+    # Twice, for shifting by all 64 bits is undefined.
+    above = (lit[word + np.uint64(1)] << (np.uint64(63) - shift)) << np.uint64(1)
+    return ((lit[word] >> shift) | above) & np.uint64(7)
+
+
+@numba.njit(nogil=True, cache=True)
+def _describe_one(
+    background: Any, log_background: Any, evidence_table: Any, most_around: Any, table_row: Any, of_one: Any
+) -> None:
+    """What a pixel says that counted once while none around it did, by bin; and the row of the table of each bin.
+
+    ``of_one`` (bins, ``OF_ONE``): its significance alone and in windows, whether it is diffuse, its evidence.
+    """
+    log4, log9 = np.log(4.0), np.log(9.0)
+    for b in range(background.size):
+        mean, log_mean = background[b], log_background[b]
+        row = np.int64((log_mean + log9 - LOG_LOWEST) / LOG_STEP + 0.5)
+        table_row[b] = min(max(row, np.int64(0)), np.int64(evidence_table.shape[1]))
+        of_one[b, 0] = _surprise(np.int64(1), mean, log_mean)
+        four = _surprise(np.int64(1), 4.0 * mean, log_mean + log4)
+        of_one[b, 1] = max(four, _surprise(np.int64(1), 9.0 * mean, log_mean + log9))
+        of_one[b, 2] = 1.0 if most_around[b] >= 1 else 0.0
+        for rate in range(evidence_table.shape[0]):
+            tabled = table_row[b] < evidence_table.shape[1]
+            of_one[b, 3 + rate] = evidence_table[rate, table_row[b], 1] if tabled else 0.0
+
+
 @compiled(
-    None,
-    _LIST,
-    types.int64,
-    types.int64,
-    types.int64,
-    _U8,
-    _BINS,
-    _F64,
-    _F64,
-    types.float64,
-    _MAP,
-    _F64,
-    _F64,
-    _MAP,
-    _I64,
-    _array(types.float64, 2),
-    _I64,
-    _F64,
-    _I64,
-    _I64,
-    _array(types.float64, 2),
+    None, _WORDS, _LIST, None, _BINS, types.int64, types.int64, _WORDS, _F64, _F64, types.float64, _MAP, _F64, _MAP,
+    _I64, _array(types.float64, 2), _I64, _array(types.float64, 2), _I64, _F64, _I64, _I64, _array(types.float64, 2),
     returns=types.int64,
-)
+)  # fmt: skip
 def map_significance(
-    pixels: Any, index: Any, found: int, columns: int, top: int, inside: Any, place: Any, background: Any,
-    log_background: Any, threshold: float, significance: Any, cell_counts: Any, cell_expected: Any,
-    evidence_table: Any, bin_zone: Any, evidence: Any, candidate_index: Any, candidate_score: Any, most_alone: Any,
+    pixels: Any, lit: Any, index: Any, value: Any, at: Any, columns: int, top: int, surrounded: Any, background: Any,
+    log_background: Any, threshold: float, significance: Any, cell_counts: Any, evidence_table: Any, table_row: Any,
+    of_one: Any, bin_zone: Any, evidence: Any, candidate_index: Any, candidate_score: Any, most_alone: Any,
     most_around: Any, diffuse: Any,
 ) -> int:  # fmt: skip
-    """Significance of cells, of one pixel, the best of 2 x 2 and 3 x 3 around it and what supports it; evidence.
+    """Significance of one pixel, the best of 2 x 2 and 3 x 3 around it and what supports it; evidence.
 
-    Support is the 3 x 3 without its middle, where that is the highest: a spot has it, a hot pixel has not. Sets the
-    cell's own and the largest in each cell in ``significance`` (4, rows, columns) and lists
-    the pixels above ``threshold`` with their score, negated so that ascending order is brightest first;
-    returns how many. ``cell_expected`` (rows * columns,) is the background of each cell;
-    ``cell_counts`` (rows * columns,) is used up. ``evidence`` (zones, rates) becomes what the 3 x 3 of each zone of
-    ``bin_zone`` (bins,) say together, by ``evidence_table`` (``evidence.TABLE``). ``diffuse`` (bins * 4, 2) becomes the
-    photons and their squares of the pixels that ``analyzer.diffuse`` keeps, by their ``place`` (ss * fs,).
+    ``lit``: see ``streamer.listing``; ``surrounded``: see ``FramePlan``; ``index``, ``value``, ``at`` (found,): see
+    ``tally``. Support is the 3 x 3 without its middle, where that is the highest: a spot has it, a hot pixel has not.
+    Sets the largest in each cell in ``significance`` (4, rows, columns), whose first is left to ``weigh_cells``, and
+    the counts of each cell in ``cell_counts`` (rows * columns,), and lists the pixels above ``threshold`` with their
+    score, negated so that ascending order is brightest first; returns how many. ``evidence`` (zones, rates) becomes
+    what the 3 x 3 of each zone of ``bin_zone`` (bins,) say together, by ``evidence_table`` (``evidence.TABLE``);
+    ``table_row`` (bins,) and ``of_one`` (bins, ``OF_ONE``) are used up. ``diffuse`` (bins * 4, 2) becomes the photons
+    and their squares of the pixels that ``analyzer.diffuse`` keeps, by their place.
     """
     significance[:] = 0.0
     evidence[:] = 0.0
@@ -320,130 +326,168 @@ def map_significance(
     cell_counts[:] = 0.0
     cells_across = significance.shape[2]
     log4, log8, log9 = np.log(4.0), np.log(8.0), np.log(9.0)
+    _describe_one(background, log_background, evidence_table, most_around, table_row, of_one)
     candidates = 0
-    for n in range(found):
-        i = index[n]
-        at = np.int64(place[i])
-        b = at // QUADRANTS
+    one, across = np.uint64(1), np.uint64(columns)
+    row, row_end = np.int64(0), np.int64(columns)
+    for n in range(index.size):
+        pixel = np.int64(index[n])
+        i, place, counts = np.uint64(pixel), np.uint64(at[n]), np.int64(value[n])
+        b = place // np.uint64(QUADRANTS)
         mean, log_mean = background[b], log_background[b]
-        value = np.int64(pixels[i])
-        row, column = i // columns // CELL, i % columns // CELL
-        cell_counts[row * cells_across + column] += value
-        alone = inside[i] != 2 or most_around[b] < 0
-        if alone and value <= most_alone[b]:
-            diffuse[at, 0] += value
-            diffuse[at, 1] += float(value) * value
+        while pixel >= row_end:
+            row, row_end = row + 1, row_end + columns
+        y, x = np.uint64(row // CELL), np.uint64((pixel + columns - row_end) // CELL)
+        cell_counts[np.uint64(row // CELL * cells_across) + x] += counts
+        windowed = (surrounded[i // np.uint64(64)] >> (i % np.uint64(64))) & one != 0
+        alone = not windowed or most_around[b] < 0
+        if alone and counts <= most_alone[b]:
+            diffuse[place, 0] += counts
+            diffuse[place, 1] += float(counts) * counts
         # In bright water a pixel below the mean is not the middle of a spot.
-        if mean > 0.3 and value <= mean:
+        if mean > 0.3 and counts <= mean:
             continue
-        one, wide, support = _surprise(value, mean, log_mean), 0.0, 0.0
-        if inside[i] == 2:
-            up, down = i - columns, i + columns
-            a0, a1, a2 = np.int64(pixels[up - 1]), np.int64(pixels[up]), np.int64(pixels[up + 1])
-            a3, a5 = np.int64(pixels[i - 1]), np.int64(pixels[i + 1])
-            a6, a7, a8 = np.int64(pixels[down - 1]), np.int64(pixels[down]), np.int64(pixels[down + 1])
+        up, down, plain = i - across, i + across, False
+        if windowed and counts == 1:
+            beside = _three(lit, up - one) | _three(lit, down - one) | (_three(lit, i - one) & np.uint64(5))
+            plain = beside == 0
+        single, wide, support = 0.0, 0.0, 0.0
+        if plain:
+            # Most pixels that counted are so, and what they say is known beforehand.
+            single, wide = of_one[b, 0], of_one[b, 1]
+            if not alone and of_one[b, 2] != 0.0:
+                diffuse[place, 0] += 1.0
+                diffuse[place, 1] += 1.0
+            zone = np.uint64(bin_zone[b])
+            for rate in range(evidence.shape[1]):
+                evidence[zone, rate] += of_one[b, 3 + rate]
+        else:
+            single = _surprise(counts, mean, log_mean)
+        if windowed and not plain:
+            a0, a1, a2 = np.int64(pixels[up - one]), np.int64(pixels[up]), np.int64(pixels[up + one])
+            a3, a5 = np.int64(pixels[i - one]), np.int64(pixels[i + one])
+            a6, a7, a8 = np.int64(pixels[down - one]), np.int64(pixels[down]), np.int64(pixels[down + one])
             highest = max(a0, a1, a2, a3, a5, a6, a7, a8)
             if highest != top:
-                four = value + max(a0 + a1 + a3, a1 + a2 + a5, a3 + a6 + a7, a5 + a7 + a8)
-                nine = value + a0 + a1 + a2 + a3 + a5 + a6 + a7 + a8
+                four = counts + max(a0 + a1 + a3, a1 + a2 + a5, a3 + a6 + a7, a5 + a7 + a8)
+                nine = counts + a0 + a1 + a2 + a3 + a5 + a6 + a7 + a8
                 if not alone and nine <= most_around[b]:
-                    diffuse[at, 0] += value
-                    diffuse[at, 1] += float(value) * value
+                    diffuse[place, 0] += counts
+                    diffuse[place, 1] += float(counts) * counts
                 wide = max(_surprise(four, 4.0 * mean, log_mean + log4), _surprise(nine, 9.0 * mean, log_mean + log9))
-                tabled = max(np.int64((log_mean + log9 - LOG_LOWEST) / LOG_STEP + 0.5), np.int64(0))
+                tabled = np.uint64(table_row[b])
                 if tabled < evidence_table.shape[1]:
+                    zone, column = np.uint64(bin_zone[b]), np.uint64(min(nine, most_counts))
                     for rate in range(evidence.shape[1]):
-                        evidence[bin_zone[b], rate] += evidence_table[rate, tabled, min(nine, most_counts)]
-                if highest <= value:
-                    support = _surprise(nine - value, 8.0 * mean, log_mean + log8)
-        if one > significance[1, row, column]:
-            significance[1, row, column] = one
-        if wide > significance[2, row, column]:
-            significance[2, row, column] = wide
-        if support > significance[3, row, column]:
-            significance[3, row, column] = support
-        best = max(one, wide)
+                        evidence[zone, rate] += evidence_table[rate, tabled, column]
+                if highest <= counts:
+                    support = _surprise(nine - counts, 8.0 * mean, log_mean + log8)
+        significance[1, y, x] = max(significance[1, y, x], np.float32(single))
+        significance[2, y, x] = max(significance[2, y, x], np.float32(wide))
+        significance[3, y, x] = max(significance[3, y, x], np.float32(support))
+        best = max(single, wide)
         if best > threshold:
-            candidate_index[candidates] = i
+            candidate_index[candidates] = pixel
             # Ties go to the brighter pixel, then to the earlier: the order is the frame's own.
-            candidate_score[candidates] = -(best + 1e-3 * min(value, np.int64(1000)))
+            candidate_score[candidates] = -(best + 1e-3 * min(counts, np.int64(1000)))
             candidates += 1
             if candidates == candidate_index.size:
                 # A frame all of spots: those that stand out most are kept, wherever they are.
                 threshold = -np.median(candidate_score)
                 candidates = _keep_above(candidate_index, candidate_score, threshold)
-    for cell in range(cell_counts.size):
-        counts, expected = np.int64(cell_counts[cell]), cell_expected[cell]
-        if counts > 1 and counts > expected:
-            significance[0, cell // cells_across, cell % cells_across] = _surprise(counts, expected, np.log(expected))
     return candidates
 
 
 @numba.njit(
-    types.void(_MAP, types.Array(types.uint8, 1, "C"), _F64, types.Array(types.float32, 2, "C"), _F64),
+    types.int64(
+        _F64, _CELL_BINS, _F64, _F64, _F64, _F64, _MAP, types.Array(types.uint8, 1, "C"), _F64,
+        types.Array(types.float32, 2, "C"), _I64, _F64,
+    ),
     nogil=True,
     cache=True,
-)
-def count_levels(significance: Any, zone_of_cell: Any, levels: Any, counts: Any, strength: Any) -> None:
-    """How many cells of each zone reach each level of significance, on each scale of the map; and how strong each is.
+)  # fmt: skip
+def weigh_cells(
+    cell_counts: Any, cell_bin: Any, cell_pixels: Any, log_cell_pixels: Any, background: Any, log_background: Any,
+    significance: Any, zone_of_cell: Any, levels: Any, reached: Any, lit: Any, strength: Any,
+) -> int:  # fmt: skip
+    """The cells that counted, ``lit`` of them by number, and how strong each is; returns how many.
 
-    ``zone_of_cell`` (rows * columns,), ``levels`` ascending; ``counts`` (zones, scales * levels) and ``strength``
-    (rows * columns,), the product of 1 + significance over the scales, are overwritten.
+    Sets their own significance, ``significance[0]``, and how many cells of each zone reach each of the ascending
+    ``levels`` on each scale of the map: ``reached`` (zones, scales * levels). ``cell_bin``, ``cell_pixels``,
+    ``log_cell_pixels``, ``zone_of_cell`` (rows * columns,): bin of the middle, valid pixels and their logarithm, zone.
+    ``strength`` is the product of 1 + significance over the scales.
     """
-    counts[:] = 0.0
-    strength[:] = 1.0
-    scales, rows, columns = significance.shape
-    for scale in range(scales):
-        for row in range(rows):
-            for column in range(columns):
-                value = significance[scale, row, column]
-                if value == 0.0:
-                    continue
-                cell = row * columns + column
-                strength[cell] *= 1.0 + value
-                for level in range(levels.size):
-                    if value < levels[level]:
-                        break
-                    counts[zone_of_cell[cell], scale * levels.size + level] += 1.0
+    found = 0
+    for cell in range(cell_counts.size):
+        # Without a branch: which cells counted cannot be foreseen.
+        lit[np.uint64(found)] = cell
+        found += cell_counts[cell] > 0.0
+    reached[:] = 0.0
+    scales, _, columns = significance.shape
+    for n in range(found):
+        cell = lit[n]
+        row, column = np.uint64(cell // columns), np.uint64(cell % columns)
+        counts, b, zone = np.int64(cell_counts[cell]), cell_bin[cell], zone_of_cell[cell]
+        expected = background[b] * cell_pixels[cell]
+        if counts > 1 and counts > expected:
+            significance[0, row, column] = _surprise(counts, expected, log_background[b] + log_cell_pixels[cell])
+        product = 1.0
+        for scale in range(scales):
+            value = significance[scale, row, column]
+            product *= 1.0 + value
+            for level in range(levels.size):
+                if value < levels[level]:
+                    break
+                reached[zone, scale * levels.size + level] += 1.0
+        strength[n] = product
+    return found
 
 
 @numba.njit(
     types.void(
-        _MAP, _F64, types.Array(types.float32, 2, "C"), _F64, _F64, _I64, types.Array(types.float32, 2, "C"),
+        _I64, types.int64, _F64, _MAP, types.Array(types.float32, 2, "C"), _F64, _CELL_BINS, _F64, _F64, _I64,
+        types.Array(types.float32, 2, "C"),
     ),
     nogil=True,
     cache=True,
 )  # fmt: skip
 def list_strongest(
-    significance: Any, strength: Any, valid: Any, radius_m: Any, expected: Any, chosen: Any, cells: Any
-) -> None:
-    """The strongest cells of the map, strongest first; of equals the earlier.
+    lit: Any, lit_cells: int, strength: Any, significance: Any, valid: Any, radius_m: Any, cell_bin: Any,
+    cell_pixels: Any, background: Any, chosen: Any, cells: Any,
+) -> None:  # fmt: skip
+    """The strongest of the first ``lit_cells`` of ``lit``, strongest first; of equals the earlier.
 
-    ``strength``, ``radius_m``, ``expected`` (rows * columns,): as ``count_levels`` leaves it; of the middle of each
-    cell; its expected counts. ``valid`` (rows, columns): share of valid pixels. ``chosen`` (n,) is used up; ``cells``
+    ``lit``, ``strength``, ``cell_bin``, ``cell_pixels``: see ``weigh_cells``; ``radius_m`` (rows * columns,): of the
+    middle of each cell. ``valid`` (rows, columns): share of valid pixels. ``chosen`` (n,) is used up; ``cells``
     (n, scales + 4) is overwritten: significances, radius, valid share, expected counts a valid pixel and the distance
     in cells to the nearest other, 0 throughout where there are fewer cells above nothing.
     """
     scales, _, columns = significance.shape
     most, found = chosen.size, 0
-    for cell in range(strength.size):
-        value = strength[cell]
-        if value <= 1.0 or (found == most and value <= strength[chosen[most - 1]]):
+    least = 1.0
+    for n in range(lit_cells):
+        value = strength[n]
+        if value <= least:
             continue
         place = min(found, most - 1)
         while place > 0 and strength[chosen[place - 1]] < value:
             chosen[place] = chosen[place - 1]
             place -= 1
-        chosen[place] = cell
+        chosen[place] = n
         found = min(found + 1, most)
+        if found == most:
+            least = strength[chosen[most - 1]]
+    for n in range(found):
+        chosen[n] = lit[chosen[n]]
     cells[:] = 0.0
     for n in range(found):
-        row, column = chosen[n] // columns, chosen[n] % columns
+        cell = chosen[n]
+        row, column = cell // columns, cell % columns
         for scale in range(scales):
             cells[n, scale] = significance[scale, row, column]
-        cells[n, scales] = radius_m[chosen[n]]
+        cells[n, scales] = radius_m[cell]
         cells[n, scales + 1] = valid[row, column]
-        cells[n, scales + 2] = expected[chosen[n]] / max(valid[row, column] * CELL**2, 1.0)
+        cells[n, scales + 2] = background[cell_bin[cell]] * cell_pixels[cell] / max(valid[row, column] * CELL**2, 1.0)
         nearest = np.int64(0)
         for other in range(found):
             if other != n:
@@ -677,19 +721,12 @@ def find_peaks(
 
 @numba.njit(nogil=True, cache=True)
 def _leave_out_blank(
-    pixels: Any, columns: int, top: int, inside: Any, place: Any, claimed: Any, index: Any, most_around: Any, areas: Any
+    pixels: Any, columns: int, top: int, inside: Any, place: Any, claimed: Any, blank: Any, most_around: Any, areas: Any
 ) -> None:  # fmt: skip
-    """Take the pixels without data, and those whose 3 x 3 holds one, out of ``areas``; not those ``claimed`` before.
-
-    ``index`` is used up.
-    """
-    rows, blank = pixels.size // columns, 0
-    for i in range(pixels.size):
-        if pixels[i] == top and inside[i] != 0:
-            index[blank] = i
-            blank += 1
-    for n in range(blank):
-        i = index[n]
+    """Take the ``blank`` pixels, and those whose 3 x 3 holds one, out of ``areas``; not those ``claimed`` before."""
+    rows = pixels.size // columns
+    for n in range(blank.size):
+        i = blank[n]
         areas[inside[i] - 1, place[i]] -= 1.0
         row, column = i // columns, i % columns
         for y in range(max(0, row - 1), min(rows, row + 2)):
@@ -700,8 +737,8 @@ def _leave_out_blank(
                 if most_around[place[k] // QUADRANTS] >= 0:
                     claimed[k] = _BLINDED
                     areas[1, place[k]] -= 1.0
-    for n in range(blank):
-        row, column = index[n] // columns, index[n] % columns
+    for n in range(blank.size):
+        row, column = blank[n] // columns, blank[n] % columns
         for y in range(max(0, row - 1), min(rows, row + 2)):
             for x in range(max(0, column - 1), min(columns, column + 2)):
                 if claimed[y * columns + x] == _BLINDED:
@@ -709,18 +746,17 @@ def _leave_out_blank(
 
 
 @compiled(
-    None, types.int64, types.int64, _U8, _BINS, _F64, _F64, _U8, _I64, types.int64, _LIST, types.boolean, _I64, _I64,
+    None, types.int64, types.int64, _U8, _BINS, _F64, _F64, _U8, _I64, types.int64, _LIST, _I64, _I64,
     _array(types.float64, 2), _array(types.float64, 2), returns=types.void,
 )  # fmt: skip
 def leave_out_spots(
     pixels: Any, columns: int, top: int, inside: Any, place: Any, photons: Any, counted: Any, claimed: Any,
-    claim_index: Any, claims: int, index: Any, blank: bool, most_alone: Any, most_around: Any, diffuse: Any, areas: Any,
+    claim_index: Any, claims: int, blank: Any, most_alone: Any, most_around: Any, diffuse: Any, areas: Any,
 ) -> None:  # fmt: skip
     """Take the pixels of spots out of the profiles, and wipe their marks for the next frame.
 
-    ``areas`` (2, bins * 4): pixels that ``analyzer.diffuse`` judges alone and by what is around them. Those without
-    data, of which ``blank`` says whether there are any, are taken out too, with the pixels around that they blind;
-    ``index`` is used up.
+    ``areas`` (2, bins * 4): pixels that ``analyzer.diffuse`` judges alone and by what is around them. The ``blank``
+    ones, without data, are taken out too, with the pixels around that they blind.
     """
     for n in range(claims):
         j = claim_index[n]
@@ -743,8 +779,7 @@ def leave_out_spots(
         if kept:
             diffuse[at, 0] -= value
             diffuse[at, 1] -= float(value) * value
-    if blank:
-        _leave_out_blank(pixels, columns, top, inside, place, claimed, index, most_around, areas)
+    _leave_out_blank(pixels, columns, top, inside, place, claimed, blank, most_around, areas)
     for n in range(claims):
         claimed[claim_index[n]] = 0
 

@@ -25,6 +25,8 @@ from analyzer.geometry import BinMap, Geometry, bin_map
 from analyzer.kernels import CELL, PEAK_DTYPE
 from analyzer.parameters.profile import Sectors, fill_profile, sectors
 from analyzer.spots import DISTANCES
+from streamer.listing import Listing, bitmap
+from streamer.messages import ImageData
 from streamer.validity import Validity, sentinel
 
 CANDIDATE_NATS = 9.0
@@ -40,9 +42,11 @@ MAX_PEAKS = 2048
 class FramePlan:
     """Everything about a series' frames that does not change from frame to frame.
 
-    ``inside`` (ss * fs,) uint8: 0 invalid, 1 valid, 2 valid with all eight neighbours valid.
+    ``inside`` (ss * fs,) uint8: 0 invalid, 1 valid, 2 valid with all eight neighbours valid; ``surrounded``: a bit for
+    each pixel that is 2, 64 a word.
     ``bin_pixels`` (bins,) float64: valid pixels of each bin. ``cell_valid`` (rows, columns)
-    float32: valid share of each cell of the map; ``cell_bin``, ``cell_zone`` and ``cell_radius_m``
+    float32: valid share of each cell of the map; ``cell_pixels``, ``log_cell_pixels`` (rows * columns,): how many they
+    are, and the logarithm; ``cell_bin``, ``cell_zone`` and ``cell_radius_m``
     (rows * columns,): of its middle. ``bin_zone`` (bins,): zone of each bin. ``place`` (ss * fs,) uint16:
     see ``analyzer.diffuse``; ``place_pixels`` (2, bins * 4) float64: valid pixels of each place, those with an invalid
     neighbour and the others. ``sectors``: bins of the profile that parameters are estimated from.
@@ -52,8 +56,11 @@ class FramePlan:
     validity: Validity
     bins: BinMap
     inside: npt.NDArray[np.uint8]
+    surrounded: npt.NDArray[np.uint64]
     bin_pixels: npt.NDArray[np.float64]
     cell_valid: npt.NDArray[np.float32]
+    cell_pixels: npt.NDArray[np.float64]
+    log_cell_pixels: npt.NDArray[np.float64]
     cell_bin: npt.NDArray[np.intp]
     cell_zone: npt.NDArray[np.uint8]
     cell_radius_m: npt.NDArray[np.float64]
@@ -90,6 +97,7 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
         for n, size in zip(cell_valid.shape, valid.shape, strict=True)
     ]
     cell_bin = bins.bin_of.reshape(rows, columns)[np.ix_(*middles)]
+    cell_pixels = cell_valid.reshape(-1).astype(np.float64) * CELL**2
     pixels = max(1, int(valid.sum()))
     inside = (valid + (valid & around)).reshape(-1)
     place = diffuse.places(geometry, bins)
@@ -99,8 +107,11 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
         validity,
         bins,
         inside,
+        bitmap(inside == 2),
         bin_pixels,
         cell_valid,
+        cell_pixels,
+        np.log(np.maximum(cell_pixels, 1.0)),
         cell_bin.reshape(-1).astype(np.intp),
         zones.zone_of_cells(geometry),
         zones.cell_radius_m(geometry).reshape(-1),
@@ -116,14 +127,14 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
 class Workspace:
     """The buffers one worker reuses for frames of one shape and type; nothing is allocated a frame.
 
-    ``pixels`` (ss, fs) is where the decoder writes. After ``reduce``: ``significance`` (4, rows,
+    A frame comes in by ``load``, or is written to ``pixels`` (ss, fs). After ``reduce``: ``significance`` (4, rows,
     columns) float32 of the cell, of one pixel, of 2 x 2 and 3 x 3 and of what supports a pixel;
     ``zones`` (ZONES, COLUMNS) and ``cells`` (STRONGEST, CELL_COLUMNS) float32, see
     ``analyzer.zones``; ``photons`` and ``pixels_counted`` (bins,) without the pixels of spots;
     ``background`` (bins,) photons a pixel; ``diffuse`` (bins * 4, 2) photons and their squares of the pixels that
     ``analyzer.diffuse`` keeps, ``diffuse_pixels`` (bins * 4,) how many pixels they stand for, ``pairs`` (bins,) the
-    n (n - 1) expected among them. Over all frames: ``seen`` (ss * fs,) uint8, set where
-    a pixel has ever counted, and ``expected`` (bins,), the background summed.
+    n (n - 1) expected among them. Over all frames: ``seen``, a bit for each pixel that
+    has ever counted, 64 a word, and ``expected`` (bins,), the background summed.
     """
 
     def __init__(self, plan: FramePlan, dtype: np.dtype[Any]) -> None:
@@ -131,33 +142,32 @@ class Workspace:
         count = rows * columns
         self.plan = plan
         self.dtype = dtype
-        # Rounded up to whole 64-bit words for the scan; the tail stays zero.
-        self._words = np.zeros(-(-count * dtype.itemsize // 8), np.uint64)
-        self._padded = self._words.view(dtype)
-        self._flat = self._padded[:count]
-        self.pixels = self._flat.reshape(rows, columns)
-        self._index = np.empty(count, np.int32)
+        self._listing = Listing(plan.validity.valid, dtype)
+        self._listed = False
+        self._at = np.empty(count, np.uint16)
         self._claimed = np.zeros(count, np.uint8)
-        self.seen = np.zeros(count, np.uint8)
+        self.seen = np.zeros(-(-count // 64), np.uint64)
         bins = plan.bins.bins
         self.photons = np.zeros(bins)
         self.pixels_counted = np.zeros(bins)
         self.background = np.zeros(bins)
         self.expected = np.zeros(bins)
-        self._occupied, self._scratch, self._log_background = np.zeros(bins), np.zeros(bins), np.zeros(bins)
+        self._occupied, self._scratch, self._most = np.zeros(bins), np.zeros(bins), np.zeros(bins)
+        self._log_background, self._table_row = np.zeros(bins), np.zeros(bins, np.int64)
+        self._of_one = np.zeros((bins, kernels.OF_ONE))
         places = bins * kernels.QUADRANTS
         self.diffuse, self._areas = np.zeros((places, 2)), np.zeros((2, places))
         self.diffuse_pixels, self.pairs = np.zeros(places), np.zeros(bins)
         self._kept_mean, self._kept_area = np.zeros(bins), np.zeros(bins)
         self._most_alone, self._most_around = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
         self.significance = np.zeros((zones.SCALES, *plan.cell_valid.shape), np.float32)
-        self._cell_pixels = plan.cell_valid.reshape(-1).astype(np.float64) * CELL**2
-        self._cell_counts, self._cell_expected = np.zeros(plan.cell_valid.size), np.zeros(plan.cell_valid.size)
+        cells = plan.cell_valid.size
+        self._cell_counts, self._lit_cells = np.zeros(cells), np.zeros(cells + 1, np.int64)
         self.zones = np.zeros((zones.ZONES, zones.COLUMNS), np.float32)
         self._evidence = np.zeros((zones.ZONES, len(evidence.RATES)))
         self._levels = np.zeros((zones.ZONES, zones.SCALES * len(zones.LEVELS)), np.float32)
         self.cells = np.zeros((zones.STRONGEST, zones.CELL_COLUMNS), np.float32)
-        self._strength, self._strongest = np.zeros(plan.cell_valid.size), np.zeros(zones.STRONGEST, np.int64)
+        self._strength, self._strongest = np.zeros(cells), np.zeros(zones.STRONGEST, np.int64)
         self._candidate_index = np.empty(65536, np.int64)
         self._candidate_score = np.empty(65536)
         self._distance_counts = np.zeros((3, len(DISTANCES)))
@@ -165,34 +175,49 @@ class Workspace:
         self._peaks = np.zeros(MAX_PEAKS, PEAK_DTYPE)
         self._totals = np.zeros(3, np.int64)
 
+    @property
+    def pixels(self) -> npt.NDArray[Any]:
+        """(ss, fs): the frame, unpacked by ``load`` or written by the caller."""
+        return self._listing.pixels
+
+    def load(self, image: ImageData) -> None:
+        """Unpack a frame into ``pixels``, to be reduced next. Raises ``UndecodableImage``."""
+        self._listing.unpack(image)
+        self._listed = True
+
     def reduce(self) -> "Reduced":
         """Reduce the frame in ``pixels``. The arrays in the result are views valid until the next call."""
-        plan = self.plan
-        pixels, top, inside, bin_of = self._flat, sentinel(self.dtype), plan.inside, plan.bins.bin_of
+        plan, listing = self.plan, self._listing
+        if not self._listed:
+            listing.search()
+        self._listed = False
+        index, value, blank = listing.index, listing.value, listing.blank
+        at = self._at[: len(index)]
+        pixels, top, inside, bin_of = listing.flat, sentinel(self.dtype), plan.inside, plan.bins.bin_of
         columns, occupied, scratch, logs = plan.shape[1], self._occupied, self._scratch, self._log_background
-        counts = kernels.list_counts(
-            self._words, self._padded, top, plan.saturation, inside, bin_of, self._index, self.seen,
-            self.photons, occupied, scratch, self._totals,
+        kernels.tally(
+            index, value, blank, plan.saturation, plan.place, at, self.seen, self.photons, occupied, scratch,
+            self._totals,
         )  # fmt: skip
-        blank = bool(scratch.any())
         np.subtract(plan.bin_pixels, scratch, out=self.pixels_counted)
         kernels.estimate_background(
-            pixels, self._index, counts, bin_of, self.photons, self.pixels_counted, occupied, scratch, self.background
+            value, at, self.photons, self.pixels_counted, occupied, scratch, self._most, self.background
         )
         np.log(self.background, out=logs)
         diffuse.limits(self.background, self._most_alone, self._most_around)
-        np.take(self.background, plan.cell_bin, out=self._cell_expected)
-        self._cell_expected *= self._cell_pixels
         candidates = kernels.map_significance(
-            pixels, self._index, counts, columns, top, inside, plan.place, self.background, logs, CANDIDATE_NATS,
-            self.significance, self._cell_counts, self._cell_expected, evidence.TABLE,
-            plan.bin_zone, self._evidence, self._candidate_index, self._candidate_score, self._most_alone,
-            self._most_around, self.diffuse,
+            pixels, listing.lit, index, value, at, columns, top, plan.surrounded, self.background, logs, CANDIDATE_NATS,
+            self.significance, self._cell_counts, evidence.TABLE, self._table_row, self._of_one, plan.bin_zone,
+            self._evidence, self._candidate_index, self._candidate_score, self._most_alone, self._most_around,
+            self.diffuse,
         )  # fmt: skip
-        kernels.count_levels(self.significance, plan.cell_zone, zones.LEVELS, self._levels, self._strength)
+        lit_cells = kernels.weigh_cells(
+            self._cell_counts, plan.cell_bin, plan.cell_pixels, plan.log_cell_pixels, self.background, logs,
+            self.significance, plan.cell_zone, zones.LEVELS, self._levels, self._lit_cells, self._strength,
+        )  # fmt: skip
         kernels.list_strongest(
-            self.significance, self._strength, plan.cell_valid, plan.cell_radius_m, self._cell_expected,
-            self._strongest, self.cells,
+            self._lit_cells, lit_cells, self._strength, self.significance, plan.cell_valid, plan.cell_radius_m,
+            plan.cell_bin, plan.cell_pixels, self.background, self._strongest, self.cells,
         )  # fmt: skip
         self.zones[:, zones.LIGHT : zones.FIRST_LEVEL] = self._evidence
         self.zones[:, zones.FIRST_LEVEL :] = self._levels
@@ -205,8 +230,7 @@ class Workspace:
         self._areas[:] = plan.place_pixels
         kernels.leave_out_spots(
             pixels, columns, top, inside, plan.place, self.photons, self.pixels_counted, self._claimed,
-            self._claim_index, self._totals[2], self._index, blank, self._most_alone, self._most_around, self.diffuse,
-            self._areas,
+            self._claim_index, self._totals[2], blank, self._most_alone, self._most_around, self.diffuse, self._areas,
         )  # fmt: skip
         self._kept_mean[:] = self.background
         kernels.diffuse_areas(
@@ -262,7 +286,8 @@ def suspect_pixels(workspaces: list[Workspace]) -> npt.NDArray[np.intp]:
     enough = np.sum([workspace.expected for workspace in workspaces], 0) >= SUSPECT_COUNTS
     if not enough.any():
         return np.empty(0, np.intp)
-    seen = np.logical_or.reduce([workspace.seen for workspace in workspaces])
+    words = np.bitwise_or.reduce([workspace.seen for workspace in workspaces])
+    seen = np.unpackbits(words.view(np.uint8), count=plan.inside.size, bitorder="little").astype(bool)
     return np.flatnonzero((plan.inside != 0) & ~seen & enough[plan.bins.bin_of])
 
 

@@ -33,7 +33,7 @@ _OUT = types.Array(types.uint8, 1, "C")
 
 
 @numba.njit(types.int64(_BYTES, types.int64), nogil=True, cache=True, inline="always")
-def _big_endian_u32(payload: Any, position: Any) -> int:
+def big_endian_u32(payload: Any, position: Any) -> int:
     """The four bytes at ``position``, which the caller knows to be there."""
     return int(
         (np.int64(payload[position]) << 24)
@@ -55,7 +55,7 @@ def _walk_blocks(payload: Any, elements: int, element_bytes: int, block_elements
     for block in range(blocks):
         if end - position < 4:
             return -1 - block
-        length = _big_endian_u32(payload, int(position))
+        length = big_endian_u32(payload, int(position))
         position += 4 + length
         if length == 0 or position > end:
             return -1 - block
@@ -124,7 +124,7 @@ def _lz4_hdf5(payload: Any, block_bytes: int, out: Any) -> int:
         want = min(block_bytes, out.size - target)
         if end - position < 4:
             return -1 - block
-        length = _big_endian_u32(payload, int(position))
+        length = big_endian_u32(payload, int(position))
         position += 4
         if length == 0 or length > end - position:
             return -1 - block
@@ -157,6 +157,8 @@ def _load_bitshuffle() -> tuple[Any, Any]:
 
 
 _bslz4_into, _lz4_into = _load_bitshuffle()
+LZ4_ADDRESS = 0 if _lz4_into is None else ctypes.cast(_lz4_into, ctypes.c_void_p).value or 0
+"""Of ``LZ4_decompress_safe``, for compiled callers; 0 where this build hides it."""
 
 
 def decode(image: ImageData, out: npt.NDArray[Any]) -> None:
@@ -178,7 +180,7 @@ def decode(image: ImageData, out: npt.NDArray[Any]) -> None:
             raise UndecodableImage("size_mismatch", f"{payload.nbytes} bytes for an image of {target.nbytes}")
         target[:] = payload
     elif image.algorithm == Algorithm.BSLZ4:
-        _decode_bslz4(payload, image, target)
+        _decode_bslz4(image, target)
     elif image.algorithm == Algorithm.LZ4_BLOCK:
         _decode_lz4_block(payload, target)
     elif image.algorithm == Algorithm.LZ4_HDF5:
@@ -201,17 +203,29 @@ def check_size(image: ImageData) -> None:
         raise UndecodableImage("size_mismatch", f"{packed} bytes cannot hold an image of {size}")
 
 
-def _decode_bslz4(payload: npt.NDArray[np.uint8], image: ImageData, target: npt.NDArray[np.uint8]) -> None:
-    element = image.element_bytes
-    if element not in (1, 2, 4, 8) or target.nbytes % element:
-        raise UndecodableImage("bad_header", f"elements of {element} bytes in an image of {target.nbytes}")
-    block_bytes = _framing(payload, target.nbytes)
+def walked_bslz4(image: ImageData) -> tuple[npt.NDArray[np.uint8], int]:
+    """The blocks of a bitshuffle-LZ4 image, each length known to fit the payload, and the bytes that one decodes to.
+
+    Raises ``UndecodableImage``.
+    """
+    payload = np.frombuffer(image.data, np.uint8) if len(image.data) else np.empty(0, np.uint8)
+    element, size = image.element_bytes, image.decoded_bytes
+    if element not in (1, 2, 4, 8) or size % element:
+        raise UndecodableImage("bad_header", f"elements of {element} bytes in an image of {size}")
+    block_bytes = _framing(payload, size)
     if block_bytes % (8 * element) or not 0 < block_bytes <= MAX_BLOCK_BYTES:
         raise UndecodableImage("bad_header", f"blocks of {block_bytes} bytes of {element}-byte elements")
-    body, elements, block = payload[12:], target.nbytes // element, block_bytes // element
-    bad = _walk_blocks(body, elements, element, block)
+    body = payload[12:]
+    bad = _walk_blocks(body, size // element, element, block_bytes // element)
     if bad:
         raise UndecodableImage("bad_block", f"the length of block {-1 - bad} does not fit the payload")
+    return body, block_bytes
+
+
+def _decode_bslz4(image: ImageData, target: npt.NDArray[np.uint8]) -> None:
+    body, block_bytes = walked_bslz4(image)
+    element = image.element_bytes
+    elements, block = target.nbytes // element, block_bytes // element
     if _bslz4_into is None:
         try:
             decoded = bitshuffle.decompress_lz4(np.array(body), (elements,), np.dtype(f"u{element}"), block)

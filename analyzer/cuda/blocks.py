@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from streamer.decoding import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES
+from streamer.decoding import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, big_endian_u32
 from streamer.messages import ImageData, UndecodableImage
 
 HEADER_BYTES = 12
@@ -80,12 +80,7 @@ def _walk(payload: Any, left_over_bytes: int, table: Any) -> int:
     for block in range(table.shape[0]):
         if end - position < 4:
             return -1 - block
-        length = (
-            (np.int64(payload[position]) << 24)
-            | (np.int64(payload[position + 1]) << 16)
-            | (np.int64(payload[position + 2]) << 8)
-            | np.int64(payload[position + 3])
-        )
+        length = big_endian_u32(payload, int(position))
         position += 4
         if length == 0 or length > end - position:
             return -1 - block

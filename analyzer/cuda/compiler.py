@@ -4,7 +4,6 @@ A compiled image is a function of the sources, the options, the architecture and
 A cache that cannot be read or written only costs the time to compile, a second or so.
 """
 
-import functools
 import hashlib
 import importlib
 import logging
@@ -69,7 +68,6 @@ def compiled(name: str, capability: tuple[int, int], cache: Path | None, options
     return made
 
 
-@functools.cache
 def _nvrtc() -> Any:
     try:
         nvrtc = importlib.import_module("cuda.bindings.nvrtc")
@@ -87,7 +85,9 @@ def _architecture(nvrtc: Any, capability: tuple[int, int]) -> tuple[str, bool]:
         return f"sm_{wanted}", True
     older = [each for each in known if each < wanted]
     if not older:
-        raise NoDevice(f"a device of compute capability {capability[0]}.{capability[1]}; NVRTC knows {min(known)} and up")
+        raise NoDevice(
+            f"a device of compute capability {capability[0]}.{capability[1]}; NVRTC knows {min(known)} and up"
+        )
     return f"compute_{max(older)}", False
 
 
@@ -95,9 +95,7 @@ def _compile(
     nvrtc: Any, name: str, source: str, headers: dict[str, str], options: Sequence[str], is_binary: bool
 ) -> Compiled:
     texts, names = [text.encode() for text in headers.values()], [header.encode() for header in headers]
-    (program,) = _checked(
-        nvrtc, nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), len(texts), texts, names)
-    )
+    (program,) = _checked(nvrtc, nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), len(texts), texts, names))
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
         said = _text(nvrtc, program)

@@ -41,7 +41,9 @@ class Launcher(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def launch(self, name: str, blocks_x: int, blocks_y: int, stream: Any, *arguments: torch.Tensor | int | float) -> None:
+    def launch(
+        self, name: str, blocks_x: int, blocks_y: int, stream: Any, *arguments: torch.Tensor | int | float
+    ) -> None:
         """Start kernel ``name`` on a grid of blocks, on ``stream`` (torch's current one for ``None``)."""
         ...
 
@@ -87,11 +89,13 @@ class BatchDecoder:
         """What a frame takes of a batch at most, however it is packed."""
         size = self._pixels * self._dtype.itemsize
         blocks = -(-size // SMALLEST_BLOCK_BYTES)
-        return aligned(_TABLE_BYTES * blocks) + aligned(HEADER_BYTES + blocks * _LENGTH_BYTES + size + size // 255 + 16 * blocks)
+        return aligned(_TABLE_BYTES * blocks) + aligned(
+            HEADER_BYTES + blocks * _LENGTH_BYTES + size + size // 255 + 16 * blocks
+        )
 
     @property
     def units(self) -> int:
-        """Units of a frame in blocks of the usual size, what is left over among them: a grid's width for most frames."""
+        """Units of a frame in blocks of the usual size, with what is left over: the grid's width for most frames."""
         return -(-self._pixels * self._dtype.itemsize // DEFAULT_BLOCK_BYTES) + 1
 
     def outputs(self, frames: int) -> DecodedBatch:
@@ -119,9 +123,7 @@ class BatchDecoder:
         blocks = _blocks_for_device(image)
         return self._stage_plain(image, batch) if blocks is None else self._stage_packed(image, blocks, batch)
 
-    def decode(
-        self, batch: Batch, into: DecodedBatch, stream: Any = None, grid: tuple[int, int] | None = None
-    ) -> None:
+    def decode(self, batch: Batch, into: DecodedBatch, stream: Any = None, grid: tuple[int, int] | None = None) -> None:
         """Decode an uploaded batch: one launch on ``stream``, without waiting or allocating.
 
         A ``grid`` of (units, frames) larger than the batch needs is for a graph that is replayed with other batches.

@@ -56,9 +56,9 @@ HEADER_DTYPE = np.dtype(
 
 PLAN: dict[str, str] = {
     "inside": "u1", "place": "u2", "bin_pixels": "f8", "place_pixels": "f8", "cell_bin": "i4", "cell_zone": "u1",
-    "cell_pixels": "f8", "cell_valid": "f4", "cell_radius_m": "f8", "zone_first": "i4", "sector_first": "i4",
-    "sector_places": "i4", "log_factorial": "f8", "evidence_table": "f4", "alone_means": "f8", "around_means": "f8",
-    "levels": "f8",
+    "cell_pixels": "f8", "log_cell_pixels": "f8", "cell_valid": "f4", "cell_radius_m": "f8", "zone_first": "i4",
+    "sector_first": "i4", "sector_places": "i4", "log_factorial": "f8", "evidence_table": "f4", "alone_means": "f8",
+    "around_means": "f8", "levels": "f8",
 }  # fmt: skip
 """Arrays that do not change from frame to frame."""
 

@@ -29,7 +29,12 @@ class Program:
     """
 
     def __init__(
-        self, source: str, device: str | torch.device = "cuda", *, cache: Path | None = None, options: Sequence[str] = ()
+        self,
+        source: str,
+        device: str | torch.device = "cuda",
+        *,
+        cache: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         if not torch.cuda.is_available():
             raise NoDevice("torch sees no CUDA device; the CPU does the work")
@@ -70,9 +75,7 @@ class Program:
         driver = self._driver
         (function,) = self._checked(driver.cuModuleGetFunction(self._module, name.encode()))
         attribute = driver.CUfunction_attribute
-        (shared,) = self._checked(
-            driver.cuFuncGetAttribute(attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function)
-        )
+        (shared,) = self._checked(driver.cuFuncGetAttribute(attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function))
         if shared >= _MANY_SHARED_BYTES:
             carveout = attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
             self._checked(driver.cuFuncSetAttribute(function, carveout, _WHOLE_CARVEOUT))

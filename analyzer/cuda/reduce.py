@@ -228,7 +228,8 @@ def _plan_arrays(plan: FramePlan, sizes: Sizes) -> dict[str, npt.NDArray[Any]]:
         "place_pixels": plan.place_pixels,
         "cell_bin": plan.cell_bin,
         "cell_zone": plan.cell_zone,
-        "cell_pixels": plan.cell_valid.reshape(-1).astype(np.float64) * CELL**2,
+        "cell_pixels": plan.cell_pixels,
+        "log_cell_pixels": plan.log_cell_pixels,
         "cell_valid": plan.cell_valid,
         "cell_radius_m": plan.cell_radius_m,
         # Zones follow each other along the radius, as bins do.

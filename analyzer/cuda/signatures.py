@@ -38,7 +38,7 @@ class Kernel:
 
 
 def kernels_of(source: str) -> dict[str, Kernel]:
-    """The kernels of a source in the language of ``sources/prelude.cuh``. Raises ``ValueError`` for one it cannot read."""
+    """The kernels of a source in the language of ``sources/prelude.cuh``; ``ValueError`` for one it cannot read."""
     text = _COMMENT.sub("", source)
     found = {}
     for name, threads, parameters in _KERNEL.findall(text):
@@ -50,7 +50,7 @@ def kernels_of(source: str) -> dict[str, Kernel]:
 def pack(kernel: Kernel, arguments: Sequence[torch.Tensor | int | float], device: torch.device) -> list[Any]:
     """The arguments as C values, in order.
 
-    A tensor stands for its address: it has to be contiguous and on ``device``, and has to live until the kernel is done.
+    A tensor stands for its address: it has to be contiguous and on ``device``, and to live until the kernel is done.
     Raises ``ValueError`` for an argument that does not suit its parameter.
     """
     if len(arguments) != len(kernel.parameters):
@@ -83,7 +83,9 @@ def _kind(kernel: str, parameter: str) -> type[Any]:
         return ctypes.c_void_p
     words = [word for word in parameter.split() if word != "const"]
     if len(words) != 2 or words[0] not in _SCALARS:
-        raise ValueError(f"kernel {kernel} has a parameter {' '.join(words)!r}; known are pointers and {', '.join(_SCALARS)}")
+        raise ValueError(
+            f"kernel {kernel} has a parameter {' '.join(words)!r}; known are pointers and {', '.join(_SCALARS)}"
+        )
     return _SCALARS[words[0]]
 
 

@@ -1,9 +1,9 @@
 // Packed frames to pixels: LZ4, un-bitshuffle, narrowing to 16 bits, and which valid pixels have light or no data.
 //
-// A unit of a frame is one block of bitshuffle-LZ4 (HDF5 filter 32008), or as many pixels that are not packed; the fewer
-// than eight pixels behind the last block are a unit of their own. A unit is decoded by one warp, in shared memory.
-// Written from the descriptions of the formats of LZ4 blocks and of bitshuffle. A block is refused where the reference
-// decoder of LZ4 refuses it, and where a match has distance 0.
+// A unit of a frame is one block of bitshuffle-LZ4 (HDF5 filter 32008), or as many pixels that are not packed; the
+// pixels behind the last block, fewer than eight, are a unit of their own. A unit is decoded by one warp, in shared
+// memory. Written from the descriptions of the formats of LZ4 blocks and of bitshuffle. A block is refused where the
+// reference decoder of LZ4 refuses it, and where a match has distance 0.
 //
 // Whatever the bytes are, nothing is read outside the batch and nothing written outside the unit's own pixels.
 #include "prelude.cuh"
@@ -15,7 +15,6 @@
 #define WINDOW 512
 #define NO_DATA 0xFFFFu
 #define MOST_COUNTS 0xFFFEu
-// Of the error word: what is left of it is the number of the first bad unit.
 #define ERROR_TOP 0x7FFFFFFF
 
 enum Packing { UNUSED = 0, BSLZ4 = 1, PLAIN = 2 };
@@ -68,13 +67,16 @@ DEVICE int whole_length(Input& in, int& position, int stop, int length) {
     }
 }
 
-// Bytes that do not overlap.
-DEVICE void copy_bytes(uint8_t* to, const uint8_t* from, int bytes) {
+// What follows writes behind the `at` bytes that `out` holds; `out` itself lies at a multiple of 16.
+
+// Bytes that do not overlap with where they go.
+DEVICE void copy_bytes(uint8_t* out, int at, const uint8_t* from, int bytes) {
+    uint8_t* to = out + at;
     if (bytes <= WARP) {
         ROLLED LANES(i, bytes) to[i] = from[i];
         return;
     }
-    int head = static_cast<int>(-reinterpret_cast<uint64_t>(to) & 3), words = (bytes - head) / 4;
+    int head = -at & 3, words = (bytes - head) / 4;
     ROLLED LANES(i, words) store<uint32_t>(to + head + 4 * i, load_anywhere(from + head + 4 * i));
     ROLLED LANES(i, bytes - 4 * words) {
         int k = i < head ? i : i + 4 * words;
@@ -83,14 +85,16 @@ DEVICE void copy_bytes(uint8_t* to, const uint8_t* from, int bytes) {
 }
 
 // The last 1, 2 or 4 bytes again and again.
-DEVICE void fill_bytes(uint8_t* to, int distance, int bytes) {
+DEVICE void fill_bytes(uint8_t* out, int at, int distance, int bytes) {
+    uint8_t* to = out + at;
     uint32_t pattern = 0;
+    UNROLLED
     for (int k = 0; k < 4; ++k) pattern |= static_cast<uint32_t>((to - distance)[k & (distance - 1)]) << (8 * k);
     if (bytes <= WARP) {
         ROLLED LANES(i, bytes) to[i] = static_cast<uint8_t>(pattern >> (8 * (i & 3)));
         return;
     }
-    int head = static_cast<int>(-reinterpret_cast<uint64_t>(to) & 15), wides = (bytes - head) / 16, turn = 8 * (head & 3);
+    int head = -at & 15, wides = (bytes - head) / 16, turn = 8 * (head & 3);
     uint32_t word = turn ? pattern >> turn | pattern << (32 - turn) : pattern;
     Wide wide = {word, word, word, word};
     ROLLED LANES(i, wides) store<Wide>(to + head + 16 * i, wide);
@@ -101,18 +105,19 @@ DEVICE void fill_bytes(uint8_t* to, int distance, int bytes) {
 }
 
 // A match: `bytes` bytes from `distance` before, which may reach into what is being written.
-DEVICE void copy_match(uint8_t* to, int distance, int bytes) {
+DEVICE void copy_match(uint8_t* out, int at, int distance, int bytes) {
+    const uint8_t* from = out + at - distance;
     if (distance >= bytes) {
-        copy_bytes(to, to - distance, bytes);
+        copy_bytes(out, at, from, bytes);
     } else if (distance == 1 || distance == 2 || distance == 4) {
-        fill_bytes(to, distance, bytes);
+        fill_bytes(out, at, distance, bytes);
     } else if (bytes <= WARP) {
-        ROLLED LANES(i, bytes) to[i] = (to - distance)[static_cast<uint32_t>(i) % static_cast<uint32_t>(distance)];
+        ROLLED LANES(i, bytes) out[at + i] = from[static_cast<uint32_t>(i) % static_cast<uint32_t>(distance)];
     } else {
         // Every turn copies all there is of the repeated bytes, so that it never meets what it writes.
         for (int done = 0; done < bytes;) {
             int part = distance + done < bytes - done ? distance + done : bytes - done;
-            copy_bytes(to + done, to - distance, part);
+            copy_bytes(out, at + done, from, part);
             done += part;
             SYNC_WARP();
         }
@@ -126,20 +131,22 @@ DEVICE bool decode_lz4(Input in, int bytes, uint8_t* out, int room) {
     while (position < bytes) {
         int token = next_byte(in, position);
         int literals = whole_length(in, position, bytes, token >> 4);
-        if (literals < 0 || literals > bytes - position || literals > room - filled) return false;
-        // The format: the last 5 bytes are literals, and no match starts in the last 12.
-        bool last = filled + literals > room - 12 || position + literals > bytes - 8;
-        if (last && position + literals != bytes) return false;
-        if (position + literals - in.first <= WINDOW) {
-            copy_bytes(out + filled, reinterpret_cast<const uint8_t*>(in.window) + (position - in.first), literals);
-        } else {
-            copy_bytes(out + filled, in.batch + in.start + position, literals);
+        if (literals < 0) return false;
+        // The format: the last 5 bytes are literals, and no match starts in the last 12. So what passes here is within
+        // the block and its room.
+        bool last = literals > room - 12 - filled || literals > bytes - 8 - position;
+        if (last && (literals != bytes - position || literals != room - filled)) return false;
+        while (literals > 0) {
+            if (position - in.first >= WINDOW) move_window(in, position);
+            int start = position - in.first, part = literals < WINDOW - start ? literals : WINDOW - start;
+            copy_bytes(out, filled, reinterpret_cast<const uint8_t*>(in.window) + start, part);
+            literals -= part;
+            position += part;
+            filled += part;
         }
-        position += literals;
-        filled += literals;
         if (last) {
             SYNC_WARP();
-            return filled == room;
+            return true;
         }
         int distance = next_byte(in, position);
         distance |= next_byte(in, position) << 8;
@@ -149,7 +156,7 @@ DEVICE bool decode_lz4(Input in, int bytes, uint8_t* out, int room) {
         if (distance == 0 || distance > filled || length > room - 5 - filled) return false;
         // This one is enough: what a match reads was written before it, and no literal is written where a match reads.
         SYNC_WARP();
-        copy_match(out + filled, distance, length);
+        copy_match(out, filled, distance, length);
         filled += length;
     }
     return false;
@@ -173,21 +180,15 @@ DEVICE void transpose_bits(uint32_t& low, uint32_t& high) {
 // 0xFF in byte k where bit k of the four is set.
 DEVICE uint32_t bits_to_bytes(uint32_t bits) { return (((bits & 15) * 0x00204081u) & 0x01010101u) * 255u; }
 
-// The 16-bit values k and k + 1 of four low and four high bytes.
-DEVICE uint32_t pair(uint32_t low, uint32_t high, int k) {
-    return (low >> (8 * k) & 0xFF) | (high >> (8 * k) & 0xFF) << 8 | (low >> (8 * k + 8) & 0xFF) << 16 |
-           (high >> (8 * k + 8) & 0xFF) << 24;
+// One byte of each of four bit planes of `groups` bytes.
+DEVICE uint32_t gather_planes(const uint8_t* planes, int groups) {
+    uint32_t first = choose_bytes(planes[0], planes[groups], 0x40);
+    return choose_bytes(first, choose_bytes(planes[2 * groups], planes[3 * groups], 0x40), 0x5410);
 }
 
-// Eight bytes, one of each bit of a byte of the elements of group `group`.
-DEVICE void gather_planes(const uint8_t* planes, int groups, int group, uint32_t& low, uint32_t& high) {
-    low = high = 0;
-    UNROLLED
-    for (int k = 0; k < 4; ++k) {
-        low |= static_cast<uint32_t>(planes[k * groups + group]) << (8 * k);
-        high |= static_cast<uint32_t>(planes[(k + 4) * groups + group]) << (8 * k);
-    }
-}
+// Four 16-bit values, two to a word, of their four low and four high bytes.
+DEVICE uint32_t first_two(uint32_t low, uint32_t high) { return choose_bytes(low, high, 0x5140); }
+DEVICE uint32_t last_two(uint32_t low, uint32_t high) { return choose_bytes(low, high, 0x7362); }
 
 DEVICE uint32_t fold_or(uint32_t a, uint32_t b) { a |= b; a |= a >> 16; return (a | a >> 8) & 0xFF; }
 DEVICE uint32_t fold_and(uint32_t a, uint32_t b) { a &= b; a &= a >> 16; return a & a >> 8 & 0xFF; }
@@ -195,15 +196,16 @@ DEVICE uint32_t fold_and(uint32_t a, uint32_t b) { a &= b; a &= a >> 16; return 
 // Where the pixels of a unit go, and their bits; eight pixels to a byte.
 struct Output { uint16_t* pixels; const uint8_t* valid; uint8_t* lit; uint8_t* blank; };
 
-// Un-bitshuffle `groups` groups of eight elements of ELEMENT bytes: bit b of all of them lies in bytes b * groups and on.
+// Un-bitshuffle `groups` groups of eight elements of ELEMENT bytes: bit b of all lies in the bytes from b * groups on.
 template <int ELEMENT>
 DEVICE void write_shuffled(const uint8_t* planes, int groups, Output out) {
     ROLLED LANES(g, groups) {
-        uint32_t low0, low1, high0 = 0, high1 = 0;
-        gather_planes(planes, groups, g, low0, low1);
+        uint32_t low0 = gather_planes(planes + g, groups), low1 = gather_planes(planes + 4 * groups + g, groups);
+        uint32_t high0 = 0, high1 = 0;
         uint32_t any = fold_or(low0, low1), all = fold_and(low0, low1), above = 0;
         if (ELEMENT > 1) {
-            gather_planes(planes + 8 * groups, groups, g, high0, high1);
+            high0 = gather_planes(planes + 8 * groups + g, groups);
+            high1 = gather_planes(planes + 12 * groups + g, groups);
             any |= fold_or(high0, high1);
             all &= fold_and(high0, high1);
         }
@@ -230,7 +232,7 @@ DEVICE void write_shuffled(const uint8_t* planes, int groups, Output out) {
             high0 |= bits_to_bytes(above);
             high1 |= bits_to_bytes(above >> 4);
         }
-        Wide eight = {pair(low0, high0, 0), pair(low0, high0, 2), pair(low1, high1, 0), pair(low1, high1, 2)};
+        Wide eight = {first_two(low0, high0), last_two(low0, high0), first_two(low1, high1), last_two(low1, high1)};
         store<Wide>(out.pixels + 8 * g, eight);
         uint32_t valid = out.valid[g];
         out.lit[g] = static_cast<uint8_t>(any & ~all & valid);
@@ -305,12 +307,13 @@ DEVICE bool decode_unit(const uint8_t* batch, uint64_t batch_bytes, const Frame&
     return true;
 }
 
-// Block x decodes unit x of frame y. `stride` pixels, a multiple of 64, lie between the frames of `out`, and as many bits
-// between those of `lit` (valid pixels with light) and `blank` (valid pixels without data). What lies behind a frame's
-// pixels is not written. A bad unit leaves its number in the frame's error word, the first bad one the last to stay.
+// Block x decodes unit x of frame y. The frames of `out` are `stride` pixels apart, a multiple of 64; those of `lit`
+// (valid pixels with light) and `blank` (valid pixels without data) as many bits. What lies behind a frame's pixels is
+// not written. A bad unit leaves ERROR_TOP less its number in the frame's error word; the first one stays.
 template <int ELEMENT>
 DEVICE void decode(int unit, int number, const uint8_t* batch, uint64_t batch_bytes, int32_t* errors, int64_t pixels,
-                   int64_t stride, const uint8_t* valid, uint16_t* out, uint8_t* lit, uint8_t* blank, uint8_t* planes, Wide* window) {
+                   int64_t stride, const uint8_t* valid, uint16_t* out, uint8_t* lit, uint8_t* blank, uint8_t* planes,
+                   Wide* window) {
     Frame frame = reinterpret_cast<const Frame*>(batch)[number];
     Output at = {out + number * stride, valid, lit + number * (stride / 8), blank + number * (stride / 8)};
     if (!decode_unit<ELEMENT>(batch, batch_bytes, frame, unit, pixels, at, planes, window)) {

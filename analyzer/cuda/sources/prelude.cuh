@@ -1,6 +1,7 @@
 // What every kernel is written in, so that one source is compiled for the GPU by NVRTC and for the CPU by a C++
-// compiler, where tests and sanitizers run it. A kernel is a sequence of loops over the threads of its block with SYNC()
-// between them; a loop's turns must not depend on each other. On the CPU a block is one call, its loops run in order.
+// compiler, where tests and sanitizers run it. A kernel is a sequence of loops over the threads of its block with
+// SYNC() between them; a loop's turns must not depend on each other. On the CPU a block is one call, its loops run in
+// order; a test may define LANES and what goes with it beforehand, and run the threads of a block in any order.
 #ifdef CXLS_HOST
 #include <cmath>
 #include <cstdint>
@@ -13,30 +14,14 @@ using std::sqrt;
     extern "C" void name([[maybe_unused]] int block_x, [[maybe_unused]] int block_y, __VA_ARGS__)
 #define BLOCK_X block_x
 #define BLOCK_Y block_y
-#ifdef CXLS_SCRAMBLE
-// Turns in an order that changes from loop to loop: what depends on another turn shows.
-static thread_local uint32_t scramble_loops = 0;
-struct Scramble {
-    int64_t turns, step, first;
-    explicit Scramble(int64_t n) : turns(n), step(1), first(0) {
-        static const int64_t primes[] = {2147483647, 2147483629, 2147483587, 1073741789, 1073741783};
-        const uint32_t loop = ++scramble_loops;
-        if (n > 1) step = primes[loop % 5] % n;
-        if (n > 1 && loop & 1) step = n - step;
-        if (n > 1) first = static_cast<int64_t>(loop * 2654435761u) % n;
-    }
-    int turn(int64_t k) const { return static_cast<int>((first + k * step) % turns); }
-};
-#define LANES(i, n) for (Scramble scramble_{(n)}, *once_ = &scramble_; once_; once_ = nullptr) \
-    for (int64_t turn_ = 0; turn_ < scramble_.turns; ++turn_) if (const int i = scramble_.turn(turn_); true)
-#else
+#ifndef LANES
 #define LANES(i, n) for (int i = 0; i < (n); ++i)
-#endif
 #define ONE_LANE
-#define ROLLED
-#define UNROLLED
 #define SYNC()
 #define SYNC_WARP()
+#endif
+#define ROLLED
+#define UNROLLED
 // A sanitizer watches what is static, but not what is a thread's own.
 #ifndef SHARED
 #define SHARED static thread_local
@@ -50,6 +35,13 @@ template <class T> static inline T load(const void* at) {
 template <class T> static inline void store(void* at, T value) {
     if (reinterpret_cast<uintptr_t>(at) % sizeof(T)) __builtin_trap();
     memcpy(at, &value, sizeof(T));
+}
+// Four of the eight bytes of `low` and `high`, the first chosen by the lowest hexadecimal digit of `which`.
+static inline uint32_t choose_bytes(uint32_t low, uint32_t high, uint32_t which) {
+    uint64_t both = static_cast<uint64_t>(high) << 32 | low;
+    uint32_t chosen = 0;
+    for (int k = 0; k < 4; ++k) chosen |= static_cast<uint32_t>(both >> (8 * (which >> (4 * k) & 7)) & 0xFF) << (8 * k);
+    return chosen;
 }
 static inline uint32_t load_anywhere(const uint8_t* at) { uint32_t value; memcpy(&value, at, 4); return value; }
 template <class T> static inline T atomic_add(T* at, T value) { T old = *at; *at = old + value; return old; }
@@ -74,10 +66,13 @@ typedef int int32_t; typedef unsigned int uint32_t; typedef long long int64_t; t
 typedef uint4 Wide;
 template <class T> static __device__ __forceinline__ T load(const void* at) { return *static_cast<const T*>(at); }
 template <class T> static __device__ __forceinline__ void store(void* at, T value) { *static_cast<T*>(at) = value; }
+static __device__ __forceinline__ uint32_t choose_bytes(uint32_t low, uint32_t high, uint32_t which) {
+    return __byte_perm(low, high, which);
+}
 // Four bytes from any address, out of the one or two aligned words that hold them.
 static __device__ __forceinline__ uint32_t load_anywhere(const uint8_t* at) {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(reinterpret_cast<uint64_t>(at) & ~3ull);
-    uint32_t shift = 8 * (reinterpret_cast<uint64_t>(at) & 3);
+    uint32_t behind = reinterpret_cast<uint64_t>(at) & 3, shift = 8 * behind;
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(at - behind);
     return __funnelshift_r(words[0], shift ? words[1] : 0, shift);
 }
 template <class T> static __device__ __forceinline__ T atomic_add(T* at, T value) { return atomicAdd(at, value); }

@@ -1,4 +1,4 @@
-// Totals, photons and pixels by bin, and the background: see analyzer.kernels list_counts and estimate_background.
+// Totals, photons and pixels by bin, and the background: see analyzer.kernels tally and estimate_background.
 #include "reduce_common.cuh"
 
 // Zero what the other kernels add to.

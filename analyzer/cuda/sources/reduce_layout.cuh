@@ -128,6 +128,7 @@ struct Reduction {
     const int32_t* cell_bin;
     const uint8_t* cell_zone;
     const double* cell_pixels;
+    const double* log_cell_pixels;
     const float* cell_valid;
     const double* cell_radius_m;
     const int32_t* zone_first;

@@ -1,5 +1,5 @@
 // The significance map, evidence by zone, diffuse light by place, levels, the strongest cells, candidates for peaks:
-// see analyzer.kernels map_significance, count_levels and list_strongest.
+// see analyzer.kernels map_significance, weigh_cells and list_strongest.
 #include "reduce_common.cuh"
 
 // How much a pixel that counted, and the best of 2 x 2 and 3 x 3 around it, stand out; what supports it.
@@ -100,7 +100,8 @@ KERNEL(reduce_significance, 256, const Reduction* reduction) {
         const int64_t counted = cell_counts[c];
         const double expected = background[r.cell_bin[cell]] * r.cell_pixels[cell];
         const bool excess = counted > 1 && counted > expected;
-        float value = excess ? (float)surprise(r.log_factorial, counted, expected, log(expected)) : 0.0f;
+        const double log_expected = log_background[r.cell_bin[cell]] + r.log_cell_pixels[cell];
+        float value = excess ? (float)surprise(r.log_factorial, counted, expected, log_expected) : 0.0f;
         double strong = 1.0;
         for (int scale = 0; scale < SCALES; ++scale) {
             if (scale) value = float_of(highest[scale - 1][c]);

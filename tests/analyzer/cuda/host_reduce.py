@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,61 +11,61 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from analyzer.cuda.compiler import SOURCES as FOLDER
-from analyzer.cuda.compiler import source_of
 from analyzer.cuda.decode import DecodedBatch, Launcher
 from analyzer.cuda.layout import MOST_COUNTS
 from analyzer.cuda.reduce import SOURCES, BatchReducer, FrameViews, lit_cell_map
-from analyzer.cuda.signatures import kernels_of, pack
+from analyzer.cuda.signatures import Kernel
 from analyzer.reduction import FramePlan, Workspace
 from analyzer.zones import FIRST_LEVEL, LIGHT, SINGLE
 from streamer.validity import sentinel
-from tests.support import require
-
-_FLAGS = (
-    "-std=c++17", "-DCXLS_HOST", "-DSHARED=static", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror",
-    "-fno-strict-aliasing",
-)  # fmt: skip
+from tests.analyzer.cuda.host_build import HostProgram, LanesProgram
 
 RELATIVE = 1e-5
 """What floats may differ by from the CPU's."""
 
 
-class ReduceProgram:
-    """A source's kernels, built by g++ with ``flags``. With a seed their blocks come in a random order."""
+class InOrder(HostProgram):
+    """Blocks, and the turns of their loops, one after the other."""
 
-    def __init__(self, source: str, folder: Path, flags: Sequence[str], seed: int | None) -> None:
-        require("g++")
-        self.device = torch.device("cpu")
-        self._kernels = kernels_of(source_of(source))
-        self._random = None if seed is None else np.random.default_rng(seed)
-        library = folder / f"{Path(source).stem}.so"
-        command = ["g++", *_FLAGS, *flags, "-I", str(FOLDER), "-o", str(library), "-x", "c++", str(FOLDER / source)]
-        made = subprocess.run(command, capture_output=True, text=True)
-        assert made.returncode == 0, made.stderr
-        self._library = ctypes.CDLL(str(library))
+    flags = ("-O2", "-DSHARED=static")
 
-    def launch(
-        self, name: str, blocks_x: int, blocks_y: int, stream: Any, *arguments: torch.Tensor | int | float
-    ) -> None:
-        values = pack(self._kernels[name], arguments, self.device)
-        function = getattr(self._library, name)
+    def __init__(self, source: str, folder: Path) -> None:
+        super().__init__(source, folder)
+        self._library = ctypes.CDLL(str(self._path))
+
+    def _run(self, kernel: Kernel, blocks_x: int, blocks_y: int, arguments: Sequence[Any], values: list[Any]) -> None:
+        function = getattr(self._library, kernel.name)
         function.restype = None
-        function.argtypes = [ctypes.c_int, ctypes.c_int, *(type(value) for value in values)]
-        blocks = np.arange(blocks_x * blocks_y)
-        for block in (blocks if self._random is None else self._random.permutation(blocks)).tolist():
+        function.argtypes = [ctypes.c_int, ctypes.c_int, *kernel.parameters]
+        for block in self._blocks(blocks_x * blocks_y):
             function(block % blocks_x, block // blocks_x, *values)
+
+    def _blocks(self, count: int) -> Sequence[int]:
+        return range(count)
+
+
+class Scrambled(InOrder):
+    """Blocks, and the turns of their loops, in orders that change."""
+
+    flags = (*InOrder.flags, "-include", str(Path(__file__).with_name("scramble.hpp")))
+    _random = np.random.default_rng(1)
+
+    def _blocks(self, count: int) -> Sequence[int]:
+        blocks: list[int] = self._random.permutation(count).tolist()
+        return blocks
+
+
+class Sanitized(InOrder):
+    """Under the sanitizers of addresses and of undefined behaviour, which the process has to have loaded."""
+
+    flags = ("-O1", "-g", "-DSHARED=static", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 @functools.cache
-def programs(scrambled: bool = False, sanitized: bool = False) -> Mapping[str, Launcher]:
-    """The reduction's programs, built once a process; ``scrambled``: turns of loops and blocks in another order."""
-    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    flags = flags if sanitized else ["-O2"]
-    if scrambled:
-        flags.append("-DCXLS_SCRAMBLE")
+def programs(kind: type[InOrder] | type[LanesProgram] = InOrder) -> Mapping[str, Launcher]:
+    """The reduction's programs, built once a process."""
     folder = Path(tempfile.mkdtemp(prefix="host-reduce-"))
-    return {source: ReduceProgram(source, folder, flags, 1 if scrambled else None) for source in SOURCES}
+    return {source: kind(source, folder) for source in SOURCES}
 
 
 def decoded(frames: npt.NDArray[Any], plan: FramePlan) -> DecodedBatch:
@@ -96,6 +95,15 @@ def reduced(
     return reducer, [reducer.views(block, frame) for frame in range(len(frames))]
 
 
+def result_bytes(frames: npt.NDArray[Any], plan: FramePlan, built: Mapping[str, Launcher]) -> npt.NDArray[np.uint8]:
+    """What comes back of the frames (n, ss, fs), (n, result_bytes)."""
+    reducer = BatchReducer(plan, len(frames), built)
+    batch = reducer.outputs(decoded(frames, plan), torch.zeros(len(frames), dtype=torch.int32))
+    reducer.reduce(batch, len(frames))
+    block: npt.NDArray[np.uint8] = batch.results.numpy()
+    return block
+
+
 def assert_as_on_the_cpu(frames: npt.NDArray[Any], plan: FramePlan, built: Mapping[str, Launcher]) -> list[FrameViews]:
     """Each frame of (n, ss, fs) is reduced to what ``Workspace`` reduces it to."""
     reducer, views = reduced(frames, plan, built)
@@ -103,8 +111,7 @@ def assert_as_on_the_cpu(frames: npt.NDArray[Any], plan: FramePlan, built: Mappi
     for pixels, found in zip(frames, views, strict=True):
         assert_equal(workspace, pixels, found)
     np.testing.assert_allclose(reducer._expected.numpy(), workspace.expected, rtol=1e-12)
-    seen = np.unpackbits(reducer._seen.numpy().view(np.uint8), bitorder="little", count=pixels.size)
-    np.testing.assert_array_equal(seen, workspace.seen)
+    np.testing.assert_array_equal(reducer._seen.numpy(), workspace.seen)
     return views
 
 

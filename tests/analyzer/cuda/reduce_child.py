@@ -14,7 +14,7 @@ from analyzer.cuda.layout import GAP_BYTES, Sizes, _scratch, _zeroed, slab
 from analyzer.cuda.reduce import BatchReducer
 from analyzer.reduction import FramePlan
 from tests.analyzer.builders import SHAPE, plan
-from tests.analyzer.cuda.host_reduce import decoded, programs
+from tests.analyzer.cuda.host_reduce import Sanitized, decoded, programs
 from tests.analyzer.cuda.test_reduce import drawn, kinds
 
 _RUNTIME = ctypes.CDLL(None)
@@ -50,7 +50,7 @@ def run(made: FramePlan, batch: DecodedBatch) -> None:
     reducer: Any = None
     watched = {
         source: Watched(program, lambda on: poison(reducer, reducer._sizes, on))
-        for source, program in programs(sanitized=True).items()
+        for source, program in programs(Sanitized).items()
     }
     reducer = BatchReducer(made, frames, watched)
     into = reducer.outputs(batch, torch.zeros(frames, dtype=torch.int32))

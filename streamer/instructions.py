@@ -1,0 +1,54 @@
+"""Machine instructions and a C function that compiled code needs and numba has no name for."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+
+@intrinsic
+def _call_lz4(typing_context: Any, function: Any, source: Any, target: Any, packed: Any, room: Any) -> Any:
+    """``LZ4_decompress_safe`` by the address ``function``: what is called so need not be known to numba's cache."""
+    del typing_context, function, source, target, packed, room
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del context, signature
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(number, [pointer, pointer, number, number])
+        function, source, target, packed, room = arguments
+        call = builder.inttoptr(function, kind.as_pointer())
+        ends = [builder.inttoptr(each, pointer) for each in (source, target)]
+        return builder.call(call, [*ends, packed, room])
+
+    return types.int32(types.intp, types.intp, types.intp, types.int32, types.int32), generate
+
+
+@intrinsic
+def _lowest_bit(typing_context: Any, word: Any) -> Any:
+    """The number of the lowest bit set of a 64-bit word, 64 where none is."""
+    del typing_context, word
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del context, signature
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def _bits_set(typing_context: Any, word: Any) -> Any:
+    """How many bits of a 64-bit word are set."""
+    del typing_context, word
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del context, signature
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+# To a type checker they take what compiled code gives them.
+call_lz4: Any = _call_lz4
+lowest_bit: Any = _lowest_bit
+bits_set: Any = _bits_set
