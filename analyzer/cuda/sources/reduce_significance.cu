@@ -285,7 +285,6 @@ KERNEL(reduce_overflow, 256, const Reduction* reduction) {
             }
             SYNC();
             more = kept[0] == MOST_CANDIDATES;
-            SYNC();
             if (!more) continue;
             // The two in the middle, a byte of their ordered bits after the other, the highest first.
             for (int half = 0; half < 2; ++half) {
