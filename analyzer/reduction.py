@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import minimum_filter
 
 from analyzer import diffuse, evidence, kernels, zones
 from analyzer.geometry import BinMap, Geometry, bin_map
 from analyzer.kernels import CELL, PEAK_DTYPE
 from analyzer.parameters.profile import Sectors, fill_profile, sectors
-from analyzer.spots import DISTANCES
+from analyzer.spots import DISTANCES, REACH
 from streamer.listing import Listing, bitmap
 from streamer.messages import ImageData
 from streamer.validity import Validity, sentinel
@@ -43,7 +44,7 @@ class FramePlan:
     """Everything about a series' frames that does not change from frame to frame.
 
     ``inside`` (ss * fs,) uint8: 0 invalid, 1 valid, 2 valid with all eight neighbours valid; ``surrounded``: a bit for
-    each pixel that is 2, 64 a word.
+    each pixel that is 2, 64 a word; ``roomy``: for each around which the whole window of ``analyzer.spots`` is valid.
     ``bin_pixels`` (bins,) float64: valid pixels of each bin. ``cell_valid`` (rows, columns)
     float32: valid share of each cell of the map; ``cell_pixels``, ``log_cell_pixels`` (rows * columns,): how many they
     are, and the logarithm; ``cell_bin``, ``cell_zone`` and ``cell_radius_m``
@@ -57,6 +58,7 @@ class FramePlan:
     bins: BinMap
     inside: npt.NDArray[np.uint8]
     surrounded: npt.NDArray[np.uint64]
+    roomy: npt.NDArray[np.uint64]
     bin_pixels: npt.NDArray[np.float64]
     cell_valid: npt.NDArray[np.float32]
     cell_pixels: npt.NDArray[np.float64]
@@ -108,6 +110,7 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
         bins,
         inside,
         bitmap(inside == 2),
+        bitmap(minimum_filter(valid, 2 * REACH + 1, mode="constant").reshape(-1) != 0),
         bin_pixels,
         cell_valid,
         cell_pixels,
@@ -223,7 +226,8 @@ class Workspace:
         self.zones[:, zones.FIRST_LEVEL :] = self._levels
         self.zones[:, 0] = self._of_zones(self.photons)
         found = kernels.find_peaks(
-            pixels, columns, top, plan.saturation, inside, bin_of, self.background, plan.peak_threshold,
+            pixels, listing.lit, plan.roomy, columns, top, plan.saturation, inside, bin_of, self.background,
+            plan.peak_threshold,
             self._candidate_index, self._candidate_score, candidates, self._distance_counts, self._claimed,
             self._claim_index, self._peaks, self._totals,
         )  # fmt: skip
