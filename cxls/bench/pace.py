@@ -41,7 +41,9 @@ def measured(session: Session, frames: int) -> Pace:
     finally:
         done.set()
         watcher.join()
-    if len(marks) < 2 or sum(session.front.account.processed.values()) != frames:
+    if sum(session.front.account.processed.values()) != frames:
         raise RuntimeError(f"not every frame was analysed: {session.front.account.identity()}")
+    if len(marks) < 2:
+        raise RuntimeError(f"{frames} frames are over before their pace can be seen; give more --frames")
     (began, cpu_began, first), (ended, cpu_ended, last) = marks[0], marks[-1]
     return Pace((last - first) / (ended - began), (cpu_ended - cpu_began) / (last - first) * 1e3)

@@ -126,20 +126,23 @@ def as_text(report: Report, where: dict[str, Any]) -> str:
 
 
 def _print(console: Console, report: Report, where: dict[str, Any]) -> None:
-    console.print(report.title)
+    console.print(report.title, soft_wrap=True)
     load = " ".join(map(str, where["load_average_at_start"]))
     console.print(
         f"{where['date']}  {where['cpu_count']} cores {where['processor']}  load {load}  $ {where['command']}",
         style="dim",
+        soft_wrap=True,
     )
     for grid in report.grids:
         console.print(_across(grid))
     if report.figures:
         console.print(_down(report.figures))
     for ratio in report.ratios:
-        console.print(f"ratio  {ratio.name}: {ratio.value:.2f}" + (f"  ({ratio.bar})" if ratio.bar else ""))
+        console.print(
+            f"ratio  {ratio.name}: {ratio.value:.2f}" + (f"  ({ratio.bar})" if ratio.bar else ""), soft_wrap=True
+        )
     for note in report.notes:
-        console.print(note)
+        console.print(note, soft_wrap=True)
 
 
 def _down(figures: Sequence[Figure]) -> Table:

@@ -82,22 +82,22 @@ def _lz4_of_bitshuffle() -> Any:
     return lz4
 
 
-def lz4_blocks() -> Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], int] | None:
+def lz4_blocks() -> Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8], int], int] | None:
     """A compiled walk that decodes every LZ4 block of a bitshuffle payload's body, without what follows in a decoder.
 
     Each block goes into the same buffer, so that the cost is LZ4's and not the memory's. It is called with the body
-    behind the 12-byte header and a buffer of a block, and returns the decoded bytes; ``None`` where bitshuffle hides
-    its LZ4. For chunks that are known to be good.
+    behind the 12-byte header, a buffer of a block and how many bytes the blocks decode to, and returns those that they
+    did; ``None`` where bitshuffle hides its LZ4. For chunks that are known to be good.
     """
     lz4 = _lz4_of_bitshuffle()
     if lz4 is None:
         return None
 
     @numba.njit(nogil=True)
-    def walk(body: Any, block: Any) -> int:
+    def walk(body: Any, block: Any, wanted: int) -> int:
         source, target = body.ctypes.data, block.ctypes.data
         position = decoded = 0
-        while position + 4 <= body.size:
+        while decoded < wanted and position + 4 <= body.size:
             length = 0
             for k in range(4):
                 length = (length << 8) | int(body[position + k])

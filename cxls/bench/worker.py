@@ -21,10 +21,10 @@ def bench_bundle() -> Path:
     return chosen_bundle() or DEFAULT_BUNDLE
 
 
-def make_worker(bundle: Path) -> Analyser:
-    """A worker on one core, as the program makes them."""
+def make_worker(bundle: Path, device: str = "cpu") -> Analyser:
+    """A worker on one core, as the program makes them; its networks on ``device``."""
     torch.set_num_threads(1)
-    return Analyser(load_bundle(bundle), CascadeSettings())
+    return Analyser(load_bundle(bundle, device), CascadeSettings(), device)
 
 
 def stage_ms(analyser: Analyser, frames: Sequence[Frame], rounds: int) -> dict[str, float]:

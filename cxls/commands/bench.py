@@ -32,13 +32,16 @@ BENCHMARKS = {
 
 
 def run(resolved: Resolved[BenchSettings], name: str) -> None:
-    """Run one benchmark, print its table and write its JSON; ``list`` names them."""
+    """Run one benchmark, print its table and write its JSON; ``list`` names them, ``docs`` fills a page."""
     if name == "list":
         for known, text in BENCHMARKS.items():
             click.echo(f"{known:<13} {text}")
         return
+    if name == "docs":
+        _fill_page(resolved.settings)
+        return
     if name not in BENCHMARKS:
-        raise BadSettings(f"bench {name}: unknown; take one of {', '.join(BENCHMARKS)}, or list")
+        raise BadSettings(f"bench {name}: unknown; take one of {', '.join(BENCHMARKS)}, or list, or docs")
     # Before numpy and the decoder load: a benchmark compares single threads.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"
@@ -54,3 +57,17 @@ def run(resolved: Resolved[BenchSettings], name: str) -> None:
     target.parent.mkdir(exist_ok=True)
     target.write_text(report.as_json(name, found, where))
     click.echo(f"figures in {target}")
+
+
+def _fill_page(settings: BenchSettings) -> None:
+    page = importlib.import_module("cxls.bench.page")
+    files = [Path(each) for each in settings.tables] or sorted(Path("runs").glob("bench-*.json"))
+    if not files:
+        raise BadSettings("bench docs: no runs/bench-*.json here; run a benchmark first, or give --tables FILE")
+    try:
+        placed, left = page.update(settings.page, files)
+    except page.BadPage as error:
+        raise BadSettings(str(error)) from None
+    click.echo(f"{settings.page}: {', '.join(placed) or 'nothing'} replaced")
+    if left:
+        click.echo(f"no place in it for {', '.join(left)}")
