@@ -98,7 +98,7 @@ def test_cascade(bench: Any) -> None:
 
 
 def test_end_to_end(bench: Any) -> None:
-    report = bench("end-to-end", "--device", "cpu", REPEATS=16, PARTS=(0.5,))
+    report = bench("end-to-end", "--device", "cpu", REPEATS=8, PARTS=(1.0,))
     rates = {figure.name.removesuffix(": rate"): figure.value for figure in report.figures if ": rate" in figure.name}
     found = ratios(report)
     if rates["one core, in process"] is not None:
@@ -109,9 +109,9 @@ def test_end_to_end(bench: Any) -> None:
     (grid,) = report.grids
     for row, rate in zip(grid.values, (rates["offline, 2 workers"], rates["live v2"]), strict=True):
         offered, p50, p90, p99, most, analysed, dropped, missing = row
-        assert offered == pytest.approx(rate / 2)
+        assert offered == pytest.approx(rate)
         assert 0.0 < p50 <= p90 <= p99 <= most
-        assert analysed + dropped + missing == FRAMES * 16
+        assert analysed + dropped + missing == FRAMES * 8
     assert any("kept" in note or "MISSED" in note or "no two cores" in note for note in report.notes)
 
 
