@@ -1,9 +1,10 @@
 """A whole program on one core, in a process of its own: run as ``python -m cxls.bench.one_core``.
 
-usage: one_core CORE MASTER FRAMES BUNDLE RESULTS, then a line on stdin for each run
+usage: one_core CORE MASTER FRAMES BUNDLE RESULTS, then two lines on stdin for each run
 
-The process stays on its core from its first import on. It answers ``ready`` when an analysis is warm, waits for a line,
-runs it with one worker and answers the pace as JSON, and so on until stdin ends.
+The process stays on its core from its first import on. On a line it warms an analysis with one worker and answers
+``ready``, on the next it runs it and answers the pace as JSON, and so on until stdin ends. In between it does nothing,
+so that it disturbs no other measurement.
 """
 
 import json
@@ -22,11 +23,10 @@ def main(core: int, master: str, frames: int, bundle: str, results: str) -> None
     from cxls.settings import AnalyzeSettings
 
     settings = AnalyzeSettings(bundle=Path(bundle), workers=1, device="cpu", results=Path(results), overwrite=True)
-    while True:
+    while sys.stdin.readline():
         session = Session(settings, [master])
         print("ready", flush=True)
-        if not sys.stdin.readline():
-            return
+        sys.stdin.readline()
         print(json.dumps(asdict(measured(session, frames))), flush=True)
 
 

@@ -54,14 +54,23 @@ class OneCore:
         self._process.kill()
         self._process.communicate()
 
+    def prepare(self) -> None:
+        """Begin to warm an analysis."""
+        self._tell()
+
     def await_ready(self) -> None:
-        """Returns when the next ``start`` will find it warm."""
+        """Returns when ``start`` begins at once."""
         self._answer()
 
     def start(self) -> None:
+        """Run what was prepared."""
+        self._tell()
+
+    def _tell(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
 
     def pace(self) -> Pace:
         """Of the run that was started, once it is over."""
@@ -112,23 +121,30 @@ def compare(master: Path, frames: int, bundle: Path, folder: Path, rounds: int) 
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         return None
-    one, independent, live = [], [], []
+    one: list[float] = []
+    independent: list[float] = []
+    live: list[float] = []
     with ExitStack() as stack:
         programs = [
             stack.enter_context(OneCore(core, master, frames, bundle, folder / f"core-{core}.jsonl")) for core in cores
         ]
         for _ in range(rounds):
-            for program in programs:
-                program.await_ready()
-            programs[0].start()
-            one.append(programs[0].pace().rate)
-            programs[0].await_ready()
-            for program in programs:
-                program.start()
-            independent.append(sum(program.pace().rate for program in programs))
+            one += _rates(programs[:1])
+            independent.append(sum(_rates(programs)))
             with _on(cores):
                 live.append(_live(master, frames, bundle, folder / "live.jsonl").rate)
     return Compared(one, independent, live)
+
+
+def _rates(programs: Sequence[OneCore]) -> list[float]:
+    """Frames a second of each, all of them at once."""
+    for program in programs:
+        program.prepare()
+    for program in programs:
+        program.await_ready()
+    for program in programs:
+        program.start()
+    return [program.pace().rate for program in programs]
 
 
 def _live(master: Path, frames: int, bundle: Path, results: Path) -> Pace:
