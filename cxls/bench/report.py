@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -96,6 +97,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1),
         "system": platform.platform(),
         "load_average_at_start": load,
@@ -133,8 +135,11 @@ def _print(console: Console, report: Report, where: dict[str, Any]) -> None:
         style="dim",
         soft_wrap=True,
     )
+    if where.get("gpu"):
+        console.print(where["gpu"], style="dim", soft_wrap=True)
     for grid in report.grids:
         console.print(_across(grid))
+        console.print()
     if report.figures:
         console.print(_down(report.figures))
     for ratio in report.ratios:
