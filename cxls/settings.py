@@ -507,7 +507,16 @@ class BenchSettings(_Settings):
 
     frames: int = Field(60, ge=4, description="frames to measure on")
     seconds: float = Field(60.0, gt=0, description="length of a load test, s")
+    rate: float | None = Field(
+        None, gt=0, lt=1e6, description="end-to-end: frames/s at which latency is seen, for --seconds (default: parts "
+        "of the highest)"
+    )  # fmt: skip
+    device: Device = Field("auto", description="where end-to-end's networks run")
     json_file: Path | None = Field(None, description="write the figures here as JSON too")
+    tables: Several = Field(
+        (), description="docs: JSON files of benchmarks, again for more (default: runs/bench-*.json)"
+    )
+    page: Path = Field(Path("docs/performance.md"), description="docs: page whose marked tables are replaced")
     bundle: Path | None = Field(None, description="bundle that hits judges with (default: the one shipped)")
     scenarios: str = Field("", description="scenarios of hits, with commas (default: all)")
     masters: Several = Field(
