@@ -6,10 +6,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-using std::exp; using std::expm1; using std::log; using std::log1p; using std::sqrt;
+using std::exp; using std::expm1; using std::log; using std::log1p; using std::rint;
+using std::sqrt;
 #define DEVICE static inline
 // The harness calls a block at a time: the first two arguments say which.
-#define KERNEL(name, threads, ...) extern "C" void name(int block_x, int block_y, __VA_ARGS__)
+#define KERNEL(name, threads, ...) \
+    extern "C" void name([[maybe_unused]] int block_x, [[maybe_unused]] int block_y, __VA_ARGS__)
 #define BLOCK_X block_x
 #define BLOCK_Y block_y
 #ifndef LANES
@@ -44,6 +46,7 @@ static inline uint32_t choose_bytes(uint32_t low, uint32_t high, uint32_t which)
 static inline uint32_t load_anywhere(const uint8_t* at) { uint32_t value; memcpy(&value, at, 4); return value; }
 template <class T> static inline T atomic_add(T* at, T value) { T old = *at; *at = old + value; return old; }
 template <class T> static inline T atomic_max(T* at, T value) { T old = *at; if (value > old) *at = value; return old; }
+template <class T> static inline T atomic_or(T* at, T value) { T old = *at; *at = old | value; return old; }
 #else
 typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t; typedef unsigned short uint16_t;
 typedef int int32_t; typedef unsigned int uint32_t; typedef long long int64_t; typedef unsigned long long uint64_t;
@@ -74,4 +77,5 @@ static __device__ __forceinline__ uint32_t load_anywhere(const uint8_t* at) {
 }
 template <class T> static __device__ __forceinline__ T atomic_add(T* at, T value) { return atomicAdd(at, value); }
 template <class T> static __device__ __forceinline__ T atomic_max(T* at, T value) { return atomicMax(at, value); }
+template <class T> static __device__ __forceinline__ T atomic_or(T* at, T value) { return atomicOr(at, value); }
 #endif

@@ -1,0 +1,462 @@
+// Evidence for a spot at each candidate, and one peak for each spot: see analyzer.kernels find_peaks, analyzer.spots.
+#include "reduce_common.cuh"
+
+// The larger of the bin's mean and that of a ring around: on streaks and ring edges the ring decides.
+DEVICE double local_background(const Image& image, int row, int column, double mean) {
+    const double limit = mean + 3.0 * sqrt(mean) + 1.0;
+    double photons = RING_PRIOR_PIXELS * mean, area = RING_PRIOR_PIXELS;
+    for (int y = most(0, row - RING_OUTER); y < least(image.rows, row + RING_OUTER + 1); ++y) {
+        for (int x = most(0, column - RING_OUTER); x < least(image.columns, column + RING_OUTER + 1); ++x) {
+            const int down = y < row ? row - y : y - row, across = x < column ? column - x : x - column;
+            const int j = y * image.columns + x;
+            if (most(down, across) < RING_INNER || !counts(image, j) || image.pixels[j] > limit) continue;
+            area += 1.0;
+            photons += image.pixels[j];
+        }
+    }
+    if (photons - mean * area < 3.0 * sqrt(mean * area)) return mean;
+    return most(mean, photons / area);
+}
+
+// One more term of a sum of exponentials, kept as a multiple of the largest.
+DEVICE void add_ratio(double ratio, double& total, double& largest) {
+    if (ratio > largest) {
+        total = total * exp(largest - ratio) + 1.0;
+        largest = ratio;
+    } else {
+        total += exp(ratio - largest);
+    }
+}
+
+// Log-likelihood ratio of a spot here against the mean alone, in nats; a pixel without data beside the middle rules a
+// spot out.
+DEVICE double spot_evidence(const Image& image, int row, int column, double mean) {
+    double pixels[DISTANCES], photons[DISTANCES], lit[DISTANCES];
+    for (int c = 0; c < DISTANCES; ++c) pixels[c] = photons[c] = lit[c] = 0.0;
+    for (int y = most(0, row - REACH); y < least(image.rows, row + REACH + 1); ++y) {
+        for (int x = most(0, column - REACH); x < least(image.columns, column + REACH + 1); ++x) {
+            const int j = y * image.columns + x;
+            if (!counts(image, j)) {
+                if (y >= row - 1 && y <= row + 1 && x >= column - 1 && x <= column + 1) return RULED_OUT;
+                continue;
+            }
+            const int c = DISTANCE_OF[(y - row + REACH) * (2 * REACH + 1) + x - column + REACH];
+            pixels[c] += 1.0;
+            photons[c] += image.pixels[j];
+            lit[c] += image.pixels[j] > 0;
+        }
+    }
+    double largest = RULED_OUT, total = 0.0;
+    for (int shape = 0; shape < SHAPES; ++shape) {
+        double seen = 0.0;
+        for (int c = 0; c < DISTANCES; ++c) seen += pixels[c] * SHARES[shape * DISTANCES + c];
+        for (int k = 0; k < SPOT_PHOTONS; ++k) {
+            double ratio = LOG_WEIGHT - PHOTONS[k] * seen;
+            for (int c = 0; c < DISTANCES; ++c) {
+                if (photons[c] > 0.0) ratio += photons[c] * log1p(PHOTONS[k] * SHARES[shape * DISTANCES + c] / mean);
+            }
+            add_ratio(ratio, total, largest);
+        }
+    }
+    const double by_chance = -expm1(-mean);
+    for (int disc = 0; disc < DISCS; ++disc) {
+        double bright = 0.0, dark = 0.0;
+        for (int c = 0; c < DISTANCES; ++c) {
+            if (!IN_DISC[disc * DISTANCES + c]) continue;
+            bright += lit[c];
+            dark += pixels[c] - lit[c];
+        }
+        for (int k = 0; k < CHANCES; ++k) {
+            const double chance = LIT_CHANCES[k];
+            const double ratio = DISC_LOG_WEIGHT + bright * log(chance / by_chance);
+            add_ratio(ratio + dark * (log1p(-chance) + mean), total, largest);
+        }
+    }
+    return largest + log(total);
+}
+
+// Photons over the background in the window around a pixel, whatever spot they belong to.
+DEVICE double net_around(const Image& image, int row, int column, double local) {
+    double net = 0.0;
+    for (int y = most(0, row - WINDOW_REACH); y < least(image.rows, row + WINDOW_REACH + 1); ++y) {
+        for (int x = most(0, column - WINDOW_REACH); x < least(image.columns, column + WINDOW_REACH + 1); ++x) {
+            if (counts(image, y * image.columns + x)) net += image.pixels[y * image.columns + x] - local;
+        }
+    }
+    return net;
+}
+
+// The candidates that may become peaks, with all that does not depend on the peaks before them.
+KERNEL(reduce_spot_evidence, 64, const Reduction* reduction) {
+    BEGIN_FRAME();
+    const Image image = image_of(r, frame);
+    uint32_t* counters = of_frame(r, r.counters, frame);
+    const int32_t* candidates = of_frame(r, r.candidates, frame);
+    const double* background = of_frame(r, r.background, frame);
+    Spot* spots = of_frame(r, r.spots, frame);
+    const int total = (int)counters[CANDIDATES];
+    for (int from = BLOCK_X * 64; from < total; from += SPREAD * 64) {
+        LANES(k, least(64, total - from)) {
+            const int i = candidates[from + k], row = i / r.columns, column = i % r.columns;
+            const double mean = background[r.place[i] / QUADRANTS];
+            double evidence = spot_evidence(image, row, column, mean);
+            if (evidence <= r.lowest_evidence) continue;
+            const double local = local_background(image, row, column, mean);
+            if (local > mean) {
+                evidence = spot_evidence(image, row, column, local);
+                if (evidence <= r.lowest_evidence) continue;
+            }
+            Spot& spot = spots[atomic_add(&counters[SPOTS], (uint32_t)1)];
+            spot.evidence = evidence;
+            spot.mean = mean;
+            spot.local = local;
+            spot.around = net_around(image, row, column, local);
+            spot.pixel = i;
+        }
+    }
+}
+
+// The order in which candidates are looked at: most evidence first, of equals the earlier pixel.
+KERNEL(reduce_order, 128, const Reduction* reduction) {
+    SHARED double evidence[128];
+    SHARED int32_t pixel[128], rank[128];
+    BEGIN_FRAME();
+    const Spot* spots = of_frame(r, r.spots, frame);
+    int32_t* order = of_frame(r, r.order, frame);
+    const int total = (int)of_frame(r, r.counters, frame)[SPOTS];
+    for (int from = BLOCK_X * 128; from < total; from += SPREAD * 128) {
+        LANES(k, 128) rank[k] = 0;
+        for (int other = 0; other < total; other += 128) {
+            const int others = least(128, total - other);
+            SYNC();
+            LANES(k, others) {
+                evidence[k] = spots[other + k].evidence;
+                pixel[k] = (int32_t)spots[other + k].pixel;
+            }
+            SYNC();
+            LANES(k, least(128, total - from)) {
+                const double own = spots[from + k].evidence;
+                const int64_t at = spots[from + k].pixel;
+                int first = 0;
+                for (int n = 0; n < others; ++n) first += before(evidence[n], pixel[n], own, at);
+                rank[k] += first;
+            }
+        }
+        LANES(k, least(128, total - from)) order[rank[k]] = from + k;
+        SYNC();
+    }
+}
+
+// What the background lets a pixel of a spot be.
+struct Limits { double counts, lit; };
+
+// Whether a pixel counted more than the limit, or is one of more than so many that counted in its 3 x 3.
+DEVICE bool belongs(const Image& image, int pixel, const Limits& limits) {
+    if (image.pixels[pixel] == 0 || image.pixels[pixel] > limits.counts) return image.pixels[pixel] > limits.counts;
+    const int row = pixel / image.columns, column = pixel % image.columns;
+    int lit = 0;
+    for (int y = most(0, row - 1); y < least(image.rows, row + 2); ++y) {
+        for (int x = most(0, column - 1); x < least(image.columns, column + 2); ++x) {
+            const int j = y * image.columns + x;
+            lit += counts(image, j) && image.pixels[j] > 0;
+        }
+    }
+    return lit > limits.lit;
+}
+
+// Marks of pixels that belong to a spot, one bit each, and the list of them.
+struct Claims { uint32_t* marks; int32_t* listed; int count; };
+
+DEVICE bool is_claimed(const Claims& claims, int pixel) { return claims.marks[pixel / 32] >> pixel % 32 & 1; }
+DEVICE void claim(Claims& claims, int at, int pixel) {
+    if (at >= MOST_CLAIMS) return;
+    atomic_or(&claims.marks[pixel / 32], (uint32_t)1 << pixel % 32);
+    claims.listed[at] = pixel;
+}
+
+// Whether a pixel beside this one is masked or has no data.
+DEVICE bool touches(const Image& image, int pixel) {
+    const int row = pixel / image.columns, column = pixel % image.columns;
+    for (int y = most(0, row - 1); y < least(image.rows, row + 2); ++y) {
+        for (int x = most(0, column - 1); x < least(image.columns, column + 2); ++x) {
+            if (!counts(image, y * image.columns + x)) return true;
+        }
+    }
+    return false;
+}
+
+// A block's shared memory for one peak after the other.
+struct Work {
+    uint64_t mask;
+    int32_t turn[25];
+    int32_t rim;
+    int32_t value[128], down[128], across[128];
+    double net, gross, sum_down, sum_across;
+    int32_t low_down, high_down, low_across, high_across, saturated;
+};
+
+// Claims what belongs to the spot around `start`, in the order in which one walk through it would: first the disc, then
+// around each claimed pixel that belongs, in the order of claims, the 3 x 3 of each neighbour that may lead down from
+// it.
+DEVICE void claim_spot(const Image& image, int start, const Limits& limits, Claims& claims, Work& work) {
+    const int first = claims.count, row = start / image.columns, column = start % image.columns;
+    const int side = 2 * SEPARATION + 1;
+    ONE_LANE work.mask = 0;
+    SYNC();
+    LANES(p, side * side) {
+        const int down = p / side - SEPARATION, across = p % side - SEPARATION, y = row + down, x = column + across;
+        if (down * down + across * across > 15 || y < 0 || y >= image.rows || x < 0 || x >= image.columns) continue;
+        if (!is_claimed(claims, y * image.columns + x)) atomic_or(&work.mask, (uint64_t)1 << p);
+    }
+    SYNC();
+    const uint64_t disc = work.mask;
+    LANES(p, side * side) {
+        if (!(disc >> p & 1)) continue;
+        const int y = row + p / side - SEPARATION, x = column + p % side - SEPARATION;
+        claim(claims, first + ones(disc & (((uint64_t)1 << p) - 1)), y * image.columns + x);
+    }
+    claims.count = least(first + ones(disc), MOST_CLAIMS);
+    SYNC();
+    for (int n = first; n < claims.count && n - first < SPOT_PIXELS;) {
+        const int end = least(least(claims.count, first + SPOT_PIXELS), n + 64);
+        ONE_LANE work.mask = 0;
+        SYNC();
+        LANES(k, end - n) {
+            const int j = claims.listed[n + k];
+            if (counts(image, j) && belongs(image, j, limits)) atomic_or(&work.mask, (uint64_t)1 << k);
+        }
+        SYNC();
+        const uint64_t leading = work.mask;
+        SYNC();
+        int k;
+        EACH(leading, k) {
+            const int j = claims.listed[n + k], y0 = j / image.columns, x0 = j % image.columns;
+            const double value = image.pixels[j], ceiling = value + 2.0 * sqrt(value);
+            ONE_LANE work.mask = 0;
+            SYNC();
+            LANES(p, 9) {
+                const int y = y0 + p / 3 - 1, x = x0 + p % 3 - 1;
+                if (y < 0 || y >= image.rows || x < 0 || x >= image.columns) continue;
+                const int around = y * image.columns + x;
+                if (!counts(image, around) || image.pixels[around] > ceiling) continue;
+                if (belongs(image, around, limits)) atomic_or(&work.mask, (uint64_t)1 << p);
+            }
+            SYNC();
+            const uint64_t lower = work.mask;
+            // When each pixel of the 5 x 5 is first come to, if it is and is not claimed.
+            LANES(p, 25) {
+                const int y = y0 + p / 5 - 2, x = x0 + p % 5 - 2;
+                work.turn[p] = -1;
+                if (y < 0 || y >= image.rows || x < 0 || x >= image.columns) continue;
+                if (is_claimed(claims, y * image.columns + x)) continue;
+                for (int a = 8; a >= 0; --a) {
+                    const int down = p / 5 - 1 - a / 3, across = p % 5 - 1 - a % 3;
+                    if (!(lower >> a & 1) || down < -1 || down > 1 || across < -1 || across > 1) continue;
+                    work.turn[p] = a * 9 + (down + 1) * 3 + across + 1;
+                }
+            }
+            SYNC();
+            LANES(p, 25) {
+                if (work.turn[p] < 0) continue;
+                int rank = 0;
+                for (int q = 0; q < 25; ++q) rank += work.turn[q] >= 0 && work.turn[q] < work.turn[p];
+                claim(claims, claims.count + rank, (y0 + p / 5 - 2) * image.columns + x0 + p % 5 - 2);
+            }
+            int fresh = 0;
+            for (int q = 0; q < 25; ++q) fresh += work.turn[q] >= 0;
+            claims.count = least(claims.count + fresh, MOST_CLAIMS);
+            SYNC();
+        }
+        n = end;
+    }
+}
+
+// Centroid, net photons and their ratio to noise over the listed pixels within reach of the middle one. False, and the
+// peak as it was, when nothing is left over the background, or fewer photons than `fewest`.
+DEVICE bool measure(
+    const Image& image, int middle, const int32_t* listed, int size, int saturation, double local, int reach,
+    double fewest, Work& work, PeakFields& peak
+) {
+    const int row = middle / image.columns, column = middle % image.columns;
+    ONE_LANE {
+        work.net = work.gross = work.sum_down = work.sum_across = 0.0;
+        work.low_down = work.high_down = work.low_across = work.high_across = work.saturated = 0;
+    }
+    for (int from = 0; from < size; from += 128) {
+        SYNC();
+        LANES(k, least(128, size - from)) {
+            const int j = listed[from + k], y = j / image.columns - row, x = j % image.columns - column;
+            const bool near = y >= -reach && y <= reach && x >= -reach && x <= reach;
+            work.value[k] = near && counts(image, j) ? image.pixels[j] : -1;
+            work.down[k] = y;
+            work.across[k] = x;
+        }
+        SYNC();
+        ONE_LANE for (int k = 0; k < least(128, size - from); ++k) {
+            const int value = work.value[k], y = work.down[k], x = work.across[k];
+            if (value < 0) continue;
+            work.low_down = least(work.low_down, y);
+            work.high_down = most(work.high_down, y);
+            work.low_across = least(work.low_across, x);
+            work.high_across = most(work.high_across, x);
+            work.gross += value;
+            work.net += value - local;
+            work.sum_down += (value - local) * y;
+            work.sum_across += (value - local) * x;
+            if (value >= saturation) work.saturated = 1;
+        }
+    }
+    SYNC();
+    const double net = work.net;
+    if (net <= 0.0 || net < fewest) { SYNC(); return false; }
+    // Where little is left of much background, noise must not carry the centroid out of the pixels it is made of.
+    peak.ss = (float)(row + least(most(work.sum_down / net, (double)work.low_down), (double)work.high_down));
+    peak.fs = (float)(column + least(most(work.sum_across / net, (double)work.low_across), (double)work.high_across));
+    peak.intensity = (float)net;
+    peak.snr = (float)(net / sqrt(work.gross));
+    peak.saturated = (uint8_t)work.saturated;
+    SYNC();
+    return true;
+}
+
+// Claims the spot at a candidate and measures it. False where it makes no peak.
+DEVICE bool make_peak(
+    const Reduction& r, const Image& image, const Spot& spot, Claims& claims, Work& work, PeakFields& peak
+) {
+    const int pixel = (int)spot.pixel, row = pixel / r.columns, column = pixel % r.columns;
+    const double share = -expm1(-spot.mean);
+    const Limits limits = {
+        spot.mean + 3.0 * sqrt(spot.mean) + 1.0,
+        9.0 * share + 3.0 * sqrt(9.0 * share * (1.0 - share)) + 2.0,
+    };
+    const int32_t* listed = claims.listed + claims.count;
+    const int first = claims.count;
+    claim_spot(image, pixel, limits, claims, work);
+    const int size = claims.count - first;
+    if (!measure(image, pixel, listed, size, r.saturation, spot.local, WINDOW_REACH, 0.0, work, peak)) return false;
+    if (peak.intensity < OWN_SHARE * spot.around) return false;
+    // Where a pixel of it that touches what is masked is far brighter, the spot stands there and this is its tail.
+    const double bright = TAIL_CONTRAST * image.pixels[pixel];
+    ONE_LANE work.rim = 0;
+    SYNC();
+    LANES(n, size) {
+        const int j = listed[n], y = j / r.columns - row, x = j % r.columns - column;
+        if (y < -WINDOW_REACH || y > WINDOW_REACH || x < -WINDOW_REACH || x > WINDOW_REACH) continue;
+        if (counts(image, j) && image.pixels[j] > bright && touches(image, j)) atomic_max(&work.rim, (int32_t)1);
+    }
+    SYNC();
+    const bool tail = work.rim;
+    SYNC();
+    if (tail) return false;
+    if (peak.intensity >= WHOLE_FROM_PHOTONS || size > SMALLEST_SPOT_PIXELS) {
+        const double fewest = WHOLE_KEEPS * peak.intensity;
+        measure(image, pixel, listed, size, r.saturation, spot.local, r.columns, fewest, work, peak);
+    }
+    peak.surprise = (float)spot.evidence;
+    return true;
+}
+
+// A record of 21 bytes, at any address.
+DEVICE void write_peak(uint8_t* record, const PeakFields& peak) {
+    const float fields[5] = {peak.fs, peak.ss, peak.intensity, peak.snr, peak.surprise};
+    for (int n = 0; n < 5; ++n) {
+        const uint32_t bits = bits_of(fields[n]);
+        for (int byte = 0; byte < 4; ++byte) record[4 * n + byte] = (uint8_t)(bits >> 8 * byte);
+    }
+    record[20] = peak.saturated;
+}
+
+// One peak for each spot among the candidates. What is one after the other is the spots; the pixels of each are worked
+// on together.
+KERNEL(reduce_peaks, 128, const Reduction* reduction) {
+    SHARED Work work;
+    SHARED Spot held[64];
+    BEGIN_FRAME();
+    const Image image = image_of(r, frame);
+    uint32_t* counters = of_frame(r, r.counters, frame);
+    const Spot* spots = of_frame(r, r.spots, frame);
+    const int32_t* order = of_frame(r, r.order, frame);
+    uint8_t* peaks = of_result<uint8_t>(r, r.result_peaks, frame);
+    Claims claims = {of_frame(r, r.claimed, frame), of_frame(r, r.claims, frame), 0};
+    const int total = (int)counters[SPOTS];
+    int found = 0;
+    double enough = r.peak_threshold;
+    bool over = false;
+    for (int from = 0; from < total && !over; from += 64) {
+        const int size = least(64, total - from);
+        SYNC();
+        LANES(n, size) held[n] = spots[order[from + n]];
+        for (int k = 0; k < size; ++k) {
+            // Those that no spot has claimed, from here on.
+            ONE_LANE work.mask = 0;
+            SYNC();
+            LANES(n, size) {
+                if (n >= k && !is_claimed(claims, (int)held[n].pixel)) atomic_or(&work.mask, (uint64_t)1 << n);
+            }
+            SYNC();
+            const uint64_t open = work.mask;
+            SYNC();
+            // A claimed one says what is enough, too; those that are passed over have less evidence than the first.
+            if (held[k].evidence > r.peak_threshold) {
+                enough = r.peak_threshold - log1p((found + 1) / SURE_PEAKS_FOR_AS_MANY);
+            }
+            over = held[open ? lowest_bit(open) : k].evidence <= enough || found >= MOST_PEAKS;
+            if (!open || over) break;
+            k = lowest_bit(open);
+            PeakFields peak;
+            if (!make_peak(r, image, held[k], claims, work, peak)) continue;
+            ONE_LANE write_peak(peaks + found * PEAK_BYTES, peak);
+            ++found;
+        }
+    }
+    ONE_LANE {
+        counters[PEAKS] = found;
+        counters[CLAIMS] = claims.count;
+    }
+}
+
+// Of each peak its brightest pixel, whether nothing but background is around that, and whether it is the only one in
+// the 3 x 3 that counted: see analyzer.frame_peaks and analyzer.cascade.
+KERNEL(reduce_peak_places, 64, const Reduction* reduction) {
+    BEGIN_FRAME();
+    const Image image = image_of(r, frame);
+    const double* background = of_frame(r, r.background, frame);
+    const uint8_t* peaks = of_result<uint8_t>(r, r.result_peaks, frame);
+    int32_t* pixels = of_result<int32_t>(r, r.result_peak_pixels, frame);
+    uint8_t* flags = of_result<uint8_t>(r, r.result_peak_flags, frame);
+    const int total = (int)of_frame(r, r.counters, frame)[PEAKS];
+    for (int from = BLOCK_X * 64; from < total; from += SPREAD * 64) {
+        LANES(k, least(64, total - from)) {
+            const uint8_t* record = peaks + (from + k) * PEAK_BYTES;
+            int at[2];
+            for (int axis = 0; axis < 2; ++axis) {
+                uint32_t bits = 0;
+                for (int byte = 0; byte < 4; ++byte) bits |= (uint32_t)record[4 * axis + byte] << 8 * byte;
+                at[axis] = (int)rint((double)float_of(bits));
+            }
+            int brightest = 0, highest = -2, nonzero = 0;
+            for (int p = 0; p < 9; ++p) {
+                const int y = at[1] + p / 3 - 1, x = at[0] + p % 3 - 1;
+                const bool there = y >= 0 && y < r.rows && x >= 0 && x < r.columns;
+                const int j = there ? y * r.columns + x : 0;
+                const int value = there && counts(image, j) ? image.pixels[j] : -1;
+                nonzero += there && image.inside[j] && image.pixels[j];
+                if (value > highest) { highest = value; brightest = j; }
+            }
+            const int row = brightest / r.columns, column = brightest % r.columns;
+            int64_t light = 0;
+            int others = 0;
+            for (int p = 0; p < 9; ++p) {
+                const int y = row + p / 3 - 1, x = column + p % 3 - 1;
+                if (p == 4 || y < 0 || y >= r.rows || x < 0 || x >= r.columns) continue;
+                if (!counts(image, y * r.columns + x)) continue;
+                light += image.pixels[y * r.columns + x];
+                others += 1;
+            }
+            const double expected = background[r.place[brightest] / QUADRANTS] * others;
+            pixels[from + k] = brightest;
+            flags[from + k] = (uint8_t)((light <= expected + 3.1 * sqrt(expected) + 1.0 ? LONE : 0) |
+                                        (nonzero <= 1 ? SINGLE_PIXEL : 0));
+        }
+    }
+}
