@@ -15,6 +15,7 @@ of 2048 peaks, and 10.6 MB of buffers on the device beside its pixels. ``BatchRe
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,24 +39,31 @@ from analyzer.cuda.layout import (
     slab,
     tables,
 )
+from analyzer.cuda.program import Program
 from analyzer.frame_peaks import FramePeaks
 from analyzer.kernels import CELL, SURE_PEAKS_FOR_AS_MANY
 from analyzer.reduction import MAX_PEAKS, SUSPECT_COUNTS, FramePlan
 from analyzer.zones import ZONES
 
 SOURCES = ("reduce_background.cu", "reduce_significance.cu", "reduce_peaks.cu", "reduce_profile.cu")
-"""What ``BatchReducer`` has to be given as programs."""
+"""Of the kernels."""
 
 OPTIONS = ("--fmad=false",)
 """For the compiler: a product and a sum are rounded one after the other, as on the CPU, where counts are compared with
 what they are made of."""
 
 
+def load(device: str | torch.device = "cuda", cache: Path | None = None) -> dict[str, Program]:
+    """The reduction's kernels on a device, as ``BatchReducer`` takes them. Raises as ``Program`` does."""
+    return {source: Program(source, device, cache=cache, options=OPTIONS) for source in SOURCES}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ReducedBatch:
     """What a batch is reduced from and into, on the device: made by ``BatchReducer.outputs`` for what is decoded.
 
-    ``faults`` (n,) int32: a frame with another number than 0 is passed over, and its results are not to be read.
+    ``faults`` (n,) int32: a frame with another number than 0 is passed over, and its results are not to be read. So a
+    graph of n frames serves for fewer, if the others have one.
     ``results`` (n, result_bytes) uint8. ``parameter``: where all lies, for the kernels.
     """
 
@@ -96,8 +104,7 @@ class FrameViews:
 class BatchReducer:
     """Reduces batches of up to ``most_frames`` frames of one plan, one batch after the other.
 
-    ``programs`` are those of ``SOURCES``, compiled with ``OPTIONS``, on one device. Raises ``ValueError`` for frames
-    wider than ``MOST_CELLS_ACROSS`` cells.
+    ``programs``: see ``load``. Raises ``ValueError`` for frames wider than ``MOST_CELLS_ACROSS`` cells.
     """
 
     def __init__(self, plan: FramePlan, most_frames: int, programs: Mapping[str, Launcher]) -> None:
@@ -244,6 +251,15 @@ def lit_cell_map(frame: FrameViews, plan: FramePlan) -> npt.NDArray[np.bool_]:
     """Which cells have a significant pixel (rows, columns): where the map's scale ``zones.SINGLE`` is above 0."""
     across = plan.cell_valid.shape[1]
     return np.unpackbits(frame.lit_cells.view(np.uint8), axis=1, bitorder="little", count=across).astype(np.bool_)
+
+
+def without_single_pixels(lit: npt.NDArray[np.bool_], frame: FrameViews) -> npt.NDArray[np.bool_]:
+    """A ``lit_cell_map`` without the cells of peaks of a single pixel, which say nothing of a beam; a copy."""
+    peaks = frame.peaks[frame.peak_single]
+    row, column = (np.rint(peaks[axis]).astype(np.intp) // CELL for axis in ("ss", "fs"))
+    left = lit.copy()
+    left[np.clip(row, 0, lit.shape[0] - 1), np.clip(column, 0, lit.shape[1] - 1)] = False
+    return left
 
 
 def frame_peaks_of(frame: FrameViews, plan: FramePlan) -> FramePeaks:

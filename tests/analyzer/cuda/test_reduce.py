@@ -8,11 +8,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from analyzer.cuda.decode import BatchDecoder, failure
 from analyzer.cuda.layout import MOST_CANDIDATES, MOST_CELLS_ACROSS, MOST_COUNTS
-from analyzer.cuda.reduce import BatchReducer, frame_peaks_of
+from analyzer.cuda.reduce import BatchReducer, frame_peaks_of, lit_cell_map, without_single_pixels
 from analyzer.frame_peaks import frame_peaks
 from analyzer.geometry import Geometry
+from analyzer.kernels import CELL
 from analyzer.reduction import MAX_PEAKS, FramePlan, Workspace, make_plan, suspect_pixels
+from analyzer.zones import SINGLE
 from sim_replay.artefacts import Artefacts
 from sim_replay.background import Surroundings
 from sim_replay.crystal import proteinase_k
@@ -24,6 +27,8 @@ from sim_replay.scene import Scene
 from sim_replay.simulation import FrameMaker
 from streamer.validity import Validity, sentinel
 from tests.analyzer.builders import SHAPE, SPOT, plan, water, with_spots
+from tests.analyzer.cuda.decoding import batch_for
+from tests.analyzer.cuda.host_build import HostProgram
 from tests.analyzer.cuda.host_reduce import (
     InOrder,
     Scrambled,
@@ -33,6 +38,7 @@ from tests.analyzer.cuda.host_reduce import (
     programs,
     reduced,
 )
+from tests.support import packed_image
 
 SHAPES = (SHAPE, (37, 51), (64, 64), (129, 130), (8, 8), (3, 3), (1, 1), (1, 200), (200, 1))
 
@@ -217,18 +223,52 @@ def test_what_is_said_of_each_peak_needs_no_pixels() -> None:
     _, found = reduced(frames, made, programs())
     inside = made.inside.reshape(SHAPE) > 0
     peaks = 0
+    workspace = Workspace(made, np.dtype("u2"))
     for pixels, frame in zip(frames, found, strict=True):
         expected, said = frame_peaks(made, pixels, frame.peaks, frame.background), frame_peaks_of(frame, made)
         np.testing.assert_array_equal(said.pixel, expected.pixel)
         np.testing.assert_array_equal(said.lone, expected.lone)
         np.testing.assert_array_equal(said.radius_px, expected.radius_px)
+        workspace.pixels[:] = pixels
+        lit = workspace.reduce().significance[SINGLE] > 0
         for peak, single in zip(frame.peaks, frame.peak_single, strict=True):
             ss, fs = round(float(peak["ss"])), round(float(peak["fs"]))
             around = slice(max(0, ss - 1), ss + 2), slice(max(0, fs - 1), fs + 2)
             assert single == (np.count_nonzero(pixels[around] * inside[around]) <= 1)
+            if single:
+                lit[ss // CELL, fs // CELL] = False
             peaks += 1
+        np.testing.assert_array_equal(without_single_pixels(lit_cell_map(frame, made), frame), lit)
     assert found[0].peak_single.tolist() == [True]
     assert peaks > 100
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4"])
+def test_packed_frames_are_reduced_as_on_the_cpu_and_one_that_does_not_decode_is_passed_over(
+    host_decoder: HostProgram, dtype: str
+) -> None:
+    rng = np.random.default_rng(2)
+    valid = (rng.random(SHAPE) < 0.97).astype(np.uint8)
+    made = plan(dtype=dtype, valid=valid)
+    frames = [drawn(rng, SHAPE, dtype) for _ in range(6)]
+    images = [packed_image(pixels, block_bytes=1024) for pixels in frames]
+    damaged = bytearray(images[3].data)
+    damaged[16:24] = b"\xff" * 8
+    images[3] = dataclasses.replace(images[3], data=bytes(damaged))
+    decoder = BatchDecoder(SHAPE, np.dtype(dtype), valid, host_decoder)
+    batch = batch_for(decoder, 6, host_decoder.device)
+    assert [decoder.stage(image, batch) for image in images] == list(range(6))
+    into = decoder.outputs(6)
+    reducer = BatchReducer(made, 6, programs())
+    results = reducer.outputs(into, batch.device_errors)
+    batch.upload()
+    decoder.decode(batch, into)
+    reducer.reduce(results, 6)
+    assert [failure(error) is None for error in batch.device_errors.tolist()] == [True, True, True, False, True, True]
+    workspace = Workspace(made, np.dtype(dtype))
+    for number in (0, 1, 2, 4, 5):
+        assert_equal(workspace, frames[number], reducer.views(results.results.numpy().reshape(-1), number))
+    np.testing.assert_array_equal(reducer._seen.numpy(), workspace.seen)
 
 
 def test_counts_beyond_16_bits_are_cut_and_said() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from analyzer import diffuse, evidence, kernels, spots
 from analyzer.cuda.compiler import SOURCES as FOLDER
-from analyzer.cuda.compiler import compiled, source_of
+from analyzer.cuda.compiler import NoDevice, compiled, source_of
 from analyzer.cuda.layout import (
     COUNTED_WORDS,
     HEADER_DTYPE,
@@ -26,11 +27,11 @@ from analyzer.cuda.layout import (
     result_dtype,
     slab,
 )
-from analyzer.cuda.reduce import OPTIONS, SOURCES
+from analyzer.cuda.reduce import OPTIONS, SOURCES, load
 from analyzer.reduction import CELL, PEAK_DTYPE, Workspace
 from tests.analyzer.builders import plan
 from tests.analyzer.cuda.host_build import has_sanitizers
-from tests.support import REPOSITORY, require
+from tests.support import REPOSITORY, require, required
 
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e[-+]?\d+)?|-?\d+e[-+]?\d+")
 
@@ -90,6 +91,13 @@ def test_the_kernels_compile_for_a_gpu_without_one(source: str) -> None:
     assert max(shared, default=0) <= 48 << 10
 
 
+def test_without_a_device_there_are_no_programs() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(NoDevice, match="CPU does the work"):
+        load()
+
+
 def test_a_frames_buffers_do_not_meet_and_its_results_are_aligned() -> None:
     sizes = Sizes(61, 75, 30, 60, 65534)
     offsets, zeroed, size = slab(sizes)
@@ -110,8 +118,11 @@ def test_a_frames_buffers_do_not_meet_and_its_results_are_aligned() -> None:
 
 
 def test_nothing_is_read_or_written_out_of_place() -> None:
+    require("g++")
     if not has_sanitizers():
-        pytest.skip("g++ has no sanitizers here")
+        if required("g++"):
+            pytest.fail("g++ is required (CXLS_TEST_REQUIRE) and comes without libasan")
+        pytest.skip("g++ comes without libasan")
     sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     child = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("reduce_child.py"))], capture_output=True, text=True,
