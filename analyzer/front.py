@@ -443,8 +443,8 @@ class Front:
 
     def _finish(self, tally: _Tally, closed: SeriesClosed) -> None:
         analysers = [worker.analyser for worker in self._workers]
-        workspaces = [w for analyser in analysers for w in analyser.workspaces(closed.series)]
-        alike = [w for w in workspaces if w.plan.geometry == workspaces[0].plan.geometry]
+        covered = [each for analyser in analysers for each in analyser.covered(closed.series)]
+        alike = [each for each in covered if each.plan.geometry == covered[0].plan.geometry]
         suspects = len(suspect_pixels(alike)) if alike else 0
         for analyser in analysers:
             analyser.forget(closed.series)
