@@ -63,6 +63,7 @@ def run(settings: BenchSettings) -> Report:
             *(f"{name}: not measured, it is not installed" for name in absent),
             "one thread: by CPU time; two threads: by the clock, each with frames and buffer of its own",
             "every decoder gave the same pixels; all but ours and the copy allocate what they return",
+            "with the list of what counted: as the analysis unpacks, a list of pixels and counts made on the way",
         ),
         grids=(
             _grid(f"one thread, best of {ROUNDS}", names, columns, best),

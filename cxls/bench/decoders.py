@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 from cxls.bench.inputs import decoded, image_data, packed_frames
 from streamer.decoding import DEFAULT_BLOCK_BYTES, decode
+from streamer.listing import Listing
 from streamer.messages import ImageData
+from streamer.validity import sentinel
 
 HEADER_BYTES = 12
 
@@ -51,6 +53,32 @@ def _ours(packed: Packed) -> Decoder:
     def call(number: int) -> Pixels:
         decode(packed.images[number], buffer)
         return buffer
+
+    return call
+
+
+def _listing(packed: Packed) -> Listing:
+    # What has no data in the first frame lies between modules.
+    return Listing((packed.pixels[0] != sentinel(packed.dtype)).astype(np.uint8), packed.dtype)
+
+
+def _listed(packed: Packed) -> Decoder:
+    listing = _listing(packed)
+
+    def call(number: int) -> Pixels:
+        listing.unpack(packed.images[number])
+        return listing.pixels
+
+    return call
+
+
+def _searched(packed: Packed) -> Decoder:
+    listing = _listing(packed)
+
+    def call(number: int) -> Pixels:
+        decode(packed.images[number], listing.pixels)
+        listing.search()
+        return listing.pixels
 
     return call
 
@@ -98,10 +126,12 @@ def _copy(packed: Packed) -> Decoder:
     return call
 
 
-OURS, FLOOR = "ours", "copy of the pixels"
+OURS, LISTED, FLOOR = "ours", "ours, with the list of what counted", "copy of the pixels"
 
 DECODERS: dict[str, Callable[[Packed], Decoder]] = {
     OURS: _ours,
+    LISTED: _listed,
+    "ours, then searched for the list": _searched,
     "bitshuffle.decompress_lz4": _bitshuffle,
     "dectris-compression": _dectris,
     "h5py with hdf5plugin, from the file": _hdf5plugin,
