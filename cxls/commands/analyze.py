@@ -99,6 +99,8 @@ def _where(settings: AnalyzeSettings, sources: list[str]) -> _Where:
         raise BadSettings("sources: give either stream addresses or files, not both")
     live = bool(addresses)
     on_full = settings.on_full or ("drop" if live else "block")
+    if settings.sample == "auto" and on_full == "block":
+        raise BadSettings("--sample auto: the source waits for the analysis here; give a number, or --on-full drop")
     return _Where(live, on_full == "block", settings.listen or (DEFAULT_LISTEN if live else None))
 
 
@@ -170,6 +172,7 @@ class Session:
                 tags=judge.cascade.tags,
                 attributes=tuple(model.attribute.name for model in models),
                 finders=None if shadow is None else (finder.name, shadow.name),
+                sample=None if settings.sample == "auto" else settings.sample,
             ),
             on_series=self._report_series,
             hit_outputs=hit_outputs,
@@ -471,6 +474,8 @@ def _series_text(report: SeriesReport) -> str:
         f"series {closed.series.series_id} over ({closed.why}): {closed.accepted} images of {announced}, "
         f"hits {report.hits} ({ratio})"
     )
+    if report.analysed < closed.accepted - report.undecodable:
+        text += f", {report.analysed} analysed"
     if missing:
         text += ", missing " + ", ".join(f"{n} {where}" for where, n in closed.missing.items() if n)
     if report.undecodable:
@@ -490,6 +495,11 @@ def print_summary(front: Front) -> None:
         + (f" ({hits / analysed:.1%})" if analysed else "")
     )
     click.echo(account.identity())
+    if left_out := account.dropped["sampled"]:
+        chosen = (account.accepted - left_out) / account.accepted
+        click.echo(
+            f"sampled: {chosen:.1%} of {account.accepted} images chosen, one in {front.sampler.every} at the end"
+        )
     nulls = {f"{name} {reason}": count for (name, reason), count in front.nulls.items()}
     for title, counts in (("dropped", account.dropped), ("undecodable", account.undecodable),
                           ("missing", account.missing), ("messages refused", account.invalid),
