@@ -1,7 +1,5 @@
 """``cxls analyze``: one analysis, live or of files."""
 
-import contextlib
-import ctypes
 import logging
 import os
 import platform
@@ -42,6 +40,7 @@ from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
 from analyzer.web.products import ProductEndpoints
 from analyzer.web.server import View, WebServer, bind
+from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.indexing import open_broadcast, open_indexing
 from cxls.given_cell import read_known_cell
@@ -62,7 +61,6 @@ PARAMETERS_S = 1.0
 PARAMETERS_PAUSES = 20.0
 """Between two estimates, as many times as one takes: on a slow machine the frames come first."""
 
-_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES = -3, 1 << 20
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
 
@@ -133,7 +131,7 @@ class Session:
         if indexing is not None:
             # Workers that are waiting already are told to ask again from here on.
             indexing.start()
-        _give_back_large_buffers()
+        allocator.settle()
         device = choose_device(settings.device)
         torch.set_num_threads(1)
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
@@ -430,12 +428,6 @@ def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
         )
     except ValueError as error:
         raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
-
-
-def _give_back_large_buffers() -> None:
-    """Keep glibc from raising its threshold: freed messages and frames go back to the system."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES)
 
 
 def choose_device(wanted: str) -> str:

@@ -11,6 +11,7 @@ from cxls.settings import BadSettings, BenchSettings, Resolved
 BENCHMARKS = {
     "receive": "a frame off the wire and unpacked, against the bare decoder",
     "parse": "reading an image message, against cbor2 and json",
+    "front": "CPU of the receiving thread for a frame, by part, and what it carries flat out; pyzmq, LiberTEM",
     "memory": "a source that outruns the analysis: memory stays bounded, every image is accounted for",
     "end-to-end": "frames a second, CPU by stage, against OM's peakfinder8",
     "peaks": "peak lists and their cost, against OM's peakfinder8",
