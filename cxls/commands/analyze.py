@@ -43,6 +43,7 @@ from analyzer.web.server import View, WebServer, bind
 from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.indexing import open_broadcast, open_indexing
+from cxls.compilation import compilation
 from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
 from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
@@ -149,6 +150,7 @@ class Session:
 
         analysers = [make(judge) for _ in range(workers)]
         warm_up(analysers[0], judge)
+        compilation.done()
         # What is there is touched only now that all else is known to be in order.
         self.hits = _open_hits(settings)
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
