@@ -27,6 +27,9 @@ _STUCK_S = 2.0
 _LOOKS = 4
 """Latest looks of which the rate of images and the cost of a frame are taken: single ones hang on where batches end."""
 
+_LATE_LOOKS = 8
+"""Looks in a row after which k grows though images wait no longer than before."""
+
 _GROWTH = 2
 """How many times larger k becomes in one look, at most."""
 
@@ -64,6 +67,7 @@ class Sampler:
         self._came: deque[tuple[int, float]] = deque(maxlen=_LOOKS)
         self._cost: deque[tuple[int, float]] = deque(maxlen=_LOOKS)
         self._calm_s = 0.0
+        self._late = 0
 
     @property
     def ratio(self) -> float:
@@ -100,8 +104,11 @@ class Sampler:
             self._start_calm(load)
         elif load.oldest_s > (LATE_S if analysed else _STUCK_S):
             self._start_calm(load)
-            return load.oldest_s > before.oldest_s and self._grow()
+            self._late += 1
+            if load.oldest_s > before.oldest_s or self._late >= _LATE_LOOKS:
+                return self._grow()
         else:
+            self._late = 0
             self._calm_s += now_s - last_s
             if self._calm_s >= CALM_S:
                 self._fall((load.busy_s - self._calm.busy_s) / (self._workers * self._calm_s))
@@ -109,6 +116,7 @@ class Sampler:
         return False
 
     def _grow(self) -> bool:
+        self._late = 0
         before, most = self.every, _GROWTH * self.every
         if self._cost:
             arrived, took_s = map(sum, zip(*self._came, strict=True))

@@ -12,6 +12,8 @@ BENCHMARKS = {
     "receive": "a frame off the wire and unpacked, against the bare decoder",
     "parse": "reading an image message, against cbor2 and json",
     "front": "CPU of the receiving thread for a frame, by part, and what it carries flat out; pyzmq, LiberTEM",
+    "start": "seconds from the start of an analysis to its first record, and where they go; with an empty cache too",
+    "sampling": "a source faster than the analysis: delay and evenness of a full queue beside --sample auto",
     "memory": "a source that outruns the analysis: memory stays bounded, every image is accounted for",
     "end-to-end": "frames a second, CPU by stage, against OM's peakfinder8",
     "peaks": "peak lists and their cost, against OM's peakfinder8",
