@@ -67,6 +67,20 @@ Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
 """A setting that may be given again and again."""
 
 
+def _sample(given: Any) -> Any:
+    try:
+        every = given if given == "auto" else int(str(given))
+    except ValueError:
+        every = 0
+    if every != "auto" and not 1 <= every <= 1_000_000:
+        raise ValueError("give a number from 1 to 1000000, or auto")
+    return every
+
+
+Sample = Annotated[int | Literal["auto"], BeforeValidator(_sample)]
+"""Every so manieth image, or as many as the machine keeps up with."""
+
+
 def _in(group: str, default: Any, description: str, **limits: Any) -> Any:
     """A setting that ``--help`` lists under its group."""
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
@@ -271,6 +285,11 @@ class AnalyzeSettings(_Settings):
     )
     on_full: OnFull | None = Field(
         None, description="when analysis is behind: drop and count (live), or let the sender wait (files)"
+    )
+    sample: Sample = Field(
+        1,
+        description="analyse only images whose id is a multiple of this; auto: of the least number that keeps images "
+        "from waiting, as the load goes. The others are recorded as dropped (sampled)",
     )
     listen: str | None = Field(
         None, description="serve metrics and the live page here (default: 127.0.0.1:8080 for a live stream)"

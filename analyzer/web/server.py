@@ -113,6 +113,7 @@ class WebServer:
             "connected": front.source.connected,
             **view.facts,
             "queue_frames": len(front.ring),
+            "sampling": front.sampler.facts,
             "account": {
                 "announced": account.announced,
                 "received": account.received,

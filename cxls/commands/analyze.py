@@ -1,7 +1,5 @@
 """``cxls analyze``: one analysis, live or of files."""
 
-import contextlib
-import ctypes
 import logging
 import os
 import platform
@@ -42,8 +40,10 @@ from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
 from analyzer.web.products import ProductEndpoints
 from analyzer.web.server import View, WebServer, bind
+from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.indexing import open_broadcast, open_indexing
+from cxls.compilation import compilation
 from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
 from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
@@ -62,7 +62,6 @@ PARAMETERS_S = 1.0
 PARAMETERS_PAUSES = 20.0
 """Between two estimates, as many times as one takes: on a slow machine the frames come first."""
 
-_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES = -3, 1 << 20
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
 
@@ -99,6 +98,8 @@ def _where(settings: AnalyzeSettings, sources: list[str]) -> _Where:
         raise BadSettings("sources: give either stream addresses or files, not both")
     live = bool(addresses)
     on_full = settings.on_full or ("drop" if live else "block")
+    if settings.sample == "auto" and on_full == "block":
+        raise BadSettings("--sample auto: the source waits for the analysis here; give a number, or --on-full drop")
     return _Where(live, on_full == "block", settings.listen or (DEFAULT_LISTEN if live else None))
 
 
@@ -131,7 +132,7 @@ class Session:
         if indexing is not None:
             # Workers that are waiting already are told to ask again from here on.
             indexing.start()
-        _give_back_large_buffers()
+        allocator.settle()
         device = choose_device(settings.device)
         torch.set_num_threads(1)
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
@@ -149,6 +150,7 @@ class Session:
 
         analysers = [make(judge) for _ in range(workers)]
         warm_up(analysers[0], judge)
+        compilation.done()
         # What is there is touched only now that all else is known to be in order.
         self.hits = _open_hits(settings)
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
@@ -170,6 +172,7 @@ class Session:
                 tags=judge.cascade.tags,
                 attributes=tuple(model.attribute.name for model in models),
                 finders=None if shadow is None else (finder.name, shadow.name),
+                sample=None if settings.sample == "auto" else settings.sample,
             ),
             on_series=self._report_series,
             hit_outputs=hit_outputs,
@@ -429,12 +432,6 @@ def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
         raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
 
 
-def _give_back_large_buffers() -> None:
-    """Keep glibc from raising its threshold: freed messages and frames go back to the system."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES)
-
-
 def choose_device(wanted: str) -> str:
     """The torch device for a setting. Raises ``BadSettings`` when CUDA is asked for and not there."""
     available = torch.cuda.is_available()
@@ -471,6 +468,8 @@ def _series_text(report: SeriesReport) -> str:
         f"series {closed.series.series_id} over ({closed.why}): {closed.accepted} images of {announced}, "
         f"hits {report.hits} ({ratio})"
     )
+    if report.analysed < closed.accepted - report.undecodable:
+        text += f", {report.analysed} analysed"
     if missing:
         text += ", missing " + ", ".join(f"{n} {where}" for where, n in closed.missing.items() if n)
     if report.undecodable:
@@ -490,6 +489,11 @@ def print_summary(front: Front) -> None:
         + (f" ({hits / analysed:.1%})" if analysed else "")
     )
     click.echo(account.identity())
+    if left_out := account.dropped["sampled"]:
+        chosen = (account.accepted - left_out) / account.accepted
+        click.echo(
+            f"sampled: {chosen:.1%} of {account.accepted} images chosen, one in {front.sampler.every} at the end"
+        )
     nulls = {f"{name} {reason}": count for (name, reason), count in front.nulls.items()}
     for title, counts in (("dropped", account.dropped), ("undecodable", account.undecodable),
                           ("missing", account.missing), ("messages refused", account.invalid),
