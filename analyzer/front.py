@@ -218,6 +218,11 @@ class Front:
     def workers(self) -> int:
         return len(self._workers)
 
+    @property
+    def device_faults(self) -> list[str]:
+        """Of each worker whose device failed, so that the CPU judges its frames, the error's first line."""
+        return [worker.analyser.fault for worker in self._workers if worker.analyser.fault is not None]
+
     def replace_analysers(self, analysers: Sequence[Analyser], forget: Forget) -> bool:
         """Judge with these from the next batch on, one a worker; batches in hand end with the old ones.
 

@@ -323,8 +323,8 @@ class AnalyzeSettings(_Settings):
         _INDEXING, None, "publish every record here, for instance tcp://127.0.0.1:12321 (docs/broadcast.md)"
     )
     series: int | None = Field(None, ge=1, description="end after so many series")
-    workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core")
-    batch: int = Field(8, ge=1, le=256, description="most frames judged at once")
+    workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core, or three for a GPU")
+    batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
     queue_mib: int = Field(512, ge=16, description="most compressed frames held in memory, MiB")
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
 

@@ -114,6 +114,7 @@ class WebServer:
             **view.facts,
             "queue_frames": len(front.ring),
             "sampling": front.sampler.facts,
+            "device_faults": front.device_faults,
             "account": {
                 "announced": account.announced,
                 "received": account.received,

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from analyzer.attribute_cascade import open_models
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.calibration import BadCalibration, Calibration, load_calibration
-from analyzer.cascade import Analyser, CascadeSettings, PlanCache
+from analyzer.cascade import MOST_FRAMES, Analyser, CascadeSettings, PlanCache
 from analyzer.control import Control
+from analyzer.cuda.compiler import default_cache
+from analyzer.cuda.engine import open_programs
 from analyzer.front import Front, FrontSettings, SeriesReport, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
 from analyzer.judge import Judge
@@ -63,6 +65,9 @@ PARAMETERS_PAUSES = 20.0
 """Between two estimates, as many times as one takes: on a slow machine the frames come first."""
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
+CPU_BATCH = 8
+DEVICE_WORKERS = 3
+"""One whose frames are staged, one whose frames are on the device, one whose records are made."""
 
 
 def run(resolved: Resolved[AnalyzeSettings], source: Sequence[str]) -> None:
@@ -142,12 +147,8 @@ class Session:
         finder, shadow = judge.finders
         if cascade.shadow is not None and shadow is None:
             raise BadSettings(f"--shadow-finder {finder.name}: the published peaks are its own; name another")
-        workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
-        plans = PlanCache()
-
-        def make(judge: Judge) -> Analyser:
-            return Analyser(judge.bundle, judge.settings, device, plans)
-
+        workers = settings.workers or (os.cpu_count() or 1 if device == "cpu" else DEVICE_WORKERS)
+        make = _maker(device, tuple(Path(folder) for folder in settings.model))
         analysers = [make(judge) for _ in range(workers)]
         warm_up(analysers[0], judge)
         compilation.done()
@@ -165,7 +166,7 @@ class Session:
             sinks,
             FrontSettings(
                 block=where.block,
-                batch_frames=settings.batch,
+                batch_frames=settings.batch or (CPU_BATCH if device == "cpu" else MOST_FRAMES),
                 ring_bytes=settings.queue_mib << 20,
                 channel=settings.channel,
                 series=settings.series,
@@ -430,6 +431,26 @@ def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
         )
     except ValueError as error:
         raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
+
+
+def _maker(device: str, models: tuple[Path, ...]) -> Callable[[Judge], Analyser]:
+    """What makes the analysers of a run: one for the CPU, or one for a device with another that takes over from it."""
+    plans = PlanCache()
+    if device == "cpu":
+        return lambda judge: Analyser(judge.bundle, judge.settings, device, plans)
+    spare_models = open_models(models, "cpu")
+    try:
+        programs = open_programs(device, default_cache())
+    except RuntimeError as error:
+        log.warning("frames are unpacked and reduced on the CPU: %s", error)
+        programs = None
+
+    def make(judge: Judge) -> Analyser:
+        spare = replace(judge.settings, models=spare_models)
+        fallback = Analyser(judge.bundle.copy_on("cpu"), spare, "cpu", plans)
+        return Analyser(judge.bundle, judge.settings, device, plans, programs, fallback)
+
+    return make
 
 
 def choose_device(wanted: str) -> str:

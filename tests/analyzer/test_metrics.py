@@ -45,6 +45,7 @@ WITHOUT_LABELS = (
     "cxls_saturated_frames_total",
     "cxls_geometry_unfit_frames_total",
     "cxls_sampled_ratio",
+    "cxls_device_faults",
 )
 WITH_DATA = {
     "cxls_hit_ratio": {("100",), ("1000",)},
