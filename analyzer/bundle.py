@@ -6,7 +6,8 @@ builds the networks the card names and refuses whatever does not match.
 """
 
 import hashlib
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,12 @@ class Bundle:
     parameters: nn.Module
     peaks: nn.Module | None = None
     scattering: Scattering | None = None
+
+    def copy_on(self, device: torch.device | str) -> "Bundle":
+        """The same with networks of its own on a device."""
+        hit, parameters = (deepcopy(network).to(device) for network in (self.hit, self.parameters))
+        peaks = None if self.peaks is None else deepcopy(self.peaks).to(device)
+        return replace(self, hit=hit, parameters=parameters, peaks=peaks)
 
 
 def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:

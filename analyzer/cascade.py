@@ -10,28 +10,28 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.ndimage import label
 
 from analyzer.architectures import architecture
 from analyzer.attribute_cascade import AttributeCascade, Feed, Said, Seen
 from analyzer.attribute_model import AttributeModel
 from analyzer.bundle import Bundle
+from analyzer.cuda.engine import DevicePrograms, Engine, frame_view
 from analyzer.frame_peaks import FramePeaks, frame_peaks
+from analyzer.frame_view import FrameView, bright, saw_no_beam, single_pixels
 from analyzer.geometry import Geometry
-from analyzer.kernels import CELL
 from analyzer.networks import coarse_profile, profile_features, profile_index
 from analyzer.panels import GivenGeometry, place
 from analyzer.parameters.claims import claimed
 from analyzer.parameters.frame import FrameEstimator
-from analyzer.peak_finder import BY_BUNDLE, Comparison, FinderKind, PeakFinder, compare
-from analyzer.reduction import FramePlan, FrameProfile, Reduced, Workspace, make_plan
+from analyzer.peak_finder import BY_BUNDLE, Comparison, FinderKind, PeakFinder, compare, takes_own_peaks
+from analyzer.reduction import Coverage, FramePlan, FrameProfile, Reduced, Workspace, make_plan
 from analyzer.results import Decision, FrameResult, HitRule, Peak, Status
 from analyzer.zones import SINGLE, header_of
 from streamer.decoding import check_size
@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 STAGES = ("receive", "decode", "reduce", "infer", "peaks", "publish")
 _PLANS_KEPT = 4
 _MAX_TAG_CHARACTERS = 200
-_BEAM_SHARE = 0.05
-"""Light in more of the cells than this is a beam; places are then too many to be told apart."""
+MOST_FRAMES = 32
+"""Of a batch on a device; more only wait for each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class BatchOutcome:
     comparisons: list[Comparison | None] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Prepared:
     """What is ready for the frames of one series in one shape and type."""
 
@@ -98,6 +98,7 @@ class _Prepared:
     finder: PeakFinder
     shadow: PeakFinder | None
     estimator: FrameEstimator | None
+    engine: Engine | None
 
 
 class PlanCache:
@@ -119,11 +120,31 @@ class PlanCache:
             return plan
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    """A good frame as it was reduced. ``logit`` (1,): the hit network's word."""
+
+    prepared: _Prepared
+    view: FrameView
+    logit: torch.Tensor
+
+
 class Analyser:
-    """Judges batches of frames with one bundle on one device."""
+    """Judges batches of frames with one bundle on one device.
+
+    ``programs``: the kernels of a GPU, on which frames are then unpacked and reduced, unless a finder or a model asks
+    for their pixels; without them that is done here, and only networks run on ``device``. When the device fails,
+    ``fallback`` judges the frames at hand and all that follow.
+    """
 
     def __init__(
-        self, bundle: Bundle, settings: CascadeSettings, device: str = "cpu", plans: PlanCache | None = None
+        self,
+        bundle: Bundle,
+        settings: CascadeSettings,
+        device: str = "cpu",
+        plans: PlanCache | None = None,
+        programs: DevicePrograms | None = None,
+        fallback: "Analyser | None" = None,
     ) -> None:
         self._bundle = bundle
         self._settings = settings
@@ -132,61 +153,69 @@ class Analyser:
         self._plans = plans or PlanCache()
         self._hit_fields = architecture(bundle.card.hit.network).inputs
         self._models = AttributeCascade(settings.models, self._device)
+        asks_for_pixels = (
+            bool(settings.models) or settings.shadow is not None or not takes_own_peaks(settings.finder, bundle)
+        )
+        self._programs = None if asks_for_pixels else programs
+        on_card = self._device.type == "cuda"
+        self._stream = torch.cuda.Stream(self._device) if on_card else None  # type: ignore[no-untyped-call]
+        self._fallback = fallback
+        self.fault: str | None = None
 
-    @torch.inference_mode()
     def process(self, frames: Sequence[Frame]) -> BatchOutcome:
         """One result for each frame; an undecodable frame costs only itself."""
-        seconds = dict.fromkeys(("decode", "reduce", "peaks", "infer"), 0.0)
+        if self._fallback is None:
+            return self._process(frames)
+        if self.fault is None:
+            try:
+                # Each worker's frames wait for nobody else's.
+                with torch.cuda.stream(self._stream):
+                    return self._process(frames)
+            except RuntimeError as error:
+                self.fault = (str(error).splitlines() or [type(error).__name__])[0]
+                log.exception("the device failed; from here on the CPU judges the frames, these %d first", len(frames))
+                self._prepared.clear()
+        return self._fallback.process(frames)
+
+    @torch.inference_mode()
+    def _process(self, frames: Sequence[Frame]) -> BatchOutcome:
+        outcome = BatchOutcome([], stage_seconds=dict.fromkeys(("decode", "reduce", "peaks", "infer"), 0.0))
+        seconds = outcome.stage_seconds
         results: list[FrameResult | None] = []
         judged: list[tuple[int, Frame, dict[str, Any]]] = []
         logits: list[torch.Tensor] = []
-        waiting: list[tuple[torch.Tensor, ...]] = []
-        profiles: list[npt.NDArray[np.float32]] = []
-        found: list[FramePeaks] = []
-        diffuse: list[FrameProfile] = []
         feeds: list[Feed] = []
         said: list[Said] = []
-        comparisons: list[Comparison | None] = []
-        for frame in frames:
-            began = time.perf_counter()
-            try:
-                prepared = self._decode(frame)
-            except UndecodableImage as error:
-                results.append(undecodable(frame, error.reason, str(error), self._settings.tags))
+        for frame, look in zip(frames, self._looks(frames, outcome), strict=True):
+            if isinstance(look, UndecodableImage):
+                results.append(undecodable(frame, look.reason, str(look), self._settings.tags))
                 continue
-            decoded = time.perf_counter()
-            reduced = prepared.workspace.reduce()
-            done = time.perf_counter()
-            seconds["decode"] += decoded - began
-            seconds["reduce"] += done - decoded
-            peaks = prepared.finder.find(prepared.workspace, reduced)
-            if prepared.shadow is not None:
-                comparisons.append(_compare_with_shadow(prepared.shadow, prepared, reduced, peaks))
-            found.append(frame_peaks(prepared.plan, prepared.workspace.pixels, peaks, prepared.workspace.background))
-            judged.append((len(results), frame, self._classical(prepared, reduced, found[-1])))
+            began = time.perf_counter()
+            prepared, view = look.prepared, look.view
+            fields = self._classical(view)
+            judged.append((len(results), frame, fields))
             results.append(None)
-            profiles.append(coarse_profile(reduced.photons, reduced.pixels_counted, prepared.profile_index))
-            diffuse.append(prepared.workspace.profile())
+            outcome.peaks.append(view.peaks)
+            outcome.profiles.append(coarse_profile(view.photons, view.pixels_counted, prepared.profile_index))
+            outcome.diffuse.append(view.diffuse)
+            logits.append(look.logit)
             listed = time.perf_counter()
             if prepared.estimator is not None:
-                judged[-1][2].update(self._estimated(prepared.estimator, diffuse[-1], judged[-1][2]))
-            if self._device.type == "cpu":
+                fields.update(_estimated(prepared.estimator, view))
+            if self._models and self._device.type == "cpu":
                 # At once, from the worker's own buffer: here a batch is no faster, and it rounds
                 # differently, where a record must not depend on its neighbours.
-                logits.append(self._bundle.hit(*self._hit_inputs(prepared)))
-            else:
-                waiting.append(tuple(each.to(self._device) for each in self._hit_inputs(prepared)))
-            if self._models and logits:
-                decision = self._decision(judged[-1][2], self._hit_probabilities(logits[-1])[0])
-                said += self._models.say([self._models.feed(self._seen(prepared, profiles[-1]), decision)], [decision])
+                decision = self._decision(fields, self._hit_probabilities(look.logit)[0])
+                seen = self._seen(prepared, outcome.profiles[-1])
+                said += self._models.say([self._models.feed(seen, decision)], [decision])
             elif self._models:
-                feeds.append(self._models.feed(self._seen(prepared, profiles[-1]), None))
-            seconds["peaks"] += listed - done
+                feeds.append(self._models.feed(self._seen(prepared, outcome.profiles[-1]), None))
+            seconds["peaks"] += listed - began
             seconds["infer"] += time.perf_counter() - listed
         if judged:
             began = time.perf_counter()
-            probabilities = self._hit_probabilities(torch.cat(logits or self._batched_logits(waiting)))
-            parameters = None if self._fits else self._parameters(np.stack(profiles))
+            probabilities = self._hit_probabilities(torch.cat(logits))
+            parameters = None if self._fits else self._parameters(np.stack(outcome.profiles))
             if feeds:
                 decisions = [self._decision(fields, p) for (_, _, fields), p in zip(judged, probabilities, strict=True)]
                 said = self._models.say(feeds, decisions)
@@ -196,8 +225,63 @@ class Analyser:
                 said or itertools.repeat(None, len(judged)), strict=True,
             ):  # fmt: skip
                 results[place] = self._result(frame, fields, probability, estimate, more)
-        kept = [result for result in results if result is not None]
-        return BatchOutcome(kept, profiles, found, diffuse, seconds, comparisons)
+        outcome.results = [result for result in results if result is not None]
+        return outcome
+
+    def _looks(self, frames: Sequence[Frame], outcome: BatchOutcome) -> Iterator[_Look | UndecodableImage]:
+        """Each frame in turn, to be done with before the next; those of a kind that follow each other are one batch."""
+        seconds = outcome.stage_seconds
+        for prepared, run in itertools.groupby(frames, self._prepared_or_not):
+            batch = list(run)
+            if isinstance(prepared, UndecodableImage):
+                yield from itertools.repeat(prepared, len(batch))
+            elif prepared.engine is None:
+                for frame in batch:
+                    yield self._look(prepared, _image(frame), outcome)
+            else:
+                began = time.perf_counter()
+                for frame, found in zip(batch, prepared.engine.reduce([_image(each) for each in batch]), strict=True):
+                    seconds["reduce"] += time.perf_counter() - began
+                    if found is None:
+                        yield self._look(prepared, _image(frame), outcome)
+                    elif isinstance(found, UndecodableImage):
+                        yield found
+                    else:
+                        view = frame_view(prepared.plan, found.views, self._bundle.card.no_beam_photons)
+                        yield _Look(prepared, view, found.logit)
+                    began = time.perf_counter()
+
+    def _look(self, prepared: _Prepared, image: ImageData, outcome: BatchOutcome) -> _Look | UndecodableImage:
+        """Unpack and reduce a frame here."""
+        seconds, workspace = outcome.stage_seconds, prepared.workspace
+        began = time.perf_counter()
+        try:
+            workspace.load(image)
+        except UndecodableImage as error:
+            return error
+        loaded = time.perf_counter()
+        reduced = workspace.reduce()
+        done = time.perf_counter()
+        peaks = prepared.finder.find(workspace, reduced)
+        if prepared.shadow is not None:
+            outcome.comparisons.append(_compare_with_shadow(prepared.shadow, prepared, reduced, peaks))
+        view = FrameView(
+            prepared.plan,
+            frame_peaks(prepared.plan, workspace.pixels, peaks, workspace.background),
+            _no_beam(workspace, reduced, self._bundle.card.no_beam_photons),
+            reduced.photons,
+            reduced.pixels_counted,
+            reduced.saturated_pixels,
+            reduced.background_photons,
+            workspace.profile(),
+        )
+        listed = time.perf_counter()
+        logit = self._bundle.hit(*(prepared.inputs[name].to(self._device) for name in self._hit_fields))
+        seconds["decode"] += loaded - began
+        seconds["reduce"] += done - loaded
+        seconds["peaks"] += listed - done
+        seconds["infer"] += time.perf_counter() - listed
+        return _Look(prepared, view, logit.cpu())
 
     @torch.inference_mode()
     def estimate(self, profile: npt.NDArray[np.float32]) -> dict[str, Any]:
@@ -211,26 +295,33 @@ class Analyser:
         """Whether parameters come from the fit to each frame, and not from the network."""
         return self._bundle.scattering is not None
 
-    def _estimated(self, estimator: FrameEstimator, seen: FrameProfile, fields: dict[str, Any]) -> dict[str, Any]:
-        return estimator.fields(seen.profile, seen.pairs, fields["saturated_pixels"], fields["no_beam"])
-
     def workspaces(self, series: Series) -> list[Workspace]:
-        """The workspaces that hold what this worker has seen of a series."""
-        return [prepared.workspace for key, prepared in list(self._prepared.items()) if key[0] == series.ordinal]
+        """The workspaces that hold what this worker has seen of a series; those of a device hold nothing."""
+        own = [prepared.workspace for key, prepared in list(self._prepared.items()) if key[0] == series.ordinal]
+        return own + (self._fallback.workspaces(series) if self._fallback else [])
+
+    def covered(self, series: Series) -> list[Coverage]:
+        """What this worker's frames of a series covered."""
+        engines = [prepared.engine for key, prepared in list(self._prepared.items()) if key[0] == series.ordinal]
+        on_device = [engine.coverage for engine in engines if engine is not None]
+        return [workspace.coverage for workspace in self.workspaces(series)] + on_device
 
     def forget(self, series: Series) -> None:
         """Let go of the buffers held for a series."""
         for key in [key for key in list(self._prepared) if key[0] == series.ordinal]:
             self._prepared.pop(key, None)
+        if self._fallback is not None:
+            self._fallback.forget(series)
 
-    def _decode(self, frame: Frame) -> _Prepared:
-        image = frame.image
-        if isinstance(image, Defect):
-            raise UndecodableImage(image.reason, image.text)
-        check_size(image)
-        prepared = self._prepare(frame, image)
-        prepared.workspace.load(image)
-        return prepared
+    def _prepared_or_not(self, frame: Frame) -> _Prepared | UndecodableImage:
+        """What is ready for a frame, or why it cannot be analysed."""
+        try:
+            if isinstance(frame.image, Defect):
+                raise UndecodableImage(frame.image.reason, frame.image.text)
+            check_size(frame.image)
+            return self._prepare(frame, frame.image)
+        except UndecodableImage as error:
+            return error
 
     def _prepare(self, frame: Frame, image: ImageData) -> _Prepared:
         series = frame.series
@@ -271,7 +362,23 @@ class Analyser:
             self._settings.finder.prepare(plan, dtype, self._device, self._bundle),
             None if shadow is None else shadow.prepare(plan, dtype, self._device, self._bundle),
             self._estimator(plan),
+            self._engine(plan, dtype, torch.from_numpy(header_of(geometry))[None].to(self._device)),
         )
+
+    def _engine(self, plan: FramePlan, dtype: np.dtype[Any], header: torch.Tensor) -> Engine | None:
+        if self._programs is None:
+            return None
+
+        def judge(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            fields = inputs | {"header": header.expand(len(inputs["zones"]), -1)}
+            logits: torch.Tensor = self._bundle.hit(*(fields[name] for name in self._hit_fields))
+            return logits
+
+        try:
+            return Engine(plan, dtype, self._programs, MOST_FRAMES, judge)
+        except ValueError as error:
+            log.warning("these frames are reduced on the CPU: %s", error)
+            return None
 
     def _estimator(self, plan: FramePlan) -> FrameEstimator | None:
         if self._bundle.scattering is None:
@@ -280,9 +387,9 @@ class Analyser:
         center = (geometry.beam_center_fs, geometry.beam_center_ss)
         return FrameEstimator(plan.sectors, self._bundle.scattering, plan.shape, center)
 
-    def _classical(self, prepared: _Prepared, reduced: Reduced, found: FramePeaks) -> dict[str, Any]:
-        """The part of a result that needs no network; ``found`` are the peaks to publish."""
-        plan = prepared.plan
+    def _classical(self, view: FrameView) -> dict[str, Any]:
+        """The part of a result that needs no network."""
+        plan, found = view.plan, view.peaks
         q = found.q_per_angstrom
         peaks = [
             Peak(round(float(p["fs"]), 3), round(float(p["ss"]), 3), round(float(p["intensity"]), 3),
@@ -290,32 +397,24 @@ class Analyser:
             for n, p in enumerate(found.peaks)
         ]  # fmt: skip
         pixels = max(1.0, float(plan.bin_pixels.sum()))
-        flux = reduced.background_photons / pixels / self._bundle.card.reference_background_photons_per_pixel
+        flux = view.background_photons / pixels / self._bundle.card.reference_background_photons_per_pixel
         return {
             "peaks": peaks,
             "peak_count": len(peaks),
             "indexable": len(peaks) >= self._settings.indexable_peaks,
             "resolution_angstrom": _resolution(plan, found.radius_px),
-            "saturated_pixels": reduced.saturated_pixels,
-            "background_photons": round(reduced.background_photons, 3),
+            "saturated_pixels": view.saturated_pixels,
+            "background_photons": round(view.background_photons, 3),
             "relative_flux": round(flux, 5),
             "mask": plan.validity.name,
-            "no_beam": _no_beam(prepared, reduced, self._bundle.card.no_beam_photons),
+            "no_beam": view.no_beam,
         }
-
-    def _hit_inputs(self, prepared: _Prepared) -> list[torch.Tensor]:
-        return [prepared.inputs[name] for name in self._hit_fields]
 
     def _seen(self, prepared: _Prepared, profile: npt.NDArray[np.float32]) -> Seen:
         """What single models may ask for, in the worker's own buffers."""
         features = profile_features(torch.from_numpy(profile)[None])
         fields = {**prepared.inputs, **prepared.header, "profile": features}
         return Seen(prepared.workspace.pixels, prepared.plan.validity.valid, fields)
-
-    def _batched_logits(self, waiting: list[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
-        """Logits of inputs on the device, those of one shape that follow each other in one call."""
-        runs = [list(run) for _, run in itertools.groupby(waiting, key=lambda each: each[0].shape)]
-        return [self._bundle.hit(*(torch.cat(field) for field in zip(*run, strict=True))) for run in runs]
 
     def _hit_probabilities(self, logits: torch.Tensor) -> list[float]:
         card = self._bundle.card.hit
@@ -375,24 +474,22 @@ def _compare_with_shadow(
         return None
 
 
-def _no_beam(prepared: _Prepared, reduced: Reduced, fewest_places: int) -> bool:
-    """Whether a frame saw no beam: light at fewer separate places than this, hot pixels left out.
-
-    A photon of water is a place, and so is a Bragg spot where nothing else scatters; but a cosmic
-    ray's whole track is one, too, and so is a module's glowing edge. A peak of a single pixel is none.
-    """
-    plan = prepared.plan
+def _no_beam(workspace: Workspace, reduced: Reduced, fewest_places: int) -> bool:
+    plan = workspace.plan
     lit: npt.NDArray[np.bool_] = reduced.significance[SINGLE] > 0.0
-    if lit.sum() > _BEAM_SHARE * np.count_nonzero(plan.cell_valid):
+    if bright(plan, lit):
         return False
-    pixels, inside = prepared.workspace.pixels, plan.inside.reshape(plan.shape)
-    for peak in reduced.peaks:
-        ss, fs = round(float(peak["ss"])), round(float(peak["fs"]))
-        around = slice(max(0, ss - 1), ss + 2), slice(max(0, fs - 1), fs + 2)
-        if np.count_nonzero(pixels[around] * (inside[around] > 0)) <= 1:
-            lit[min(max(ss // CELL, 0), lit.shape[0] - 1), min(max(fs // CELL, 0), lit.shape[1] - 1)] = False
-    _, places = label(lit, np.ones((3, 3)))
-    return bool(places < fewest_places)
+    return saw_no_beam(plan, lit, reduced.peaks, single_pixels(plan, workspace.pixels, reduced.peaks), fewest_places)
+
+
+def _estimated(estimator: FrameEstimator, view: FrameView) -> dict[str, Any]:
+    return estimator.fields(view.diffuse.profile, view.diffuse.pairs, view.saturated_pixels, view.no_beam)
+
+
+def _image(frame: Frame) -> ImageData:
+    """The image of a frame that was found to have one."""
+    assert isinstance(frame.image, ImageData)
+    return frame.image
 
 
 def _identity(frame: Frame, tags: tuple[str, ...]) -> dict[str, Any]:

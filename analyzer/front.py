@@ -22,6 +22,7 @@ from analyzer.products import Products
 from analyzer.reduction import suspect_pixels
 from analyzer.results import FrameResult, Status
 from analyzer.running import Running
+from analyzer.sampling import Load, Sampler
 from analyzer.sinks import HitOutput, Reporting, Sink
 from analyzer.warm import FrameKind
 from streamer.account import Account
@@ -34,6 +35,9 @@ from streamer.series import Event, ImageAccepted, SeriesClosed, SeriesOpened, Se
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+_MOST_HELD = 64
+"""Records of images left out that go to the publisher together."""
+
 _REPORTS_KEPT = 1000
 DRAIN_S = 8.0
 """How long a stopped run goes on with what it has already received."""
@@ -74,6 +78,7 @@ class FrontSettings:
     """``block``: wait when the ring is full (else drop and count). ``series``: end after so many.
     ``tags``: keys of user data to keep in records. ``attributes``: those that single models say.
     ``finders``: names of the published peak finder and of its shadow, where there is one.
+    ``sample``: analyse the images whose id is a multiple of this, ``None``: as many as the workers keep up with.
     """
 
     block: bool = False
@@ -86,6 +91,7 @@ class FrontSettings:
     tags: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     finders: tuple[str, str] | None = None
+    sample: int | None = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +116,12 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Worker:
-    """``analyser`` judges the next batch, ``busy`` is judging the one in hand."""
+    """``analyser`` judges the next batch, ``busy`` is judging the one in hand; ``frames`` took it ``seconds``."""
 
     analyser: Analyser
     busy: Analyser | None = None
+    frames: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +132,7 @@ class _Reset:
     done: threading.Event = field(default_factory=threading.Event)
 
 
-_Published = BatchOutcome | SeriesOpened | SeriesUpdated | SeriesClosed | FrameResult | _Reset
+_Published = BatchOutcome | SeriesOpened | SeriesUpdated | SeriesClosed | _Reset
 
 
 class Front:
@@ -150,6 +158,7 @@ class Front:
         self.sinks = list(sinks)
         self.hit_outputs = list(hit_outputs)
         self.ring = FrameRing(settings.ring_bytes, settings.ring_frames)
+        self.sampler = Sampler(settings.sample, len(analysers))
         self.reports: list[SeriesReport] = []
         self.nulls = {(name, reason): 0 for name in settings.attributes for reason in Unsaid}
         self.finished = 0
@@ -164,6 +173,10 @@ class Front:
         self._results: queue.Queue[_Published | None] = queue.Queue()
         self._tallies: dict[int, _Tally] = {}
         self._blocked_s = 0.0
+        # What the reader hands on now and then, so that it wakes nobody for each image.
+        self._receive_seconds: list[float] = []
+        self._unseen: list[FrameResult] = []
+        self._handed_s = 0.0
         self._last_warning: dict[str, float] = {}
         self.stopping = False
 
@@ -195,6 +208,7 @@ class Front:
         finally:
             self.stopping = True
             self._dispatch(self._tracker.finish(), time.time(), stop)
+            self._hand_on()
             self.ring.close()
             self._drain(workers, stop)
             self._results.put(None)
@@ -203,6 +217,11 @@ class Front:
     @property
     def workers(self) -> int:
         return len(self._workers)
+
+    @property
+    def device_faults(self) -> list[str]:
+        """Of each worker whose device failed, so that the CPU judges its frames, the error's first line."""
+        return [worker.analyser.fault for worker in self._workers if worker.analyser.fault is not None]
 
     def replace_analysers(self, analysers: Sequence[Analyser], forget: Forget) -> bool:
         """Judge with these from the next batch on, one a worker; batches in hand end with the old ones.
@@ -241,6 +260,11 @@ class Front:
         while not stop.is_set() and not self._enough:
             received = self.source.receive(POLL_S)
             now = time.monotonic() - self._blocked_s
+            if self.sampler.due(now):
+                self._adapt(now)
+            if received is None or now - self._handed_s >= POLL_S:
+                self._hand_on()
+                self._handed_s = now
             if received is None:
                 if self.source.exhausted:
                     return
@@ -263,21 +287,56 @@ class Front:
         for event in events:
             if isinstance(event, ImageAccepted):
                 frame = make_frame(event.series, event.image, received_at, self._settings.channel)
-                self.running.received(max(0.0, time.time() - received_at))
-                if not self._queue(frame, stop):
-                    reason = "shutdown" if stop.is_set() else "queue_full"
-                    self._results.put(dropped(frame, reason, self._settings.tags))
+                self._receive_seconds.append(max(0.0, time.time() - received_at))
+                if not self.sampler.wants(frame.image_id):
+                    self._leave_out(frame, "sampled")
+                elif not self._queue(frame, stop):
+                    self._leave_out(frame, "shutdown" if stop.is_set() else "queue_full")
             else:
+                self._hand_on()
                 self._results.put(event)
                 self._closed += isinstance(event, SeriesClosed)
                 if self._enough:
                     # What follows, such as the next series' start, is not ours any more.
                     return
 
+    def _adapt(self, now: float) -> None:
+        """Let the sampling follow the load."""
+        workers, oldest = self._workers, self.ring.oldest_received_at
+        before = self.sampler.every
+        grew = self.sampler.look(
+            now,
+            Load(
+                self.account.accepted,
+                sum(worker.frames for worker in workers),
+                sum(worker.seconds for worker in workers),
+                0.0 if oldest is None else max(0.0, time.time() - oldest),
+            ),
+        )
+        if self.sampler.every != before:
+            log.info("analysing one image in %d, before one in %d", self.sampler.every, before)
+        if grew:
+            for frame in self.ring.thin(lambda frame: self.sampler.keeps_waiting(frame.image_id)):
+                self._leave_out(frame, "sampled")
+
+    def _leave_out(self, frame: Frame, reason: str) -> None:
+        self._unseen.append(dropped(frame, reason, self._settings.tags))
+        if len(self._unseen) >= _MOST_HELD:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._receive_seconds:
+            self.running.received(self._receive_seconds)
+            self._receive_seconds = []
+        if self._unseen:
+            self._results.put(BatchOutcome(self._unseen))
+            self._unseen = []
+
     def _queue(self, frame: Frame, stop: threading.Event) -> bool:
         if self.ring.put(frame):
             return True
         began = time.monotonic()
+        self._hand_on()
         placed = False
         while self._settings.block and not placed and not stop.is_set():
             placed = self.ring.put(frame, POLL_S)
@@ -290,9 +349,8 @@ class Front:
         for worker in workers:
             while worker.is_alive() and (not stop.is_set() or time.monotonic() < deadline):
                 worker.join(POLL_S)
-        while left := self.ring.take(64, 0.0, 0.0):
-            for frame in left:
-                self._results.put(dropped(frame, "shutdown", self._settings.tags))
+        while left := self.ring.take(_MOST_HELD, 0.0, 0.0):
+            self._results.put(BatchOutcome([dropped(frame, "shutdown", self._settings.tags) for frame in left]))
         for worker in workers:
             worker.join()
 
@@ -306,7 +364,10 @@ class Front:
     def _judge(self, worker: _Worker, batch: list[Frame]) -> None:
         with self._handover:
             analyser = worker.busy = worker.analyser
+        began = time.monotonic()
         outcome = self._analyse(analyser, batch)
+        worker.seconds += time.monotonic() - began
+        worker.frames += len(batch)
         self._hand_out(batch, outcome.results)
         self._results.put(outcome)
         with self._handover:
@@ -347,8 +408,6 @@ class Front:
     def _publish_one(self, item: _Published) -> None:
         if isinstance(item, BatchOutcome):
             self._publish_results(item)
-        elif isinstance(item, FrameResult):
-            self._publish_results(BatchOutcome([item]))
         elif isinstance(item, _Reset):
             (self._reset if item.forget == Forget.EVERYTHING else self.running.forget_judgements)()
             item.done.set()
@@ -443,8 +502,8 @@ class Front:
 
     def _finish(self, tally: _Tally, closed: SeriesClosed) -> None:
         analysers = [worker.analyser for worker in self._workers]
-        workspaces = [w for analyser in analysers for w in analyser.workspaces(closed.series)]
-        alike = [w for w in workspaces if w.plan.geometry == workspaces[0].plan.geometry]
+        covered = [each for analyser in analysers for each in analyser.covered(closed.series)]
+        alike = [each for each in covered if each.plan.geometry == covered[0].plan.geometry]
         suspects = len(suspect_pixels(alike)) if alike else 0
         for analyser in analysers:
             analyser.forget(closed.series)

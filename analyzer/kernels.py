@@ -13,7 +13,18 @@ from numba import types
 
 from analyzer.evidence import LOG_LOWEST, LOG_STEP
 from analyzer.geometry import AZIMUTH_CLASSES
-from analyzer.spots import CLASS, DISC_LOG_WEIGHT, DISCS, LIT_CHANCES, LOG_WEIGHT, PHOTONS, REACH, SHARES
+from analyzer.spots import (
+    CLASS,
+    CLASS_PIXELS,
+    DISC_LOG_WEIGHT,
+    DISCS,
+    LIT_CHANCES,
+    LOG_WEIGHT,
+    PHOTONS,
+    REACH,
+    SHARES,
+)
+from streamer.instructions import lowest_bit
 
 CELL = 8
 """Pixels a side of a cell of the significance map."""
@@ -40,6 +51,13 @@ _OWN_SHARE = 0.2
 """Of the photons around its middle; a peak with fewer that are no other's is that one's tail."""
 
 _SPOT_PIXELS = 1024
+EXPONENTS = SHARES.shape[0] * len(PHOTONS) + len(DISCS) * len(LIT_CHANCES)
+"""Things that a spot may be."""
+
+KEPT_MEANS = 64
+_NEGLIGIBLE = 45.0
+"""Nats below the largest of a sum of exponentials: less than its last bit."""
+
 SURE_PEAKS_FOR_AS_MANY = 6.0
 """A crystal that gives sure peaks gives weak ones too: n of them lower the evidence asked for by ln(1 + n / this)."""
 
@@ -267,12 +285,12 @@ def estimate_background(
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _three(lit: Any, first: Any) -> Any:
-    """The bits of three pixels, from the ``first`` on."""
+def _run(lit: Any, first: Any, mask: Any) -> Any:
+    """The bits of the pixels from the ``first`` on, as many as ``mask`` has."""
     word, shift = first // np.uint64(64), first % np.uint64(64)
     # Twice, for shifting by all 64 bits is undefined.
     above = (lit[word + np.uint64(1)] << (np.uint64(63) - shift)) << np.uint64(1)
-    return ((lit[word] >> shift) | above) & np.uint64(7)
+    return ((lit[word] >> shift) | above) & mask
 
 
 @numba.njit(nogil=True, cache=True)
@@ -328,7 +346,7 @@ def map_significance(
     log4, log8, log9 = np.log(4.0), np.log(8.0), np.log(9.0)
     _describe_one(background, log_background, evidence_table, most_around, table_row, of_one)
     candidates = 0
-    one, across = np.uint64(1), np.uint64(columns)
+    one, across, three, sides = np.uint64(1), np.uint64(columns), np.uint64(0b111), np.uint64(0b101)
     row, row_end = np.int64(0), np.int64(columns)
     for n in range(index.size):
         pixel = np.int64(index[n])
@@ -349,7 +367,7 @@ def map_significance(
             continue
         up, down, plain = i - across, i + across, False
         if windowed and counts == 1:
-            beside = _three(lit, up - one) | _three(lit, down - one) | (_three(lit, i - one) & np.uint64(5))
+            beside = _run(lit, up - one, three) | _run(lit, down - one, three) | _run(lit, i - one, sides)
             plain = beside == 0
         single, wide, support = 0.0, 0.0, 0.0
         if plain:
@@ -518,20 +536,10 @@ def _local_background(pixels: Any, columns: int, row: int, column: int, top: int
 
 
 @numba.njit(nogil=True, cache=True)
-def _add_ratio(ratio: float, total: float, largest: float) -> tuple[float, float]:
-    """A sum of exponentials, as a multiple of the largest, and the largest's exponent, with one more."""
-    if ratio > largest:
-        return total * np.exp(largest - ratio) + 1.0, ratio
-    return total + np.exp(ratio - largest), largest
+def _count_window(pixels: Any, columns: int, row: int, column: int, top: int, inside: Any, counts: Any) -> bool:
+    """By distance from the middle: pixels with data, their counts, and how many counted; ``counts`` (3, distances).
 
-
-@numba.njit(nogil=True, cache=True)
-def _spot_evidence(
-    pixels: Any, columns: int, row: int, column: int, top: int, inside: Any, mean: float, counts: Any
-) -> float:
-    """Log-likelihood ratio of a spot here against ``mean`` counts a pixel alone, in nats; see ``analyzer.spots``.
-
-    ``counts`` (3, distances) is used up. Pixels without data say nothing; one beside the middle rules a spot out.
+    False where one beside the middle has no data.
     """
     rows = pixels.size // columns
     counts[:] = 0.0
@@ -540,34 +548,103 @@ def _spot_evidence(
             j = y * columns + x
             if inside[j] == 0 or pixels[j] == top:
                 if max(abs(y - row), abs(x - column)) <= 1:
-                    return -np.inf
+                    return False
                 continue
             distance = CLASS[y - row + REACH, x - column + REACH]
             counts[0, distance] += 1.0
             counts[1, distance] += pixels[j]
             counts[2, distance] += pixels[j] > 0
-    largest, total = -np.inf, 0.0
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_whole_window(pixels: Any, lit: Any, columns: int, middle: int, top: int, counts: Any) -> bool:
+    """As ``_count_window``, where all pixels are valid, by those that are ``lit``; False where one has no data."""
+    across, reach, one = np.uint64(columns), np.uint64(REACH), np.uint64(1)
+    first = np.uint64(middle) - reach * across - reach
+    counts[0] = CLASS_PIXELS
+    counts[1:] = 0.0
+    for y in range(2 * REACH + 1):
+        start = first + np.uint64(y) * across
+        left = _run(lit, start, np.uint64((1 << (2 * REACH + 1)) - 1))
+        while left:
+            x = lowest_bit(left)
+            left &= left - one
+            value = pixels[start + x]
+            if value == top:
+                return False
+            distance = CLASS[y, x]
+            counts[1, distance] += value
+            counts[2, distance] += 1.0
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _disc_exponents(counts: Any, mean: float, exponents: Any) -> None:
+    """Logarithms of the weighted likelihood ratios of the discs, ``exponents`` (chances * discs,)."""
+    by_chance, n = -np.expm1(-mean), 0
+    for chance in LIT_CHANCES:
+        of_lit, of_dark = np.log(chance / by_chance), np.log1p(-chance) + mean
+        for disc in range(DISCS.shape[0]):
+            lit, dark = 0.0, 0.0
+            for c in range(DISCS.shape[1]):
+                if DISCS[disc, c]:
+                    lit += counts[2, c]
+                    dark += counts[0, c] - counts[2, c]
+            exponents[n] = DISC_LOG_WEIGHT + lit * of_lit + dark * of_dark
+            n += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _window_evidence(counts: Any, mean: float, slot: int, exponents: Any, terms: Any, known: Any, means: Any) -> float:
+    """Log-likelihood ratio of a spot against ``mean`` counts a pixel alone, in nats; see ``analyzer.spots``.
+
+    ``exponents`` (``EXPONENTS``,) is used up. ``terms`` (slots, distances, shapes * photons) keeps logarithms for the
+    means in ``means`` (slots,), as far as they are ``known`` (slots, distances): neighbours ask for the same.
+    """
+    spots = PHOTONS.size * SHARES.shape[0]
+    if means[slot] != mean:
+        means[slot], known[slot] = mean, False
     for shape in range(SHARES.shape[0]):
         seen = 0.0
         for c in range(SHARES.shape[1]):
             seen += counts[0, c] * SHARES[shape, c]
         for k in range(PHOTONS.size):
-            ratio = LOG_WEIGHT - PHOTONS[k] * seen
-            for c in range(SHARES.shape[1]):
-                if counts[1, c] > 0.0:
-                    ratio += counts[1, c] * np.log1p(PHOTONS[k] * SHARES[shape, c] / mean)
-            total, largest = _add_ratio(ratio, total, largest)
-    by_chance = -np.expm1(-mean)
-    for disc in range(DISCS.shape[0]):
-        lit, dark = 0.0, 0.0
-        for c in range(DISCS.shape[1]):
-            if DISCS[disc, c]:
-                lit += counts[2, c]
-                dark += counts[0, c] - counts[2, c]
-        for chance in LIT_CHANCES:
-            ratio = DISC_LOG_WEIGHT + lit * np.log(chance / by_chance) + dark * (np.log1p(-chance) + mean)
-            total, largest = _add_ratio(ratio, total, largest)
+            exponents[shape * PHOTONS.size + k] = LOG_WEIGHT - PHOTONS[k] * seen
+    for c in range(SHARES.shape[1]):
+        if counts[1, c] == 0.0:
+            continue
+        if not known[slot, c]:
+            known[slot, c] = True
+            for n in range(spots):
+                shape, k = n // PHOTONS.size, n % PHOTONS.size
+                terms[slot, c, n] = np.log1p(PHOTONS[k] * SHARES[shape, c] / mean)
+        for n in range(spots):
+            exponents[n] += counts[1, c] * terms[slot, c, n]
+    _disc_exponents(counts, mean, exponents[spots:])
+    largest, total = np.max(exponents), 0.0
+    for exponent in exponents:
+        if exponent > largest - _NEGLIGIBLE:
+            total += np.exp(exponent - largest)
     return float(largest + np.log(total))
+
+
+@numba.njit(nogil=True, cache=True)
+def _spot_evidence(
+    pixels: Any, lit: Any, roomy: Any, columns: int, middle: int, top: int, inside: Any, mean: float, slot: int,
+    counts: Any, exponents: Any, terms: Any, known: Any, means: Any,
+) -> float:  # fmt: skip
+    """Evidence of a spot around a pixel; ``counts`` (3, distances) becomes what was counted.
+
+    Pixels without data say nothing; one beside the middle rules a spot out. The rest: see ``_window_evidence``.
+    """
+    at = np.uint64(middle)
+    whole = (roomy[at // np.uint64(64)] >> (at % np.uint64(64))) & np.uint64(1) != 0
+    if not (whole and _count_whole_window(pixels, lit, columns, middle, top, counts)):
+        row, column = middle // columns, middle % columns
+        if not _count_window(pixels, columns, row, column, top, inside, counts):
+            return -np.inf
+    return float(_window_evidence(counts, mean, slot, exponents, terms, known, means))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -648,44 +725,35 @@ def _measure(
 
 
 @compiled(
-    None,
-    types.int64,
-    types.int64,
-    types.int64,
-    _U8,
-    _BINS,
-    _F64,
-    types.float64,
-    _I64,
-    _F64,
-    types.int64,
-    _array(types.float64, 2),
-    _U8,
-    _I64,
-    _PEAKS,
-    _I64,
-    returns=types.int64,
-)
+    None, _WORDS, _WORDS, types.int64, types.int64, types.int64, _U8, _BINS, _F64, types.float64, _I64, _F64,
+    types.int64, _array(types.float64, 2), _U8, _I64, _PEAKS, _I64, returns=types.int64,
+)  # fmt: skip
 def find_peaks(
-    pixels: Any, columns: int, top: int, saturation: int, inside: Any, bin_of: Any, background: Any,
-    threshold: float, candidate_index: Any, candidate_score: Any, candidates: int, distance_counts: Any, claimed: Any,
-    claim_index: Any, peaks: Any, totals: Any,
+    pixels: Any, lit: Any, roomy: Any, columns: int, top: int, saturation: int, inside: Any, bin_of: Any,
+    background: Any, threshold: float, candidate_index: Any, candidate_score: Any, candidates: int,
+    distance_counts: Any, claimed: Any, claim_index: Any, peaks: Any, totals: Any,
 ) -> int:  # fmt: skip
     """One peak for each spot among the candidates, the most certain first; returns how many.
 
-    ``candidate_score`` becomes the evidence for a spot at each candidate, negated; a spot has more than ``threshold``.
+    ``lit``, ``roomy``: see ``streamer.listing``, ``FramePlan``. ``candidate_score`` becomes the evidence for a spot at
+    each candidate, negated; a spot has more than ``threshold``.
     Pixels of spots are marked in ``claimed`` and listed in ``claim_index``, ``totals[2]`` of them.
     """
-    found, claims = 0, 0
+    found, claims, exponents = 0, 0, np.empty(EXPONENTS)
+    terms = np.empty((KEPT_MEANS, SHARES.shape[1], SHARES.shape[0] * PHOTONS.size))
+    known, means = np.zeros((KEPT_MEANS, SHARES.shape[1]), np.bool_), np.full(KEPT_MEANS, -1.0)
     lowest = threshold - np.log1p(peaks.size / SURE_PEAKS_FOR_AS_MANY)
     for k in range(candidates):
         i = candidate_index[k]
         row, column, mean = i // columns, i % columns, background[bin_of[i]]
-        evidence = _spot_evidence(pixels, columns, row, column, top, inside, mean, distance_counts)
+        slot = bin_of[i] % KEPT_MEANS
+        evidence = _spot_evidence(
+            pixels, lit, roomy, columns, i, top, inside, mean, slot, distance_counts, exponents, terms, known, means
+        )
         if evidence > lowest:
             local = _local_background(pixels, columns, row, column, top, inside, mean)
             if local > mean:
-                evidence = _spot_evidence(pixels, columns, row, column, top, inside, local, distance_counts)
+                evidence = _window_evidence(distance_counts, local, slot, exponents, terms, known, means)
         candidate_score[k] = -evidence
     enough = threshold
     for k in np.argsort(candidate_score[:candidates], kind="mergesort"):

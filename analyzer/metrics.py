@@ -114,6 +114,11 @@ class _RunCollector(Collector):
         frames.add_metric(["frames"], received - settled - waiting)
         frames.add_metric(["results"], waiting)
         yield frames
+        yield GaugeMetricFamily(
+            "cxls_sampled_ratio", "Share of images chosen for analysis by image id", value=front.sampler.ratio
+        )
+        faults = len(front.device_faults)
+        yield GaugeMetricFamily("cxls_device_faults", "Workers whose device failed, that use the CPU now", value=faults)
         connected = 1.0 if front.source.connected else 0.0
         yield GaugeMetricFamily("cxls_stream_connected", "Whether the source is connected", value=connected)
 

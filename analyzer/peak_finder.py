@@ -220,3 +220,9 @@ class Disagreement:
             "frames": self.frames,
             "matched_fraction": self.matched_fraction,
         }
+
+
+def takes_own_peaks(finder: FinderKind, bundle: Bundle) -> bool:
+    """Whether the reduction's own peaks are what a finder publishes, so that it needs no pixels."""
+    chosen = finder.chosen(bundle) if isinstance(finder, BundleFinder) else finder
+    return isinstance(chosen, BuiltInFinder)

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import minimum_filter
 
 from analyzer import diffuse, evidence, kernels, zones
 from analyzer.geometry import BinMap, Geometry, bin_map
 from analyzer.kernels import CELL, PEAK_DTYPE
 from analyzer.parameters.profile import Sectors, fill_profile, sectors
-from analyzer.spots import DISTANCES
+from analyzer.spots import DISTANCES, REACH
 from streamer.listing import Listing, bitmap
 from streamer.messages import ImageData
 from streamer.validity import Validity, sentinel
@@ -43,7 +44,7 @@ class FramePlan:
     """Everything about a series' frames that does not change from frame to frame.
 
     ``inside`` (ss * fs,) uint8: 0 invalid, 1 valid, 2 valid with all eight neighbours valid; ``surrounded``: a bit for
-    each pixel that is 2, 64 a word.
+    each pixel that is 2, 64 a word; ``roomy``: for each around which the whole window of ``analyzer.spots`` is valid.
     ``bin_pixels`` (bins,) float64: valid pixels of each bin. ``cell_valid`` (rows, columns)
     float32: valid share of each cell of the map; ``cell_pixels``, ``log_cell_pixels`` (rows * columns,): how many they
     are, and the logarithm; ``cell_bin``, ``cell_zone`` and ``cell_radius_m``
@@ -57,6 +58,7 @@ class FramePlan:
     bins: BinMap
     inside: npt.NDArray[np.uint8]
     surrounded: npt.NDArray[np.uint64]
+    roomy: npt.NDArray[np.uint64]
     bin_pixels: npt.NDArray[np.float64]
     cell_valid: npt.NDArray[np.float32]
     cell_pixels: npt.NDArray[np.float64]
@@ -108,6 +110,7 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
         bins,
         inside,
         bitmap(inside == 2),
+        bitmap(minimum_filter(valid, 2 * REACH + 1, mode="constant").reshape(-1) != 0),
         bin_pixels,
         cell_valid,
         cell_pixels,
@@ -124,6 +127,18 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Coverage:
+    """What frames of a plan covered.
+
+    ``seen``: a bit for each pixel that has ever counted, 64 a word; ``expected`` (bins,): the background summed.
+    """
+
+    plan: FramePlan
+    seen: npt.NDArray[np.uint64]
+    expected: npt.NDArray[np.float64]
+
+
 class Workspace:
     """The buffers one worker reuses for frames of one shape and type; nothing is allocated a frame.
 
@@ -133,8 +148,7 @@ class Workspace:
     ``analyzer.zones``; ``photons`` and ``pixels_counted`` (bins,) without the pixels of spots;
     ``background`` (bins,) photons a pixel; ``diffuse`` (bins * 4, 2) photons and their squares of the pixels that
     ``analyzer.diffuse`` keeps, ``diffuse_pixels`` (bins * 4,) how many pixels they stand for, ``pairs`` (bins,) the
-    n (n - 1) expected among them. Over all frames: ``seen``, a bit for each pixel that
-    has ever counted, 64 a word, and ``expected`` (bins,), the background summed.
+    n (n - 1) expected among them. ``coverage`` is of all frames.
     """
 
     def __init__(self, plan: FramePlan, dtype: np.dtype[Any]) -> None:
@@ -146,12 +160,12 @@ class Workspace:
         self._listed = False
         self._at = np.empty(count, np.uint16)
         self._claimed = np.zeros(count, np.uint8)
-        self.seen = np.zeros(-(-count // 64), np.uint64)
+        self._seen = np.zeros(-(-count // 64), np.uint64)
         bins = plan.bins.bins
         self.photons = np.zeros(bins)
         self.pixels_counted = np.zeros(bins)
         self.background = np.zeros(bins)
-        self.expected = np.zeros(bins)
+        self._expected = np.zeros(bins)
         self._occupied, self._scratch, self._most = np.zeros(bins), np.zeros(bins), np.zeros(bins)
         self._log_background, self._table_row = np.zeros(bins), np.zeros(bins, np.int64)
         self._of_one = np.zeros((bins, kernels.OF_ONE))
@@ -196,7 +210,7 @@ class Workspace:
         pixels, top, inside, bin_of = listing.flat, sentinel(self.dtype), plan.inside, plan.bins.bin_of
         columns, occupied, scratch, logs = plan.shape[1], self._occupied, self._scratch, self._log_background
         kernels.tally(
-            index, value, blank, plan.saturation, plan.place, at, self.seen, self.photons, occupied, scratch,
+            index, value, blank, plan.saturation, plan.place, at, self._seen, self.photons, occupied, scratch,
             self._totals,
         )  # fmt: skip
         np.subtract(plan.bin_pixels, scratch, out=self.pixels_counted)
@@ -223,7 +237,8 @@ class Workspace:
         self.zones[:, zones.FIRST_LEVEL :] = self._levels
         self.zones[:, 0] = self._of_zones(self.photons)
         found = kernels.find_peaks(
-            pixels, columns, top, plan.saturation, inside, bin_of, self.background, plan.peak_threshold,
+            pixels, listing.lit, plan.roomy, columns, top, plan.saturation, inside, bin_of, self.background,
+            plan.peak_threshold,
             self._candidate_index, self._candidate_score, candidates, self._distance_counts, self._claimed,
             self._claim_index, self._peaks, self._totals,
         )  # fmt: skip
@@ -240,7 +255,7 @@ class Workspace:
         self.zones[:, 1] = self._of_zones(self.photons)
         self.zones[:, 2] = self._of_zones(self.pixels_counted)
         self.zones[:, 3] = self._of_zones(np.multiply(self.background, plan.bin_pixels, out=scratch))
-        self.expected += self.background
+        self._expected += self.background
         return Reduced(
             significance=self.significance,
             peaks=self._peaks[:found],
@@ -256,6 +271,11 @@ class Workspace:
         out = np.empty((3, self.plan.sectors.bins), np.float32)
         fill_profile(self.plan.sectors, self.diffuse, self.diffuse_pixels, out)
         return FrameProfile(self.plan, out, float(self.pairs.sum()))
+
+    @property
+    def coverage(self) -> Coverage:
+        """What all frames so far covered; views."""
+        return Coverage(self.plan, self._seen, self._expected)
 
     def _of_zones(self, bins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.bincount(self.plan.bin_zone, bins, zones.ZONES).astype(np.float64)
@@ -277,16 +297,16 @@ SUSPECT_COUNTS = 30.0
 """A pixel that stayed zero where this many counts were expected is suspect (chance: 1e-13)."""
 
 
-def suspect_pixels(workspaces: list[Workspace]) -> npt.NDArray[np.intp]:
+def suspect_pixels(covered: list[Coverage]) -> npt.NDArray[np.intp]:
     """Valid pixels (flat indices) that never counted although at least ``SUSPECT_COUNTS`` were expected.
 
-    The workspaces are those of one series, of one shape.
+    ``covered``: of one series, of one shape.
     """
-    plan = workspaces[0].plan
-    enough = np.sum([workspace.expected for workspace in workspaces], 0) >= SUSPECT_COUNTS
+    plan = covered[0].plan
+    enough = np.sum([each.expected for each in covered], 0) >= SUSPECT_COUNTS
     if not enough.any():
         return np.empty(0, np.intp)
-    words = np.bitwise_or.reduce([workspace.seen for workspace in workspaces])
+    words = np.bitwise_or.reduce([each.seen for each in covered])
     seen = np.unpackbits(words.view(np.uint8), count=plan.inside.size, bitorder="little").astype(bool)
     return np.flatnonzero((plan.inside != 0) & ~seen & enough[plan.bins.bin_of])
 

@@ -5,7 +5,6 @@ threads read it, under one lock.
 """
 
 import threading
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,11 +77,6 @@ class Histogram:
     def observe(self, values: Sequence[float]) -> None:
         self._counts += np.bincount(np.searchsorted(self.edges, values), minlength=len(self._counts))
         self.sum += float(np.sum(values))
-
-    def observe_one(self, value: float) -> None:
-        """As ``observe``, for a hot path with one value at a time."""
-        self._counts[bisect_left(self.edges, value)] += 1
-        self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper edge, the last one infinite."""
@@ -175,10 +169,10 @@ class Running:
                 del self._offsets[next(iter(self._offsets))]
         return self._offsets[ordinal]
 
-    def received(self, seconds: float) -> None:
-        """A frame went from its arrival to the queue in so many seconds."""
+    def received(self, seconds: Sequence[float]) -> None:
+        """Frames went from their arrival to the queue in so many seconds each."""
         with self.lock:
-            self.stages.setdefault("receive", Histogram(STAGE_BUCKETS_S)).observe_one(seconds)
+            self.stages.setdefault("receive", Histogram(STAGE_BUCKETS_S)).observe(seconds)
 
     def add(
         self,

@@ -48,6 +48,9 @@ CLASS = np.array(
 )
 """(7, 7): which of ``DISTANCES`` each pixel of a window has."""
 
+CLASS_PIXELS = np.bincount(CLASS.reshape(-1)).astype(np.float64)
+"""(distances,): pixels of a window that have each."""
+
 SHARES = np.array([[_share(sigma)[y] * _share(sigma)[x] for y, x in DISTANCES] for sigma in SIGMAS_PX])
 """(shapes, distances): share of a spot's photons on one such pixel."""
 

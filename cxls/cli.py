@@ -70,11 +70,12 @@ def _command(
     arguments: list[click.Parameter] | None = None,
     epilog: str = "",
     branches: dict[str, click.Command] | None = None,
+    compiles: bool = False,
 ) -> click.Command:
     """A command whose options are the settings of ``name``; ``run`` is ``module:function``.
 
     Of a name such as ``data check`` the last word is the command's, in the group of the first. ``branches``: commands
-    that the first argument names.
+    that the first argument names. ``compiles``: it says so when it has to compile first.
     """
     model = COMMANDS[name]
     own = [argument.name for argument in arguments or []]
@@ -84,6 +85,9 @@ def _command(
         positional = {key: given.pop(key) for key in own if key is not None}
         resolved = resolve(model, given, config)
         module, function = run.split(":")
+        if compiles:
+            # Before the kernels are imported, which compiles them where they never were.
+            importlib.import_module("cxls.compilation").announce()
         work: Callable[..., None] = getattr(importlib.import_module(module), function)
         work(resolved, **positional)
 
@@ -149,7 +153,12 @@ def cli() -> None:
 
 
 cli.add_command(
-    _command("demo", "cxls.commands.demo:run", epilog="Open http://127.0.0.1:8080 while it runs; Ctrl-C ends it.")
+    _command(
+        "demo",
+        "cxls.commands.demo:run",
+        epilog="Open http://127.0.0.1:8080 while it runs; Ctrl-C ends it.",
+        compiles=True,
+    )
 )
 cli.add_command(
     _command(
@@ -216,6 +225,7 @@ cli.add_command(
         [click.Argument(["source"], nargs=-1, required=True)],
         "SOURCE is tcp://HOST:PORT of a detector (v2: 31001, v1: 9999), or Eiger master, data, CXI or single-image "
         "HDF5 files, globs and .lst lists. Example: cxls analyze tcp://detector:31001 --results run12.jsonl",
+        compiles=True,
     )
 )
 cli.add_command(
@@ -236,6 +246,7 @@ cli.add_command(
         [click.Argument(["source"], nargs=-1, required=True)],
         "SOURCE is as for cxls analyze; the jet runs, no crystals in it. Example: cxls calibrate tcp://detector:31001 "
         "--frames 2000 --out blank && cxls analyze tcp://detector:31001 --calibration blank.json --mask blank_mask.npy",
+        compiles=True,
     )
 )
 cli.add_command(

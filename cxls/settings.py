@@ -67,6 +67,20 @@ Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
 """A setting that may be given again and again."""
 
 
+def _sample(given: Any) -> Any:
+    try:
+        every = given if given == "auto" else int(str(given))
+    except ValueError:
+        every = 0
+    if every != "auto" and not 1 <= every <= 1_000_000:
+        raise ValueError("give a number from 1 to 1000000, or auto")
+    return every
+
+
+Sample = Annotated[int | Literal["auto"], BeforeValidator(_sample)]
+"""Every so manieth image, or as many as the machine keeps up with."""
+
+
 def _in(group: str, default: Any, description: str, **limits: Any) -> Any:
     """A setting that ``--help`` lists under its group."""
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
@@ -272,6 +286,11 @@ class AnalyzeSettings(_Settings):
     on_full: OnFull | None = Field(
         None, description="when analysis is behind: drop and count (live), or let the sender wait (files)"
     )
+    sample: Sample = Field(
+        1,
+        description="analyse only images whose id is a multiple of this; auto: of the least number that keeps images "
+        "from waiting, as the load goes. The others are recorded as dropped (sampled)",
+    )
     listen: str | None = Field(
         None, description="serve metrics and the live page here (default: 127.0.0.1:8080 for a live stream)"
     )
@@ -304,8 +323,8 @@ class AnalyzeSettings(_Settings):
         _INDEXING, None, "publish every record here, for instance tcp://127.0.0.1:12321 (docs/broadcast.md)"
     )
     series: int | None = Field(None, ge=1, description="end after so many series")
-    workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core")
-    batch: int = Field(8, ge=1, le=256, description="most frames judged at once")
+    workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core, or three for a GPU")
+    batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
     queue_mib: int = Field(512, ge=16, description="most compressed frames held in memory, MiB")
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
 
@@ -507,7 +526,16 @@ class BenchSettings(_Settings):
 
     frames: int = Field(60, ge=4, description="frames to measure on")
     seconds: float = Field(60.0, gt=0, description="length of a load test, s")
+    rate: float | None = Field(
+        None, gt=0, lt=1e6, description="end-to-end: frames/s at which latency is seen, for --seconds (default: parts "
+        "of the highest)"
+    )  # fmt: skip
+    device: Device = Field("auto", description="where end-to-end's networks run")
     json_file: Path | None = Field(None, description="write the figures here as JSON too")
+    tables: Several = Field(
+        (), description="docs: JSON files of benchmarks, again for more (default: runs/bench-*.json)"
+    )
+    page: Path = Field(Path("docs/performance.md"), description="docs: page whose marked tables are replaced")
     bundle: Path | None = Field(None, description="bundle that hits judges with (default: the one shipped)")
     scenarios: str = Field("", description="scenarios of hits, with commas (default: all)")
     masters: Several = Field(

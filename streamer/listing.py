@@ -294,7 +294,7 @@ class Listing:
             self._valid, self._bare, self.lit, self._padded, self._index, self._value, self._hidden, self._counts,
         )  # fmt: skip
         if bad:
-            raise UndecodableImage("bad_block", f"block {-1 - bad} does not decode to its size")
+            raise UndecodableImage("bad_block", f"block {-1 - bad} does not decode")
 
     def search(self) -> None:
         """List what is in ``pixels``, however it came there."""

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from streamer.frames import Frame
 
@@ -38,6 +39,28 @@ class FrameRing:
     @property
     def held_bytes(self) -> int:
         return self._bytes
+
+    @property
+    def oldest_received_at(self) -> float | None:
+        """When the frame that waits longest arrived (Unix seconds), ``None`` without one."""
+        with self._filled:
+            return self._frames[0][0].received_at if self._frames else None
+
+    def thin(self, keep: Callable[[Frame], bool]) -> list[Frame]:
+        """Take out the waiting frames that are not to be kept, and return them in their order."""
+        with self._filled:
+            kept: deque[tuple[Frame, int]] = deque()
+            out = []
+            for frame, size in self._frames:
+                if keep(frame):
+                    kept.append((frame, size))
+                else:
+                    out.append(frame)
+                    self._bytes -= size
+            self._frames = kept
+            if out:
+                self._emptied.notify_all()
+            return out
 
     def _has_room(self, size: int) -> bool:
         # A frame larger than the whole ring still passes when it is alone.

@@ -192,8 +192,8 @@ def constants() -> dict[str, int | float]:
         "RING_PRIOR_PIXELS": kernels._RING_PRIOR_PIXELS, "REACH": spots.REACH, "DISTANCES": len(spots.DISTANCES),
         "SHAPES": len(spots.SHARES), "SPOT_PHOTONS": len(spots.PHOTONS), "DISCS": len(spots.DISCS),
         "CHANCES": len(spots.LIT_CHANCES), "LOG_WEIGHT": spots.LOG_WEIGHT, "DISC_LOG_WEIGHT": spots.DISC_LOG_WEIGHT,
-        # Less than any evidence: what stands for minus infinity.
-        "RULED_OUT": -1e300, "WINDOW_REACH": kernels._WINDOW, "SEPARATION": kernels._PEAK_SEPARATION,
+        "EXPONENTS": kernels.EXPONENTS, "NEGLIGIBLE": kernels._NEGLIGIBLE,
+        "WINDOW_REACH": kernels._WINDOW, "SEPARATION": kernels._PEAK_SEPARATION,
         "SPOT_PIXELS": kernels._SPOT_PIXELS, "OWN_SHARE": kernels._OWN_SHARE, "TAIL_CONTRAST": kernels._TAIL_CONTRAST,
         "WHOLE_FROM_PHOTONS": kernels._WHOLE_FROM_PHOTONS, "WHOLE_KEEPS": kernels._WHOLE_KEEPS,
         "SMALLEST_SPOT_PIXELS": kernels._SMALLEST_SPOT_PIXELS,

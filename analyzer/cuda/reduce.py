@@ -42,7 +42,7 @@ from analyzer.cuda.layout import (
 from analyzer.cuda.program import Program
 from analyzer.frame_peaks import FramePeaks
 from analyzer.kernels import CELL, SURE_PEAKS_FOR_AS_MANY
-from analyzer.reduction import MAX_PEAKS, SUSPECT_COUNTS, FramePlan
+from analyzer.reduction import MAX_PEAKS, Coverage, FramePlan
 from analyzer.zones import ZONES
 
 SOURCES = ("reduce_background.cu", "reduce_significance.cu", "reduce_peaks.cu", "reduce_profile.cu")
@@ -212,12 +212,18 @@ class BatchReducer:
             pairs=float(header["pairs"]),
         )
 
-    def suspect_pixels(self) -> npt.NDArray[np.intp]:
-        """As ``reduction.suspect_pixels``, of all frames so far. Waits for the device."""
-        seen = self._seen.cpu().numpy().view(np.uint8)
-        lit = np.unpackbits(seen, bitorder="little", count=self._sizes.count)
-        enough = self._expected.cpu().numpy() >= SUSPECT_COUNTS
-        return np.flatnonzero((self.plan.inside != 0) & (lit == 0) & enough[self.plan.bins.bin_of])
+    def field(self, batch: ReducedBatch, name: str) -> torch.Tensor:
+        """A float32 field of all results of a batch, (n, *shape), on the device."""
+        assert self._dtype.fields is not None
+        kind, offset = self._dtype.fields[name][:2]
+        part = batch.results[:, offset : offset + kind.itemsize].contiguous()
+        return part.view(torch.float32).view(len(part), *kind.shape)
+
+    @property
+    def coverage(self) -> Coverage:
+        """What all frames so far covered; copies. Waits for the device."""
+        words = -(-self._sizes.count // 64)
+        return Coverage(self.plan, self._seen.cpu().numpy()[:words], self._expected.cpu().numpy())
 
     def _placed(self, array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array.copy()).to(self.device)
@@ -251,15 +257,6 @@ def lit_cell_map(frame: FrameViews, plan: FramePlan) -> npt.NDArray[np.bool_]:
     """Which cells have a significant pixel (rows, columns): where the map's scale ``zones.SINGLE`` is above 0."""
     across = plan.cell_valid.shape[1]
     return np.unpackbits(frame.lit_cells.view(np.uint8), axis=1, bitorder="little", count=across).astype(np.bool_)
-
-
-def without_single_pixels(lit: npt.NDArray[np.bool_], frame: FrameViews) -> npt.NDArray[np.bool_]:
-    """A ``lit_cell_map`` without the cells of peaks of a single pixel, which say nothing of a beam; a copy."""
-    peaks = frame.peaks[frame.peak_single]
-    row, column = (np.rint(peaks[axis]).astype(np.intp) // CELL for axis in ("ss", "fs"))
-    left = lit.copy()
-    left[np.clip(row, 0, lit.shape[0] - 1), np.clip(column, 0, lit.shape[1] - 1)] = False
-    return left
 
 
 def frame_peaks_of(frame: FrameViews, plan: FramePlan) -> FramePeaks:

@@ -113,6 +113,8 @@ class WebServer:
             "connected": front.source.connected,
             **view.facts,
             "queue_frames": len(front.ring),
+            "sampling": front.sampler.facts,
+            "device_faults": front.device_faults,
             "account": {
                 "announced": account.announced,
                 "received": account.received,

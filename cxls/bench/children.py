@@ -85,10 +85,20 @@ def cxls(*arguments: str) -> Iterator[Child]:
 
 
 @contextlib.contextmanager
-def replaying(master: Path, protocol: str, bind: str = "tcp://127.0.0.1:0", loop: bool = True) -> Iterator[str]:
-    """Replay a series, over and over or once, as fast as it is taken; yields the endpoint."""
+def replaying(
+    master: Path,
+    protocol: str,
+    bind: str = "tcp://127.0.0.1:0",
+    loop: bool = True,
+    rate_hz: float | None = None,
+) -> Iterator[str]:
+    """Replay a series, over and over or once; yields the endpoint.
+
+    Without a rate as fast as it is taken; at a rate as a detector does, which waits for nobody.
+    """
+    paced = () if rate_hz is None else ("--rate", str(rate_hz), "--on-full", "drop")
     loops = "--loop" if loop else "--no-loop"
-    with cxls("replay", str(master), "--bind", bind, "--stream", protocol, loops) as child:
+    with cxls("replay", str(master), "--bind", bind, "--stream", protocol, loops, *paced) as child:
         yield child.address("replay")
 
 

@@ -1,138 +1,89 @@
-"""The whole program: frames a second, CPU by stage, beside OM's peakfinder8 on the same frames.
+"""The whole program, results written: frames a second, two cores against one, and latency at a rate.
 
-The rate is that of the steady state: the first quarter of a run, in which series are opened,
-plans made and caches filled, is left out.
+Rates are of the steady state (``cxls.bench.pace``). What a worker costs by itself is the cascade's benchmark.
 """
 
+import math
 import os
 import tempfile
-import threading
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
-from analyzer.cascade import Analyser, CascadeSettings
-from cxls.bench import om_peer as om
+from analyzer.bundle import load_bundle
+from cxls.bench import latency, two_cores
 from cxls.bench.children import replaying
-from cxls.bench.inputs import chosen_bundle, packed_frames, repeated, simulate
-from cxls.bench.report import Figure, Ratio, Report, over_rounds, ratios
-from cxls.commands.analyze import Session
+from cxls.bench.inputs import repeated, simulate
+from cxls.bench.pace import Pace, measured
+from cxls.bench.report import Figure, Grid, Report, over_rounds
+from cxls.bench.worker import bench_bundle
+from cxls.commands.analyze import Session, choose_device
 from cxls.settings import AnalyzeSettings, BenchSettings
-from streamer.frames import Frame
 
 ROUNDS = 3
 REPEATS = 8
 """A run analyses the simulated frames this often over, as one series."""
 
-PEER_FRAMES = 30
-_STAGES = ("decode", "reduce", "peaks", "infer")
-_LOOK_S = 0.005
+PARTS = (0.25, 0.5, 0.75, 1.0)
+"""Of the highest rate, at which latency is looked at."""
 
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Of a steady state: frames a second and the process's CPU milliseconds a frame."""
-
-    rate: float
-    cpu_ms: float
-
-
-def measured(session: Session, frames: int) -> Pace:
-    """Run a session of ``frames`` frames to its end and measure its last three quarters."""
-    marks: list[tuple[float, float, int]] = []
-    done = threading.Event()
-
-    def look() -> None:
-        while not done.wait(_LOOK_S):
-            settled = session.front.account.settled
-            if settled >= frames // 4 and (not marks or settled > marks[-1][2]):
-                marks.append((time.perf_counter(), time.process_time(), settled))
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        session.run()
-    finally:
-        done.set()
-        watcher.join()
-    if len(marks) < 2 or sum(session.front.account.processed.values()) != frames:
-        raise RuntimeError(f"not every frame was analysed: {session.front.account.identity()}")
-    (began, cpu_began, first), (ended, cpu_ended, last) = marks[0], marks[-1]
-    return Pace((last - first) / (ended - began), (cpu_ended - cpu_began) / (last - first) * 1e3)
-
-
-def stage_ms(analyser: Analyser, frames: Sequence[Frame]) -> dict[str, float]:
-    """Milliseconds a frame in each stage on one worker: the least over rounds of each frame, then the mean.
-
-    The stages are timed by the wall; the least over rounds is free of the times we were set aside.
-    """
-    table = np.zeros((ROUNDS, len(frames), len(_STAGES)))
-    analyser.process([frames[0]])
-    for again in range(ROUNDS):
-        for number, frame in enumerate(frames):
-            seconds = analyser.process([frame]).stage_seconds
-            table[again, number] = [seconds[stage] * 1e3 for stage in _STAGES]
-    return dict(zip(_STAGES, table.min(0).mean(0).tolist(), strict=True))
-
-
-def worker_cpu_ms(analyser: Analyser, frames: Sequence[Frame]) -> float:
-    """CPU milliseconds a frame of a worker, decode to record, without the program around it."""
-    analyser.process([frames[0]])
-    began = time.process_time()
-    for start in range(0, len(frames), 8):
-        analyser.process(frames[start : start + 8])
-    return (time.process_time() - began) / len(frames) * 1e3
+PROTOCOLS = ("v1", "v2")
 
 
 def run(settings: BenchSettings) -> Report:
-    """Offline with one and two workers, live over ZeroMQ, then a worker alone against OM."""
+    """Flat out from files and over ZeroMQ, the bar on two cores, then latency at rates."""
     torch.set_num_threads(1)
-    bundle = chosen_bundle() or DEFAULT_BUNDLE
-    figures: list[Figure] = []
-    found: list[Ratio] = []
+    bundle, device = bench_bundle(), choose_device(settings.device)
     with tempfile.TemporaryDirectory(prefix="cxls-bench-") as name:
         folder = Path(name)
         master = simulate(folder, settings.frames)
-        figures += _whole_program(repeated(master, REPEATS), settings.frames * REPEATS, bundle, folder)
-        for condition in (5, 1):
-            each = master if condition == 5 else simulate(folder, settings.frames, condition)
-            some, ratio = _worker(each, condition, bundle, folder / f"om-{condition}")
-            figures += some
-            found += ratio
+        long, frames = repeated(master, REPEATS), settings.frames * REPEATS
+        analysis = AnalyzeSettings(bundle=bundle, device=settings.device, results=folder / "r.jsonl", overwrite=True)
+        paces = _flat_out(long, frames, analysis)
+        compared = two_cores.compare(long, frames, bundle, folder, ROUNDS)
+        rates = {name: max(pace.rate for pace in found) for name, found in paces.items()}
+        at_rates = _latencies(settings, master, analysis, rates)
+    figures = _figures(paces) + two_cores.figures(compared)
+    if device == "cpu":
+        figures.append(Figure("on a GPU", "frames/s", None, note="not measured on a GPU"))
     return Report(
-        f"end to end: {settings.frames} simulated frames {REPEATS} times over, bundle {load_bundle(bundle).label}",
+        f"end to end: {settings.frames} simulated frames {REPEATS} times over, bundle {load_bundle(bundle).label}, "
+        f"on {device}",
         figures,
-        found,
+        two_cores.ratios(compared),
         (
+            two_cores.verdict(compared),
             f"{os.cpu_count()} cores are shared by analysis and, when live, by the sender in its own process",
-            "OM: CPU of find_peaks on frames already decoded; ours: decode to record, with networks and parameters",
-            "GPU: not measured on a GPU",
+            "message to result: the records' latency_s, without the first quarter of a run; dropped: no room in our "
+            "queue; never came: no room at the sender",
         ),
+        grids=(at_rates,),
     )
 
 
-def _whole_program(master: Path, frames: int, bundle: Path, folder: Path) -> list[Figure]:
+def _offline(workers: int) -> str:
+    return f"offline, {workers} worker{'s' if workers > 1 else ''}"
+
+
+def _live(protocol: str) -> str:
+    return f"live {protocol}"
+
+
+def _flat_out(master: Path, frames: int, settings: AnalyzeSettings) -> dict[str, list[Pace]]:
     paces: dict[str, list[Pace]] = {}
     for _ in range(ROUNDS):
         for workers in (1, 2):
-            settings = AnalyzeSettings(
-                bundle=bundle, workers=workers, device="cpu", results=folder / "r.jsonl", overwrite=True
-            )
-            pace = measured(Session(settings, [str(master)]), frames)
-            paces.setdefault(f"offline, {workers} worker{'s' if workers > 1 else ''}", []).append(pace)
-        for protocol in ("v1", "v2"):
-            live = AnalyzeSettings(
-                bundle=bundle, device="cpu", results=folder / "r.jsonl", overwrite=True, on_full="block", series=1,
-                listen="127.0.0.1:0",
-            )  # fmt: skip
+            offline = settings.model_copy(update={"workers": workers})
+            paces.setdefault(_offline(workers), []).append(measured(Session(offline, [str(master)]), frames))
+        for protocol in PROTOCOLS:
+            live = settings.model_copy(update={"on_full": "block", "series": 1, "listen": "127.0.0.1:0"})
             with replaying(master, protocol, loop=False) as endpoint:
-                pace = measured(Session(live, [endpoint]), frames)
-            paces.setdefault(f"live {protocol}, {os.cpu_count()} workers", []).append(pace)
+                paces.setdefault(_live(protocol), []).append(measured(Session(live, [endpoint]), frames))
+    return paces
+
+
+def _figures(paces: Mapping[str, list[Pace]]) -> list[Figure]:
     figures = []
     for name, found in paces.items():
         rates = sorted(pace.rate for pace in found)
@@ -141,27 +92,20 @@ def _whole_program(master: Path, frames: int, bundle: Path, folder: Path) -> lis
     return figures
 
 
-def _worker(master: Path, condition: int, bundle: Path, exchange: Path) -> tuple[list[Figure], list[Ratio]]:
-    # Both on exactly these: the cost of a frame depends on what is in it.
-    frames = packed_frames(master)[:PEER_FRAMES]
-    analyser = Analyser(load_bundle(bundle), CascadeSettings())
-    name = f"worker, condition {condition}"
-    figures = [
-        Figure(f"{name}: {stage}", "ms", value, note="least over rounds a frame, then mean")
-        for stage, value in stage_ms(analyser, frames).items()
-    ]
-    ours: list[float] = []
-    peer: list[float] = []
-    if om.available():
-        om.lay_out(exchange, frames)
-    for _ in range(ROUNDS):
-        ours.append(worker_cpu_ms(analyser, frames))
-        if om.available():
-            peer.append(float(np.mean([each.cpu_ms for each in om.find_peaks(exchange)])))
-    figures.append(over_rounds(f"{name}: decode to record", "ms CPU", ours))
-    if not peer:
-        return [*figures, Figure(f"OM peakfinder8, condition {condition}", "ms CPU", None, note=om.NOT_THERE)], []
-    figures.append(over_rounds(f"OM peakfinder8, condition {condition}", "ms CPU", peer))
-    return figures, ratios(
-        f"condition {condition}: OM peakfinder8 / ours, decode to record", peer, ours, "bar 8 or more"
-    )
+def _latencies(settings: BenchSettings, master: Path, analysis: AnalyzeSettings, rates: Mapping[str, float]) -> Grid:
+    """In process and over ZeroMQ, each at the rate that is asked for or at parts of its own highest."""
+    long = repeated(master, REPEATS)
+    if settings.rate is not None:
+        long = repeated(master, math.ceil(settings.rate * settings.seconds / settings.frames))
+    rows, found = [], []
+    for name, way, highest in (
+        ("in process", latency.in_process, rates[_offline(2)]),
+        ("over ZeroMQ, v2", latency.over_zeromq, rates[_live("v2")]),
+    ):
+        wanted = {f"{part:.0%} of its highest": part * highest for part in PARTS}
+        if settings.rate is not None:
+            wanted = {f"for {settings.seconds:g} s": settings.rate}
+        for text, rate in wanted.items():
+            rows.append(f"{name}, {text}")
+            found.append(way(long, rate, analysis))
+    return latency.grid(rows, found)

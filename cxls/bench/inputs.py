@@ -3,14 +3,16 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 from cxls.settings import AnalyzeSettings, resolve
+from sim_replay.background import Surroundings
 from sim_replay.crystal import proteinase_k
-from sim_replay.detector import CONDITIONS
+from sim_replay.detector import CONDITIONS, Detector, eiger2_4m
 from sim_replay.diffraction import Sample
 from sim_replay.scene import Scene
 from sim_replay.simulation import Plan, simulate_series
@@ -25,10 +27,31 @@ BRIGHT_FLUX = 3e10
 """A hundred times the usual: 4M frames of 1.1 MB packed, as at a synchrotron."""
 
 
-def simulate(folder: Path, frames: int, condition: int = 5, flux: float = NORMAL_FLUX) -> Path:
-    """A series of EIGER2 4M frames, uint16, half of them with a crystal; its master file."""
-    scene = Scene(Sample(proteinase_k()), replace(CONDITIONS[condition], flux_photons=flux))
-    return simulate_series(folder / f"condition{condition}-{flux:.0e}", scene, Plan(frames, seed=1))
+USUAL_WATER_M = 100e-6
+
+
+def simulate(
+    folder: Path,
+    frames: int,
+    condition: int = 5,
+    flux: float = NORMAL_FLUX,
+    water: float = 1.0,
+    detector: Detector | None = None,
+) -> Path:
+    """A series, half of its frames with a crystal; its master file.
+
+    ``water`` in units of the usual thickness; ``detector``: by default an EIGER2 4M, uint16.
+    """
+    detector = detector or eiger2_4m()
+    scene = Scene(
+        Sample(proteinase_k()),
+        replace(CONDITIONS[condition], flux_photons=flux),
+        detector,
+        Surroundings(water_thickness_m=water * USUAL_WATER_M),
+    )
+    rows, columns = detector.shape
+    name = f"condition{condition}-{flux:.0e}-water{water:g}-{rows}x{columns}-{detector.dtype}"
+    return simulate_series(folder / name, scene, Plan(frames, seed=1))
 
 
 def repeated(master: Path, times: int) -> Path:
@@ -62,10 +85,10 @@ def image_data(frame: Frame) -> ImageData:
     return frame.image
 
 
-def decoded(frame: Frame) -> npt.NDArray[np.uint16]:
+def decoded(frame: Frame) -> npt.NDArray[Any]:
     """The pixels of a good frame."""
     image = image_data(frame)
-    pixels = np.empty(image.shape, np.uint16)
+    pixels = np.empty(image.shape, image.dtype.newbyteorder("="))
     decode(image, pixels)
     return pixels
 

@@ -1,11 +1,15 @@
 """OM's peakfinder8 as a peer: a child under its own interpreter, with files in between."""
 
+import contextlib
 import json
 import os
 import subprocess
+import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +24,10 @@ ADC, SNR, MIN_PIXELS = 3.0, 5.0, 1
 """The parameters that served OM best on frames of a compact source (reference measurements)."""
 
 NOT_THERE = "not measured: run `make peers`"
+Mode = Literal["full", "fast"]
+"""fast: the background of each radius from a hundred of its pixels."""
+
+MODES: tuple[Mode, ...] = ("full", "fast")
 _TIMEOUT_S = 600.0
 _SCRIPT = Path(__file__).with_name("om_peakfinder8.py")
 
@@ -55,21 +63,61 @@ def lay_out(
     (folder / "task.json").write_text(json.dumps(task))
 
 
+class Om:
+    """A running OM, in which the finders of earlier calls are kept. A context manager."""
+
+    def __init__(self) -> None:
+        python = peer_python(".venv-om")
+        if python is None:
+            raise RuntimeError(NOT_THERE)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
+        self._process = subprocess.Popen(
+            [str(python), "-P", str(_SCRIPT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def find_peaks(self, folder: Path, mode: Mode = "full") -> list[OmPeaks]:
+        """Run OM on what ``lay_out`` wrote. Raises ``RuntimeError`` with its last line when it fails."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{mode} {folder}\n")
+            self._process.stdin.flush()
+        # A hung OM would hang us: it is ended, and its silence reported.
+        watch = threading.Timer(_TIMEOUT_S, self._process.kill)
+        watch.start()
+        try:
+            answer = self._process.stdout.readline()
+        finally:
+            watch.cancel()
+        if not answer:
+            self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(f"OM failed: {(self._errors.read().strip().splitlines() or ['?'])[-1]}")
+        return [
+            OmPeaks(np.array([each["fs"], each["ss"]], np.float64).T.reshape(-1, 2), each["cpu_ms"])
+            for each in json.loads(answer)
+        ]
+
+
 def find_peaks(folder: Path) -> list[OmPeaks]:
-    """Run OM on what ``lay_out`` wrote. Raises ``RuntimeError`` with its last line when it fails."""
-    python = peer_python(".venv-om")
-    if python is None:
-        raise RuntimeError(NOT_THERE)
-    ran = subprocess.run(
-        [str(python), "-P", str(_SCRIPT), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    if ran.returncode:
-        raise RuntimeError(f"OM failed: {(ran.stderr.strip().splitlines() or ['?'])[-1]}")
-    return [
-        OmPeaks(np.array([each["fs"], each["ss"]], np.float64).T.reshape(-1, 2), each["cpu_ms"])
-        for each in json.loads((folder / "peaks.json").read_text())
-    ]
+    """Run OM, full mode, once on what ``lay_out`` wrote. Raises ``RuntimeError`` with its last line when it fails."""
+    with Om() as running:
+        return running.find_peaks(folder)
+
+
+def cpu_ms(peer: Om, folder: Path, mode: Mode) -> float:
+    """CPU milliseconds a frame of one run."""
+    return float(np.mean([each.cpu_ms for each in peer.find_peaks(folder, mode)]))

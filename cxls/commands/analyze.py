@@ -1,7 +1,5 @@
 """``cxls analyze``: one analysis, live or of files."""
 
-import contextlib
-import ctypes
 import logging
 import os
 import platform
@@ -9,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from analyzer.attribute_cascade import open_models
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.calibration import BadCalibration, Calibration, load_calibration
-from analyzer.cascade import Analyser, CascadeSettings, PlanCache
+from analyzer.cascade import MOST_FRAMES, Analyser, CascadeSettings, PlanCache
 from analyzer.control import Control
+from analyzer.cuda.compiler import default_cache
+from analyzer.cuda.engine import open_programs
 from analyzer.front import Front, FrontSettings, SeriesReport, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
 from analyzer.judge import Judge
@@ -42,8 +42,10 @@ from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
 from analyzer.web.products import ProductEndpoints
 from analyzer.web.server import View, WebServer, bind
+from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.indexing import open_broadcast, open_indexing
+from cxls.compilation import compilation
 from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
 from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
@@ -62,8 +64,10 @@ PARAMETERS_S = 1.0
 PARAMETERS_PAUSES = 20.0
 """Between two estimates, as many times as one takes: on a slow machine the frames come first."""
 
-_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES = -3, 1 << 20
 DEFAULT_LISTEN = "127.0.0.1:8080"
+CPU_BATCH = 8
+DEVICE_WORKERS = 3
+"""One whose frames are staged, one whose frames are on the device, one whose records are made."""
 
 
 def run(resolved: Resolved[AnalyzeSettings], source: Sequence[str]) -> None:
@@ -99,6 +103,8 @@ def _where(settings: AnalyzeSettings, sources: list[str]) -> _Where:
         raise BadSettings("sources: give either stream addresses or files, not both")
     live = bool(addresses)
     on_full = settings.on_full or ("drop" if live else "block")
+    if settings.sample == "auto" and on_full == "block":
+        raise BadSettings("--sample auto: the source waits for the analysis here; give a number, or --on-full drop")
     return _Where(live, on_full == "block", settings.listen or (DEFAULT_LISTEN if live else None))
 
 
@@ -131,7 +137,7 @@ class Session:
         if indexing is not None:
             # Workers that are waiting already are told to ask again from here on.
             indexing.start()
-        _give_back_large_buffers()
+        allocator.settle()
         device = choose_device(settings.device)
         torch.set_num_threads(1)
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
@@ -141,14 +147,11 @@ class Session:
         finder, shadow = judge.finders
         if cascade.shadow is not None and shadow is None:
             raise BadSettings(f"--shadow-finder {finder.name}: the published peaks are its own; name another")
-        workers = settings.workers or (1 if device != "cpu" else os.cpu_count() or 1)
-        plans = PlanCache()
-
-        def make(judge: Judge) -> Analyser:
-            return Analyser(judge.bundle, judge.settings, device, plans)
-
+        workers = settings.workers or (os.cpu_count() or 1 if device == "cpu" else DEVICE_WORKERS)
+        make = _maker(device, tuple(Path(folder) for folder in settings.model))
         analysers = [make(judge) for _ in range(workers)]
         warm_up(analysers[0], judge)
+        compilation.done()
         # What is there is touched only now that all else is known to be in order.
         self.hits = _open_hits(settings)
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
@@ -163,13 +166,14 @@ class Session:
             sinks,
             FrontSettings(
                 block=where.block,
-                batch_frames=settings.batch,
+                batch_frames=settings.batch or (CPU_BATCH if device == "cpu" else MOST_FRAMES),
                 ring_bytes=settings.queue_mib << 20,
                 channel=settings.channel,
                 series=settings.series,
                 tags=judge.cascade.tags,
                 attributes=tuple(model.attribute.name for model in models),
                 finders=None if shadow is None else (finder.name, shadow.name),
+                sample=None if settings.sample == "auto" else settings.sample,
             ),
             on_series=self._report_series,
             hit_outputs=hit_outputs,
@@ -429,10 +433,24 @@ def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
         raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
 
 
-def _give_back_large_buffers() -> None:
-    """Keep glibc from raising its threshold: freed messages and frames go back to the system."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES)
+def _maker(device: str, models: tuple[Path, ...]) -> Callable[[Judge], Analyser]:
+    """What makes the analysers of a run: one for the CPU, or one for a device with another that takes over from it."""
+    plans = PlanCache()
+    if device == "cpu":
+        return lambda judge: Analyser(judge.bundle, judge.settings, device, plans)
+    spare_models = open_models(models, "cpu")
+    try:
+        programs = open_programs(device, default_cache())
+    except RuntimeError as error:
+        log.warning("frames are unpacked and reduced on the CPU: %s", error)
+        programs = None
+
+    def make(judge: Judge) -> Analyser:
+        spare = replace(judge.settings, models=spare_models)
+        fallback = Analyser(judge.bundle.copy_on("cpu"), spare, "cpu", plans)
+        return Analyser(judge.bundle, judge.settings, device, plans, programs, fallback)
+
+    return make
 
 
 def choose_device(wanted: str) -> str:
@@ -471,6 +489,8 @@ def _series_text(report: SeriesReport) -> str:
         f"series {closed.series.series_id} over ({closed.why}): {closed.accepted} images of {announced}, "
         f"hits {report.hits} ({ratio})"
     )
+    if report.analysed < closed.accepted - report.undecodable:
+        text += f", {report.analysed} analysed"
     if missing:
         text += ", missing " + ", ".join(f"{n} {where}" for where, n in closed.missing.items() if n)
     if report.undecodable:
@@ -490,6 +510,11 @@ def print_summary(front: Front) -> None:
         + (f" ({hits / analysed:.1%})" if analysed else "")
     )
     click.echo(account.identity())
+    if left_out := account.dropped["sampled"]:
+        chosen = (account.accepted - left_out) / account.accepted
+        click.echo(
+            f"sampled: {chosen:.1%} of {account.accepted} images chosen, one in {front.sampler.every} at the end"
+        )
     nulls = {f"{name} {reason}": count for (name, reason), count in front.nulls.items()}
     for title, counts in (("dropped", account.dropped), ("undecodable", account.undecodable),
                           ("missing", account.missing), ("messages refused", account.invalid),

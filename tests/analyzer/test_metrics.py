@@ -44,6 +44,8 @@ WITHOUT_LABELS = (
     "cxls_peaks_per_frame_count",
     "cxls_saturated_frames_total",
     "cxls_geometry_unfit_frames_total",
+    "cxls_sampled_ratio",
+    "cxls_device_faults",
 )
 WITH_DATA = {
     "cxls_hit_ratio": {("100",), ("1000",)},

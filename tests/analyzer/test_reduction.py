@@ -393,10 +393,10 @@ def test_a_pixel_that_stays_zero_where_others_count_is_suspect() -> None:
         held.pixels[12, 34] = 0
         held.reduce()
     assert SUSPECT_COUNTS < 2.0 * 40
-    assert suspect_pixels(spaces).tolist() == [12 * SHAPE[1] + 34]
+    assert suspect_pixels([each.coverage for each in spaces]).tolist() == [12 * SHAPE[1] + 34]
 
 
 def test_no_pixel_is_suspect_before_enough_was_expected() -> None:
     held = workspace(np.zeros(SHAPE, "u2"))
     held.reduce()
-    assert suspect_pixels([held]).size == 0
+    assert suspect_pixels([held.coverage]).size == 0

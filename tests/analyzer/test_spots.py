@@ -6,8 +6,9 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import poisson
 
-from analyzer.kernels import _spot_evidence
+from analyzer.kernels import EXPONENTS, _spot_evidence
 from analyzer.spots import CLASS, DISC_SHARE, DISCS, DISTANCES, LIT_CHANCES, PHOTONS, REACH, SHARES, SIGMAS_PX
+from streamer.listing import bitmap
 
 TOP = 65535
 SIDE = 2 * REACH + 1
@@ -16,8 +17,12 @@ SIDE = 2 * REACH + 1
 def evidence(window: npt.NDArray[np.uint16], mean: float, valid: npt.NDArray[np.uint8] | None = None) -> float:
     """Of a spot in the middle of a window (7, 7)."""
     inside = np.ones(window.shape, np.uint8) if valid is None else valid
-    counts = np.zeros((3, len(DISTANCES)))
-    return float(_spot_evidence(window.reshape(-1), SIDE, REACH, REACH, TOP, inside.reshape(-1), mean, counts))
+    counts, exponents = np.zeros((3, len(DISTANCES))), np.zeros(EXPONENTS)
+    terms, known, means = np.zeros((2, *SHARES.T.shape)), np.zeros((2, len(DISTANCES)), bool), np.full(2, -1.0)
+    lit = np.append(bitmap(((window > 0) & (inside > 0)).reshape(-1)), np.zeros(1, np.uint64))
+    roomy = bitmap((np.arange(window.size) == window.size // 2) & bool(inside.all()))
+    flat = window.reshape(-1), lit, roomy, SIDE, window.size // 2, TOP, inside.reshape(-1)
+    return float(_spot_evidence(*flat, mean, 1, counts, exponents, terms, known, means))
 
 
 def written_out(window: npt.NDArray[np.uint16], mean: float, valid: npt.NDArray[np.bool_]) -> float:

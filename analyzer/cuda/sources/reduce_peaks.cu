@@ -18,59 +18,61 @@ DEVICE double local_background(const Image& image, int row, int column, double m
     return most(mean, photons / area);
 }
 
-// One more term of a sum of exponentials, kept as a multiple of the largest.
-DEVICE void add_ratio(double ratio, double& total, double& largest) {
-    if (ratio > largest) {
-        total = total * exp(largest - ratio) + 1.0;
-        largest = ratio;
-    } else {
-        total += exp(ratio - largest);
-    }
-}
+// By distance from the middle of a window: pixels with data, their counts, and how many counted.
+struct Window { double pixels[DISTANCES], photons[DISTANCES], lit[DISTANCES]; };
 
-// Log-likelihood ratio of a spot here against the mean alone, in nats; a pixel without data beside the middle rules a
-// spot out.
-DEVICE double spot_evidence(const Image& image, int row, int column, double mean) {
-    double pixels[DISTANCES], photons[DISTANCES], lit[DISTANCES];
-    for (int c = 0; c < DISTANCES; ++c) pixels[c] = photons[c] = lit[c] = 0.0;
+// False where a pixel beside the middle has no data.
+DEVICE bool count_window(const Image& image, int row, int column, Window& window) {
+    for (int c = 0; c < DISTANCES; ++c) window.pixels[c] = window.photons[c] = window.lit[c] = 0.0;
     for (int y = most(0, row - REACH); y < least(image.rows, row + REACH + 1); ++y) {
         for (int x = most(0, column - REACH); x < least(image.columns, column + REACH + 1); ++x) {
             const int j = y * image.columns + x;
             if (!counts(image, j)) {
-                if (y >= row - 1 && y <= row + 1 && x >= column - 1 && x <= column + 1) return RULED_OUT;
+                if (y >= row - 1 && y <= row + 1 && x >= column - 1 && x <= column + 1) return false;
                 continue;
             }
             const int c = DISTANCE_OF[(y - row + REACH) * (2 * REACH + 1) + x - column + REACH];
-            pixels[c] += 1.0;
-            photons[c] += image.pixels[j];
-            lit[c] += image.pixels[j] > 0;
+            window.pixels[c] += 1.0;
+            window.photons[c] += image.pixels[j];
+            window.lit[c] += image.pixels[j] > 0;
         }
     }
-    double largest = RULED_OUT, total = 0.0;
+    return true;
+}
+
+// Log-likelihood ratio of a spot in the middle of a window against the mean alone, in nats.
+DEVICE double window_evidence(const Window& window, double mean) {
+    // Logarithms of the weighted likelihood ratios of all that a spot may be.
+    double exponents[EXPONENTS];
     for (int shape = 0; shape < SHAPES; ++shape) {
         double seen = 0.0;
-        for (int c = 0; c < DISTANCES; ++c) seen += pixels[c] * SHARES[shape * DISTANCES + c];
+        for (int c = 0; c < DISTANCES; ++c) seen += window.pixels[c] * SHARES[shape * DISTANCES + c];
         for (int k = 0; k < SPOT_PHOTONS; ++k) {
-            double ratio = LOG_WEIGHT - PHOTONS[k] * seen;
+            double exponent = LOG_WEIGHT - PHOTONS[k] * seen;
             for (int c = 0; c < DISTANCES; ++c) {
-                if (photons[c] > 0.0) ratio += photons[c] * log1p(PHOTONS[k] * SHARES[shape * DISTANCES + c] / mean);
+                if (window.photons[c] == 0.0) continue;
+                exponent += window.photons[c] * log1p(PHOTONS[k] * SHARES[shape * DISTANCES + c] / mean);
             }
-            add_ratio(ratio, total, largest);
+            exponents[shape * SPOT_PHOTONS + k] = exponent;
         }
     }
     const double by_chance = -expm1(-mean);
-    for (int disc = 0; disc < DISCS; ++disc) {
-        double bright = 0.0, dark = 0.0;
-        for (int c = 0; c < DISTANCES; ++c) {
-            if (!IN_DISC[disc * DISTANCES + c]) continue;
-            bright += lit[c];
-            dark += pixels[c] - lit[c];
+    for (int k = 0; k < CHANCES; ++k) {
+        const double of_lit = log(LIT_CHANCES[k] / by_chance), of_dark = log1p(-LIT_CHANCES[k]) + mean;
+        for (int disc = 0; disc < DISCS; ++disc) {
+            double bright = 0.0, dark = 0.0;
+            for (int c = 0; c < DISTANCES; ++c) {
+                if (!IN_DISC[disc * DISTANCES + c]) continue;
+                bright += window.lit[c];
+                dark += window.pixels[c] - window.lit[c];
+            }
+            exponents[SHAPES * SPOT_PHOTONS + k * DISCS + disc] = DISC_LOG_WEIGHT + bright * of_lit + dark * of_dark;
         }
-        for (int k = 0; k < CHANCES; ++k) {
-            const double chance = LIT_CHANCES[k];
-            const double ratio = DISC_LOG_WEIGHT + bright * log(chance / by_chance);
-            add_ratio(ratio + dark * (log1p(-chance) + mean), total, largest);
-        }
+    }
+    double largest = exponents[0], total = 0.0;
+    for (int n = 1; n < EXPONENTS; ++n) largest = most(largest, exponents[n]);
+    for (int n = 0; n < EXPONENTS; ++n) {
+        if (exponents[n] > largest - NEGLIGIBLE) total += exp(exponents[n] - largest);
     }
     return largest + log(total);
 }
@@ -99,11 +101,13 @@ KERNEL(reduce_spot_evidence, 64, const Reduction* reduction) {
         LANES(k, least(64, total - from)) {
             const int i = candidates[from + k], row = i / r.columns, column = i % r.columns;
             const double mean = background[r.place[i] / QUADRANTS];
-            double evidence = spot_evidence(image, row, column, mean);
+            Window window;
+            if (!count_window(image, row, column, window)) continue;
+            double evidence = window_evidence(window, mean);
             if (evidence <= r.lowest_evidence) continue;
             const double local = local_background(image, row, column, mean);
             if (local > mean) {
-                evidence = spot_evidence(image, row, column, local);
+                evidence = window_evidence(window, local);
                 if (evidence <= r.lowest_evidence) continue;
             }
             Spot& spot = spots[atomic_add(&counters[SPOTS], (uint32_t)1)];

@@ -110,8 +110,8 @@ def assert_as_on_the_cpu(frames: npt.NDArray[Any], plan: FramePlan, built: Mappi
     workspace = Workspace(plan, frames.dtype)
     for pixels, found in zip(frames, views, strict=True):
         assert_equal(workspace, pixels, found)
-    np.testing.assert_allclose(reducer._expected.numpy(), workspace.expected, rtol=1e-12)
-    np.testing.assert_array_equal(reducer._seen.numpy(), workspace.seen)
+    np.testing.assert_allclose(reducer.coverage.expected, workspace.coverage.expected, rtol=1e-12)
+    np.testing.assert_array_equal(reducer.coverage.seen, workspace.coverage.seen)
     return views
 
 

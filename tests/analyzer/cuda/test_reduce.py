@@ -11,12 +11,11 @@ import torch
 from analyzer.cuda import reduce
 from analyzer.cuda.decode import BatchDecoder, failure
 from analyzer.cuda.layout import MOST_CANDIDATES, MOST_CELLS_ACROSS, MOST_CLAIMS, MOST_COUNTS
-from analyzer.cuda.reduce import BatchReducer, frame_peaks_of, lit_cell_map, without_single_pixels
+from analyzer.cuda.reduce import BatchReducer, frame_peaks_of
 from analyzer.frame_peaks import frame_peaks
+from analyzer.frame_view import single_pixels
 from analyzer.geometry import Geometry
-from analyzer.kernels import CELL
 from analyzer.reduction import MAX_PEAKS, FramePlan, Workspace, make_plan, suspect_pixels
-from analyzer.zones import SINGLE
 from sim_replay.artefacts import Artefacts
 from sim_replay.background import Surroundings
 from sim_replay.crystal import proteinase_k
@@ -210,8 +209,8 @@ def test_a_frame_with_a_fault_is_passed_over_and_the_others_are_not() -> None:
     for number in (0, 2):
         assert_equal(workspace, frames[number], found[number])
     assert found[1].total_photons == 0
-    np.testing.assert_allclose(reducer._expected.numpy(), workspace.expected)
-    np.testing.assert_array_equal(reducer._seen.numpy(), workspace.seen)
+    np.testing.assert_allclose(reducer.coverage.expected, workspace.coverage.expected)
+    np.testing.assert_array_equal(reducer.coverage.seen, workspace.coverage.seen)
 
 
 def test_pixels_that_stay_dark_are_suspect_as_on_the_cpu() -> None:
@@ -223,7 +222,8 @@ def test_pixels_that_stay_dark_are_suspect_as_on_the_cpu() -> None:
     for pixels in frames:
         workspace.pixels[:] = pixels
         workspace.reduce()
-    assert reducer.suspect_pixels().tolist() == suspect_pixels([workspace]).tolist() == [30 * SHAPE[1] + 40]
+    for covered in (reducer.coverage, workspace.coverage):
+        assert suspect_pixels([covered]).tolist() == [30 * SHAPE[1] + 40]
 
 
 def test_what_is_said_of_each_peak_needs_no_pixels() -> None:
@@ -233,24 +233,15 @@ def test_what_is_said_of_each_peak_needs_no_pixels() -> None:
     frames[0][SPOT[0]] = 30
     made = plan(valid=(rng.random(SHAPE) < 0.97).astype(np.uint8))
     _, found = reduced(frames, made, programs())
-    inside = made.inside.reshape(SHAPE) > 0
     peaks = 0
-    workspace = Workspace(made, np.dtype("u2"))
     for pixels, frame in zip(frames, found, strict=True):
         expected, said = frame_peaks(made, pixels, frame.peaks, frame.background), frame_peaks_of(frame, made)
         np.testing.assert_array_equal(said.pixel, expected.pixel)
         np.testing.assert_array_equal(said.lone, expected.lone)
         np.testing.assert_array_equal(said.radius_px, expected.radius_px)
-        workspace.pixels[:] = pixels
-        lit = workspace.reduce().significance[SINGLE] > 0
-        for peak, single in zip(frame.peaks, frame.peak_single, strict=True):
-            ss, fs = round(float(peak["ss"])), round(float(peak["fs"]))
-            around = slice(max(0, ss - 1), ss + 2), slice(max(0, fs - 1), fs + 2)
-            assert single == (np.count_nonzero(pixels[around] * inside[around]) <= 1)
-            if single:
-                lit[ss // CELL, fs // CELL] = False
-            peaks += 1
-        np.testing.assert_array_equal(without_single_pixels(lit_cell_map(frame, made), frame), lit)
+        single = single_pixels(made, pixels, frame.peaks)
+        np.testing.assert_array_equal(frame.peak_single, single)
+        peaks += len(single)
     assert found[0].peak_single.tolist() == [True]
     assert peaks > 100
 
@@ -280,7 +271,7 @@ def test_packed_frames_are_reduced_as_on_the_cpu_and_one_that_does_not_decode_is
     workspace = Workspace(made, np.dtype(dtype))
     for number in (0, 1, 2, 4, 5):
         assert_equal(workspace, frames[number], reducer.views(results.results.numpy().reshape(-1), number))
-    np.testing.assert_array_equal(reducer._seen.numpy(), workspace.seen)
+    np.testing.assert_array_equal(reducer.coverage.seen, workspace.coverage.seen)
 
 
 def test_counts_beyond_16_bits_are_cut_and_said() -> None:

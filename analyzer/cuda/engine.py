@@ -1,0 +1,156 @@
+"""The whole way on a device: packed images of one kind in, what the cascade needs of each out, a batch at once.
+
+Frames are staged in page-locked memory, copied to the device in one piece, unpacked and reduced there, and their
+results come back in one piece. The hit network reads its inputs where they lie. A worker has an engine of its own, so
+while one waits for its results others stage and launch theirs.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from analyzer.cuda.decode import BatchDecoder, Launcher, failure
+from analyzer.cuda.program import Program
+from analyzer.cuda.reduce import OPTIONS, SOURCES, BatchReducer, FrameViews, frame_peaks_of, lit_cell_map
+from analyzer.cuda.staging import Batch
+from analyzer.frame_view import FrameView, saw_no_beam
+from analyzer.reduction import Coverage, FramePlan, FrameProfile
+from streamer.messages import ImageData, UndecodableImage
+
+DECODER = "bslz4.cu"
+_USUAL_BYTES = 2 << 20
+"""Of a packed 4M frame, and more; a batch of larger ones is sent in parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePrograms:
+    """The kernels, compiled and loaded on one device."""
+
+    decoder: Launcher
+    reducers: Mapping[str, Launcher]
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.device
+
+
+def open_programs(device: str, cache: Path | None) -> DevicePrograms:
+    """Compile the kernels, or read them from the ``cache``. Raises ``NoDevice`` and ``DeviceFault``."""
+    return DevicePrograms(
+        Program(DECODER, device, cache=cache),
+        {source: Program(source, device, cache=cache, options=OPTIONS) for source in SOURCES},
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceFrame:
+    """A frame's results, views that are valid until the next frame, and what the hit network said of it (1,)."""
+
+    views: FrameViews
+    logit: torch.Tensor
+
+
+Outcome = DeviceFrame | UndecodableImage | None
+"""``None``: the device's 16 bits do not hold the frame's counts."""
+
+Judge = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+"""Logits (n,) from ``zones`` and ``cells`` (n, ...) of ``analyzer.zones``, on the device."""
+
+
+class Engine:
+    """Reduces images of one plan and type; its buffers are its own, so one thread at a time.
+
+    Raises ``ValueError`` for frames that the kernels do not take.
+    """
+
+    def __init__(
+        self, plan: FramePlan, dtype: np.dtype[Any], programs: DevicePrograms, most_frames: int, judge: Judge
+    ) -> None:
+        self.plan = plan
+        self._judge = judge
+        self._decoder = BatchDecoder(plan.shape, dtype, plan.validity.valid, programs.decoder)
+        self._reducer = BatchReducer(plan, most_frames, programs.reducers)
+        device = programs.device
+        room = max(self._decoder.frame_bytes_at_most, most_frames * _USUAL_BYTES)
+        self._batch = Batch(0, most_frames, room, device)
+        self._decoded = self._decoder.outputs(most_frames)
+        self._reduced = self._reducer.outputs(self._decoded, self._batch.device_errors)
+        on_card = device.type == "cuda"
+        self._results = torch.zeros(self._reduced.results.shape, dtype=torch.uint8, pin_memory=on_card)
+        self._errors = torch.zeros(most_frames, dtype=torch.int32, pin_memory=on_card)
+        self._logits = torch.zeros(most_frames, dtype=torch.float32, pin_memory=on_card)
+        self._ready = torch.cuda.Event(blocking=True) if on_card else None  # type: ignore[no-untyped-call]
+
+    @property
+    def coverage(self) -> Coverage:
+        """What all frames so far covered. Waits for the device."""
+        return self._reducer.coverage
+
+    def reduce(self, images: Sequence[ImageData]) -> Iterator[Outcome]:
+        """What becomes of each image, in order; what is yielded is valid until the next is asked for."""
+        position = 0
+        while position < len(images):
+            refused: dict[int, UndecodableImage] = {}
+            first = position
+            self._batch.clear()
+            with _named("stage"):
+                while position < len(images):
+                    try:
+                        if self._decoder.stage(images[position], self._batch) is None:
+                            break
+                    except UndecodableImage as error:
+                        refused[position] = error
+                    position += 1
+            staged = iter(self._run(self._batch.frames))
+            for n in range(first, position):
+                yield refused[n] if n in refused else next(staged)
+
+    def _run(self, frames: int) -> Iterator[Outcome]:
+        if not frames:
+            return
+        with _named("copy"):
+            self._batch.upload()
+        with _named("decode"):
+            self._decoder.decode(self._batch, self._decoded)
+        with _named("reduce"):
+            self._reducer.reduce(self._reduced, frames)
+        with _named("hit"):
+            inputs = {name: self._reducer.field(self._reduced, name)[:frames] for name in ("zones", "cells")}
+            self._logits[:frames].copy_(self._judge(inputs), non_blocking=True)
+        with _named("results"):
+            self._results[:frames].copy_(self._reduced.results[:frames], non_blocking=True)
+            self._errors[:frames].copy_(self._batch.device_errors[:frames], non_blocking=True)
+        if self._ready is not None:
+            self._ready.record()
+            # Other workers have the interpreter meanwhile.
+            self._ready.synchronize()
+        block, logits = self._results.numpy().reshape(-1), self._logits[:frames].clone()
+        for n, error in enumerate(self._errors[:frames].tolist()):
+            views = self._reducer.views(block, n)
+            representable = DeviceFrame(views, logits[n : n + 1]) if views.at_limit == 0 else None
+            yield failure(error) or representable
+
+
+def frame_view(plan: FramePlan, views: FrameViews, fewest_places: int) -> FrameView:
+    """What the cascade is told of a frame."""
+    lit = lit_cell_map(views, plan)
+    return FrameView(
+        plan,
+        frame_peaks_of(views, plan),
+        saw_no_beam(plan, lit, views.peaks, views.peak_single, fewest_places),
+        views.photons,
+        views.pixels_counted,
+        views.saturated_pixels,
+        views.background_photons,
+        FrameProfile(plan, views.profile.copy(), views.pairs),
+    )
+
+
+def _named(name: str) -> contextlib.AbstractContextManager[None]:
+    """A range that a profile of the device shows by name; nothing where there is none."""
+    return torch.cuda.nvtx.range(name) if torch.cuda.is_available() else contextlib.nullcontext()

@@ -1,0 +1,64 @@
+"""What the cascade is told of a frame, whoever reduced it: a worker's own loops, or a GPU."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import label
+
+from analyzer.frame_peaks import FramePeaks
+from analyzer.kernels import CELL
+from analyzer.reduction import FramePlan, FrameProfile
+
+_BEAM_SHARE = 0.05
+"""Light in more of the cells than this is a beam; places are then too many to be told apart."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameView:
+    """One good frame. ``peaks``: those to publish; ``photons``, ``pixels_counted`` (bins,): see ``Workspace``.
+
+    ``photons`` and ``pixels_counted`` may be views, valid until the next frame; the rest is the frame's own.
+    """
+
+    plan: FramePlan
+    peaks: FramePeaks
+    no_beam: bool
+    photons: npt.NDArray[np.float64]
+    pixels_counted: npt.NDArray[np.float64]
+    saturated_pixels: int
+    background_photons: float
+    diffuse: FrameProfile
+
+
+def saw_no_beam(
+    plan: FramePlan, lit: npt.NDArray[np.bool_], peaks: npt.NDArray[Any], single: npt.NDArray[np.bool_], fewest: int
+) -> bool:
+    """Whether a frame saw no beam: light at fewer separate places than this, hot pixels left out.
+
+    ``lit`` (rows, columns): cells with a significant pixel, overwritten; ``single`` (n,): which of all ``peaks`` (n,)
+    are a single pixel. A photon of water is a place, and so is a Bragg spot where nothing else scatters; but a cosmic
+    ray's whole track is one, too, and so is a module's glowing edge. A peak of a single pixel is none.
+    """
+    if bright(plan, lit):
+        return False
+    row, column = (np.rint(peaks[axis][single]).astype(np.intp) // CELL for axis in ("ss", "fs"))
+    lit[np.clip(row, 0, lit.shape[0] - 1), np.clip(column, 0, lit.shape[1] - 1)] = False
+    _, places = label(lit, np.ones((3, 3)))
+    return bool(places < fewest)
+
+
+def bright(plan: FramePlan, lit: npt.NDArray[np.bool_]) -> bool:
+    """Whether so many cells have light that there is a beam."""
+    return bool(np.count_nonzero(lit) > _BEAM_SHARE * np.count_nonzero(plan.cell_valid))
+
+
+def single_pixels(plan: FramePlan, pixels: npt.NDArray[Any], peaks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which peaks (n,) of a frame (ss, fs) have no other valid pixel with counts in their 3 x 3."""
+    inside, found = plan.inside.reshape(plan.shape), np.zeros(len(peaks), bool)
+    for n, peak in enumerate(peaks):
+        ss, fs = round(float(peak["ss"])), round(float(peak["fs"]))
+        around = slice(max(0, ss - 1), ss + 2), slice(max(0, fs - 1), fs + 2)
+        found[n] = np.count_nonzero(pixels[around] * (inside[around] > 0)) <= 1
+    return found

@@ -1,0 +1,226 @@
+"""The cascade with its frames reduced by the kernels gives the records that it gives without.
+
+The kernels run on the CPU, from the same source, and on a device where there is one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from analyzer.cascade import Analyser, CascadeSettings, PlanCache
+from analyzer.cuda import engine
+from analyzer.cuda.compiler import NoDevice
+from analyzer.cuda.engine import DevicePrograms, open_programs
+from analyzer.cuda.program import DeviceFault
+from analyzer.peak_finder import Peakfinder8Finder
+from analyzer.peakfinder8 import Peakfinder8Settings
+from analyzer.reduction import suspect_pixels
+from analyzer.results import FrameResult, Status
+from streamer.frames import Frame
+from streamer.messages import Algorithm, Defect, ImageData
+from tests.analyzer.builders import BROKEN, SHAPE, frame, packed, series, water, with_spots
+from tests.analyzer.cuda.host_build import HostProgram
+from tests.analyzer.cuda.host_reduce import programs
+
+RELATIVE = 1e-5
+"""Of floats in a record, relative or absolute, between the CPU's loops and the kernels."""
+
+
+@pytest.fixture(scope="module")
+def host(host_decoder: HostProgram) -> DevicePrograms:
+    return DevicePrograms(host_decoder, programs())
+
+
+@pytest.fixture(scope="module")
+def card() -> DevicePrograms:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return open_programs("cuda", None)
+
+
+@pytest.fixture(params=["host", pytest.param("card", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> DevicePrograms:
+    given: DevicePrograms = request.getfixturevalue(request.param)
+    return given
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Bundle:
+    return load_bundle(DEFAULT_BUNDLE)
+
+
+def on_device(device: DevicePrograms, bundle: Bundle, **settings: Any) -> Analyser:
+    given = CascadeSettings(**settings)
+    where = str(device.device)
+    there = bundle if where == "cpu" else load_bundle(DEFAULT_BUNDLE, where)
+    plans = PlanCache()
+    return Analyser(there, given, where, plans, device, Analyser(bundle, given, "cpu", plans))
+
+
+def on_cpu(bundle: Bundle, frames: list[Frame], **settings: Any) -> list[FrameResult]:
+    return Analyser(bundle, CascadeSettings(**settings)).process(frames).results
+
+
+def mixture() -> list[Frame]:
+    """Series of several types and shapes, packed in several ways, with and without spots, good and bad."""
+    kinds = [
+        (series(1), "u2", SHAPE),
+        (series(2, 9, camera_length_m=0.35, dtype=np.dtype("u4")), "u4", SHAPE),
+        (series(3, 10, dtype=np.dtype("u1")), "u1", SHAPE),
+        (series(4, 11), "u2", (257, 130)),
+    ]
+    frames = []
+    for one, dtype, shape in kinds:
+        for n in range(5):
+            pixels = with_spots(water(0.02 * 3**n, shape, n, dtype), 80, n) if shape == SHAPE else water(0.3, shape, n)
+            image = ImageData(packed(pixels), shape, pixels.dtype, Algorithm.BSLZ4, pixels.itemsize)
+            if n == 3:
+                image = ImageData(pixels.tobytes(), shape, pixels.dtype, Algorithm.RAW, pixels.itemsize)
+            frames.append(frame(image, n, one))
+        frames.append(frame(np.zeros(shape, dtype), 5, one))
+        frames.append(frame(Defect("missing_data", "no image data"), 6, one))
+    broken = bytearray(packed(water(0.5, seed=8)))
+    broken[-40:-20] = b"\xff" * 20
+    frames.insert(2, frame(ImageData(bytes(broken), SHAPE, np.dtype("u2"), Algorithm.BSLZ4, 2), 20, kinds[0][0]))
+    frames.insert(9, frame(BROKEN, 21, kinds[1][0]))
+    return frames
+
+
+def assert_same(found: list[FrameResult], expected: list[FrameResult]) -> None:
+    """Records that agree: texts, whole numbers and decisions exactly, floats to ``RELATIVE``."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        for each in fields(FrameResult):
+            here, there = getattr(one, each.name), getattr(other, each.name)
+            if isinstance(there, float) and isinstance(here, float):
+                assert here == pytest.approx(there, rel=RELATIVE, abs=RELATIVE), each.name
+            else:
+                assert here == there, each.name
+
+
+def test_records_are_those_of_the_cpu_whatever_comes(device: DevicePrograms, shipped: Bundle) -> None:
+    frames = mixture()
+    found = on_device(device, shipped).process(frames).results
+    expected = on_cpu(shipped, frames)
+    assert_same(found, expected)
+    assert {result.status for result in found} == {Status.OK, Status.UNDECODABLE}
+    assert max(result.peak_count or 0 for result in found) >= 3
+
+
+def test_what_feeds_the_running_products_is_the_same(device: DevicePrograms, shipped: Bundle) -> None:
+    frames = mixture()
+    found, expected = on_device(device, shipped).process(frames), Analyser(shipped, CascadeSettings()).process(frames)
+    for here, there in zip(found.profiles, expected.profiles, strict=True):
+        np.testing.assert_allclose(here, there, rtol=RELATIVE)
+    for one, other in zip(found.diffuse, expected.diffuse, strict=True):
+        np.testing.assert_allclose(one.profile, other.profile, rtol=RELATIVE)
+        assert one.pairs == pytest.approx(other.pairs, rel=RELATIVE)
+    for spots, others in zip(found.peaks, expected.peaks, strict=True):
+        np.testing.assert_array_equal(spots.pixel, others.pixel)
+        np.testing.assert_array_equal(spots.lone, others.lone)
+
+
+def test_what_a_batch_holds_outlives_the_next(device: DevicePrograms, shipped: Bundle) -> None:
+    analyser = on_device(device, shipped)
+    first = analyser.process(mixture())
+    kept = [(each.profile.copy(), spots.peaks.copy()) for each, spots in zip(first.diffuse, first.peaks, strict=True)]
+    analyser.process(mixture()[::-1])
+    for (profile, peaks), each, spots in zip(kept, first.diffuse, first.peaks, strict=True):
+        np.testing.assert_array_equal(each.profile, profile)
+        np.testing.assert_array_equal(spots.peaks, peaks)
+
+
+@pytest.mark.parametrize("room", [20_000, 60_000])
+def test_frames_that_do_not_fit_one_batch_go_in_several(
+    host: DevicePrograms, shipped: Bundle, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_USUAL_BYTES", room // 32)
+    frames = [frame(water(3.0, seed=n), n) for n in range(40)]
+    assert_same(on_device(host, shipped).process(frames).results, on_cpu(shipped, frames))
+
+
+def test_counts_beyond_16_bits_are_reduced_on_the_cpu(device: DevicePrograms, shipped: Bundle) -> None:
+    one = series(2, 9, dtype=np.dtype("u4"))
+    bright = with_spots(water(0.1, dtype="u4"), 80)
+    bright[20, 30] = 3_000_000
+    frames = [frame(water(0.1, dtype="u4"), 0, one), frame(bright, 1, one), frame(water(0.2, dtype="u4"), 2, one)]
+    found = on_device(device, shipped).process(frames).results
+    assert_same(found, on_cpu(shipped, frames))
+    assert max(peak.intensity_photons for peak in found[1].peaks or ()) > 1e6
+
+
+def test_pixels_that_never_count_are_told_of(device: DevicePrograms, shipped: Bundle) -> None:
+    one = series(1)
+    frames = []
+    for n in range(20):
+        pixels = water(3.0, seed=n)
+        pixels[30, 40] = 0
+        frames.append(frame(pixels, n, one))
+    analyser = on_device(device, shipped)
+    analyser.process(frames)
+    assert suspect_pixels(analyser.covered(one)).tolist() == [30 * SHAPE[1] + 40]
+    analyser.forget(one)
+    assert analyser.covered(one) == []
+
+
+class Failing:
+    """A device that fails at a launch, as one that fell off the bus, and from then on."""
+
+    def __init__(self, inner: Any, after: int) -> None:
+        self.inner, self.left = inner, after
+        self.device = inner.device
+
+    def launch(self, *arguments: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise DeviceFault("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure")
+        self.inner.launch(*arguments)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_fault_costs_no_frame_and_the_cpu_goes_on(
+    host: DevicePrograms, shipped: Bundle, after: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = replace(host, decoder=Failing(host.decoder, after))
+    analyser = on_device(failing, shipped)
+    frames = mixture()
+    parts = [frames[n : n + 4] for n in range(0, len(frames), 4)]
+    found = [result for part in parts for result in analyser.process(part).results]
+    assert_same(found, on_cpu(shipped, frames))
+    assert analyser.fault == "CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure"
+    assert sum("the CPU judges the frames" in record.message for record in caplog.records) == 1
+
+
+def test_a_finder_that_needs_the_pixels_has_them(host: DevicePrograms, shipped: Bundle) -> None:
+    finder = Peakfinder8Finder(Peakfinder8Settings())
+    frames = mixture()
+    found = on_device(host, shipped, finder=finder).process(frames).results
+    assert_same(found, on_cpu(shipped, frames, finder=finder))
+
+
+def test_frames_too_wide_for_the_kernels_are_reduced_on_the_cpu(
+    host: DevicePrograms, shipped: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = [frame(water(0.3, (9, 8300)), 0)]
+    assert_same(on_device(host, shipped).process(frames).results, on_cpu(shipped, frames))
+    assert "reduced on the CPU" in caplog.text
+
+
+def test_without_a_device_there_are_no_programs() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(NoDevice, match="CUDA"):
+        open_programs("cuda", None)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
