@@ -1,4 +1,4 @@
-"""The reduction's kernels on the CPU, on frames that numpy prepares as the decoder leaves them, and ``Workspace``."""
+"""The reduction's kernels, on the CPU or a device, on frames as the decoder leaves them; and ``Workspace`` beside."""
 
 import ctypes
 import functools
@@ -15,7 +15,7 @@ from analyzer.cuda.decode import DecodedBatch, Launcher
 from analyzer.cuda.layout import MOST_COUNTS
 from analyzer.cuda.reduce import SOURCES, BatchReducer, FrameViews, lit_cell_map
 from analyzer.cuda.signatures import Kernel
-from analyzer.reduction import FramePlan, Workspace
+from analyzer.reduction import PEAK_DTYPE, FramePlan, Workspace
 from analyzer.zones import FIRST_LEVEL, LIGHT, SINGLE
 from streamer.validity import sentinel
 from tests.analyzer.cuda.host_build import HostProgram, LanesProgram
@@ -83,15 +83,19 @@ def decoded(frames: npt.NDArray[Any], plan: FramePlan) -> DecodedBatch:
     return DecodedBatch(*(torch.from_numpy(each) for each in (narrow, *bits)))
 
 
+def _on(device: torch.device, batch: DecodedBatch) -> DecodedBatch:
+    return DecodedBatch(*(each.to(device) for each in (batch.pixels, batch.lit, batch.blank)))
+
+
 def reduced(
     frames: npt.NDArray[Any], plan: FramePlan, built: Mapping[str, Launcher], faults: Sequence[int] | None = None
 ) -> tuple[BatchReducer, list[FrameViews]]:
     """The frames (n, ss, fs) reduced as one batch."""
     reducer = BatchReducer(plan, len(frames), built)
     marks = torch.tensor([0] * len(frames) if faults is None else list(faults), dtype=torch.int32)
-    batch = reducer.outputs(decoded(frames, plan), marks)
+    batch = reducer.outputs(_on(reducer.device, decoded(frames, plan)), marks.to(reducer.device))
     reducer.reduce(batch, len(frames))
-    block = batch.results.numpy().reshape(-1)
+    block = batch.results.cpu().numpy().reshape(-1)
     return reducer, [reducer.views(block, frame) for frame in range(len(frames))]
 
 
@@ -109,19 +113,24 @@ def assert_as_on_the_cpu(frames: npt.NDArray[Any], plan: FramePlan, built: Mappi
     reducer, views = reduced(frames, plan, built)
     workspace = Workspace(plan, frames.dtype)
     for pixels, found in zip(frames, views, strict=True):
-        assert_equal(workspace, pixels, found)
+        assert_equal(workspace, pixels, found, exactly=reducer.device.type == "cpu")
     np.testing.assert_allclose(reducer.coverage.expected, workspace.coverage.expected, rtol=1e-12)
     np.testing.assert_array_equal(reducer.coverage.seen, workspace.coverage.seen)
     return views
 
 
-def assert_equal(workspace: Workspace, pixels: npt.NDArray[Any], found: FrameViews) -> None:
-    """A frame's results are those of ``workspace``: whole numbers and peaks exactly, floats to ``RELATIVE``."""
+def assert_equal(workspace: Workspace, pixels: npt.NDArray[Any], found: FrameViews, *, exactly: bool = True) -> None:
+    """A frame's results are those of ``workspace``: whole numbers and peaks exactly, floats to ``RELATIVE``.
+
+    A device has logarithms of its own, so that there (not ``exactly``) the floats of peaks may differ as much.
+    """
     workspace.pixels[:] = pixels
     expected = workspace.reduce()
     profile = workspace.profile()
     assert (found.total_photons, found.saturated_pixels) == (expected.total_photons, expected.saturated_pixels)
-    np.testing.assert_array_equal(found.peaks, expected.peaks)
+    for name in PEAK_DTYPE.names or ():
+        of_peaks = found.peaks[name], expected.peaks[name]
+        np.testing.assert_allclose(*of_peaks, rtol=0 if exactly else RELATIVE, atol=0 if exactly else RELATIVE)
     np.testing.assert_array_equal(found.photons, expected.photons)
     np.testing.assert_array_equal(found.pixels_counted, expected.pixels_counted)
     np.testing.assert_allclose(found.background, workspace.background, rtol=1e-12)

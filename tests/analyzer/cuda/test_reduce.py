@@ -11,7 +11,7 @@ import torch
 from analyzer.cuda import reduce
 from analyzer.cuda.decode import BatchDecoder, failure
 from analyzer.cuda.layout import MOST_CANDIDATES, MOST_CELLS_ACROSS, MOST_CLAIMS, MOST_COUNTS
-from analyzer.cuda.reduce import BatchReducer, frame_peaks_of
+from analyzer.cuda.reduce import BatchReducer, frame_peaks_of, load
 from analyzer.frame_peaks import frame_peaks
 from analyzer.frame_view import single_pixels
 from analyzer.geometry import Geometry
@@ -43,10 +43,14 @@ from tests.support import packed_image
 SHAPES = (SHAPE, (37, 51), (64, 64), (129, 130), (8, 8), (3, 3), (1, 1), (1, 200), (200, 1))
 
 
-@pytest.fixture(params=[InOrder, Scrambled])
-def built(request: pytest.FixtureRequest) -> Any:
-    """The kernels, and the kernels with loops and blocks in another order, which may change nothing."""
-    return programs(request.param)
+@pytest.fixture(params=[InOrder, Scrambled, pytest.param(None, marks=pytest.mark.gpu, id="device")])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The kernels; with loops and blocks in another order, which may change nothing; and on a device."""
+    if request.param is not None:
+        return programs(request.param)
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return load(cache=tmp_path_factory.getbasetemp() / "kernels")
 
 
 def brightest(dtype: str) -> int:
