@@ -9,8 +9,8 @@ a count above ``MOST_COUNTS`` of a 32-bit image is cut to it, and ``FrameViews.a
 that many or more. Floats may differ by rounding.
 
 A frame of an EIGER2 4M with the beam in its middle has 99,584 bytes of results, more than half of them for the records
-of 2048 peaks, and 10.6 MB of buffers on the device beside its pixels. ``BatchReducer.result_bytes`` and
-``device_bytes`` have the numbers for the series at hand.
+of 2048 peaks, and 10.6 MB of buffers on the device beside its pixels: ``BatchReducer.result_bytes`` and
+``frame_bytes``. ``device_bytes`` is all that a reducer holds there.
 """
 
 from collections.abc import Mapping
@@ -123,8 +123,8 @@ class BatchReducer:
         self._constant = {name: self._placed(array) for name, array in _plan_arrays(plan, sizes).items()}
         self._seen = torch.zeros(sizes.words, dtype=torch.uint64, device=self.device)
         self._expected = torch.zeros(sizes.bins, dtype=torch.float64, device=self.device)
-        offsets, self._zeroed_bytes, slab_bytes = slab(sizes)
-        self._slab = torch.zeros((most_frames, slab_bytes), dtype=torch.uint8, device=self.device)
+        offsets, self._zeroed_bytes, self.frame_bytes = slab(sizes)
+        self._slab = torch.zeros((most_frames, self.frame_bytes), dtype=torch.uint8, device=self.device)
         kept = (*self._constant.values(), self._seen, self._expected, self._slab)
         self.device_bytes = sum(each.nbytes for each in kept)
         start = self._slab.data_ptr()
@@ -136,7 +136,7 @@ class BatchReducer:
             **{f"result_{name}": field[1] for name, field in self._dtype.fields.items() if name != "header"},
             **sizes_of(sizes),
             "seen": self._seen.data_ptr(), "expected": self._expected.data_ptr(), "zeroed": start,
-            "zeroed_words": self._zeroed_bytes // 8, "slab_bytes": slab_bytes, "result_bytes": self.result_bytes,
+            "zeroed_words": self._zeroed_bytes // 8, "slab_bytes": self.frame_bytes, "result_bytes": self.result_bytes,
             "peak_threshold": plan.peak_threshold, "lowest_evidence": lowest,
         }  # fmt: skip
 

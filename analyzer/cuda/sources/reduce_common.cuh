@@ -78,7 +78,7 @@ DEVICE double surprise(const double* log_factorial, int64_t counted, double expe
 }
 
 // Mean counts a pixel of each bin, widened along the radius until enough photons support it. `total` and `area` hold
-// AZIMUTH_CLASSES * (radial_bins + 1) sums each.
+// AZIMUTH_CLASSES * (radial_bins + 1) sums each. Afterwards a thread may read the means of its own bins.
 DEVICE void smooth(
     const double* counted, const double* pixels, int radial_bins, double* total, double* area, double* mean
 ) {
@@ -127,5 +127,4 @@ DEVICE void smooth(
         const int low = most(radial - reach, 0), high = least(radial + reach + 1, radial_bins);
         mean[bin] = most(photons[high] - photons[low], 0.5) / most(covered[high] - covered[low], 1.0);
     }
-    SYNC();
 }

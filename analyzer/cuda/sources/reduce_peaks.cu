@@ -143,7 +143,6 @@ KERNEL(reduce_order, 128, const Reduction* reduction) {
             }
         }
         LANES(k, least(128, total - from)) order[rank[k]] = from + k;
-        SYNC();
     }
 }
 
@@ -265,14 +264,14 @@ DEVICE void claim_spot(const Image& image, int start, const Limits& limits, Clai
             int fresh = 0;
             for (int q = 0; q < 25; ++q) fresh += work.turn[q] >= 0;
             claims.count = least(claims.count + fresh, MOST_CLAIMS);
-            SYNC();
         }
         n = end;
     }
 }
 
 // Centroid, net photons and their ratio to noise over the listed pixels within reach of the middle one. False, and the
-// peak as it was, when nothing is left over the background, or fewer photons than `fewest`.
+// peak as it was, when nothing is left over the background, or fewer photons than `fewest`. Between two calls the
+// threads have to meet.
 DEVICE bool measure(
     const Image& image, int middle, const int32_t* listed, int size, int saturation, double local, int reach,
     double fewest, Work& work, PeakFields& peak
@@ -308,14 +307,13 @@ DEVICE bool measure(
     }
     SYNC();
     const double net = work.net;
-    if (net <= 0.0 || net < fewest) { SYNC(); return false; }
+    if (net <= 0.0 || net < fewest) return false;
     // Where little is left of much background, noise must not carry the centroid out of the pixels it is made of.
     peak.ss = (float)(row + least(most(work.sum_down / net, (double)work.low_down), (double)work.high_down));
     peak.fs = (float)(column + least(most(work.sum_across / net, (double)work.low_across), (double)work.high_across));
     peak.intensity = (float)net;
     peak.snr = (float)(net / sqrt(work.gross));
     peak.saturated = (uint8_t)work.saturated;
-    SYNC();
     return true;
 }
 
@@ -345,9 +343,7 @@ DEVICE bool make_peak(
         if (counts(image, j) && image.pixels[j] > bright && touches(image, j)) atomic_max(&work.rim, (int32_t)1);
     }
     SYNC();
-    const bool tail = work.rim;
-    SYNC();
-    if (tail) return false;
+    if (work.rim) return false;
     if (peak.intensity >= WHOLE_FROM_PHOTONS || size > SMALLEST_SPOT_PIXELS) {
         const double fewest = WHOLE_KEEPS * peak.intensity;
         measure(image, pixel, listed, size, r.saturation, spot.local, r.columns, fewest, work, peak);

@@ -122,7 +122,6 @@ KERNEL(reduce_finish, 256, const Reduction* reduction) {
         out_background[b] = background[b];
     }
     for (int turn = 0; turn < 3; ++turn) {
-        SYNC();
         LANES(b, r.bins) {
             const bool whole = most_alone[b] == KEPT_WHOLE, same = most_around[b] < 0;
             const double alone = whole ? 1.0 : at_most(most_alone[b] - 1, mean[b]);

@@ -251,7 +251,6 @@ KERNEL(reduce_overflow, 256, const Reduction* reduction) {
     ONE_LANE kept[0] = 0;
     for (int start = 0; start < r.words; start += OVERFLOW_WORDS) {
         const int words = least(OVERFLOW_WORDS, r.words - start);
-        SYNC();
         LANES(k, words) offset[k + 1] = ones(word_of(r, lit, start + k));
         ONE_LANE { offset[0] = 0; next[0] = 0; }
         SYNC();

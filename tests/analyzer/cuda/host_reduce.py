@@ -58,7 +58,7 @@ class Scrambled(InOrder):
 class Sanitized(InOrder):
     """Under the sanitizers of addresses and of undefined behaviour, which the process has to have loaded."""
 
-    flags = ("-O1", "-g", "-DSHARED=static", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    flags = ("-O1", "-DSHARED=static", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 @functools.cache

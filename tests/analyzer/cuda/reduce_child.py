@@ -74,9 +74,10 @@ def main() -> None:
         lit, blank = rng.integers(0, 1 << 64, (2, 16, words), np.uint64)
         run(plan(shape), DecodedBatch(*(torch.from_numpy(each) for each in (pixels, lit, blank))))
         count += 16
-    # More candidates than the list holds, all alike: none is kept. All pixels lie in one bin, the last there can be.
-    many = np.full((300, 304), 0, "u2")
-    many[rng.random(many.shape) < 0.78] = 500
+    # More candidates than the list holds, nearly all alike, so that few are kept; all pixels in the last bin there is.
+    y, x = np.indices((366, 368))
+    many = np.where((x + y) % 2, 200, 0).astype("u2")
+    many[rng.random(many.shape) < 0.001] = 4000
     remote = plan(many.shape, center=(150.0, -40000.0))
     run(remote, decoded(many[None], remote))
     far = plan(SHAPE, center=(-7000.0, -20.0))

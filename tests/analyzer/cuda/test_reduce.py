@@ -8,8 +8,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from analyzer.cuda import reduce
 from analyzer.cuda.decode import BatchDecoder, failure
-from analyzer.cuda.layout import MOST_CANDIDATES, MOST_CELLS_ACROSS, MOST_COUNTS
+from analyzer.cuda.layout import MOST_CANDIDATES, MOST_CELLS_ACROSS, MOST_CLAIMS, MOST_COUNTS
 from analyzer.cuda.reduce import BatchReducer, frame_peaks_of
 from analyzer.frame_peaks import frame_peaks
 from analyzer.frame_view import single_pixels
@@ -168,6 +169,17 @@ def test_more_candidates_than_the_list_holds_are_cut_as_on_the_cpu(built: Any) -
     assert len(found.peaks) == MAX_PEAKS
 
 
+def test_more_pixels_of_spots_than_the_list_holds_are_as_on_the_cpu() -> None:
+    shape = (1040, 1040)
+    pixels = np.random.default_rng(1).integers(0, 0xFFFF, shape).astype("u2")
+    made = plan(shape)
+    assert_as_on_the_cpu(pixels[None], made, programs())
+    workspace = Workspace(made, pixels.dtype)
+    workspace.pixels[:] = pixels
+    workspace.reduce()
+    assert workspace._totals[2] == MOST_CLAIMS
+
+
 def test_a_frame_of_equal_spots_is_as_on_the_cpu(built: Any) -> None:
     y, x = np.indices((400, 408))
     pixels = np.where((y % 10 < 2) & (x % 10 < 2), 40, 0).astype("u2")
@@ -283,6 +295,13 @@ def test_a_result_is_one_run_of_bytes_and_its_arrays_are_views_of_it() -> None:
     assert reducer.result_bytes % 256 == 0
     views.zones[:] = 1
     assert block[: reducer.result_bytes].sum() == 0
+
+
+def test_a_frame_of_a_4m_detector_takes_as_many_bytes_as_the_module_says() -> None:
+    reducer = BatchReducer(plan((2162, 2068)), 1, programs())
+    said = reduce.__doc__ or ""
+    assert f"{reducer.result_bytes:,} bytes of results" in said
+    assert f"{reducer.frame_bytes / 1e6:.1f} MB of buffers" in said
 
 
 def test_what_does_not_fit_is_refused() -> None:
