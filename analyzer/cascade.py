@@ -23,8 +23,8 @@ from analyzer.attribute_cascade import AttributeCascade, Feed, Said, Seen
 from analyzer.attribute_model import AttributeModel
 from analyzer.bundle import Bundle
 from analyzer.cuda.engine import DevicePrograms, Engine, frame_view
-from analyzer.frame_peaks import FramePeaks, frame_peaks
-from analyzer.frame_view import FrameView, bright, saw_no_beam, single_pixels
+from analyzer.frame_peaks import FramePeaks, describe_peaks, frame_peaks
+from analyzer.frame_view import FrameView, bright, saw_no_beam
 from analyzer.geometry import Geometry
 from analyzer.networks import coarse_profile, profile_features, profile_index
 from analyzer.panels import GivenGeometry, place
@@ -479,7 +479,8 @@ def _no_beam(workspace: Workspace, reduced: Reduced, fewest_places: int) -> bool
     lit: npt.NDArray[np.bool_] = reduced.significance[SINGLE] > 0.0
     if bright(plan, lit):
         return False
-    return saw_no_beam(plan, lit, reduced.peaks, single_pixels(plan, workspace.pixels, reduced.peaks), fewest_places)
+    _, _, single = describe_peaks(plan, workspace.pixels, reduced.peaks, workspace.background)
+    return saw_no_beam(plan, lit, reduced.peaks, single, fewest_places)
 
 
 def _estimated(estimator: FrameEstimator, view: FrameView) -> dict[str, Any]:

@@ -52,13 +52,3 @@ def saw_no_beam(
 def bright(plan: FramePlan, lit: npt.NDArray[np.bool_]) -> bool:
     """Whether so many cells have light that there is a beam."""
     return bool(np.count_nonzero(lit) > _BEAM_SHARE * np.count_nonzero(plan.cell_valid))
-
-
-def single_pixels(plan: FramePlan, pixels: npt.NDArray[Any], peaks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which peaks (n,) of a frame (ss, fs) have no other valid pixel with counts in their 3 x 3."""
-    inside, found = plan.inside.reshape(plan.shape), np.zeros(len(peaks), bool)
-    for n, peak in enumerate(peaks):
-        ss, fs = round(float(peak["ss"])), round(float(peak["fs"]))
-        around = slice(max(0, ss - 1), ss + 2), slice(max(0, fs - 1), fs + 2)
-        found[n] = np.count_nonzero(pixels[around] * (inside[around] > 0)) <= 1
-    return found

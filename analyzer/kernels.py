@@ -224,7 +224,8 @@ _U8, _I64, _F64 = _array(types.uint8), _array(types.int64), _array(types.float64
 _BINS, _LIST = _array(types.uint16), _array(types.int32)
 _WORDS, _MAP = _array(types.uint64), _array(types.float32, 3)
 _CELL_BINS = _array(types.intp)
-_PEAKS = _array(numba.from_dtype(PEAK_DTYPE))
+_PEAKS, _FLAGS = _array(numba.from_dtype(PEAK_DTYPE)), _array(types.boolean)
+_SOME_PEAKS = types.Array(numba.from_dtype(PEAK_DTYPE), 1, "A", readonly=True)
 
 
 @compiled(_LIST, None, _LIST, types.int64, _BINS, _BINS, _WORDS, _F64, _F64, _F64, _I64, returns=types.void)
@@ -785,6 +786,46 @@ def find_peaks(
         found += 1
     totals[2] = claims
     return found
+
+
+@compiled(
+    None, types.int64, types.int64, _U8, _BINS, _F64, _SOME_PEAKS, _I64, _FLAGS, _FLAGS, returns=types.void,
+)  # fmt: skip
+def describe_peaks(
+    pixels: Any, columns: int, top: int, inside: Any, bin_of: Any, background: Any, peaks: Any, brightest: Any,
+    lone: Any, single: Any,
+) -> None:  # fmt: skip
+    """Of each peak (n,) the brightest pixel, and whether it is alone: two questions, asked of different 3 x 3.
+
+    ``brightest`` is a flat index; ``lone``: nothing but background is in the eight around that pixel; ``single``: no
+    other pixel around the peak's own place counts.
+    """
+    rows = pixels.size // columns
+    for n in range(peaks.size):
+        row, column = np.int64(np.rint(peaks[n].ss)), np.int64(np.rint(peaks[n].fs))
+        most, counted = np.int64(-2), 0
+        for y in range(row - 1, row + 2):
+            for x in range(column - 1, column + 2):
+                there, value = 0 <= y < rows and 0 <= x < columns, np.int64(-1)
+                j = y * columns + x if there else 0
+                if there and inside[j] != 0:
+                    counted += pixels[j] != 0
+                    if pixels[j] != top:
+                        value = np.int64(pixels[j])
+                if value > most:
+                    most, brightest[n] = value, j
+        single[n] = counted <= 1
+        middle, light, area = brightest[n], 0.0, 0.0
+        row, column = middle // columns, middle % columns
+        for y in range(max(row - 1, 0), min(row + 2, rows)):
+            for x in range(max(column - 1, 0), min(column + 2, columns)):
+                j = y * columns + x
+                if j != middle and inside[j] != 0 and pixels[j] != top:
+                    light += pixels[j]
+                    area += 1.0
+        expected = background[bin_of[middle]] * area
+        # Poisson exceeds this once in a thousand times or more rarely, for any mean.
+        lone[n] = light <= expected + 3.1 * np.sqrt(expected) + 1.0
 
 
 @numba.njit(nogil=True, cache=True)

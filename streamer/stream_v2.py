@@ -315,8 +315,9 @@ def _channel(value: Any) -> ImageData | Defect:
 
 _TIMES = ("start_time", "stop_time", "real_time")
 _UNPACK_CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
-_FRUITLESS = 16
-"""Images in a row that were not like the one before: after these we stop looking."""
+_FRUITLESS = 64
+"""Images in a row that were not like the one before: after these we stop looking. The first 24 of a series never are,
+as their ids fit into the byte that says what they are."""
 
 
 _LONGEST_HEAD = 1 << 14

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamer import stream_v2
 from streamer.messages import ImageData, ImageMessage, InvalidMessage
-from tests.streamer.hostile_wire import corpus, good_image, v2_image, v2_start
+from tests.streamer.hostile_wire import corpus, good_image, metadata, v2_image, v2_start
 from tests.support import packed_image, poisson
 
 
@@ -58,6 +58,24 @@ def test_only_the_first_image_and_those_of_another_length_go_the_long_way(monkey
     reader = Counting(monkeypatch)
     assert [reader.parse(each) for each in messages] == expected
     assert reader.long == 1
+
+
+def test_a_series_from_its_first_image_soon_goes_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = stream_v2.encode_start(7, metadata())
+    for clock_hz in (50_000_000, 1_000_000_000):
+        image = packed_image(poisson(1)[0])
+        messages = [
+            stream_v2.encode_image(
+                ImageMessage(7, n, {"threshold_1": image}, 0.001 * n, 0.001 * n + 0.00099, 0.00099), clock_hz=clock_hz
+            )
+            for n in range(600)
+        ]
+        expected = [stream_v2.parse(each) for each in messages]
+        with monkeypatch.context() as patched:
+            reader = Counting(patched)
+            reader.parse(start)
+            assert [reader.parse(each) for each in messages] == expected
+            assert reader.long < 35
 
 
 def test_an_id_that_becomes_longer_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

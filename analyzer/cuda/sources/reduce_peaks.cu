@@ -416,7 +416,7 @@ KERNEL(reduce_peaks, 128, const Reduction* reduction) {
 }
 
 // Of each peak its brightest pixel, whether nothing but background is around that, and whether it is the only one in
-// the 3 x 3 that counted: see analyzer.frame_peaks and analyzer.cascade.
+// the 3 x 3 that counted: see analyzer.kernels describe_peaks.
 KERNEL(reduce_peak_places, 64, const Reduction* reduction) {
     BEGIN_FRAME();
     const Image image = image_of(r, frame);

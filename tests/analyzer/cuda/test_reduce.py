@@ -12,8 +12,7 @@ from analyzer.cuda import reduce
 from analyzer.cuda.decode import BatchDecoder, failure
 from analyzer.cuda.layout import MOST_CANDIDATES, MOST_CELLS_ACROSS, MOST_CLAIMS, MOST_COUNTS
 from analyzer.cuda.reduce import BatchReducer, frame_peaks_of, load
-from analyzer.frame_peaks import frame_peaks
-from analyzer.frame_view import single_pixels
+from analyzer.frame_peaks import describe_peaks, frame_peaks
 from analyzer.geometry import Geometry
 from analyzer.reduction import MAX_PEAKS, FramePlan, Workspace, make_plan, suspect_pixels
 from sim_replay.artefacts import Artefacts
@@ -243,7 +242,7 @@ def test_what_is_said_of_each_peak_needs_no_pixels() -> None:
         np.testing.assert_array_equal(said.pixel, expected.pixel)
         np.testing.assert_array_equal(said.lone, expected.lone)
         np.testing.assert_array_equal(said.radius_px, expected.radius_px)
-        single = single_pixels(made, pixels, frame.peaks)
+        _, _, single = describe_peaks(made, pixels, frame.peaks, frame.background)
         np.testing.assert_array_equal(frame.peak_single, single)
         peaks += len(single)
     assert found[0].peak_single.tolist() == [True]
