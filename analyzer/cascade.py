@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,11 +122,16 @@ class PlanCache:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Look:
-    """A good frame as it was reduced. ``logit`` (1,): the hit network's word."""
+    """A good frame as it was reduced, on its own. ``logit`` (1,): what the hit network says, where it did already.
+
+    ``inputs``: what it takes; ``feed``: what single models take that are asked about several frames at once.
+    """
 
     prepared: _Prepared
     view: FrameView
-    logit: torch.Tensor
+    logit: torch.Tensor | None = None
+    inputs: tuple[torch.Tensor, ...] = ()
+    feed: Feed | None = None
 
 
 class Analyser:
@@ -180,56 +185,60 @@ class Analyser:
     @torch.inference_mode()
     def _process(self, frames: Sequence[Frame]) -> BatchOutcome:
         outcome = BatchOutcome([], stage_seconds=dict.fromkeys(("decode", "reduce", "peaks", "infer"), 0.0))
-        seconds = outcome.stage_seconds
-        results: list[FrameResult | None] = []
-        judged: list[tuple[int, Frame, dict[str, Any]]] = []
-        logits: list[torch.Tensor] = []
-        feeds: list[Feed] = []
-        said: list[Said] = []
-        for frame, look in zip(frames, self._looks(frames, outcome), strict=True):
-            if isinstance(look, UndecodableImage):
-                results.append(undecodable(frame, look.reason, str(look), self._settings.tags))
-                continue
-            began = time.perf_counter()
-            prepared, view = look.prepared, look.view
-            fields = self._classical(view)
-            judged.append((len(results), frame, fields))
-            results.append(None)
-            outcome.peaks.append(view.peaks)
-            outcome.profiles.append(coarse_profile(view.photons, view.pixels_counted, prepared.profile_index))
-            outcome.diffuse.append(view.diffuse)
-            logits.append(look.logit)
-            listed = time.perf_counter()
-            if prepared.estimator is not None:
-                fields.update(_estimated(prepared.estimator, view))
-            if self._models and self._device.type == "cpu":
-                # At once, from the worker's own buffer: here a batch is no faster, and it rounds
-                # differently, where a record must not depend on its neighbours.
-                decision = self._decision(fields, self._hit_probabilities(look.logit)[0])
-                seen = self._seen(prepared, outcome.profiles[-1])
-                said += self._models.say([self._models.feed(seen, decision)], [decision])
-            elif self._models:
-                feeds.append(self._models.feed(self._seen(prepared, outcome.profiles[-1]), None))
-            seconds["peaks"] += listed - began
-            seconds["infer"] += time.perf_counter() - listed
-        if judged:
-            began = time.perf_counter()
-            probabilities = self._hit_probabilities(torch.cat(logits))
-            parameters = None if self._fits else self._parameters(np.stack(outcome.profiles))
-            if feeds:
-                decisions = [self._decision(fields, p) for (_, _, fields), p in zip(judged, probabilities, strict=True)]
-                said = self._models.say(feeds, decisions)
-            seconds["infer"] += time.perf_counter() - began
-            for (place, frame, fields), probability, estimate, more in zip(
-                judged, probabilities, parameters or itertools.repeat(None, len(judged)),
-                said or itertools.repeat(None, len(judged)), strict=True,
-            ):  # fmt: skip
-                results[place] = self._result(frame, fields, probability, estimate, more)
-        outcome.results = [result for result in results if result is not None]
+        # A model that is asked on the CPU is fed from the worker's own buffer, if it is to be asked at all.
+        step = 1 if self._models and self._device.type == "cpu" else max(1, len(frames))
+        for first in range(0, len(frames), step):
+            self._judge(frames[first : first + step], outcome)
         return outcome
 
+    def _judge(self, frames: Sequence[Frame], outcome: BatchOutcome) -> None:
+        """All frames through one stage after the other: each finds its code and its tables still in the cache."""
+        seconds = outcome.stage_seconds
+        looks = list(self._looks(frames, outcome))
+        good = [look for look in looks if isinstance(look, _Look)]
+        began = time.perf_counter()
+        # One by one, on the CPU: a batch is no faster there, and rounds differently, where a record must not depend
+        # on its neighbours.
+        logits = [self._bundle.hit(*look.inputs).cpu() if look.logit is None else look.logit for look in good]
+        probabilities = self._hit_probabilities(torch.cat(logits)) if good else []
+        judged = time.perf_counter()
+        judgements = [self._classical(look.view) for look in good]
+        listed = time.perf_counter()
+        profiles = [look.view.profile for look in good]
+        estimates = itertools.repeat(None) if self._fits or not good else self._parameters(np.stack(profiles))
+        for look, fields in zip(good, judgements, strict=True):
+            if look.prepared.estimator is not None:
+                fields.update(_estimated(look.prepared.estimator, look.view))
+        said = self._say(good, judgements, probabilities)
+        seconds["peaks"] += listed - judged
+        seconds["infer"] += judged - began + time.perf_counter() - listed
+        outcome.profiles += profiles
+        outcome.peaks += [look.view.peaks for look in good]
+        outcome.diffuse += [look.view.diffuse for look in good]
+        of_good = zip(judgements, probabilities, estimates, said, strict=False)
+        for frame, each in zip(frames, looks, strict=True):
+            if isinstance(each, UndecodableImage):
+                outcome.results.append(undecodable(frame, each.reason, str(each), self._settings.tags))
+            else:
+                outcome.results.append(self._result(frame, *next(of_good)))
+
+    def _say(
+        self, good: Sequence[_Look], judgements: Sequence[dict[str, Any]], probabilities: Sequence[float]
+    ) -> Iterable[Said | None]:
+        """What the single models say of each good frame."""
+        if not self._models or not good:
+            return itertools.repeat(None)
+        decisions = [self._decision(fields, p) for fields, p in zip(judgements, probabilities, strict=True)]
+        feeds = [
+            self._models.feed(self._seen(look.prepared, look.view.profile), decision)
+            if look.feed is None
+            else look.feed
+            for look, decision in zip(good, decisions, strict=True)
+        ]
+        return self._models.say(feeds, decisions)
+
     def _looks(self, frames: Sequence[Frame], outcome: BatchOutcome) -> Iterator[_Look | UndecodableImage]:
-        """Each frame in turn, to be done with before the next; those of a kind that follow each other are one batch."""
+        """Each frame, reduced; on a device those of a kind that follow each other are one batch."""
         seconds = outcome.stage_seconds
         for prepared, run in itertools.groupby(frames, self._prepared_or_not):
             batch = list(run)
@@ -247,7 +256,8 @@ class Analyser:
                     elif isinstance(found, UndecodableImage):
                         yield found
                     else:
-                        view = frame_view(prepared.plan, found.views, self._bundle.card.no_beam_photons)
+                        fewest = self._bundle.card.no_beam_photons
+                        view = frame_view(prepared.plan, prepared.profile_index, found.views, fewest)
                         yield _Look(prepared, view, found.logit)
                     began = time.perf_counter()
 
@@ -269,19 +279,18 @@ class Analyser:
             prepared.plan,
             frame_peaks(prepared.plan, workspace.pixels, peaks, workspace.background),
             _no_beam(workspace, reduced, self._bundle.card.no_beam_photons),
-            reduced.photons,
-            reduced.pixels_counted,
+            coarse_profile(reduced.photons, reduced.pixels_counted, prepared.profile_index),
             reduced.saturated_pixels,
             reduced.background_photons,
             workspace.profile(),
         )
-        listed = time.perf_counter()
-        logit = self._bundle.hit(*(prepared.inputs[name].to(self._device) for name in self._hit_fields))
+        inputs = tuple(prepared.inputs[name].to(self._device, copy=True) for name in self._hit_fields)
+        batched = self._models and self._device.type != "cpu"
+        feed = self._models.feed(self._seen(prepared, view.profile), None) if batched else None
         seconds["decode"] += loaded - began
         seconds["reduce"] += done - loaded
-        seconds["peaks"] += listed - done
-        seconds["infer"] += time.perf_counter() - listed
-        return _Look(prepared, view, logit.cpu())
+        seconds["peaks"] += time.perf_counter() - done
+        return _Look(prepared, view, None, inputs, feed)
 
     @torch.inference_mode()
     def estimate(self, profile: npt.NDArray[np.float32]) -> dict[str, Any]:

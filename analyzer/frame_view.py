@@ -17,16 +17,12 @@ _BEAM_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameView:
-    """One good frame. ``peaks``: those to publish; ``photons``, ``pixels_counted`` (bins,): see ``Workspace``.
-
-    ``photons`` and ``pixels_counted`` may be views, valid until the next frame; the rest is the frame's own.
-    """
+    """One good frame; all of it is its own. ``peaks``: those to publish; ``profile``: see ``coarse_profile``."""
 
     plan: FramePlan
     peaks: FramePeaks
     no_beam: bool
-    photons: npt.NDArray[np.float64]
-    pixels_counted: npt.NDArray[np.float64]
+    profile: npt.NDArray[np.float32]
     saturated_pixels: int
     background_photons: float
     diffuse: FrameProfile

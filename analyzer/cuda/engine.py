@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from analyzer.cuda.decode import BatchDecoder, Launcher, failure
 from analyzer.cuda.program import Program
-from analyzer.cuda.reduce import OPTIONS, SOURCES, BatchReducer, FrameViews, frame_peaks_of, lit_cell_map
+from analyzer.cuda.reduce import BatchReducer, FrameViews, frame_peaks_of, lit_cell_map, load
 from analyzer.cuda.staging import Batch
 from analyzer.frame_view import FrameView, saw_no_beam
+from analyzer.networks import coarse_profile
 from analyzer.reduction import Coverage, FramePlan, FrameProfile
 from streamer.messages import ImageData, UndecodableImage
 
@@ -41,10 +43,7 @@ class DevicePrograms:
 
 def open_programs(device: str, cache: Path | None) -> DevicePrograms:
     """Compile the kernels, or read them from the ``cache``. Raises ``NoDevice`` and ``DeviceFault``."""
-    return DevicePrograms(
-        Program(DECODER, device, cache=cache),
-        {source: Program(source, device, cache=cache, options=OPTIONS) for source in SOURCES},
-    )
+    return DevicePrograms(Program(DECODER, device, cache=cache), load(device, cache))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +72,8 @@ class Engine:
     ) -> None:
         self.plan = plan
         self._judge = judge
+        # Narrower counts are exact in the device's 16 bits.
+        self._cut = dtype.itemsize > 2
         self._decoder = BatchDecoder(plan.shape, dtype, plan.validity.valid, programs.decoder)
         self._reducer = BatchReducer(plan, most_frames, programs.reducers)
         device = programs.device
@@ -132,19 +133,20 @@ class Engine:
         block, logits = self._results.numpy().reshape(-1), self._logits[:frames].clone()
         for n, error in enumerate(self._errors[:frames].tolist()):
             views = self._reducer.views(block, n)
-            representable = DeviceFrame(views, logits[n : n + 1]) if views.at_limit == 0 else None
+            representable = DeviceFrame(views, logits[n : n + 1]) if views.at_limit == 0 or not self._cut else None
             yield failure(error) or representable
 
 
-def frame_view(plan: FramePlan, views: FrameViews, fewest_places: int) -> FrameView:
-    """What the cascade is told of a frame."""
+def frame_view(
+    plan: FramePlan, profile_index: npt.NDArray[np.intp], views: FrameViews, fewest_places: int
+) -> FrameView:
+    """What the cascade is told of a frame; ``profile_index``: see ``networks.profile_index``."""
     lit = lit_cell_map(views, plan)
     return FrameView(
         plan,
         frame_peaks_of(views, plan),
         saw_no_beam(plan, lit, views.peaks, views.peak_single, fewest_places),
-        views.photons,
-        views.pixels_counted,
+        coarse_profile(views.photons, views.pixels_counted, profile_index),
         views.saturated_pixels,
         views.background_photons,
         FrameProfile(plan, views.profile.copy(), views.pairs),
