@@ -121,39 +121,46 @@ def expect(
             slopes[OTHERS + j, b] *= kept
 
 
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _inner(rows: Any, weights: Any, products: Any) -> None:
+    """``products`` (n, n): of the ``rows`` (n, bins) with each other, bins weighted."""
+    count, bins = rows.shape
+    scaled = np.empty(bins)
+    for i in range(count):
+        here = rows[i]
+        for b in range(bins):
+            scaled[b] = here[b] * weights[b]
+        for j in range(i + 1):
+            there, total = rows[j], 0.0
+            for b in range(bins):
+                total += scaled[b] * there[b]
+            products[i, j] = total
+            products[j, i] = total
+
+
 @numba.njit(nogil=True, cache=True)
 def curvature(photons: Any, pixels: Any, mean: Any, slopes: Any, free: Any, hessian: Any, gradient: Any) -> float:
     """Fisher information ``hessian`` and score ``gradient`` of Poisson counts; returns their log-likelihood.
 
     ``photons``, ``pixels`` (bins,); the likelihood is against that of a perfect fit: minus half the deviance.
     """
-    count = free.size
-    hessian[:] = 0.0
-    gradient[:] = 0.0
-    here = np.zeros(count)
-    total = 0.0
-    for b in range(mean.size):
+    bins, total = mean.size, 0.0
+    pull, weights, rows = np.zeros(bins), np.zeros(bins), np.empty((free.size, bins))
+    for b in range(bins):
         if pixels[b] <= 0.0:
             continue
-        expected = pixels[b] * mean[b]
-        counted = photons[b]
+        expected, counted = pixels[b] * mean[b], photons[b]
         total -= expected - counted
         if counted > 0.0:
             total -= counted * np.log(counted / expected)
-        pull = counted / mean[b] - pixels[b]
-        weight = pixels[b] / mean[b]
-        for i in range(count):
-            here[i] = slopes[free[i], b]
-        for i in range(count):
-            if here[i] == 0.0:
-                continue
-            gradient[i] += here[i] * pull
-            a = here[i] * weight
-            for j in range(i + 1):
-                hessian[i, j] += a * here[j]
-    for i in range(count):
-        for j in range(i):
-            hessian[j, i] = hessian[i, j]
+        pull[b] = counted / mean[b] - pixels[b]
+        weights[b] = pixels[b] / mean[b]
+    for i in range(free.size):
+        rows[i] = slopes[free[i]]
+        gradient[i] = 0.0
+        for b in range(bins):
+            gradient[i] += rows[i, b] * pull[b]
+    _inner(rows, weights, hessian)
     return total
 
 
@@ -182,6 +189,42 @@ def wall(x: Any, pull: Any) -> float:
 
 
 @numba.njit(nogil=True, cache=True)
+def factorised(matrix: Any, lower: Any) -> bool:
+    """Cholesky's factor ``lower`` of a small symmetric matrix; False where it is not positive definite.
+
+    At a dozen unknowns a library's call costs more than its work.
+    """
+    for i in range(len(matrix)):
+        for j in range(i + 1):
+            total = matrix[i, j]
+            for k in range(j):
+                total -= lower[i, k] * lower[j, k]
+            if i == j:
+                if not total > 0.0:
+                    return False
+                lower[i, i] = np.sqrt(total)
+            else:
+                lower[i, j] = total / lower[j, j]
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def solve_factored(lower: Any, right: Any, solved: Any) -> None:
+    """``solved`` (n,) of the matrix that ``factorised`` took and ``right`` (n,)."""
+    count = len(right)
+    for i in range(count):
+        total = right[i]
+        for k in range(i):
+            total -= lower[i, k] * solved[k]
+        solved[i] = total / lower[i, i]
+    for i in range(count - 1, -1, -1):
+        total = solved[i]
+        for k in range(i + 1, count):
+            total -= lower[k, i] * solved[k]
+        solved[i] = total / lower[i, i]
+
+
+@numba.njit(nogil=True, cache=True)
 def climb(
     x: Any, free: Any, prior: Any, precision: Any, photons: Any, pixels: Any, shape: Any, pixel_m: float,
     polarisation: Any, tables: Any, q_step: float, mean: Any, slopes: Any, most_steps: int, hopeless: float,
@@ -196,6 +239,7 @@ def climb(
     count = free.size
     information, score, pull = np.zeros((count, count)), np.zeros(count), np.zeros(5)
     hessian, gradient, off = np.zeros((count, count)), np.zeros(count), np.zeros(count)
+    lower, step, damped = np.zeros((count, count)), np.zeros(count), np.zeros((count, count))
     trial, best = x.copy(), -np.inf
     damping, taken = 1e-3, 0
     for step_number in range(most_steps):
@@ -229,10 +273,13 @@ def climb(
         for n in range(len(known)):
             if abs(x[RATIO] - known[n, 0]) < SAME[0] and abs(x[ENERGY] - known[n, 1]) < SAME[1]:
                 return best, taken
-        damped = hessian.copy()
+        damped[:] = hessian
         for i in range(count):
             damped[i, i] += damping * hessian[i, i] + 1e-12
-        step = np.linalg.solve(damped, gradient)
+        if factorised(damped, lower):
+            solve_factored(lower, gradient, step)
+        else:
+            step[:] = np.linalg.solve(damped, gradient)
         # No step leaves the region in which the linearisation means anything.
         limit = 1.0
         for i in range(count):
@@ -306,6 +353,8 @@ def weigh(
     every one. Source: Laplace's approximation.
     """
     first = precisions.shape[1]
+    curved, lower = np.zeros((first, first)), np.zeros((first, first))
+    unit, solved = np.zeros(first), np.zeros(first)
     across = np.ascontiguousarray(information[first:, :first])
     for m in range(sizes.size):
         prior = errors / sizes[m] ** 2
@@ -323,13 +372,20 @@ def weigh(
             precision = np.ascontiguousarray(precisions[n])
             held_first = precision @ off[:first]
             pulled = reduced_score - held_first
-            curved = reduced + precision
-            free = np.linalg.inv(curved)
-            curved[:2, :2] += bound
-            lower = np.linalg.cholesky(curved)
-            solved = np.linalg.solve(curved, pulled)
+            curved[:] = reduced + precision
+            # Without the bounds, else a posterior that leans on one would look sure.
+            if not factorised(curved, lower):
+                raise np.linalg.LinAlgError("the posterior has no maximum here")
+            for column in range(4):
+                unit[:] = 0.0
+                unit[column] = 1.0
+                solve_factored(lower, unit, solved)
+                covariances[n, m, column] = solved[:4]
+            if bound.any():
+                curved[:2, :2] += bound
+                if not factorised(curved, lower):
+                    raise np.linalg.LinAlgError("the posterior has no maximum here")
+            solve_factored(lower, pulled, solved)
             logs[n, m] = base + 0.5 * (pulled @ solved) - 0.5 * (off[:first] @ held_first)
             logs[n, m] -= np.log(np.diag(lower)).sum()
             steps[n, m] = solved[:4]
-            # Without the bounds, else a posterior that leans on one would look sure.
-            covariances[n, m] = free[:4, :4]
