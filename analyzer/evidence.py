@@ -38,3 +38,6 @@ def _table() -> npt.NDArray[np.float32]:
 
 TABLE = _table()
 """(rates, rows, counts) float32 nats."""
+
+BY_COUNTS = np.ascontiguousarray(np.moveaxis(TABLE, 0, 2))
+"""(rows, counts, rates): what one window says lies side by side."""

@@ -64,8 +64,11 @@ SURE_PEAKS_FOR_AS_MANY = 6.0
 QUADRANTS = 4
 """Of the azimuth about the beam; a bin has a place for each, number bin * 4 + quadrant."""
 
-OF_ONE = 5
-"""Facts of a bin that ``map_significance`` makes of a pixel that counted once, with none around it."""
+FACTS = 8
+_MEAN, _LOG_MEAN, _ZONE, _TABLED, _ALONE, _AROUND, _SINGLE_OF_ONE, _WIDE_OF_ONE = range(FACTS)
+"""What ``map_significance`` asks of a bin: the background, its logarithm, the bin's zone and the evidence's row, the
+most counts that are diffuse, and how significant a pixel is, alone and in windows, that counted once and none around it
+did."""
 
 KEPT_WHOLE = 1 << 40
 """As the most counts of a pixel that is kept: every one is."""
@@ -295,72 +298,64 @@ def _run(lit: Any, first: Any, mask: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def _describe_one(
-    background: Any, log_background: Any, evidence_table: Any, most_around: Any, table_row: Any, of_one: Any
-) -> None:
-    """What a pixel says that counted once while none around it did, by bin; and the row of the table of each bin.
-
-    ``of_one`` (bins, ``OF_ONE``): its significance alone and in windows, whether it is diffuse, its evidence.
-    """
+def _gather_facts(
+    background: Any, log_background: Any, evidence_table: Any, most_alone: Any, most_around: Any, bin_zone: Any,
+    facts: Any,
+) -> None:  # fmt: skip
+    """All that a pixel asks of its bin, side by side in the cache: ``facts`` (bins, ``FACTS``)."""
     log4, log9 = np.log(4.0), np.log(9.0)
     for b in range(background.size):
-        mean, log_mean = background[b], log_background[b]
+        mean, log_mean, fact = background[b], log_background[b], facts[b]
         row = np.int64((log_mean + log9 - LOG_LOWEST) / LOG_STEP + 0.5)
-        table_row[b] = min(max(row, np.int64(0)), np.int64(evidence_table.shape[1]))
-        of_one[b, 0] = _surprise(np.int64(1), mean, log_mean)
+        tabled = min(max(row, np.int64(0)), np.int64(evidence_table.shape[0]))
         four = _surprise(np.int64(1), 4.0 * mean, log_mean + log4)
-        of_one[b, 1] = max(four, _surprise(np.int64(1), 9.0 * mean, log_mean + log9))
-        of_one[b, 2] = 1.0 if most_around[b] >= 1 else 0.0
-        for rate in range(evidence_table.shape[0]):
-            tabled = table_row[b] < evidence_table.shape[1]
-            of_one[b, 3 + rate] = evidence_table[rate, table_row[b], 1] if tabled else 0.0
+        fact[_MEAN], fact[_LOG_MEAN], fact[_ZONE], fact[_TABLED] = mean, log_mean, bin_zone[b], tabled
+        fact[_ALONE], fact[_AROUND] = most_alone[b], most_around[b]
+        fact[_SINGLE_OF_ONE] = _surprise(np.int64(1), mean, log_mean)
+        fact[_WIDE_OF_ONE] = max(four, _surprise(np.int64(1), 9.0 * mean, log_mean + log9))
 
 
 @compiled(
-    None, _WORDS, _LIST, None, _BINS, types.int64, types.int64, _WORDS, _F64, _F64, types.float64, _MAP, _F64, _MAP,
-    _I64, _array(types.float64, 2), _I64, _array(types.float64, 2), _I64, _F64, _I64, _I64, _array(types.float64, 2),
+    None, _WORDS, _LIST, None, _BINS, types.int64, types.int64, _WORDS, _F64, _F64, types.float64, _MAP, _MAP,
+    _array(types.float64, 2), _I64, _array(types.float64, 2), _I64, _F64, _I64, _I64, _array(types.float64, 2),
     returns=types.int64,
 )  # fmt: skip
 def map_significance(
     pixels: Any, lit: Any, index: Any, value: Any, at: Any, columns: int, top: int, surrounded: Any, background: Any,
-    log_background: Any, threshold: float, significance: Any, cell_counts: Any, evidence_table: Any, table_row: Any,
-    of_one: Any, bin_zone: Any, evidence: Any, candidate_index: Any, candidate_score: Any, most_alone: Any,
-    most_around: Any, diffuse: Any,
+    log_background: Any, threshold: float, cells: Any, evidence_table: Any, facts: Any, bin_zone: Any, evidence: Any,
+    candidate_index: Any, candidate_score: Any, most_alone: Any, most_around: Any, diffuse: Any,
 ) -> int:  # fmt: skip
     """Significance of one pixel, the best of 2 x 2 and 3 x 3 around it and what supports it; evidence.
 
     ``lit``: see ``streamer.listing``; ``surrounded``: see ``FramePlan``; ``index``, ``value``, ``at`` (found,): see
     ``tally``. Support is the 3 x 3 without its middle, where that is the highest: a spot has it, a hot pixel has not.
-    Sets the largest in each cell in ``significance`` (4, rows, columns), whose first is left to ``weigh_cells``, and
-    the counts of each cell in ``cell_counts`` (rows * columns,), and lists the pixels above ``threshold`` with their
-    score, negated so that ascending order is brightest first; returns how many. ``evidence`` (zones, rates) becomes
-    what the 3 x 3 of each zone of ``bin_zone`` (bins,) say together, by ``evidence_table`` (``evidence.TABLE``);
-    ``table_row`` (bins,) and ``of_one`` (bins, ``OF_ONE``) are used up. ``diffuse`` (bins * 4, 2) becomes the photons
-    and their squares of the pixels that ``analyzer.diffuse`` keeps, by their place.
+    Sets the counts of each cell and the largest of each of the three in ``cells`` (rows, columns, 4), and lists the
+    pixels above ``threshold`` with their score, negated so that ascending order is brightest first; returns how many.
+    ``evidence`` (zones, rates) becomes what the 3 x 3 of each zone of ``bin_zone`` (bins,) say together, by
+    ``evidence_table`` (``evidence.BY_COUNTS``); ``facts`` (bins, ``FACTS``) is used up. ``diffuse`` (bins * 4, 2)
+    becomes the photons and their squares of the pixels that ``analyzer.diffuse`` keeps, by their place.
     """
-    significance[:] = 0.0
+    cells[:] = 0.0
     evidence[:] = 0.0
     diffuse[:] = 0.0
-    most_counts = evidence_table.shape[2] - 1
-    cell_counts[:] = 0.0
-    cells_across = significance.shape[2]
+    rows_tabled, most_counts = evidence_table.shape[0], evidence_table.shape[1] - 1
     log4, log8, log9 = np.log(4.0), np.log(8.0), np.log(9.0)
-    _describe_one(background, log_background, evidence_table, most_around, table_row, of_one)
+    _gather_facts(background, log_background, evidence_table, most_alone, most_around, bin_zone, facts)
     candidates = 0
     one, across, three, sides = np.uint64(1), np.uint64(columns), np.uint64(0b111), np.uint64(0b101)
     row, row_end = np.int64(0), np.int64(columns)
     for n in range(index.size):
         pixel = np.int64(index[n])
         i, place, counts = np.uint64(pixel), np.uint64(at[n]), np.int64(value[n])
-        b = place // np.uint64(QUADRANTS)
-        mean, log_mean = background[b], log_background[b]
+        fact = facts[place // np.uint64(QUADRANTS)]
+        mean, log_mean = fact[_MEAN], fact[_LOG_MEAN]
         while pixel >= row_end:
             row, row_end = row + 1, row_end + columns
-        y, x = np.uint64(row // CELL), np.uint64((pixel + columns - row_end) // CELL)
-        cell_counts[np.uint64(row // CELL * cells_across) + x] += counts
+        cell = cells[np.uint64(row // CELL), np.uint64((pixel + columns - row_end) // CELL)]
+        cell[0] += counts
         windowed = (surrounded[i // np.uint64(64)] >> (i % np.uint64(64))) & one != 0
-        alone = not windowed or most_around[b] < 0
-        if alone and counts <= most_alone[b]:
+        alone = not windowed or fact[_AROUND] < 0.0
+        if alone and counts <= fact[_ALONE]:
             diffuse[place, 0] += counts
             diffuse[place, 1] += float(counts) * counts
         # In bright water a pixel below the mean is not the middle of a spot.
@@ -370,16 +365,17 @@ def map_significance(
         if windowed and counts == 1:
             beside = _run(lit, up - one, three) | _run(lit, down - one, three) | _run(lit, i - one, sides)
             plain = beside == 0
+        zone, tabled = np.uint64(fact[_ZONE]), np.uint64(fact[_TABLED])
         single, wide, support = 0.0, 0.0, 0.0
         if plain:
             # Most pixels that counted are so, and what they say is known beforehand.
-            single, wide = of_one[b, 0], of_one[b, 1]
-            if not alone and of_one[b, 2] != 0.0:
+            single, wide = fact[_SINGLE_OF_ONE], fact[_WIDE_OF_ONE]
+            if fact[_AROUND] >= 1.0:
                 diffuse[place, 0] += 1.0
                 diffuse[place, 1] += 1.0
-            zone = np.uint64(bin_zone[b])
-            for rate in range(evidence.shape[1]):
-                evidence[zone, rate] += of_one[b, 3 + rate]
+            if tabled < rows_tabled:
+                for rate in range(evidence.shape[1]):
+                    evidence[zone, rate] += evidence_table[tabled, 1, rate]
         else:
             single = _surprise(counts, mean, log_mean)
         if windowed and not plain:
@@ -390,20 +386,19 @@ def map_significance(
             if highest != top:
                 four = counts + max(a0 + a1 + a3, a1 + a2 + a5, a3 + a6 + a7, a5 + a7 + a8)
                 nine = counts + a0 + a1 + a2 + a3 + a5 + a6 + a7 + a8
-                if not alone and nine <= most_around[b]:
+                if not alone and nine <= fact[_AROUND]:
                     diffuse[place, 0] += counts
                     diffuse[place, 1] += float(counts) * counts
                 wide = max(_surprise(four, 4.0 * mean, log_mean + log4), _surprise(nine, 9.0 * mean, log_mean + log9))
-                tabled = np.uint64(table_row[b])
-                if tabled < evidence_table.shape[1]:
-                    zone, column = np.uint64(bin_zone[b]), np.uint64(min(nine, most_counts))
+                if tabled < rows_tabled:
+                    column = np.uint64(min(nine, most_counts))
                     for rate in range(evidence.shape[1]):
-                        evidence[zone, rate] += evidence_table[rate, tabled, column]
+                        evidence[zone, rate] += evidence_table[tabled, column, rate]
                 if highest <= counts:
                     support = _surprise(nine - counts, 8.0 * mean, log_mean + log8)
-        significance[1, y, x] = max(significance[1, y, x], np.float32(single))
-        significance[2, y, x] = max(significance[2, y, x], np.float32(wide))
-        significance[3, y, x] = max(significance[3, y, x], np.float32(support))
+        cell[1] = max(cell[1], np.float32(single))
+        cell[2] = max(cell[2], np.float32(wide))
+        cell[3] = max(cell[3], np.float32(support))
         best = max(single, wide)
         if best > threshold:
             candidate_index[candidates] = pixel
@@ -419,40 +414,43 @@ def map_significance(
 
 @numba.njit(
     types.int64(
-        _F64, _CELL_BINS, _F64, _F64, _F64, _F64, _MAP, types.Array(types.uint8, 1, "C"), _F64,
+        _MAP, _CELL_BINS, _F64, _F64, _F64, _F64, _MAP, types.Array(types.uint8, 1, "C"), _F64,
         types.Array(types.float32, 2, "C"), _I64, _F64,
     ),
     nogil=True,
     cache=True,
 )  # fmt: skip
 def weigh_cells(
-    cell_counts: Any, cell_bin: Any, cell_pixels: Any, log_cell_pixels: Any, background: Any, log_background: Any,
+    cells: Any, cell_bin: Any, cell_pixels: Any, log_cell_pixels: Any, background: Any, log_background: Any,
     significance: Any, zone_of_cell: Any, levels: Any, reached: Any, lit: Any, strength: Any,
 ) -> int:  # fmt: skip
     """The cells that counted, ``lit`` of them by number, and how strong each is; returns how many.
 
-    Sets their own significance, ``significance[0]``, and how many cells of each zone reach each of the ascending
-    ``levels`` on each scale of the map: ``reached`` (zones, scales * levels). ``cell_bin``, ``cell_pixels``,
+    ``cells``: see ``map_significance``. Sets the map ``significance`` (4, rows, columns), of the cell itself and of
+    the three, and how many cells of each zone reach each of the ascending ``levels`` on each scale: ``reached``
+    (zones, scales * levels). ``cell_bin``, ``cell_pixels``,
     ``log_cell_pixels``, ``zone_of_cell`` (rows * columns,): bin of the middle, valid pixels and their logarithm, zone.
     ``strength`` is the product of 1 + significance over the scales.
     """
-    found = 0
-    for cell in range(cell_counts.size):
+    found, flat, scales = 0, cells.reshape(-1, cells.shape[2]), significance.shape[0]
+    for cell in range(len(flat)):
         # Without a branch: which cells counted cannot be foreseen.
         lit[np.uint64(found)] = cell
-        found += cell_counts[cell] > 0.0
+        found += flat[cell, 0] > 0.0
     reached[:] = 0.0
-    scales, _, columns = significance.shape
+    significance[:] = 0.0
+    by_cell = significance.reshape(scales, -1)
     for n in range(found):
         cell = lit[n]
-        row, column = np.uint64(cell // columns), np.uint64(cell % columns)
-        counts, b, zone = np.int64(cell_counts[cell]), cell_bin[cell], zone_of_cell[cell]
+        counts, b, zone = np.int64(flat[cell, 0]), cell_bin[cell], zone_of_cell[cell]
         expected = background[b] * cell_pixels[cell]
         if counts > 1 and counts > expected:
-            significance[0, row, column] = _surprise(counts, expected, log_background[b] + log_cell_pixels[cell])
+            by_cell[0, cell] = _surprise(counts, expected, log_background[b] + log_cell_pixels[cell])
+        for scale in range(1, scales):
+            by_cell[scale, cell] = flat[cell, scale]
         product = 1.0
         for scale in range(scales):
-            value = significance[scale, row, column]
+            value = by_cell[scale, cell]
             product *= 1.0 + value
             for level in range(levels.size):
                 if value < levels[level]:

@@ -167,8 +167,7 @@ class Workspace:
         self.background = np.zeros(bins)
         self._expected = np.zeros(bins)
         self._occupied, self._scratch, self._most = np.zeros(bins), np.zeros(bins), np.zeros(bins)
-        self._log_background, self._table_row = np.zeros(bins), np.zeros(bins, np.int64)
-        self._of_one = np.zeros((bins, kernels.OF_ONE))
+        self._log_background, self._facts = np.zeros(bins), np.zeros((bins, kernels.FACTS))
         places = bins * kernels.QUADRANTS
         self.diffuse, self._areas = np.zeros((places, 2)), np.zeros((2, places))
         self.diffuse_pixels, self.pairs = np.zeros(places), np.zeros(bins)
@@ -176,7 +175,8 @@ class Workspace:
         self._most_alone, self._most_around = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
         self.significance = np.zeros((zones.SCALES, *plan.cell_valid.shape), np.float32)
         cells = plan.cell_valid.size
-        self._cell_counts, self._lit_cells = np.zeros(cells), np.zeros(cells + 1, np.int64)
+        self._cells = np.zeros((*plan.cell_valid.shape, zones.SCALES), np.float32)
+        self._lit_cells = np.zeros(cells + 1, np.int64)
         self.zones = np.zeros((zones.ZONES, zones.COLUMNS), np.float32)
         self._evidence = np.zeros((zones.ZONES, len(evidence.RATES)))
         self._levels = np.zeros((zones.ZONES, zones.SCALES * len(zones.LEVELS)), np.float32)
@@ -221,12 +221,11 @@ class Workspace:
         diffuse.limits(self.background, self._most_alone, self._most_around)
         candidates = kernels.map_significance(
             pixels, listing.lit, index, value, at, columns, top, plan.surrounded, self.background, logs, CANDIDATE_NATS,
-            self.significance, self._cell_counts, evidence.TABLE, self._table_row, self._of_one, plan.bin_zone,
-            self._evidence, self._candidate_index, self._candidate_score, self._most_alone, self._most_around,
-            self.diffuse,
+            self._cells, evidence.BY_COUNTS, self._facts, plan.bin_zone, self._evidence, self._candidate_index,
+            self._candidate_score, self._most_alone, self._most_around, self.diffuse,
         )  # fmt: skip
         lit_cells = kernels.weigh_cells(
-            self._cell_counts, plan.cell_bin, plan.cell_pixels, plan.log_cell_pixels, self.background, logs,
+            self._cells, plan.cell_bin, plan.cell_pixels, plan.log_cell_pixels, self.background, logs,
             self.significance, plan.cell_zone, zones.LEVELS, self._levels, self._lit_cells, self._strength,
         )  # fmt: skip
         kernels.list_strongest(
