@@ -22,7 +22,6 @@ from cxls.bench import om_peer as om
 from cxls.bench.inputs import image_data, packed_frames, simulate
 from cxls.bench.report import Figure, Ratio, Report, over_rounds, ratios
 from cxls.settings import BenchSettings
-from streamer.decoding import decode
 from streamer.frames import Frame
 from streamer.validity import saturation_of, series_validity
 
@@ -116,7 +115,10 @@ def total(scores: Sequence[Score]) -> Score:
 
 
 class OurFinder:
-    """Decode and reduce, without the networks: what makes our peak list."""
+    """Unpack and reduce, without the networks: what makes our peak list. The two cannot be told apart in fairness.
+
+    What counted is listed while a frame is unpacked.
+    """
 
     def __init__(self, frame: Frame) -> None:
         metadata, image = frame.series.metadata, image_data(frame)
@@ -126,9 +128,9 @@ class OurFinder:
         self._workspace = Workspace(plan, image.dtype)
 
     def find(self, frame: Frame) -> tuple[Positions, float]:
-        """Peaks as (n, 2) fs and ss, and the CPU milliseconds of the reduction that found them."""
-        decode(image_data(frame), self._workspace.pixels)
+        """Peaks as (n, 2) fs and ss, and the CPU milliseconds from the packed bytes to them."""
         began = time.process_time()
+        self._workspace.load(image_data(frame))
         reduced = self._workspace.reduce()
         spent = time.process_time() - began
         return np.stack([reduced.peaks["fs"], reduced.peaks["ss"]], 1).astype(np.float64), spent * 1e3
@@ -149,7 +151,7 @@ def run(settings: BenchSettings) -> Report:
         found,
         (
             f"OM: peakfinder8, full, ADC {om.ADC:g}, SNR {om.SNR:g}, {om.MIN_PIXELS} pixel; CPU of find_peaks alone",
-            "ours: CPU of the whole reduction, which also makes the background, the map and the profile",
+            "ours: CPU of unpacking and the whole reduction, which also makes the background, the map and the profile",
         ),
     )
 

@@ -1,7 +1,8 @@
-"""The reduction by flux and water, against OM's peakfinder8 in both its modes and a read of the frame as the floor.
+"""Unpacking and reduction by flux and water, against OM's peakfinder8 in both its modes and a read of the frame.
 
-All on the same frames, already decoded, in CPU milliseconds of one thread. Ours makes the background, the map that the
-networks see, the profile and the peaks; OM's makes the peaks.
+All on the same frames, in CPU milliseconds of one thread. Ours begins with the packed bytes, since it lists what counted
+while it unpacks, and makes the background, the map that the networks see, the profile and the peaks; OM's begins with
+pixels and makes the peaks.
 """
 
 import shutil
@@ -51,7 +52,7 @@ def run(settings: BenchSettings) -> Report:
             best.append([min(times[name]) if name in times else None for name in names])
             usual.append([float(np.median(times[name])) if name in times else None for name in names])
     return Report(
-        f"preprocess: reduction of {count} frames of an EIGER2 4M, uint16, ms CPU a frame",
+        f"preprocess: unpacking and reduction of {count} frames of an EIGER2 4M, uint16, ms CPU a frame",
         (),
         [
             Ratio(f"{names[column]} / ours, {row}", theirs / ours)

@@ -1,8 +1,8 @@
 """What the machine can do, measured in this run, and the share of it that the stages of a worker reach.
 
-A decoder reads the packed bytes and writes the pixels, so copying memory bounds it; the reduction has to read the
-pixels, so reading memory bounds it; the networks multiply, so a product of matrices bounds them. A share far below 1
-says that something else is what limits: instructions, not memory.
+A decoder reads the packed bytes and writes the pixels, so copying memory bounds it; a reduction that begins with pixels
+has to read them, and what reading memory allows is the measure for ours too, which does not; the networks multiply, so a
+product of matrices bounds them. A share far below 1 says that something else is what limits: instructions, not memory.
 """
 
 import tempfile
@@ -104,7 +104,7 @@ def _packed_bytes(packed: Packed) -> float:
 
 def _decode(label: str, packed: Packed, roof: float) -> Reached:
     ms = _least_ms(make(OURS, packed), len(packed.images))
-    return Reached(f"{label}: decode", ms, (packed.pixels[0].nbytes + _packed_bytes(packed)) / ms / 1e6, roof)
+    return Reached(f"{label}: plain decode", ms, (packed.pixels[0].nbytes + _packed_bytes(packed)) / ms / 1e6, roof)
 
 
 def _lz4(label: str, packed: Packed, roof: float) -> list[Reached]:
@@ -126,7 +126,7 @@ def _reduction(label: str, frames: Sequence[Frame], roof: float) -> Reached:
     finder = OurFinder(frames[0])
     finder.find(frames[0])
     ms = min(float(np.mean([finder.find(frame)[1] for frame in frames])) for _ in range(ROUNDS))
-    return Reached(f"{label}: reduction", ms, FRAME_BYTES / ms / 1e6, roof)
+    return Reached(f"{label}: unpack and reduce", ms, FRAME_BYTES / ms / 1e6, roof)
 
 
 def _networks(label: str, bundle: Bundle, frames: Sequence[Frame], peak: float) -> list[Reached]:

@@ -137,7 +137,7 @@ def test_roofline(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofs, "ROUNDS", 1)
     report = bench("roofline", LARGE_BYTES=8 << 20)
     (grid,) = report.grids
-    assert {"usual: decode", "bright: reduction"} <= set(grid.rows)
+    assert {"usual: plain decode", "bright: unpack and reduce"} <= set(grid.rows)
     for ms, rate, roof, share in grid.values:
         assert ms > 0.0
         assert share == pytest.approx(100 * rate / roof)
