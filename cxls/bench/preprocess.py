@@ -1,8 +1,8 @@
 """Unpacking and reduction by flux and water, against OM's peakfinder8 in both its modes and a read of the frame.
 
-All on the same frames, in CPU milliseconds of one thread. Ours begins with the packed bytes, since it lists what counted
-while it unpacks, and makes the background, the map that the networks see, the profile and the peaks; OM's begins with
-pixels and makes the peaks.
+All on the same frames, in CPU milliseconds of one thread. Ours begins with the packed bytes, since it lists what
+counted while it unpacks, and makes the background, the map that the networks see, the profile and the peaks; OM's
+begins with pixels and makes the peaks.
 """
 
 import shutil

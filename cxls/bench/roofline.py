@@ -1,8 +1,8 @@
 """What the machine can do, measured in this run, and the share of it that the stages of a worker reach.
 
-A decoder reads the packed bytes and writes the pixels, so copying memory bounds it; a reduction that begins with pixels
-has to read them, and what reading memory allows is the measure for ours too, which does not; the networks multiply, so a
-product of matrices bounds them. A share far below 1 says that something else is what limits: instructions, not memory.
+A decoder reads the packed bytes and writes the pixels, so copying memory bounds it; a reduction that begins with
+pixels has to read them, and what reading memory allows is the measure for ours too, which does not; the networks
+multiply, so a product of matrices bounds them. A share far below 1 says that something else limits: instructions.
 """
 
 import tempfile
