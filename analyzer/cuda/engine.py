@@ -78,7 +78,7 @@ class Engine:
         self._reducer = BatchReducer(plan, most_frames, programs.reducers)
         device = programs.device
         room = max(self._decoder.frame_bytes_at_most, most_frames * _USUAL_BYTES)
-        self._batch = Batch(0, most_frames, room, device)
+        self._batch = Batch(most_frames, room, device)
         self._decoded = self._decoder.outputs(most_frames)
         self._reduced = self._reducer.outputs(self._decoded, self._batch.device_errors)
         on_card = device.type == "cuda"

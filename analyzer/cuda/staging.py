@@ -1,11 +1,10 @@
-"""Batches of packed frames on their way to the device: a bounded ring of buffers, one copy a batch.
+"""A batch of packed frames on its way to the device: bounded, one copy.
 
 A batch is one run of bytes: what is known of each frame, an error word for each, then for each frame its table of
 blocks and its packed bytes, as they came. The host writes it where the copy starts from (page-locked memory, where
 there is a device to copy to); kernels read the copy. Nothing is allocated after the start.
 """
 
-import queue
 from enum import IntEnum
 
 import numpy as np
@@ -14,9 +13,6 @@ import torch
 
 ALIGNMENT = 16
 """Of everything in a batch, bytes."""
-
-BATCHES = 3
-"""One being filled, one being copied and decoded, one whose results are awaited."""
 
 FRAME_DTYPE = np.dtype(
     [
@@ -49,13 +45,12 @@ class Batch:
     thread fills a batch at a time.
     """
 
-    def __init__(self, number: int, capacity: int, bytes_at_most: int, device: torch.device) -> None:
+    def __init__(self, capacity: int, bytes_at_most: int, device: torch.device) -> None:
         if capacity < 1 or bytes_at_most < 1:
             raise ValueError(f"a batch of {capacity} frames in {bytes_at_most} bytes holds nothing")
         facts = capacity * FRAME_DTYPE.itemsize
         self._head = aligned(facts + capacity * _ERROR_BYTES)
         self._size = self._head + aligned(bytes_at_most)
-        self.number = number
         self.capacity = capacity
         self._host = torch.zeros(self._size, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self.device_bytes = torch.zeros(self._size, dtype=torch.uint8, device=device)
@@ -112,27 +107,3 @@ class Batch:
         self._facts[...] = 0
         self._used = self._head
         self.frames = self.units = 0
-
-
-class Ring:
-    """The batches there are; from any thread."""
-
-    def __init__(self, device: torch.device, capacity: int, bytes_at_most: int, batches: int = BATCHES) -> None:
-        self._free: queue.SimpleQueue[Batch] = queue.SimpleQueue()
-        self.bytes = 0
-        for number in range(batches):
-            batch = Batch(number, capacity, bytes_at_most, device)
-            self.bytes += batch.device_bytes.nbytes
-            self._free.put(batch)
-
-    def acquire(self, timeout_s: float = 0.0) -> Batch | None:
-        """An empty batch, or ``None`` when none came free in time."""
-        try:
-            return self._free.get(timeout=timeout_s) if timeout_s > 0 else self._free.get_nowait()
-        except queue.Empty:
-            return None
-
-    def release(self, batch: Batch) -> None:
-        """Give a batch back once nothing on the device has yet to read it: when its results are there."""
-        batch.clear()
-        self._free.put(batch)

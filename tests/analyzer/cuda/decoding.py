@@ -29,7 +29,7 @@ class Frames:
 
 def batch_for(decoder: BatchDecoder, frames: int, device: Any) -> Batch:
     """Room for so many frames of this kind, however they are packed."""
-    return Batch(0, frames, frames * decoder.frame_bytes_at_most, device)
+    return Batch(frames, frames * decoder.frame_bytes_at_most, device)
 
 
 def run(decoder: BatchDecoder, batch: Batch, grid: tuple[int, int] | None = None) -> Frames:

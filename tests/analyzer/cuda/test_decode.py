@@ -153,7 +153,7 @@ def test_lengths_that_add_up_but_that_no_block_can_have_are_refused(host_decoder
         decoder.stage(replace(image, data=long), batch)
     assert caught.value.reason == "bad_block"
     # One that a batch has room for is found out by the kernel.
-    big = Batch(0, 1, 4 * block, host_decoder.device)
+    big = Batch(1, 4 * block, host_decoder.device)
     assert decoder.stage(replace(image, data=long), big) == 0
     assert failure(int(run(decoder, big).errors[0])) is not None
 
@@ -167,7 +167,7 @@ def test_an_image_of_another_kind_is_refused(host_decoder: HostProgram) -> None:
             decoder.stage(other, batch)
         assert not isinstance(caught.value, UndecodableImage)
     with pytest.raises(ValueError, match="may take"):
-        decoder.stage(image, Batch(0, 1, 100, host_decoder.device))
+        decoder.stage(image, Batch(1, 100, host_decoder.device))
     with pytest.raises(ValueError, match="16 or 32 bit"):
         BatchDecoder((2, 2), np.dtype("f4"), np.ones((2, 2), np.uint8), host_decoder)
     with pytest.raises(ValueError, match="a mask of"):

@@ -187,7 +187,7 @@ def test_the_rules_are_kept_to_the_byte(watched_decoder: WatchedProgram, room: i
 def test_a_length_that_goes_on_and_on_is_refused(watched_decoder: WatchedProgram) -> None:
     image = one_block(b"\xff" * 9_000_000, 8192)
     decoder = BatchDecoder(image.shape, image.dtype, np.ones(image.shape, np.uint8), watched_decoder)
-    batch = Batch(0, 1, 10_000_000, watched_decoder.device)
+    batch = Batch(1, 10_000_000, watched_decoder.device)
     assert decoder.stage(image, batch) == 0
     assert run(decoder, batch).errors.all()
 

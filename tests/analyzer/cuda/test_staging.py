@@ -1,8 +1,5 @@
 """Batches: what lies where, what fits, and that there are only so many."""
 
-import threading
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyzer.cuda.compiler import source_of
-from analyzer.cuda.staging import ALIGNMENT, FRAME_DTYPE, Batch, Packing, Ring, aligned
+from analyzer.cuda.staging import ALIGNMENT, FRAME_DTYPE, Batch, Packing, aligned
 
 CPU = torch.device("cpu")
 
@@ -23,7 +20,7 @@ def put(batch: Batch, table: bytes, source: bytes) -> int:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.binary(max_size=70)), max_size=6))
 def test_frames_lie_one_behind_the_other_and_are_found_on_the_device(frames: list[tuple[int, bytes]]) -> None:
-    batch = Batch(0, 6, 6 * (80 + 80), CPU)
+    batch = Batch(6, 6 * (80 + 80), CPU)
     tables = [bytes(range(8 * blocks)) for blocks, _ in frames]
     for number, (table, (_, source)) in enumerate(zip(tables, frames, strict=True)):
         assert put(batch, table, source) == number
@@ -45,7 +42,7 @@ def test_frames_lie_one_behind_the_other_and_are_found_on_the_device(frames: lis
 
 
 def test_only_what_is_used_is_copied() -> None:
-    batch = Batch(0, 2, 4096, CPU)
+    batch = Batch(2, 4096, CPU)
     batch.device_bytes.fill_(0xEE)
     put(batch, b"", b"abc")
     batch.upload()
@@ -54,14 +51,14 @@ def test_only_what_is_used_is_copied() -> None:
 
 
 def test_error_words_are_zero_again_after_an_upload() -> None:
-    batch = Batch(0, 3, 64, CPU)
+    batch = Batch(3, 64, CPU)
     batch.device_errors.fill_(7)
     batch.upload()
     assert batch.device_errors.tolist() == [0, 0, 0]
 
 
 def test_a_batch_holds_no_more_than_it_has_room_for() -> None:
-    batch = Batch(0, 2, 64, CPU)
+    batch = Batch(2, 64, CPU)
     assert batch.room == batch.largest == 64
     with pytest.raises(ValueError, match="not free"):
         batch.free(16, 49)
@@ -78,25 +75,7 @@ def test_a_batch_holds_no_more_than_it_has_room_for() -> None:
     batch.clear()
     assert (batch.frames, batch.units, batch.room) == (0, 0, 64)
     with pytest.raises(ValueError, match="holds nothing"):
-        Batch(0, 0, 64, CPU)
-
-
-def test_there_are_three_batches_and_no_more() -> None:
-    ring = Ring(CPU, 4, 1000)
-    batches = [ring.acquire() for _ in range(3)]
-    assert {batch.number for batch in batches if batch is not None} == {0, 1, 2}
-    assert ring.acquire() is None
-    began = time.monotonic()
-    assert ring.acquire(0.05) is None
-    assert time.monotonic() - began >= 0.04
-    first = batches[0]
-    assert first is not None
-    put(first, bytes(8), b"abc")
-    threading.Timer(0.05, ring.release, [first]).start()
-    again = ring.acquire(10.0)
-    assert again is first
-    assert again.frames == 0
-    assert ring.bytes == sum(batch.device_bytes.nbytes for batch in batches if batch is not None)
+        Batch(0, 64, CPU)
 
 
 def test_the_kernel_knows_a_frame_by_the_same_layout() -> None:
@@ -114,7 +93,7 @@ def test_the_kernel_knows_a_frame_by_the_same_layout() -> None:
 def test_batches_are_page_locked_where_there_is_a_device() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    batch = Batch(0, 2, 1 << 20, torch.device("cuda"))
+    batch = Batch(2, 1 << 20, torch.device("cuda"))
     put(batch, bytes(8), b"abc")
     batch.upload()
     torch.cuda.synchronize()
