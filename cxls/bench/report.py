@@ -1,7 +1,6 @@
 """Figures of a benchmark: as a table for people, as JSON for comparison and for the documentation."""
 
 import io
-import json
 import os
 import platform
 import statistics
@@ -176,8 +175,9 @@ def _number(value: float) -> str:
 
 
 def as_json(name: str, report: Report, where: dict[str, Any]) -> str:
-    """The report with the machine it ran on."""
-    return json.dumps({"benchmark": name, "machine": where, **asdict(report)}, indent=2) + "\n"
+    """The report with the machine it ran on; what is no number is null."""
+    encoded = msgspec.json.encode({"benchmark": name, "machine": where, **asdict(report)})
+    return msgspec.json.format(encoded, indent=2).decode() + "\n"
 
 
 def from_json(text: str | bytes) -> tuple[str, Report, dict[str, Any]]:
