@@ -4,6 +4,7 @@ One ``Analyser`` belongs to one worker and reuses its buffers; a result is a fun
 frame, its series' header, the bundle and the settings alone.
 """
 
+import contextlib
 import itertools
 import logging
 import math
@@ -23,6 +24,7 @@ from analyzer.attribute_cascade import AttributeCascade, Feed, Said, Seen
 from analyzer.attribute_model import AttributeModel
 from analyzer.bundle import Bundle
 from analyzer.cuda.engine import DevicePrograms, Engine, frame_view
+from analyzer.cuda.program import DeviceFault
 from analyzer.frame_peaks import FramePeaks, describe_peaks, frame_peaks
 from analyzer.frame_view import FrameView, bright, saw_no_beam
 from analyzer.geometry import Geometry
@@ -45,6 +47,9 @@ log = logging.getLogger(__name__)
 STAGES = ("receive", "decode", "reduce", "infer", "peaks", "publish")
 _PLANS_KEPT = 4
 _MAX_TAG_CHARACTERS = 200
+DEVICE_FAULTS = (DeviceFault, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", RuntimeError))
+"""What says that a device cannot go on; any other error is a fault of ours."""
+
 MOST_FRAMES = 32
 """Of a batch on a device; more only wait for each other."""
 
@@ -99,6 +104,12 @@ class _Prepared:
     shadow: PeakFinder | None
     estimator: FrameEstimator | None
     engine: Engine | None
+
+
+def asks_for_pixels(settings: CascadeSettings, bundle: Bundle) -> bool:
+    """Whether something is asked about the pixels of frames, which then have to be unpacked by the CPU."""
+    other = not takes_own_peaks(settings.finder, bundle)
+    return other or settings.shadow is not None or bool(settings.models)
 
 
 class PlanCache:
@@ -158,13 +169,11 @@ class Analyser:
         self._plans = plans or PlanCache()
         self._hit_fields = architecture(bundle.card.hit.network).inputs
         self._models = AttributeCascade(settings.models, self._device)
-        asks_for_pixels = (
-            bool(settings.models) or settings.shadow is not None or not takes_own_peaks(settings.finder, bundle)
-        )
-        self._programs = None if asks_for_pixels else programs
+        self._programs = None if asks_for_pixels(settings, bundle) else programs
         on_card = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if on_card else None  # type: ignore[no-untyped-call]
         self._fallback = fallback
+        self._lost: dict[tuple[Any, ...], _Prepared] = {}
         self.fault: str | None = None
 
     def process(self, frames: Sequence[Frame]) -> BatchOutcome:
@@ -176,10 +185,11 @@ class Analyser:
                 # Each worker's frames wait for nobody else's.
                 with torch.cuda.stream(self._stream):
                     return self._process(frames)
-            except RuntimeError as error:
+            except DEVICE_FAULTS as error:
                 self.fault = (str(error).splitlines() or [type(error).__name__])[0]
                 log.exception("the device failed; from here on the CPU judges the frames, these %d first", len(frames))
-                self._prepared.clear()
+                # Not let go of: to free what a lost device has a part in may end the process.
+                self._lost, self._prepared = self._prepared, {}
         return self._fallback.process(frames)
 
     @torch.inference_mode()
@@ -295,6 +305,8 @@ class Analyser:
     @torch.inference_mode()
     def estimate(self, profile: npt.NDArray[np.float32]) -> dict[str, Any]:
         """The parameter fields of a record by the network, for a profile (2, bins) such as the sum over many frames."""
+        if self.fault is not None and self._fallback is not None:
+            return self._fallback.estimate(profile)
         return _network_parameters(
             self._parameters(profile[None])[0], self._bundle.card.parameters.sigma_scale, no_beam=False
         )
@@ -311,9 +323,13 @@ class Analyser:
 
     def covered(self, series: Series) -> list[Coverage]:
         """What this worker's frames of a series covered."""
-        engines = [prepared.engine for key, prepared in list(self._prepared.items()) if key[0] == series.ordinal]
-        on_device = [engine.coverage for engine in engines if engine is not None]
-        return [workspace.coverage for workspace in self.workspaces(series)] + on_device
+        covered = [workspace.coverage for workspace in self.workspaces(series)]
+        for key, prepared in list(self._prepared.items()):
+            if key[0] == series.ordinal and prepared.engine is not None:
+                # Of a device that another worker found lost nothing is known.
+                with contextlib.suppress(*DEVICE_FAULTS):
+                    covered.append(prepared.engine.coverage)
+        return covered
 
     def forget(self, series: Series) -> None:
         """Let go of the buffers held for a series."""

@@ -178,6 +178,7 @@ class Front:
         self._unseen: list[FrameResult] = []
         self._handed_s = 0.0
         self._last_warning: dict[str, float] = {}
+        self._faults: dict[int, str] = {}
         self.stopping = False
 
     @property
@@ -220,8 +221,8 @@ class Front:
 
     @property
     def device_faults(self) -> list[str]:
-        """Of each worker whose device failed, so that the CPU judges its frames, the error's first line."""
-        return [worker.analyser.fault for worker in self._workers if worker.analyser.fault is not None]
+        """Of each worker whose device failed in this run, the error's first line."""
+        return list(self._faults.values())
 
     def replace_analysers(self, analysers: Sequence[Analyser], forget: Forget) -> bool:
         """Judge with these from the next batch on, one a worker; batches in hand end with the old ones.
@@ -336,7 +337,8 @@ class Front:
         if self.ring.put(frame):
             return True
         began = time.monotonic()
-        self._hand_on()
+        if self._settings.block:
+            self._hand_on()
         placed = False
         while self._settings.block and not placed and not stop.is_set():
             placed = self.ring.put(frame, POLL_S)
@@ -366,6 +368,8 @@ class Front:
             analyser = worker.busy = worker.analyser
         began = time.monotonic()
         outcome = self._analyse(analyser, batch)
+        if (fault := analyser.fault) is not None:
+            self._faults[id(worker)] = fault
         worker.seconds += time.monotonic() - began
         worker.frames += len(batch)
         self._hand_out(batch, outcome.results)

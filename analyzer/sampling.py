@@ -102,6 +102,7 @@ class Sampler:
         if last_s is None or arrived == 0:
             # Between series nothing is learnt; the next one begins with the k of this.
             self._start_calm(load)
+            self._late = 0
         elif load.oldest_s > (LATE_S if analysed else _STUCK_S):
             self._start_calm(load)
             self._late += 1

@@ -57,6 +57,7 @@ class Compilation(Listener):  # type: ignore[misc]
         if self._said_s is not None:
             log.info("compiled %d functions in %.0f s; the next start finds them", self.functions, self.seconds)
             self._said_s = None
+        self.functions, self.seconds = 0, 0.0
 
 
 compilation = Compilation()

@@ -281,6 +281,8 @@ class Listing:
             raise ValueError(f"the buffer holds {self.flat.size} pixels, the image {image.pixels}")
         blocks = self._blocks(image)
         if blocks is None:
+            # A frame that fails half way leaves pixels that no list knows of.
+            self._known = False
             decoding.decode(image, self.pixels)
             self.search()
             return

@@ -412,6 +412,11 @@ def _like(layout: _Layout, view: memoryview) -> ImageMessage | None:
     )
 
 
+def _plain(spans: dict[str, tuple[int, int, int]]) -> bool:
+    """Whether the pixels are a byte string and all else whole numbers (CBOR's major types 2 and 0)."""
+    return all(major == (2 if name == "data" else 0) for name, (major, _, _) in spans.items())
+
+
 def _layout_of(view: memoryview, message: ImageMessage) -> _Layout | None:
     """The layout of a good image in one channel; ``None`` for any that has none."""
     if message.defect is not None or len(message.channels) != 1:
@@ -437,7 +442,7 @@ def _layout_of(view: memoryview, message: ImageMessage) -> _Layout | None:
             strings = [head for head in heads if head[0] == 2]
             if len(strings) == 1:
                 spans[key] = strings[0]
-    if spans.keys() != {"image_id", "data", *_TIMES} or any(major not in (0, 2) for major, _, _ in spans.values()):
+    if spans.keys() != {"image_id", "data", *_TIMES} or not _plain(spans):
         return None
     places = sorted((began, ended, name) for name, (_, began, ended) in spans.items())
     if places[-1][2] != "data" or places[-1][1] > _LONGEST_HEAD:

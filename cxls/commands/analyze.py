@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from analyzer.attribute_cascade import open_models
-from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
+from analyzer.attribute_model import AttributeModel
+from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from analyzer.calibration import BadCalibration, Calibration, load_calibration
-from analyzer.cascade import MOST_FRAMES, Analyser, CascadeSettings, PlanCache
+from analyzer.cascade import MOST_FRAMES, Analyser, CascadeSettings, PlanCache, asks_for_pixels
 from analyzer.control import Control
 from analyzer.cuda.compiler import default_cache
-from analyzer.cuda.engine import open_programs
+from analyzer.cuda.engine import DevicePrograms, open_programs
 from analyzer.front import Front, FrontSettings, SeriesReport, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
 from analyzer.judge import Judge
@@ -140,16 +141,17 @@ class Session:
         allocator.settle()
         device = choose_device(settings.device)
         torch.set_num_threads(1)
-        bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE, device)
+        bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
         models = open_models([Path(folder) for folder in settings.model], device)
         cascade = replace(cascade, models=models)
         judge = Judge(bundle, cascade, _read_calibration(settings, bundle.label))
         finder, shadow = judge.finders
         if cascade.shadow is not None and shadow is None:
             raise BadSettings(f"--shadow-finder {finder.name}: the published peaks are its own; name another")
-        workers = settings.workers or (os.cpu_count() or 1 if device == "cpu" else DEVICE_WORKERS)
-        make = _maker(device, tuple(Path(folder) for folder in settings.model))
-        analysers = [make(judge) for _ in range(workers)]
+        makers = _Makers(device, models, [Path(folder) for folder in settings.model])
+        on_device = makers.reduces_there(judge)
+        workers = settings.workers or (DEVICE_WORKERS if on_device else os.cpu_count() or 1)
+        analysers = [makers.make(judge) for _ in range(workers)]
         warm_up(analysers[0], judge)
         compilation.done()
         # What is there is touched only now that all else is known to be in order.
@@ -166,7 +168,7 @@ class Session:
             sinks,
             FrontSettings(
                 block=where.block,
-                batch_frames=settings.batch or (CPU_BATCH if device == "cpu" else MOST_FRAMES),
+                batch_frames=settings.batch or (MOST_FRAMES if on_device else CPU_BATCH),
                 ring_bytes=settings.queue_mib << 20,
                 channel=settings.channel,
                 series=settings.series,
@@ -178,7 +180,9 @@ class Session:
             on_series=self._report_series,
             hit_outputs=hit_outputs,
         )
-        self.control = Control(self.front, judge, make, lambda folder: load_bundle(folder, device), self._follow)
+        self.control = Control(
+            self.front, judge, lambda new: makers.make(new, bool(self.front.device_faults)), load_bundle, self._follow
+        )
         self.parameters = RunEstimator(
             self.front.running.diffuse_sums,
             lambda: self.front.running.metadata,
@@ -433,24 +437,37 @@ def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
         raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
 
 
-def _maker(device: str, models: tuple[Path, ...]) -> Callable[[Judge], Analyser]:
-    """What makes the analysers of a run: one for the CPU, or one for a device with another that takes over from it."""
-    plans = PlanCache()
-    if device == "cpu":
-        return lambda judge: Analyser(judge.bundle, judge.settings, device, plans)
-    spare_models = open_models(models, "cpu")
-    try:
-        programs = open_programs(device, default_cache())
-    except RuntimeError as error:
-        log.warning("frames are unpacked and reduced on the CPU: %s", error)
-        programs = None
+class _Makers:
+    """Makes the analysers of a run: for the CPU, or for a device with one for the CPU that takes over from it.
 
-    def make(judge: Judge) -> Analyser:
-        spare = replace(judge.settings, models=spare_models)
-        fallback = Analyser(judge.bundle.copy_on("cpu"), spare, "cpu", plans)
-        return Analyser(judge.bundle, judge.settings, device, plans, programs, fallback)
+    ``models`` are on the device. The judges' bundle is on the CPU; the device's copy is made here.
+    """
 
-    return make
+    def __init__(self, device: str, models: tuple[AttributeModel, ...], folders: Sequence[Path]) -> None:
+        self._device, self._models = device, models
+        self._plans = PlanCache()
+        self._spare_models = models if device == "cpu" else open_models(folders, "cpu")
+        self._copy: Bundle | None = None
+        self._programs: DevicePrograms | None = None
+        if device == "cpu":
+            return
+        try:
+            self._programs = open_programs(device, default_cache())
+        except RuntimeError as error:
+            log.warning("frames are unpacked and reduced on the CPU: %s", error)
+
+    def reduces_there(self, judge: Judge) -> bool:
+        """Whether frames are unpacked and reduced on a device."""
+        return self._programs is not None and not asks_for_pixels(judge.settings, judge.bundle)
+
+    def make(self, judge: Judge, failed: bool = False) -> Analyser:
+        """An analyser; of the CPU alone where the device ``failed`` before."""
+        spare = Analyser(judge.bundle, replace(judge.settings, models=self._spare_models), "cpu", self._plans)
+        if self._device == "cpu" or failed:
+            return spare
+        if self._copy is None or self._copy.label != judge.bundle.label:
+            self._copy = judge.bundle.copy_on(self._device)
+        return Analyser(self._copy, judge.settings, self._device, self._plans, self._programs, spare)
 
 
 def choose_device(wanted: str) -> str:

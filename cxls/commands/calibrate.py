@@ -32,6 +32,7 @@ from analyzer.prior import hit_fraction
 from analyzer.results import Decision, FrameResult, HitRule, Status
 from analyzer.warm import check_bundle
 from cxls.cli import Failed, Interrupted
+from cxls.compilation import compilation
 from cxls.figures.calibration import draw_calibration
 from cxls.figures.drawing import house_style, save_png, text_table
 from cxls.given_geometry import check_geometry, read_given_geometry
@@ -198,6 +199,7 @@ def _watch(
                 elif isinstance(event, ImageAccepted):
                     frame = make_frame(event.series, event.image, time.time(), settings.channel)
                     (result,) = analyser.process([frame]).results
+                    compilation.done()
                     blank.add(frame, result, analyser)
                     if most is not None and len(blank.probabilities) >= most:
                         break

@@ -4,6 +4,7 @@ import gc
 import sys
 from typing import Any
 
+import cbor2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -177,3 +178,12 @@ def test_the_reader_keeps_no_pixels() -> None:
     reader.parse(data)
     gc.collect()
     assert sys.getrefcount(data) == held
+
+
+def test_a_time_that_is_no_number_is_read_as_the_parser_reads_it() -> None:
+    """A byte string has a length where a number has its value."""
+    good = cbor2.loads(encoded(300), tag_hook=lambda decoder, tag: tag)
+    for strange in (b"s" * 30, "t" * 30, [1] * 30, -300):
+        reader = stream_v2.ImageReader()
+        for _ in range(3):
+            assert_same(reader, cbor2.dumps({**good, "start_time": [strange, 1_000_000]}))

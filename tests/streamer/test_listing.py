@@ -119,6 +119,23 @@ def test_a_frame_whose_later_block_is_bad_leaves_the_buffer_fit_for_the_next() -
     expect(found, third, valid)
 
 
+@pytest.mark.parametrize("mean", [30.0, 3000.0])
+def test_a_full_frame_that_fails_half_way_leaves_no_trace_in_the_next(mean: float) -> None:
+    rng = np.random.default_rng(4)
+    valid = np.ones((256, 256), np.uint8)
+    found = Listing(valid, np.dtype(np.uint16))
+    first, third = (drawn(rng, np.uint16, valid.shape, 0.01, 0.0) for _ in range(2))
+    found.unpack(packed(first))
+    image = packed(rng.poisson(mean, valid.shape).astype(np.uint16) * 5)
+    assert len(image.data) > listing._DENSE * image.pixels
+    broken = bytearray(image.data)
+    broken[-6:] = b"\x00\xff\xff\x0f\xff\xff"
+    with pytest.raises(UndecodableImage):
+        found.unpack(ImageData(bytes(broken), image.shape, image.dtype, image.algorithm, image.element_bytes))
+    found.unpack(packed(third))
+    expect(found, third, valid)
+
+
 @pytest.mark.parametrize("block_bytes", [16, 48, 16384])
 def test_blocks_of_a_size_that_planes_are_not_read_from(block_bytes: int) -> None:
     pixels = drawn(np.random.default_rng(2), np.uint16, (50, 60), 0.2, 0.01)

@@ -196,6 +196,35 @@ def test_a_fault_costs_no_frame_and_the_cpu_goes_on(
     assert sum("the CPU judges the frames" in record.message for record in caplog.records) == 1
 
 
+def test_a_series_ends_well_whose_device_was_found_lost_by_another_worker(
+    host: DevicePrograms, shipped: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = series(1)
+    analyser = on_device(host, shipped)
+    analyser.process([frame(water(3.0), 0, one)])
+    assert len(analyser.covered(one)) == 2
+
+    def lost(self: engine.Engine) -> None:
+        raise DeviceFault("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine.Engine, "coverage", property(lost))
+    assert [each.plan.shape for each in analyser.covered(one)] == [SHAPE]
+
+
+def test_a_fault_of_ours_is_not_the_device_s(
+    host: DevicePrograms, shipped: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyser = on_device(host, shipped)
+
+    def wrong(self: engine.Engine, images: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(engine.Engine, "reduce", wrong)
+    with pytest.raises(RuntimeError, match="mat1"):
+        analyser.process([frame(water(3.0), 0)])
+    assert analyser.fault is None
+
+
 def test_a_finder_that_needs_the_pixels_has_them(host: DevicePrograms, shipped: Bundle) -> None:
     finder = Peakfinder8Finder(Peakfinder8Settings())
     frames = mixture()
