@@ -23,6 +23,7 @@ from numba import types
 from streamer.bounds import MAX_DECODED_BYTES
 from streamer.messages import Algorithm, ImageData, UndecodableImage
 
+HEADER_BYTES = 12
 DEFAULT_BLOCK_BYTES = 8192
 MAX_BLOCK_BYTES = 1 << 24
 MAX_LZ4_RATIO = 255
@@ -174,7 +175,7 @@ def decode(image: ImageData, out: npt.NDArray[Any]) -> None:
         raise ValueError("the buffer is not contiguous, writable and in native byte order")
     check_size(image)
     target = out.reshape(-1).view(np.uint8)
-    payload = np.frombuffer(image.data, np.uint8) if len(image.data) else np.empty(0, np.uint8)
+    payload = _payload(image)
     if image.algorithm == Algorithm.RAW:
         if payload.nbytes != target.nbytes:
             raise UndecodableImage("size_mismatch", f"{payload.nbytes} bytes for an image of {target.nbytes}")
@@ -203,23 +204,32 @@ def check_size(image: ImageData) -> None:
         raise UndecodableImage("size_mismatch", f"{packed} bytes cannot hold an image of {size}")
 
 
+def bslz4_block_bytes(image: ImageData) -> int:
+    """Bytes that a block of a bitshuffle-LZ4 image decodes to, by its header. Raises ``UndecodableImage``."""
+    element, size = image.element_bytes, image.decoded_bytes
+    if element not in (1, 2, 4, 8) or size % element:
+        raise UndecodableImage("bad_header", f"elements of {element} bytes in an image of {size}")
+    block_bytes = _framing(_payload(image), size)
+    if block_bytes % (8 * element) or not 0 < block_bytes <= MAX_BLOCK_BYTES:
+        raise UndecodableImage("bad_header", f"blocks of {block_bytes} bytes of {element}-byte elements")
+    return block_bytes
+
+
 def walked_bslz4(image: ImageData) -> tuple[npt.NDArray[np.uint8], int]:
     """The blocks of a bitshuffle-LZ4 image, each length known to fit the payload, and the bytes that one decodes to.
 
     Raises ``UndecodableImage``.
     """
-    payload = np.frombuffer(image.data, np.uint8) if len(image.data) else np.empty(0, np.uint8)
-    element, size = image.element_bytes, image.decoded_bytes
-    if element not in (1, 2, 4, 8) or size % element:
-        raise UndecodableImage("bad_header", f"elements of {element} bytes in an image of {size}")
-    block_bytes = _framing(payload, size)
-    if block_bytes % (8 * element) or not 0 < block_bytes <= MAX_BLOCK_BYTES:
-        raise UndecodableImage("bad_header", f"blocks of {block_bytes} bytes of {element}-byte elements")
-    body = payload[12:]
-    bad = _walk_blocks(body, size // element, element, block_bytes // element)
+    block_bytes, element = bslz4_block_bytes(image), image.element_bytes
+    body = _payload(image)[HEADER_BYTES:]
+    bad = _walk_blocks(body, image.decoded_bytes // element, element, block_bytes // element)
     if bad:
         raise UndecodableImage("bad_block", f"the length of block {-1 - bad} does not fit the payload")
     return body, block_bytes
+
+
+def _payload(image: ImageData) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(image.data, np.uint8) if len(image.data) else np.empty(0, np.uint8)
 
 
 def _decode_bslz4(image: ImageData, target: npt.NDArray[np.uint8]) -> None:
@@ -240,11 +250,11 @@ def _decode_bslz4(image: ImageData, target: npt.NDArray[np.uint8]) -> None:
 
 def _framing(payload: npt.NDArray[np.uint8], decoded_bytes: int) -> int:
     """Block size in bytes from a 12-byte header whose decoded size must be the image's."""
-    if payload.nbytes < 12:
+    if payload.nbytes < HEADER_BYTES:
         raise UndecodableImage("bad_header", f"{payload.nbytes} bytes, shorter than the 12-byte header")
-    head = payload[:12].tobytes()
+    head = payload[:HEADER_BYTES].tobytes()
     total, block_bytes = int.from_bytes(head[:8], "big"), int.from_bytes(head[8:], "big")
-    if head == bytes(12):
+    if head == bytes(HEADER_BYTES):
         return DEFAULT_BLOCK_BYTES
     if total != decoded_bytes:
         raise UndecodableImage("size_mismatch", f"the payload declares {total} bytes, the image has {decoded_bytes}")

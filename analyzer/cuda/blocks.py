@@ -12,10 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from streamer.decoding import DEFAULT_BLOCK_BYTES, MAX_BLOCK_BYTES, big_endian_u32
+from streamer.decoding import HEADER_BYTES, big_endian_u32, bslz4_block_bytes
 from streamer.messages import ImageData, UndecodableImage
-
-HEADER_BYTES = 12
 
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _TABLE = types.Array(types.uint32, 2, "C")
@@ -47,19 +45,8 @@ class Blocks:
 
 def blocks_of(image: ImageData) -> Blocks:
     """The blocks that the 12-byte header of a bitshuffle-LZ4 image announces. Raises ``UndecodableImage``."""
-    element, size = image.element_bytes, image.decoded_bytes
-    if element not in (1, 2, 4, 8) or size % element:
-        raise UndecodableImage("bad_header", f"elements of {element} bytes in an image of {size}")
-    if len(image.data) < HEADER_BYTES:
-        raise UndecodableImage("bad_header", f"{len(image.data)} bytes, shorter than the 12-byte header")
-    head = bytes(image.data[:HEADER_BYTES])
-    declared, block_bytes = int.from_bytes(head[:8], "big"), int.from_bytes(head[8:], "big")
-    if declared != size and any(head):
-        raise UndecodableImage("size_mismatch", f"the payload declares {declared} bytes, the image has {size}")
-    block_bytes = block_bytes or DEFAULT_BLOCK_BYTES
-    if block_bytes % (8 * element) or block_bytes > MAX_BLOCK_BYTES:
-        raise UndecodableImage("bad_header", f"blocks of {block_bytes} bytes of {element}-byte elements")
-    return Blocks(size // element, element, block_bytes // element)
+    block_bytes, element = bslz4_block_bytes(image), image.element_bytes
+    return Blocks(image.decoded_bytes // element, element, block_bytes // element)
 
 
 def write_table(payload: npt.NDArray[np.uint8], blocks: Blocks, table: npt.NDArray[np.uint32]) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from analyzer.cuda.blocks import HEADER_BYTES, Blocks, blocks_of, write_table
+from analyzer.cuda.blocks import Blocks, blocks_of, write_table
 from analyzer.cuda.staging import Batch, Packing, aligned
-from streamer.decoding import DEFAULT_BLOCK_BYTES, check_size, decode
+from streamer.decoding import DEFAULT_BLOCK_BYTES, HEADER_BYTES, check_size, decode
 from streamer.messages import Algorithm, ImageData, UndecodableImage
 
 NO_DATA = 0xFFFF
