@@ -18,7 +18,8 @@ def evidence(window: npt.NDArray[np.uint16], mean: float, valid: npt.NDArray[np.
     """Of a spot in the middle of a window (7, 7)."""
     inside = np.ones(window.shape, np.uint8) if valid is None else valid
     counts, exponents = np.zeros((3, len(DISTANCES))), np.zeros(EXPONENTS)
-    terms, known, means = np.zeros((2, *SHARES.T.shape)), np.zeros((2, len(DISTANCES)), bool), np.full(2, -1.0)
+    terms = np.zeros((2, len(DISTANCES), len(SIGMAS_PX) * len(PHOTONS)))
+    known, means = np.zeros((2, len(DISTANCES)), bool), np.full(2, -1.0)
     lit = np.append(bitmap(((window > 0) & (inside > 0)).reshape(-1)), np.zeros(1, np.uint64))
     roomy = bitmap((np.arange(window.size) == window.size // 2) & bool(inside.all()))
     flat = window.reshape(-1), lit, roomy, SIDE, window.size // 2, TOP, inside.reshape(-1)
