@@ -256,7 +256,8 @@ def test_a_received_image_is_not_copied_and_keeps_only_its_own_part(senders: Sen
         size = received.nbytes
         del received
         gc.collect()
-        alive = [thing for thing in gc.get_objects() if isinstance(thing, zmq.Frame)]
+        # By type: asked for its class, a weak proxy of something that is gone raises.
+        alive = [thing for thing in gc.get_objects() if issubclass(type(thing), zmq.Frame)]
         assert alive in ([], [owner])  # frames need not be tracked by the collector
         assert len(owner.buffer) <= size
     finally:
