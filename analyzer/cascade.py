@@ -26,7 +26,7 @@ from analyzer.bundle import Bundle
 from analyzer.cuda.engine import DevicePrograms, Engine, frame_view
 from analyzer.cuda.program import DeviceFault
 from analyzer.frame_peaks import FramePeaks, describe_peaks, frame_peaks
-from analyzer.frame_view import FrameView, bright, saw_no_beam
+from analyzer.frame_view import FrameView, saw_no_beam
 from analyzer.geometry import Geometry
 from analyzer.networks import coarse_profile, profile_features, profile_index
 from analyzer.panels import GivenGeometry, place
@@ -502,8 +502,6 @@ def _compare_with_shadow(
 def _no_beam(workspace: Workspace, reduced: Reduced, fewest_places: int) -> bool:
     plan = workspace.plan
     lit: npt.NDArray[np.bool_] = reduced.significance[SINGLE] > 0.0
-    if bright(plan, lit):
-        return False
     _, _, single = describe_peaks(plan, workspace.pixels, reduced.peaks, workspace.background)
     return saw_no_beam(plan, lit, reduced.peaks, single, fewest_places)
 

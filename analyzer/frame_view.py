@@ -37,14 +37,9 @@ def saw_no_beam(
     are a single pixel. A photon of water is a place, and so is a Bragg spot where nothing else scatters; but a cosmic
     ray's whole track is one, too, and so is a module's glowing edge. A peak of a single pixel is none.
     """
-    if bright(plan, lit):
+    if np.count_nonzero(lit) > _BEAM_SHARE * np.count_nonzero(plan.cell_valid):
         return False
     row, column = (np.rint(peaks[axis][single]).astype(np.intp) // CELL for axis in ("ss", "fs"))
     lit[np.clip(row, 0, lit.shape[0] - 1), np.clip(column, 0, lit.shape[1] - 1)] = False
     _, places = label(lit, np.ones((3, 3)))
     return bool(places < fewest)
-
-
-def bright(plan: FramePlan, lit: npt.NDArray[np.bool_]) -> bool:
-    """Whether so many cells have light that there is a beam."""
-    return bool(np.count_nonzero(lit) > _BEAM_SHARE * np.count_nonzero(plan.cell_valid))

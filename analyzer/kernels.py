@@ -24,7 +24,7 @@ from analyzer.spots import (
     REACH,
     SHARES,
 )
-from streamer.instructions import lowest_bit
+from streamer.instructions import compiled, lowest_bit
 
 CELL = 8
 """Pixels a side of a cell of the significance map."""
@@ -207,16 +207,6 @@ def _claim_spot(
                 if _belongs(pixels, columns, k, limit, most_lit, top, inside):
                     claims = _claim(y, x, 1, rows, columns, claimed, claim_index, claims)
     return claims
-
-
-def compiled(*arguments: Any, returns: Any) -> Any:
-    """Compile for the three pixel types; ``None`` among the arguments stands for the pixels."""
-    kinds = (types.uint8, types.uint16, types.uint32)
-    signatures = [
-        returns(*(types.Array(kind, 1, "C") if argument is None else argument for argument in arguments))
-        for kind in kinds
-    ]
-    return numba.njit(signatures, nogil=True, cache=True)
 
 
 def _array(kind: Any, dimensions: int = 1) -> Any:

@@ -13,8 +13,9 @@ import numba
 import numpy as np
 from numba import types
 
-from analyzer.kernels import CELL, compiled
+from analyzer.kernels import CELL
 from analyzer.tile_layout import CHANNELS, HEATS, MARGIN, STRIDE, TILE
+from streamer.instructions import compiled
 
 STRONG = 20.0
 """A cell of this significance is strong: chance gives a 4M frame one in a hundred."""

@@ -1,7 +1,8 @@
-"""Machine instructions and a C function that compiled code needs and numba has no name for."""
+"""What compiled loops over pixels need: their three types, and instructions that numba has no name for."""
 
 from typing import Any
 
+import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -52,3 +53,13 @@ def _bits_set(typing_context: Any, word: Any) -> Any:
 call_lz4: Any = _call_lz4
 lowest_bit: Any = _lowest_bit
 bits_set: Any = _bits_set
+
+
+def compiled(*arguments: Any, returns: Any) -> Any:
+    """Compile for the three pixel types; ``None`` among the arguments stands for the pixels."""
+    kinds = (types.uint8, types.uint16, types.uint32)
+    signatures = [
+        returns(*(types.Array(kind, 1, "C") if argument is None else argument for argument in arguments))
+        for kind in kinds
+    ]
+    return numba.njit(signatures, nogil=True, cache=True)

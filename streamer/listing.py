@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numba import types
 
 from streamer import decoding
-from streamer.instructions import bits_set, call_lz4, lowest_bit
+from streamer.instructions import bits_set, call_lz4, compiled, lowest_bit
 from streamer.messages import Algorithm, ImageData, UndecodableImage
 from streamer.validity import sentinel
 
@@ -144,19 +144,9 @@ def _widen(planes: Any, row: int, tail: Any, element_bytes: int, words: int, rag
                 ragged[(8 * byte + bit) * words + place // _WORD] |= word << np.uint64(place % _WORD)
 
 
-def _compiled(*arguments: Any) -> Any:
-    """Compile for the three pixel types; ``None`` stands for the pixels."""
-    kinds = (types.uint8, types.uint16, types.uint32)
-    signatures = [
-        types.int64(*(types.Array(kind, 1, "C") if argument is None else argument for argument in arguments))
-        for kind in kinds
-    ]
-    return numba.njit(signatures, nogil=True, cache=True)
-
-
-@_compiled(
+@compiled(
     _BYTES, types.intp, types.int64, types.int64, _WORDS, _WORDS, types.Array(types.uint64, 2, "C"), _LIST, _WORDS,
-    _WORDS, _WORDS, None, _LIST, None, _LIST, _COUNTS,
+    _WORDS, _WORDS, None, _LIST, None, _LIST, _COUNTS, returns=types.int64,
 )  # fmt: skip
 def _list_blocks(
     payload: Any, lz4: int, elements: int, block_elements: int, planes: Any, ragged: Any, masks: Any, order: Any,
@@ -209,7 +199,7 @@ def _list_blocks(
     return 0
 
 
-@_compiled(_WORDS, None, types.int64, _WORDS, _WORDS, _LIST, None, _COUNTS)
+@compiled(_WORDS, None, types.int64, _WORDS, _WORDS, _LIST, None, _COUNTS, returns=types.int64)
 def _list_pixels(words: Any, padded: Any, top: int, valid: Any, lit: Any, index: Any, value: Any, counts: Any) -> int:
     """As ``_list_blocks`` lists, from pixels that are there: ``words`` is the same memory as ``padded``."""
     per_word = 8 // padded.itemsize

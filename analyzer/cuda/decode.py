@@ -14,6 +14,7 @@ import torch
 from analyzer.cuda.blocks import Blocks, blocks_of, write_table
 from analyzer.cuda.staging import Batch, Packing, aligned
 from streamer.decoding import DEFAULT_BLOCK_BYTES, HEADER_BYTES, check_size, decode
+from streamer.listing import bitmap
 from streamer.messages import Algorithm, ImageData, UndecodableImage
 
 NO_DATA = 0xFFFF
@@ -79,10 +80,7 @@ class BatchDecoder:
         self._pixels = shape[0] * shape[1]
         self._program = program
         self.stride = -(-self._pixels // _PIXELS_A_WORD) * _PIXELS_A_WORD
-        bits = np.zeros(self.stride // 8, np.uint8)
-        packed = np.packbits(valid.reshape(-1) != 0, bitorder="little")
-        bits[: packed.size] = packed
-        self.valid_bits = torch.from_numpy(bits.view(np.uint64)).to(program.device)
+        self.valid_bits = torch.from_numpy(bitmap(valid.reshape(-1) != 0)).to(program.device)
 
     @property
     def frame_bytes_at_most(self) -> int:

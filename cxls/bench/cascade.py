@@ -4,11 +4,9 @@ Peers: OM's peakfinder8 in both modes, which gets frames already decoded and fin
 network for hit or miss at its full resolution, on counts that are ready in memory.
 """
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from cxls.bench import om_peer as om
 from cxls.bench import roofs
 from cxls.bench.inputs import BRIGHT_FLUX, NORMAL_FLUX, decoded, packed_frames, simulate
 from cxls.bench.report import Figure, Grid, Ratio, Report, over_rounds
-from cxls.bench.timing import cpu_ms, take_turns
+from cxls.bench.timing import cpu_ms
 from cxls.bench.worker import bench_bundle, make_worker, stage_ms, worker_cpu_ms
 from cxls.settings import BenchSettings
 from streamer.frames import Frame
@@ -81,13 +79,7 @@ def run(settings: BenchSettings) -> Report:
 
 def _turns(analyser: Analyser, frames: Sequence[Frame], exchange: Path, peer: om.Om | None) -> dict[str, list[float]]:
     measure = {OURS: lambda: worker_cpu_ms(analyser, frames)}
-    if peer is not None:
-        om.lay_out(exchange, frames)
-        for mode in om.MODES:
-            measure[f"OM {mode}"] = partial(om.cpu_ms, peer, exchange, mode)
-    times = take_turns(measure, ROUNDS)
-    shutil.rmtree(exchange, ignore_errors=True)
-    return times
+    return om.take_turns_with(peer, exchange, frames, measure, ROUNDS)
 
 
 def _ratios(rows: Sequence[str], best: Sequence[Sequence[float | None]]) -> list[Ratio]:

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
@@ -17,6 +19,7 @@ import numpy.typing as npt
 from analyzer.geometry import series_geometry
 from cxls.bench.children import peer_python
 from cxls.bench.inputs import decoded, image_data
+from cxls.bench.timing import take_turns
 from streamer.frames import Frame
 from streamer.validity import series_validity
 
@@ -121,3 +124,17 @@ def find_peaks(folder: Path) -> list[OmPeaks]:
 def cpu_ms(peer: Om, folder: Path, mode: Mode) -> float:
     """CPU milliseconds a frame of one run."""
     return float(np.mean([each.cpu_ms for each in peer.find_peaks(folder, mode)]))
+
+
+def take_turns_with(
+    peer: Om | None, exchange: Path, frames: Sequence[Frame], measure: Mapping[str, Callable[[], float]], rounds: int
+) -> dict[str, list[float]]:
+    """``timing.take_turns`` with OM, where there is one, on these frames, in each of its modes."""
+    turns = dict(measure)
+    if peer is not None:
+        lay_out(exchange, frames)
+        for mode in MODES:
+            turns[f"OM {mode}"] = partial(cpu_ms, peer, exchange, mode)
+    times = take_turns(turns, rounds)
+    shutil.rmtree(exchange, ignore_errors=True)
+    return times

@@ -5,11 +5,9 @@ counted while it unpacks, and makes the background, the map that the networks se
 begins with pixels and makes the peaks.
 """
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from cxls.bench.inputs import BRIGHT_FLUX, NORMAL_FLUX, decoded, packed_frames, 
 from cxls.bench.peaks import OurFinder
 from cxls.bench.report import Grid, Ratio, Report
 from cxls.bench.roofs import read_words
-from cxls.bench.timing import cpu_ms, take_turns
+from cxls.bench.timing import cpu_ms
 from cxls.settings import BenchSettings
 from streamer.frames import Frame
 
@@ -82,10 +80,4 @@ def _times(frames: Sequence[Frame], exchange: Path, peer: om.Om | None) -> dict[
         OURS: lambda: float(np.mean([finder.find(frame)[1] for frame in frames])),
         FLOOR: lambda: cpu_ms(lambda number: read_words(words[number]), len(words)),
     }
-    if peer is not None:
-        om.lay_out(exchange, frames)
-        for mode in om.MODES:
-            measure[f"OM {mode}"] = partial(om.cpu_ms, peer, exchange, mode)
-    times = take_turns(measure, ROUNDS)
-    shutil.rmtree(exchange, ignore_errors=True)
-    return times
+    return om.take_turns_with(peer, exchange, frames, measure, ROUNDS)
