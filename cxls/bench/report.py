@@ -102,7 +102,7 @@ def machine() -> dict[str, Any]:
         "load_average_at_start": load,
         "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": "cxls " + " ".join(sys.argv[1:]),
+        "command": " ".join(["cxls", *sys.argv[1:]]),
     }
 
 
