@@ -43,14 +43,14 @@ class TimeBins:
         self._bins: dict[int, list[float]] = {}
         self._latest = -1
 
-    def row(self, at_s: float) -> list[float] | None:
-        """The bin to add to; ``None`` where that is too long ago."""
+    def row(self, at_s: float) -> list[float]:
+        """The bin to add to. One from before all that is kept means that the clock was set back: it begins anew."""
         index = int(at_s // self.width_s)
         row = self._bins.get(index)
         if row is not None:
             return row
         if index <= self._latest - self._kept:
-            return None
+            self._bins, self._latest = {}, -1
         row = self._bins[index] = [0.0] * len(COLUMNS)
         if index > self._latest:
             self._latest = index
@@ -152,9 +152,7 @@ class History:
                 self.first_at = self.first_at or result.received_at
                 self.last_at = max(self.last_at or 0.0, result.received_at)
                 for bins in (self._seconds, self._minutes):
-                    row = bins.row(result.received_at)
-                    if row is not None:
-                        _enter(row, result)
+                    _enter(bins.row(result.received_at), result)
                 if result.status == Status.OK:
                     self._latencies.append((result.received_at, result.latency_s or 0.0))
                     self._add_image(result)
