@@ -25,6 +25,7 @@ from analyzer.running import Running
 from analyzer.sampling import Load, Sampler
 from analyzer.sinks import HitOutput, Reporting, Sink
 from analyzer.warm import FrameKind
+from analyzer.worker_load import WorkerLoad
 from streamer.account import Account
 from streamer.frames import Frame, make_frame
 from streamer.messages import ImageData, InvalidMessage
@@ -116,12 +117,11 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Worker:
-    """``analyser`` judges the next batch, ``busy`` is judging the one in hand; ``frames`` took it ``seconds``."""
+    """``analyser`` judges the next batch, ``busy`` is judging the one in hand."""
 
     analyser: Analyser
     busy: Analyser | None = None
-    frames: int = 0
-    seconds: float = 0.0
+    load: WorkerLoad = field(default_factory=WorkerLoad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,9 @@ class Front:
     """Runs one analysis. ``account``, ``running`` and ``products`` can be read while it runs.
 
     ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the
-    frames of which an attribute says nothing, by attribute and reason.
+    frames of which an attribute says nothing, by attribute and reason. ``last_frame_at``: when the last
+    image of a running series arrived, Unix seconds. ``blocked_s``: how long the reader has waited
+    for room in the queue.
     """
 
     def __init__(
@@ -172,7 +174,8 @@ class Front:
         self._tracker = SeriesTracker(self.account)
         self._results: queue.Queue[_Published | None] = queue.Queue()
         self._tallies: dict[int, _Tally] = {}
-        self._blocked_s = 0.0
+        self.blocked_s = 0.0
+        self.last_frame_at: float | None = None
         # What the reader hands on now and then, so that it wakes nobody for each image.
         self._receive_seconds: list[float] = []
         self._unseen: list[FrameResult] = []
@@ -220,6 +223,16 @@ class Front:
         return len(self._workers)
 
     @property
+    def worker_loads(self) -> list[WorkerLoad]:
+        """What each worker has done."""
+        return [worker.load for worker in self._workers]
+
+    @property
+    def series_open(self) -> bool:
+        """Whether a series began and is not over."""
+        return self._tracker.running is not None
+
+    @property
     def device_faults(self) -> list[str]:
         """Of each worker whose device failed in this run, the error's first line."""
         return list(self._faults.values())
@@ -260,7 +273,7 @@ class Front:
     def _read(self, stop: threading.Event) -> None:
         while not stop.is_set() and not self._enough:
             received = self.source.receive(POLL_S)
-            now = time.monotonic() - self._blocked_s
+            now = time.monotonic() - self.blocked_s
             if self.sampler.due(now):
                 self._adapt(now)
             if received is None or now - self._handed_s >= POLL_S:
@@ -288,6 +301,7 @@ class Front:
         for event in events:
             if isinstance(event, ImageAccepted):
                 frame = make_frame(event.series, event.image, received_at, self._settings.channel)
+                self.last_frame_at = received_at
                 self._receive_seconds.append(max(0.0, time.time() - received_at))
                 if not self.sampler.wants(frame.image_id):
                     self._leave_out(frame, "sampled")
@@ -309,8 +323,8 @@ class Front:
             now,
             Load(
                 self.account.accepted,
-                sum(worker.frames for worker in workers),
-                sum(worker.seconds for worker in workers),
+                sum(worker.load.frames for worker in workers),
+                sum(worker.load.seconds for worker in workers),
                 0.0 if oldest is None else max(0.0, time.time() - oldest),
             ),
         )
@@ -342,8 +356,9 @@ class Front:
         placed = False
         while self._settings.block and not placed and not stop.is_set():
             placed = self.ring.put(frame, POLL_S)
-        # While we wait, so does the sender: that time must not end a series.
-        self._blocked_s += time.monotonic() - began
+            # While we wait, so does the sender: that time must not end a series.
+            now = time.monotonic()
+            self.blocked_s, began = self.blocked_s + now - began, now
         return placed
 
     def _drain(self, workers: Sequence[threading.Thread], stop: threading.Event) -> None:
@@ -370,8 +385,7 @@ class Front:
         outcome = self._analyse(analyser, batch)
         if (fault := analyser.fault) is not None:
             self._faults[id(worker)] = fault
-        worker.seconds += time.monotonic() - began
-        worker.frames += len(batch)
+        worker.load.add(batch, outcome.results, time.monotonic() - began)
         self._hand_out(batch, outcome.results)
         self._results.put(outcome)
         with self._handover:

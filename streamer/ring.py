@@ -37,6 +37,10 @@ class FrameRing:
         return self._max_frames
 
     @property
+    def capacity_bytes(self) -> int:
+        return self._max_bytes
+
+    @property
     def held_bytes(self) -> int:
         return self._bytes
 

@@ -30,7 +30,7 @@ from analyzer.front import Front, FrontSettings, SeriesReport, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
-from analyzer.metrics import make_registry
+from analyzer.metrics import DiskSpace, GpuLoad, make_registry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
 from analyzer.parameters.running import RunEstimate, RunEstimator
 from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind, Peakfinder8Finder
@@ -197,6 +197,7 @@ class Session:
         self._product_files = (
             ProductFiles(settings.products, self.front.products, settings.overwrite) if settings.products else None
         )
+        self._load = [DiskSpace(_folders(settings)), *([GpuLoad.of(device)] if device != "cpu" else [])]
         self.web: WebServer | None = None
         if bound is not None:
             routes = [*self._endpoints.routes, *ProductEndpoints(self.front.products).routes]
@@ -223,6 +224,8 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
+        for collector in self._load:
+            registry.register(collector)
         if self._product_files is not None:
             registry.register(self._product_files)
         for output in self.front.reporting:
@@ -367,6 +370,16 @@ def _open_results(settings: AnalyzeSettings) -> Sink:
         raise BadSettings(f"{settings.results}: {why}; choose a place that can be written") from None
     except ValueError as error:
         raise BadSettings(str(error)) from None
+
+
+def _folders(settings: AnalyzeSettings) -> dict[str, Path]:
+    """Where the outputs in use are written."""
+    places = {
+        "results": settings.results and settings.results.absolute().parent,
+        "hits": settings.hits,
+        "products": settings.products,
+    }
+    return {output: place for output, place in places.items() if place is not None}
 
 
 def _open_hits(settings: AnalyzeSettings) -> HitFolder | None:
