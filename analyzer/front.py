@@ -147,7 +147,7 @@ class Front:
     ``analyzer.live`` gathers for those who watch: ``history``, ``latest``, ``split``, ``map`` and ``targets``.
 
     ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the
-    frames of which an attribute says nothing, by attribute and reason. ``last_frame_at``: when the last
+    frames of which an attribute says nothing, by attribute and reason. ``over``: everything is published. ``last_frame_at``: when the last
     image of a running series arrived, Unix seconds. ``blocked_s``: how long the reader has waited
     for room in the queue.
     """
@@ -195,7 +195,7 @@ class Front:
         self._handed_s = 0.0
         self._last_warning: dict[str, float] = {}
         self._faults: dict[int, str] = {}
-        self.stopping = False
+        self.stopping = self.over = False
 
     @property
     def reporting(self) -> list[Reporting]:
@@ -230,6 +230,7 @@ class Front:
             self._drain(workers, stop)
             self._results.put(None)
             publisher.join()
+            self.over = True
 
     @property
     def workers(self) -> int:
