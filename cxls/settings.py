@@ -212,6 +212,7 @@ class ReplaySettings(_Settings):
     )
 
 
+_WATCHING = "Watching"
 _INDEXING = "Indexing and others that listen"
 _CELL = "Known crystal"
 _PEAKS = "Peak finder (pf8: as CrystFEL's options of these names)"
@@ -273,6 +274,16 @@ class AnalyzeSettings(_Settings):
         None, description="what `cxls calibrate` wrote of a blank run: threshold, false-hit rate, score distribution"
     )
     tags: str = Field("", description="keys of user data or image appendix to keep in records, comma separated")
+    split_tag: str | None = _in(
+        _WATCHING, None, "tag that splits the hit ratio on the live page, such as laser; kept in records too"
+    )
+    map_tags: str | None = _in(
+        _WATCHING,
+        None,
+        "two tags, such as stage_x,stage_y: the hit ratio as a map on the live page; kept in records too",
+    )
+    target_hits: int | None = _in(_WATCHING, None, "hits to collect; the live page shows the time left", ge=1)
+    target_indexed: int | None = _in(_WATCHING, None, "indexed patterns to collect, as the indexer says", ge=1)
     results: Path | None = Field(None, description="write a record a frame to this .jsonl file or .parquet folder")
     hits: Path | None = Field(None, description="write hits into this folder: HDF5, CXI peaks, hits.lst and .geom")
     hits_file_mib: int = Field(512, ge=1, description="begin a new file of hits at this size, MiB")
@@ -327,6 +338,21 @@ class AnalyzeSettings(_Settings):
     batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
     queue_mib: int = Field(512, ge=16, description="most compressed frames held in memory, MiB")
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
+
+
+class ViewSettings(_Settings):
+    """Show files on the live page: every frame analysed, hits to click through; stays until Ctrl-C."""
+
+    listen: str = Field("127.0.0.1:8080", description="serve the page here")
+    bundle: Path | None = Field(None, description="model bundle folder (default: the one shipped)")
+    device: Device = Field("auto", description="where the networks run")
+    geometry: Path | None = Field(None, description="CrystFEL .geom of the detector (default: the header's geometry)")
+    mask: Path | None = Field(None, description="extra mask, .npy or HDF5 dataset FILE:PATH, nonzero where bad")
+    threshold: float | None = Field(None, ge=0, le=1, description="hit probability that makes a hit")
+    calibration: Path | None = Field(None, description="what `cxls calibrate` wrote of a blank run")
+    tags: str = Field("", description="keys of user data or image appendix to keep, comma separated")
+    split_tag: str | None = Field(None, description="tag that splits the hit ratio")
+    map_tags: str | None = Field(None, description="two tags, such as stage_x,stage_y: the hit ratio as a map")
 
 
 class DemoSettings(SimulationOptions):
@@ -672,6 +698,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "crystfel import": CrystfelImportSettings,
     "replay": ReplaySettings,
     "analyze": AnalyzeSettings,
+    "view": ViewSettings,
     "train": TrainSettings,
     "models use": ModelsUseSettings,
     "calibrate": CalibrateSettings,

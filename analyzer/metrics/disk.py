@@ -33,7 +33,7 @@ class DiskSpace(Collector):
         self._looking = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
-        rooms = self._look()
+        rooms = self.rooms()
         free = GaugeMetricFamily("cxls_disk_free_bytes", "Room left for an output on its disk", labels=["output"])
         size = GaugeMetricFamily("cxls_disk_size_bytes", "Size of the disk of an output", labels=["output"])
         for output in self._folders:
@@ -43,7 +43,8 @@ class DiskSpace(Collector):
         yield free
         yield size
 
-    def _look(self) -> Mapping[str, Room]:
+    def rooms(self) -> Mapping[str, Room]:
+        """Size and free bytes of each output's disk, as last looked at; NaN, or no entry, where they are not known."""
         if self._looking.acquire(blocking=False):
             try:
                 if time.monotonic() - self._looked_s >= LOOK_S:
