@@ -199,7 +199,7 @@ def _account() -> Row:
             ),
             curves(
                 Text(
-                    "Frame rate",
+                    "Received and processed",
                     "Images received and images analysed a second; a gap between the two waits or is lost.",
                 ),
                 "hertz",
@@ -257,7 +257,7 @@ def _losses() -> Row:
             ),
             curves(
                 Text(
-                    "Drop ratio",
+                    "Drop ratio over time",
                     "Share of the received images that the queue had no room for, or that were left at the end.",
                     alerts=("CxlsFramesDropped",),
                 ),
@@ -475,28 +475,24 @@ def _gpu() -> Row:
                 decimals=0,
             ),
             curves(
-                Text(
-                    "GPU temperature",
-                    "Temperature of the device, and 1 while heat or a fault of power holds its clock down.",
-                    without=nvml,
-                ),
+                Text("GPU temperature", "Temperature of the device.", without=nvml),
                 "celsius",
-                [
-                    Line(metric("cxls_gpu_temperature_celsius"), "temperature", ORANGE),
-                    Line(metric("cxls_gpu_throttled"), "throttled", RED),
-                ],
+                [Line(metric("cxls_gpu_temperature_celsius"), "temperature", ORANGE)],
                 decimals=0,
             ),
-            number(
+            states(
                 Text(
-                    "Devices lost",
-                    "Workers whose GPU failed and that analyse on the CPU until the next start.",
+                    "Devices in trouble",
+                    "Whether heat or a fault of power holds the clock down, and whether a worker lost its GPU and uses "
+                    "the CPU until the next start.",
                     alerts=("CxlsDeviceFault",),
+                    without="of the clock without a CUDA device, or without the extra nvml",
                 ),
-                "short",
-                [Line(metric("cxls_device_faults"), "workers")],
-                decimals=0,
-                limits=[Limit(1, RED)],
+                [
+                    Line(metric("cxls_gpu_throttled"), "clock held down"),
+                    Line(f"clamp_max({metric('cxls_device_faults')}, 1)", "GPU lost"),
+                ],
+                {0: ("no", BLUE), 1: ("yes", RED)},
             ),
         ),
     )
@@ -509,39 +505,39 @@ def _program() -> tuple[Row, ...]:
             6,
             (
                 curves(
-                        Text("Browsers", "Live pages that are open."),
-                        "short",
-                        [Line(metric("cxls_web_clients"), "pages", BLUE)],
-                        decimals=0,
-                    ),
+                    Text("Browsers", "Live pages that are open, and how many were turned away a minute."),
+                    "short",
+                    [
+                        Line(metric("cxls_web_clients"), "pages", BLUE),
+                        Line(f"60 * sum({rate('cxls_web_refused_total')})", "refused", RED),
+                    ],
+                    decimals=0,
+                ),
                 curves(
-                        Text("To browsers", "Bytes sent to live pages a second, and what was refused from them."),
-                        "Bps",
-                        [
-                            Line(rate("cxls_web_bytes_total"), "sent", BLUE),
-                            Line(f"sum({rate('cxls_web_refused_total')})", "refused, a second", RED),
-                        ],
-                        decimals=1,
-                    ),
+                    Text("To browsers", "Bytes sent to live pages a second."),
+                    "Bps",
+                    [Line(rate("cxls_web_bytes_total"), "sent", BLUE)],
+                    decimals=1,
+                ),
                 curves(
-                        Text("Log", "Warnings and errors in the log, a minute."),
-                        "short",
-                        [
-                            Line(f"60 * {rate('cxls_log_messages_total', level='warning')}", "warnings", ORANGE),
-                            Line(f"60 * {rate('cxls_log_messages_total', level='error')}", "errors", RED),
-                        ],
-                        decimals=1,
-                    ),
+                    Text("Log", "Warnings and errors in the log, a minute."),
+                    "short",
+                    [
+                        Line(f"60 * {rate('cxls_log_messages_total', level='warning')}", "warnings", ORANGE),
+                        Line(f"60 * {rate('cxls_log_messages_total', level='error')}", "errors", RED),
+                    ],
+                    decimals=1,
+                ),
                 bars(
-                        Text(
-                            "Control actions",
-                            "What was asked of the running analysis in the time shown, and how it ended.",
-                            without="without --control-token, or while nothing was asked",
-                        ),
-                        "short",
-                        [Line(actions, "{{action}} {{outcome}}")],
-                        decimals=0,
+                    Text(
+                        "Control actions",
+                        "What was asked of the running analysis in the time shown, and how it ended.",
+                        without="without --control-token, or while nothing was asked",
                     ),
+                    "short",
+                    [Line(actions, "{{action}} {{outcome}}")],
+                    decimals=0,
+                ),
             ),
             heading="Program",
         ),
@@ -549,13 +545,16 @@ def _program() -> tuple[Row, ...]:
             4,
             (
                 labels_table(
-                        Text("What runs", "Version of the program, of its libraries and of the model bundle."),
-                        metric("cxls_build_info"),
-                        {
-                            "instance": "Analysis", "version": "Version", "bundle": "Bundle", "python": "Python",
-                            "torch": "PyTorch",
-                        },
-                    ),
+                    Text("What runs", "Version of the program, of its libraries and of the model bundle."),
+                    metric("cxls_build_info"),
+                    {
+                        "instance": "Analysis",
+                        "version": "Version",
+                        "bundle": "Bundle",
+                        "python": "Python",
+                        "torch": "PyTorch",
+                    },
+                ),
             ),
         ),
-    )  # fmt: skip
+    )

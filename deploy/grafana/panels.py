@@ -208,8 +208,9 @@ def states(text: Text, lines: Sequence[Line], words: dict[int, tuple[str, str]])
     )
 
 
-def labels_table(text: Text, expr: str, columns: dict[str, str], hidden: Sequence[str] = ()) -> table.Panel:
+def labels_table(text: Text, expr: str, columns: dict[str, str]) -> table.Panel:
     """The labels of an instant query, a row a series; ``columns`` names them in their order."""
+    hidden = ("Time", "Value", "__name__", "job")
     panel = _filled(table.Panel(), text, "none", [], None, None, None, ())
     panel.with_target(prometheus.Dataquery().expr(expr).ref_id("A").instant().format(PromQueryFormat.TABLE))
     order = {label: place for place, label in enumerate(columns)}
@@ -314,6 +315,8 @@ def _drawn(panel: series.Panel, line: Line) -> None:
     if line.down_to or any(other == line.name for other in _EDGES):
         properties.append(model.DynamicConfigValue(id_val="custom.lineWidth", value=0))
         properties.append(model.DynamicConfigValue(id_val="custom.showPoints", value="never"))
+        hidden = {"legend": True, "tooltip": False, "viz": False}
+        properties.append(model.DynamicConfigValue(id_val="custom.hideFrom", value=hidden))
     if properties:
         panel.override_by_name(line.name, properties)
 

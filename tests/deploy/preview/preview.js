@@ -50,7 +50,7 @@ function shown(value, defaults, decimals = defaults.decimals) {
     case "s": return Math.abs(value) >= 120 ? `${fixed(value / 60, 1)} min` : scaled(value, 1000, ["ns", "µs", "ms", "s"], decimals, 3);
     case "bytes": return scaled(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB"], decimals);
     case "Bps": return scaled(value, 1000, ["B/s", "kB/s", "MB/s", "GB/s"], decimals);
-    case "short": return scaled(value, 1000, ["", "K", "Mil", "Bil"], Math.abs(value) >= 1000 ? Math.max(decimals ?? 0, 2) : decimals);
+    case "short": return scaled(value, 1000, ["", "K", "Mil", "Bil"], Math.abs(value) >= 1000 ? undefined : decimals);
     case "celsius": return `${fixed(value, decimals)} °C`;
     case "degree": return `${fixed(value, decimals)}°`;
     case "none": return fixed(value, decimals);
@@ -82,9 +82,11 @@ function overrides(panel, name) {
 
 // --- axes ---------------------------------------------------------------------------------
 
-function ticks(low, high, count) {
-  const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].find((factor) => factor * power >= raw * 0.999) * power;
+function ticks(low, high, count, unit) {
+  const raw = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = unit === "bytes" ? 2 ** Math.ceil(Math.log2(raw))
+    : [1, 2, 5, 10].find((factor) => factor * power >= raw * 0.999) * power;
   const found = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(n * step);
   return found;
@@ -141,17 +143,20 @@ function timeseries(panel, curves, body) {
   if (defaults.max === undefined) high += (high - low) * 0.08;
 
   const plot = make(body, "div", { class: "plot" });
-  legend(body, lines.filter((line) => line.more["custom.lineWidth"] !== 0 || line.more["custom.fillBelowTo"])
+  legend(body, lines.filter((line) => !(line.more["custom.hideFrom"] || {}).legend)
     .map((line) => [line.name, line.color, line.last === null ? "–" : shown(line.last, defaults)]));
-  const { svg, area, x } = surface(plot, 62);
+  const steps = ticks(low, high, Math.max(2, (plot.clientHeight - 24) / 32), defaults.unit);
+  // The fewest decimals that tell the steps apart and show their size.
+  const exact = (texts, decimals) => new Set(texts).size === texts.length && new Set(texts.slice(1).map((text, n) =>
+    (parseFloat(text) - parseFloat(texts[n])).toFixed(decimals))).size === 1;
+  const labels = [0, 1, 2, 3, 4].map((decimals) => steps.map((value) => shown(value, { unit: defaults.unit }, decimals)))
+    .find(exact) || steps.map((value) => shown(value, { unit: defaults.unit }));
+  const { svg, area, x } = surface(plot, 12 + 6.6 * Math.max(...labels.map((text) => text.length)));
   const y = (value) => area.bottom - ((value - low) / (high - low)) * (area.bottom - area.top);
-  const steps = ticks(low, high, Math.max(2, (area.bottom - area.top) / 32));
-  const distinct = (decimals) => new Set(steps.map((value) => shown(value, defaults, decimals))).size === steps.length;
-  const decimals = distinct(undefined) ? undefined : [0, 1, 2, 3, 4].find(distinct) ?? 5;
-  for (const value of steps) {
+  steps.forEach((value, n) => {
     draw(svg, "line", { x1: area.left, x2: area.right, y1: y(value), y2: y(value), stroke: "#eceef0" });
-    draw(svg, "text", { x: area.left - 5, y: y(value) + 4, "text-anchor": "end" }, shown(value, { unit: defaults.unit }, decimals));
-  }
+    draw(svg, "text", { x: area.left - 5, y: y(value) + 4, "text-anchor": "end" }, labels[n]);
+  });
   for (const step of defaults.thresholds.steps) {
     if (step.value === null || !custom.thresholdsStyle || step.value < low || step.value > high) continue;
     draw(svg, "line", { x1: area.left, x2: area.right, y1: y(step.value), y2: y(step.value), stroke: step.color, "stroke-dasharray": "10 8" });
@@ -231,7 +236,9 @@ function stat(panel, curves, body) {
     const item = make(box, "div", { class: "stat" });
     if (named) make(item, "div", { class: "name" }, curve.name);
     const color = more.color ? more.color.fixedColor : byThreshold(value, defaults);
-    make(item, "div", { class: "value", style: `color:${color};font-size:${named ? 20 : 28}px` }, shown(value, defaults));
+    const text = shown(value, defaults);
+    const size = named ? 20 : Math.min(28, (1.5 * body.clientWidth) / text.length);
+    make(item, "div", { class: "value", style: `color:${color};font-size:${size}px` }, text);
   }
   if (panel.options.graphMode === "area") {
     const points = known[0].points.filter((point) => point[1] !== null);
@@ -273,11 +280,15 @@ function timeline(panel, curves, body) {
     draw(svg, "text", { x: area.left - 5, y: y + 0.4 * height + 4, "text-anchor": "end" }, row.name);
     const known = row.points.filter((point) => point[1] !== null);
     const step = known.length > 1 ? known[1][0] - known[0][0] : 1;
-    known.forEach(([time, value]) => {
+    let begun = 0;
+    known.forEach(([time, value], place) => {
       states.add(value);
-      const width = Math.min(x(time + step), area.right) - x(time) + 0.5;
-      if (width > 0) draw(svg, "rect", { x: x(time), y, width, height: 0.8 * height, fill: byThreshold(value, defaults), "fill-opacity": 0.8 });
       marks++;
+      const next = known[place + 1];
+      if (next && next[1] === value && next[0] - time < 1.5 * step) return;
+      const from = x(known[begun][0]), width = Math.min(x(time + step), area.right) - from;
+      if (width > 0) draw(svg, "rect", { x: from, y, width, height: 0.8 * height, fill: byThreshold(value, defaults), "fill-opacity": 0.8 });
+      begun = place + 1;
     });
   });
   legend(body, [...states].sort().map((value) => [shown(value, defaults), byThreshold(value, defaults), ""]));
@@ -286,13 +297,14 @@ function timeline(panel, curves, body) {
 
 function table(panel, curves, body) {
   if (!curves.length) return 0;
-  const names = panel.transformations[0].options.renameByName;
+  const { renameByName: names, indexByName: order } = panel.transformations[0].options;
+  const labels = Object.keys(names).sort((a, b) => order[a] - order[b]);
   const box = make(body, "table");
   const head = make(box, "tr");
-  for (const title of Object.values(names)) make(head, "th", {}, title);
+  for (const label of labels) make(head, "th", {}, names[label]);
   for (const curve of curves) {
     const line = make(box, "tr");
-    for (const label of Object.keys(names)) make(line, "td", {}, curve.labels[label] || "");
+    for (const label of labels) make(line, "td", {}, curve.labels[label] || "");
   }
   return curves.length;
 }

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from tests.cxls.programs import LOOPBACK, Child, cxls, wait_for
 from tests.deploy.preview.panels import Span
 from tests.deploy.preview.server import Prometheus, free_port
@@ -83,7 +85,11 @@ def _simulated(folder: Path, scene: Scene, number: int) -> Path:
     options = {"frames": scene.frames, "flux": 3e9, "seed": number, "hit-fraction": scene.hit_fractions[number]}
     done = cxls("simulate", out, *(part for name, value in options.items() for part in (f"--{name}", value)))
     assert done.returncode == 0, done.stderr
-    return out.with_name(f"{out.name}_master.h5")
+    master = out.with_name(f"{out.name}_master.h5")
+    with h5py.File(master, "r+") as file:
+        # The detector says the rate at which it is replayed.
+        file["entry/instrument/detector/frame_time"][...] = 1 / scene.rate_hz
+    return master
 
 
 def _settled(instance: str) -> int:
