@@ -137,8 +137,8 @@ class Control:
         self, new: Judge, action: str, old: str | float | None, now: str | float | None, forget: Forget, began: float
     ) -> Change:
         estimator, *analysers = [self._make(new) for _ in range(1 + self._front.workers)]
-        warm_up(analysers[0], new, self._kind())
-        drained = self._front.replace_analysers(analysers, forget)
+        warm_up(estimator, new, self._kind())
+        drained = self._front.replace_analysers(analysers, new, forget)
         self.judge, self.estimator = new, estimator
         self._on_change(new)
         return self._done(action, old, now, drained, began)

@@ -17,13 +17,14 @@ from typing import Protocol
 
 from analyzer.attribute_cascade import Unsaid
 from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
+from analyzer.judge import Judge
 from analyzer.live.frames import LatestFrames
 from analyzer.live.history import History
 from analyzer.live.splits import TagMap, TagSplit
 from analyzer.live.targets import Targets
 from analyzer.peak_finder import Disagreement
 from analyzer.products import Products
-from analyzer.reduction import suspect_pixels
+from analyzer.reduction import Coverage, suspect_pixels
 from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Running
 from analyzer.sampling import Load, Sampler
@@ -35,7 +36,7 @@ from streamer.frames import Frame, make_frame
 from streamer.messages import ImageData, InvalidMessage
 from streamer.receiver import Received
 from streamer.ring import DEFAULT_RING_BYTES, DEFAULT_RING_FRAMES, FrameRing
-from streamer.series import Event, ImageAccepted, SeriesClosed, SeriesOpened, SeriesTracker, SeriesUpdated
+from streamer.series import Event, ImageAccepted, Series, SeriesClosed, SeriesOpened, SeriesTracker, SeriesUpdated
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,31 @@ class Forget(StrEnum):
     """what follows from the bundle and the threshold"""
     EVERYTHING = "everything"
     """windows, profiles and the rest; never the account"""
+
+
+class Elsewhere(Protocol):
+    """Workers of other processes and hosts (``analyzer.crew.dispatch.Crew``)."""
+
+    load: WorkerLoad
+
+    @property
+    def threads(self) -> int: ...
+
+    def start(
+        self,
+        ring: FrameRing,
+        linger_s: float,
+        tags: tuple[str, ...],
+        deliver: Callable[[list[Frame], BatchOutcome], None],
+    ) -> None: ...
+
+    def use(self, judge: Judge) -> bool: ...
+
+    def covered(self, series: Series) -> list[Coverage]: ...
+
+    def drain(self, patient: Callable[[], bool]) -> list[Frame]: ...
+
+    def close(self) -> None: ...
 
 
 class Source(Protocol):
@@ -159,6 +185,7 @@ class Front:
         settings: FrontSettings,
         on_series: Callable[[SeriesReport], None] = lambda report: None,
         hit_outputs: Sequence[HitOutput] = (),
+        crew: Elsewhere | None = None,
     ) -> None:
         self.account = Account()
         self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
@@ -179,6 +206,7 @@ class Front:
         self._closed = 0
         self.kind: FrameKind | None = None
         self._workers = [_Worker(analyser) for analyser in analysers]
+        self._crew = crew
         self._handover = threading.Condition()
         self._started = False
         self.settings = settings
@@ -218,6 +246,8 @@ class Front:
         publisher = threading.Thread(target=self._publish, name="publisher", daemon=True)
         for thread in (*workers, publisher):
             thread.start()
+        if self._crew is not None:
+            self._crew.start(self.ring, self.settings.batch_linger_s, self.settings.tags, self._take_in)
         self._started = True
         try:
             self._read(stop)
@@ -229,6 +259,8 @@ class Front:
             self._drain(workers, stop)
             self._results.put(None)
             publisher.join()
+            if self._crew is not None:
+                self._crew.close()
             self.over = True
 
     @property
@@ -238,7 +270,7 @@ class Front:
     @property
     def worker_loads(self) -> list[WorkerLoad]:
         """What each worker has done."""
-        return [worker.load for worker in self._workers]
+        return [worker.load for worker in self._workers] + ([self._crew.load] if self._crew is not None else [])
 
     @property
     def series_open(self) -> bool:
@@ -250,14 +282,16 @@ class Front:
         """Of each worker whose device failed in this run, the error's first line."""
         return list(self._faults.values())
 
-    def replace_analysers(self, analysers: Sequence[Analyser], forget: Forget) -> bool:
-        """Judge with these from the next batch on, one a worker; batches in hand end with the old ones.
+    def replace_analysers(self, analysers: Sequence[Analyser], judge: Judge, forget: Forget) -> bool:
+        """Judge with these from the next batch on, one a worker, and elsewhere as ``judge`` says; batches in hand end
+        with the old ones.
 
         Frames stay where they are, so none is lost and none judged twice. Then the running products
-        of the old ones are forgotten. Returns whether the old ones ended within ``HANDOVER_S``.
-        Raises ``Ending``.
+        of the old ones are forgotten. Returns whether the old ones ended in time. Raises ``Ending``, and ``BadBundle``
+        where a worker elsewhere refuses the bundle.
         """
         self.refuse_when_ending()
+        settled = self._crew is None or self._crew.use(judge)
         with self._handover:
             for worker, analyser in zip(self._workers, analysers, strict=True):
                 worker.analyser = analyser
@@ -265,7 +299,7 @@ class Front:
                 lambda: all(worker.busy in (None, worker.analyser) for worker in self._workers), HANDOVER_S
             )
         self._forget(forget)
-        return ended
+        return ended and settled
 
     def reset(self) -> None:
         """Begin the running products anew; the account and the series go on. Raises ``Ending``."""
@@ -330,14 +364,16 @@ class Front:
 
     def _adapt(self, now: float) -> None:
         """Let the sampling follow the load."""
-        workers, oldest = self._workers, self.ring.oldest_received_at
+        loads, oldest = self.worker_loads, self.ring.oldest_received_at
+        if self._crew is not None:
+            self.sampler.workers = len(self._workers) + max(1, self._crew.threads)
         before = self.sampler.every
         grew = self.sampler.look(
             now,
             Load(
                 self.account.accepted,
-                sum(worker.load.frames for worker in workers),
-                sum(worker.load.seconds for worker in workers),
+                sum(load.frames for load in loads),
+                sum(load.seconds for load in loads),
                 0.0 if oldest is None else max(0.0, time.time() - oldest),
             ),
         )
@@ -379,8 +415,10 @@ class Front:
         for worker in workers:
             while worker.is_alive() and (not stop.is_set() or time.monotonic() < deadline):
                 worker.join(POLL_S)
-        while left := self.ring.take(_MOST_HELD, 0.0, 0.0):
+        left = self._crew.drain(lambda: not stop.is_set() or time.monotonic() < deadline) if self._crew else []
+        while left := left or self.ring.take(_MOST_HELD, 0.0, 0.0):
             self._results.put(BatchOutcome([dropped(frame, "shutdown", self.settings.tags) for frame in left]))
+            left = []
         for worker in workers:
             worker.join()
 
@@ -399,12 +437,16 @@ class Front:
         if (fault := analyser.fault) is not None:
             self._faults[id(worker)] = fault
         worker.load.add(batch, outcome.results, time.monotonic() - began)
-        self._hand_out(batch, outcome.results)
-        self.latest.add(batch, outcome.results, [seen.plan for seen in outcome.peaks])
-        self._results.put(outcome)
+        self._take_in(batch, outcome)
         with self._handover:
             worker.busy = None
             self._handover.notify_all()
+
+    def _take_in(self, batch: list[Frame], outcome: BatchOutcome) -> None:
+        """A batch is judged, here or elsewhere."""
+        self._hand_out(batch, outcome.results)
+        self.latest.add(batch, outcome.results, [seen.plan for seen in outcome.peaks])
+        self._results.put(outcome)
         frame, result = batch[-1], outcome.results[-1]
         if result.status == Status.OK and isinstance(frame.image, ImageData):
             dtype = frame.image.dtype.newbyteorder("=")
@@ -544,6 +586,8 @@ class Front:
     def _finish(self, tally: _Tally, closed: SeriesClosed) -> None:
         analysers = [worker.analyser for worker in self._workers]
         covered = [each for analyser in analysers for each in analyser.covered(closed.series)]
+        if self._crew is not None:
+            covered += self._crew.covered(closed.series)
         alike = [each for each in covered if each.plan.geometry == covered[0].plan.geometry]
         suspects = len(suspect_pixels(alike)) if alike else 0
         for analyser in analysers:
