@@ -259,7 +259,7 @@ class Running:
 
     def _of_another_header(self, result: FrameResult, plan: FramePlan) -> bool:
         """Whether a frame is a late one of a series with another header."""
-        return result.ordinal < self._ordinal and plan.sectors is not self.sums.sectors
+        return result.ordinal < self._ordinal and self.sums.sectors not in (None, plan.sectors)
 
     def hit_spots(self) -> BraggSpots | None:
         """Those kept of this geometry's hits, another object when they begin anew."""

@@ -416,7 +416,8 @@ class Crew:
             outcome = read_outcome(done, parts[2:], batch.frames, lambda frame: self._plan(frame, batch.setup))
         except BadMessage as error:
             self._bad += 1
-            log.warning("worker %s answers what cannot be used: %s", member.hello.name, error)
+            member.unfit = f"answers what cannot be used: {error}"
+            log.warning("worker %s %s; it gets no more images", member.hello.name, member.unfit)
             self._give_up(self._table.fail(batch))
             return
         member.frames += len(batch.frames)
@@ -504,18 +505,23 @@ class Crew:
         return "ready" if member.ready == self._setup else "starting"
 
     def _usable(self, member: _Member) -> bool:
-        return self._state(member) == "ready"
+        """Whether it may be given frames: not while it has one in hand that may be its last."""
+        return self._state(member) == "ready" and not any(b.losses for b in self._table.held_by(member.identity))
 
     # --- frames out ---------------------------------------------------------------------
 
     def _send_out(self) -> None:
-        while self._table.waiting:
-            member = max((m for m in self._members.values() if self._usable(m)), key=lambda m: m.room, default=None)
-            if member is None or member.room < 1:
+        while (batch := self._table.head) is not None:
+            free = [m for m in self._members.values() if self._usable(m) and m.room > 0]
+            if batch.losses:
+                # It may be what its worker was lost with: it goes alone, so that no other frame goes down with it.
+                free = [m for m in free if not self._table.held_by(m.identity)]
+            member = max(free, key=lambda m: m.room, default=None)
+            if member is None:
                 return
-            batch = self._table.take(min(self._batch_frames, member.room))
-            assert batch is not None
-            self._give(member, batch)
+            taken = self._table.take(min(self._batch_frames, member.room))
+            assert taken is not None
+            self._give(member, taken)
 
     def _give(self, member: _Member, batch: Batch) -> None:
         parts: list[Any] = []

@@ -1,8 +1,8 @@
 """Which worker holds which frames: the table from which no frame can fall.
 
 A frame is waiting, in flight with one worker, or done. When a worker is lost its frames go back to the head of the
-queue, each on its own, so that a frame that kills workers takes no other with it; one that was in the hands of
-``MOST_LOSSES`` lost workers is given up. It touches no socket and no clock.
+queue, each on its own, and are given to workers that hold nothing else, so that a frame that kills workers takes no
+other with it; one that was in the hands of ``MOST_LOSSES`` lost workers is given up. It touches no socket and no clock.
 """
 
 from collections import deque
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from streamer.frames import Frame
 
-MOST_LOSSES = 2
+MOST_LOSSES = 3
 """Workers that a frame may be lost with; after so many it is the likely cause."""
 
 
@@ -50,6 +50,11 @@ class FlightTable:
     @property
     def frames_flying(self) -> int:
         return sum(len(batch.frames) for held in self._flying.values() for batch in held.values())
+
+    @property
+    def head(self) -> Batch | None:
+        """The batch whose turn it is."""
+        return self.waiting[0] if self.waiting else None
 
     def held_by(self, worker: bytes) -> list[Batch]:
         """What a worker has in hand."""
@@ -98,9 +103,8 @@ class FlightTable:
                 given_up += batch.frames
                 continue
             self.resent += len(batch.frames)
-            # Of several frames none is known to be the cause: each gets its own chance.
-            alone = min(losses, MOST_LOSSES - 1)
-            self.waiting.extendleft(Batch([frame], alone) for frame in reversed(batch.frames))
+            # Each on its own: of several frames none is known to be the cause.
+            self.waiting.extendleft(Batch([frame], losses) for frame in reversed(batch.frames))
         return given_up
 
     def clear(self) -> list[Frame]:
