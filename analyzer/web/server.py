@@ -39,15 +39,23 @@ class View:
 class WebServer:
     """Serves one front. ``address`` is HOST:PORT as bound; ``ready`` turns /readyz to 200.
 
-    ``view`` may be replaced while it serves; ``routes`` are served besides its own.
+    ``view`` may be replaced while it serves; ``routes`` are served besides its own, and /status has what ``facts`` says.
     """
 
-    def __init__(self, bound: socket.socket, front: Front, view: View, routes: Sequence[BaseRoute] = ()) -> None:
+    def __init__(
+        self,
+        bound: socket.socket,
+        front: Front,
+        view: View,
+        routes: Sequence[BaseRoute] = (),
+        facts: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
         host, port = bound.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.ready = False
         self.view = view
         self._front = front
+        self._facts = facts
         self._page = (files("analyzer.web") / "page.html").read_text()
         app = Starlette(
             routes=[
@@ -127,6 +135,7 @@ class WebServer:
             "header": geometry,
             **{output.name: output.facts() for output in front.reporting},
             **front.running.snapshot(),
+            **self._facts(),
         }
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,8 +33,8 @@ from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import make_registry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
 from analyzer.parameters.running import RunEstimate, RunEstimator
-from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind, Peakfinder8Finder
-from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
+from analyzer.peak_finder import FinderKind
+from analyzer.peak_parameters import Pf8Options, finder_of
 from analyzer.product_files import ProductFiles, ProductsExist
 from analyzer.product_files import prepare as prepare_products
 from analyzer.results import HitRule
@@ -180,8 +180,21 @@ class Session:
             on_series=self._report_series,
             hit_outputs=hit_outputs,
         )
+        runs = Runs(
+            self.front,
+            RunInfo(number=settings.run_number, sample=settings.sample_name),
+            self.running_estimate,
+            indexed=(lambda: None) if indexing is None else lambda: indexing.indexed,
+            on_end=lambda capture: None if self.reports is None else self.reports.write(capture),
+        )
         self.control = Control(
-            self.front, judge, lambda new: makers.make(new, bool(self.front.device_faults)), load_bundle, self._follow
+            self.front,
+            judge,
+            lambda new: makers.make(new, bool(self.front.device_faults)),
+            load_bundle,
+            self._follow,
+            _pf8_options(settings),
+            runs,
         )
         self.parameters = RunEstimator(
             self.front.running.diffuse_sums,
@@ -414,27 +427,14 @@ def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
 
 
 def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
-    for known in (BY_BUNDLE, BUILT_IN, LEARNED):
-        if name == known.name:
-            return known
-    # Photons are counted, so that with their own statistics no count is too low, and chance alone decides.
-    counted = name == "peakfinder8-poisson"
-    threshold, min_snr = settings.pf8_threshold, settings.pf8_min_snr
     try:
-        return Peakfinder8Finder(
-            Peakfinder8Settings(
-                threshold=(0.0 if counted else 3.0) if threshold is None else threshold,
-                min_snr=(6.0 if counted else 5.0) if min_snr is None else min_snr,
-                min_pix_count=settings.pf8_min_pix_count,
-                max_pix_count=settings.pf8_max_pix_count,
-                local_bg_radius=settings.pf8_local_bg_radius,
-                min_res=settings.pf8_min_res,
-                max_res=settings.pf8_max_res,
-                statistics=Statistics.POISSON if counted else Statistics.GAUSSIAN,
-            )
-        )
+        return finder_of(name, _pf8_options(settings))
     except ValueError as error:
         raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
+
+
+def _pf8_options(settings: AnalyzeSettings) -> Pf8Options:
+    return Pf8Options(**{field.name: getattr(settings, field.name) for field in fields(Pf8Options)})
 
 
 class _Makers:
