@@ -6,7 +6,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-MOST = 50
+MOST = 1000
+"""Changes that are kept."""
+
+_OF_RUNS = ("run", "target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,12 @@ class ChangeLog:
             self._kept.append(changed)
         return changed
 
-    def latest(self, since: float = 0.0) -> list[Changed]:
-        """Those made at ``since`` (Unix seconds) or later, oldest first."""
+    def latest(self, most: int) -> list[Changed]:
+        """So many of them, oldest first."""
         with self._lock:
-            return [changed for changed in self._kept if changed.time >= since]
+            return list(self._kept)[-most:]
+
+    def during(self, since: float) -> list[Changed]:
+        """Those of the analysis made at ``since`` (Unix seconds) or later, not of what a run is called."""
+        with self._lock:
+            return [changed for changed in self._kept if changed.time >= since and changed.action not in _OF_RUNS]

@@ -22,7 +22,7 @@ from analyzer.hot_pixels import NAME
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.peak_parameters import Pf8Options, changed, peaks_in_force
-from analyzer.runs import Capture, Judging, RunInfo, Runs
+from analyzer.runs import Capture, Judging, RunInfo, Runs, RunSummary
 from analyzer.warm import FrameKind, warm_up
 from streamer.frames import DIFFERENCE
 from streamer.validity import Validity
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ACTIONS = ("bundle", "threshold", "peaks", "channel", "mask", "reset", "run", "target")
 _MOST_NOTES_SHOWN = 200
+_CHANGES_SHOWN = 50
 
 
 class Busy(RuntimeError):
@@ -65,8 +66,7 @@ class Control:
     """Changes one analysis. ``judge`` is what its frames are judged with, ``estimator`` an analyser for others' use.
 
     ``make`` makes an analyser, ``load`` loads a bundle; ``on_change`` is called once a new judge is in force.
-    ``options`` are peakfinder8's numbers as asked for; ``set_targets`` takes hits and indexed patterns to collect, a
-    number or ``None`` for none, and says which hold. ``changes`` are the latest, also for other threads.
+    ``options`` are peakfinder8's numbers as asked for. ``changes`` are the latest, also for other threads.
     """
 
     def __init__(
@@ -78,14 +78,13 @@ class Control:
         on_change: Callable[[Judge], None] = lambda judge: None,
         options: Pf8Options | None = None,
         runs: Runs | None = None,
-        set_targets: Callable[..., Mapping[str, int | None]] | None = None,
     ) -> None:
         self.judge = judge
         self.estimator = make(judge)
         self.changes = ChangeLog()
         self.runs = runs or Runs(front)
         self._front, self._make, self._load, self._on_change = front, make, load, on_change
-        self._options, self._set_targets = options or Pf8Options(), set_targets
+        self._options = options or Pf8Options()
         self._own_mask = judge.cascade.mask
         self._changing = threading.Lock()
 
@@ -118,12 +117,16 @@ class Control:
                 "peaks": peaks_in_force(judge.cascade, self._options),
             },
             "run": asdict(self.runs.info),
-            "changes": self.changes.latest(),
+            "changes": self.changes.latest(_CHANGES_SHOWN),
         }
 
     def capture(self, *, over: bool = False) -> Capture:
         """The present run, for a report."""
-        return self.runs.capture(self.judging, self.changes.latest(self.runs.info.began_at), over=over)
+        return self.runs.capture(self.judging, self.changes.during(self.runs.info.began_at), over=over)
+
+    def summary(self) -> RunSummary:
+        """The present run in numbers."""
+        return self.runs.summary(self.judging, self.changes.during(self.runs.info.began_at))
 
     def use_bundle(self, folder: Path) -> Change:
         """Judge with the bundle in ``folder``. Raises ``BadBundle``, ``Busy``, ``Ending``."""
@@ -189,19 +192,26 @@ class Control:
             # What takes long is done before the publisher's turn.
             self._front.products.hot_pixels(fresh=True)
             judging, fields = self.judging, runs.estimate_fields()
-            changes = self.changes.latest(old.began_at)
+            changes = self.changes.during(old.began_at)
             self._front.reset(lambda: runs.turn(following, judging, changes, fields))
             text = f"run {old.name} ended, run {_number(following)} began"
             return self._done("run", _shown(old), _shown(following), True, began, text)
 
     def use_targets(self, given: Mapping[str, int | None]) -> Change:
-        """Collect so many ``hits`` or ``indexed`` patterns, ``None``: no target. Raises ``BadChange``, ``Busy``."""
+        """Collect so many ``hits`` or ``indexed`` patterns, ``None``: no target.
+
+        Raises ``BadChange`` where nothing counts them, ``Busy``, ``Ending``.
+        """
         with self._alone() as began:
-            if self._set_targets is None:
-                raise BadChange("this analysis keeps no targets")
-            new = self._set_targets(**given)
-            text = "target " + ", ".join(f"{key} {_said(value)}" for key, value in given.items())
-            return self._done("target", None, dict(new), True, began, text)
+            targets = self._front.targets
+            before = targets.facts()
+            for key in given:
+                if before[key] is None:
+                    raise BadChange(f"{key}: nothing counts them here; --index-stream lets the indexer tell")
+            old = {key: before[key]["target"] for key in given}
+            targets.set(**given)
+            text = "target " + ", ".join(f"{key} {_said(old[key])} → {_said(given[key])}" for key in given)
+            return self._done("target", old, dict(given), True, began, text if old != given else None)
 
     def use_mask(self, path: Path | None) -> Change:
         """Leave out these pixels too, ``None`` for no extra mask. Raises ``BadMask``, ``Busy``, ``Ending``."""

@@ -1,4 +1,4 @@
-"""What can be asked of peak finding and of the rules on peaks, by the names that settings and ``POST /control/peaks`` have.
+"""What can be asked of peak finding and of the rules on peaks, by the names that settings and /control/peaks have.
 
 One table of ranges serves both. A finder's own numbers are kept also while another finder is in use.
 """
@@ -128,7 +128,7 @@ def changed(
             new.settings(statistics)
     except ValueError as error:
         raise BadPeaks(f"pf8_{error}") from None
-    rules = {key: given[key] for key in ("min_peaks", "indexable_peaks") if key in given}
+    rules: dict[str, Any] = {key: given[key] for key in ("min_peaks", "indexable_peaks") if key in given}
     if "hit_rule" in given:
         rules["hit_rule"] = HitRule(given["hit_rule"])
     return replace(cascade, **rules, **_finders(cascade, new, given.get("finder"), new != options)), new

@@ -185,9 +185,7 @@ class Runs:
         plain = {"number": None if number is None else number + 1, "sample": self._info.sample}
         return RunInfo(**(plain | dict(given)))
 
-    def turn(
-        self, following: RunInfo, judging: Judging, changes: Sequence[Changed], fields: Mapping[str, Any]
-    ) -> None:
+    def turn(self, following: RunInfo, judging: Judging, changes: Sequence[Changed], fields: Mapping[str, Any]) -> None:
         """End the present run and begin ``following``; for ``Front.reset``, which knows when."""
         now, totals = time.time(), self._totals()
         try:

@@ -24,9 +24,12 @@ SERIES_KEPT = 1000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Totals:
-    """Counts at one time, or between two, of images whose fate is known. ``peaks`` (MOST_PEAKS + 1,) int64: hits by number of peaks; ``resolution``
-    int64: hits by resolution estimate in steps of ``RESOLUTION_STEP_ANGSTROM``; ``series``: ids of the latest series
-    with a result, in the order in which they were measured; ``indexed``: ``None`` where no indexer is followed."""
+    """Counts at one time, or between two, of images whose fate is known.
+
+    ``peaks`` (MOST_PEAKS + 1,) int64: hits by number of peaks; ``resolution`` int64: hits by resolution estimate in
+    steps of ``RESOLUTION_STEP_ANGSTROM``. ``series``: of the latest with a result, by ordinal, its id and the number of
+    results when its last one came. ``indexed``: ``None`` where no indexer is followed.
+    """
 
     processed: dict[str, int]
     dropped: dict[str, int]

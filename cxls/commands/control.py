@@ -50,7 +50,9 @@ def change(resolved: Resolved[ControlSettings], action: str, values: Sequence[st
     settings = resolved.settings
     body = _BODIES.get(action)
     if body is None:
-        raise BadSettings(f"{action!a} is no action; known are {', '.join(_BODIES)}, and `cxls models use` for a bundle")
+        raise BadSettings(
+            f"{action!a} is no action; known are {', '.join(_BODIES)}, and `cxls models use` for a bundle"
+        )
     content = body(list(values))
     where = _address(settings.at)
     token = read_token(settings.token, "--token") if settings.token else None
