@@ -283,7 +283,9 @@ class Front:
     @property
     def channels(self) -> tuple[str, ...]:
         """Those of the latest series that can be analysed; none where its header does not say."""
-        metadata = self.running.metadata
+        # The reader knows of a series before the publisher does.
+        series = self._tracker.running
+        metadata = self.running.metadata if series is None else series.metadata
         return () if metadata is None else tuple(name for name in metadata.channels if name != DIFFERENCE)
 
     def use_channel(self, channel: str | None) -> bool:

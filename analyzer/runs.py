@@ -17,7 +17,7 @@ from analyzer.front import Front
 from analyzer.intervals import wilson
 from analyzer.products import Snapshot
 from analyzer.results import Decision
-from analyzer.tallies import Totals
+from analyzer.tallies import Counts, Totals
 
 MOST_NUMBER = 999_999_999
 MOST_SAMPLE = 200
@@ -104,7 +104,7 @@ class RunSummary:
     info: RunInfo
     until: float
     over: bool
-    totals: Totals
+    counts: Counts
     photon_energy_eV: Estimate
     camera_length_m: Estimate
     estimate_reason: str | None
@@ -118,12 +118,12 @@ class RunSummary:
 
     @property
     def hits(self) -> int:
-        return self.totals.processed[Decision.HIT]
+        return self.counts.processed[Decision.HIT]
 
     @property
     def beam(self) -> int:
         """Analysed frames with beam."""
-        return self.hits + self.totals.processed[Decision.MISS]
+        return self.hits + self.counts.processed[Decision.MISS]
 
     @property
     def hit_rate(self) -> tuple[float, float, float] | None:
@@ -238,7 +238,7 @@ class Runs:
             info=info,
             until=now,
             over=over,
-            totals=totals.since(began),
+            counts=totals.since(began),
             photon_energy_eV=Estimate(
                 value=fields.get("photon_energy_eV"),
                 sigma=fields.get("photon_energy_sigma_eV"),

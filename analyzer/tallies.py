@@ -22,14 +22,36 @@ _RESOLUTION_BINS = 2500
 SERIES_KEPT = 1000
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What came between two moments, of images whose fate is known.
+
+    ``processed`` by decision, ``dropped`` by reason; ``indexed``: ``None`` where no indexer is followed. Medians are of
+    hits, ``None`` without one; that of the resolution is to half a step of its histogram. ``series_ids``: those with a
+    result, in the order in which they were measured.
+    """
+
+    processed: dict[str, int]
+    dropped: dict[str, int]
+    undecodable: int
+    missing: int
+    indexable: int
+    indexed: int | None
+    median_peaks: int | None
+    median_resolution_angstrom: float | None
+    series_ids: tuple[int, ...]
+
+    @property
+    def frames(self) -> int:
+        """All of them: processed, dropped or undecodable."""
+        return sum(self.processed.values()) + sum(self.dropped.values()) + self.undecodable
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Totals:
-    """Counts at one time, or between two, of images whose fate is known.
-
-    ``peaks`` (MOST_PEAKS + 1,) int64: hits by number of peaks; ``resolution`` int64: hits by resolution estimate in
-    steps of ``RESOLUTION_STEP_ANGSTROM``. ``series``: of the latest with a result, by ordinal, its id and the number of
-    results when its last one came. ``indexed``: ``None`` where no indexer is followed.
-    """
+    """Counts since the program began. ``peaks`` (MOST_PEAKS + 1,) int64: hits by number of peaks; ``resolution`` int64:
+    hits by resolution estimate in steps of ``RESOLUTION_STEP_ANGSTROM``; ``series``: of the latest, by ordinal, the id
+    and the number of results when its last one came."""
 
     processed: dict[str, int]
     dropped: dict[str, int]
@@ -42,44 +64,24 @@ class Totals:
     resolution: npt.NDArray[np.int64]
     series: dict[int, tuple[int, int]]
 
-    def since(self, began: "Totals") -> "Totals":
+    def since(self, began: "Totals") -> Counts:
         """What came between ``began`` and now."""
-        return Totals(
-            _less(self.processed, began.processed),
-            _less(self.dropped, began.dropped),
-            self.undecodable - began.undecodable,
-            self.missing - began.missing,
-            self.indexable - began.indexable,
-            None if self.indexed is None else self.indexed - (began.indexed or 0),
-            self.results - began.results,
-            self.peaks - began.peaks,
-            self.resolution - began.resolution,
-            {ordinal: seen for ordinal, seen in self.series.items() if seen[1] > began.results},
+        found = _middle(self.resolution - began.resolution)
+        return Counts(
+            processed=_less(self.processed, began.processed),
+            dropped=_less(self.dropped, began.dropped),
+            undecodable=self.undecodable - began.undecodable,
+            missing=self.missing - began.missing,
+            indexable=self.indexable - began.indexable,
+            indexed=None if self.indexed is None else self.indexed - (began.indexed or 0),
+            median_peaks=_middle(self.peaks - began.peaks),
+            median_resolution_angstrom=None if found is None else round((found + 0.5) * RESOLUTION_STEP_ANGSTROM, 3),
+            series_ids=tuple(series_id for series_id, last in self.series.values() if last > began.results),
         )
-
-    @property
-    def frames(self) -> int:
-        """Images whose fate is known: processed, dropped or undecodable."""
-        return sum(self.processed.values()) + sum(self.dropped.values()) + self.undecodable
-
-    @property
-    def series_ids(self) -> list[int]:
-        return [series_id for series_id, _ in self.series.values()]
-
-    @property
-    def median_peaks(self) -> int | None:
-        """Peaks of a hit, ``None`` without hits."""
-        return _middle(self.peaks)
-
-    @property
-    def median_resolution_angstrom(self) -> float | None:
-        """Of the hits that have an estimate, to half a step of the histogram."""
-        found = _middle(self.resolution)
-        return None if found is None else round((found + 0.5) * RESOLUTION_STEP_ANGSTROM, 3)
 
 
 class Tallies:
-    """Adds up results; see ``Totals``."""
+    """Adds up results; see ``Totals``. The publisher adds, any thread asks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

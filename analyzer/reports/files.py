@@ -119,4 +119,4 @@ class ReportFiles(Collector):
 def _is_nothing(capture: Capture) -> bool:
     """Whether nothing came, and nobody said what the run was to be."""
     info = capture.summary.info
-    return capture.summary.totals.frames == 0 and info.number is None and not info.sample and not info.notes
+    return capture.summary.counts.frames == 0 and info.number is None and not info.sample and not info.notes

@@ -89,7 +89,7 @@ def _times(run: RunSummary) -> str:
 
 
 def _series(run: RunSummary) -> str:
-    ids = run.totals.series_ids
+    ids = run.counts.series_ids
     if not ids:
         return ", no series"
     shown = ", ".join(map(str, ids[-_SERIES_SHOWN:]))
@@ -107,20 +107,20 @@ def _duration(seconds: float) -> str:
 
 
 def _numbers(run: RunSummary) -> str:
-    totals = run.totals
+    counts = run.counts
     rate = run.hit_rate
     tiles = [
-        ("frames", f"{totals.frames:,}"),
+        ("frames", f"{counts.frames:,}"),
         ("hits", f"{run.hits:,}"),
         ("hit rate, 95 % interval", "–" if rate is None else f"{rate[0]:.1%}"),
-        ("indexable", f"{totals.indexable:,}"),
-        *([] if totals.indexed is None else [("indexed", f"{totals.indexed:,}")]),
-        ("median peaks a hit", "–" if totals.median_peaks is None else str(totals.median_peaks)),
+        ("indexable", f"{counts.indexable:,}"),
+        *([] if counts.indexed is None else [("indexed", f"{counts.indexed:,}")]),
+        ("median peaks a hit", "–" if counts.median_peaks is None else str(counts.median_peaks)),
         (
             "median resolution of hits",
-            "–" if totals.median_resolution_angstrom is None else f"{totals.median_resolution_angstrom:.2f} Å",
+            "–" if counts.median_resolution_angstrom is None else f"{counts.median_resolution_angstrom:.2f} Å",
         ),
-        ("dropped", f"{sum(totals.dropped.values()):,}"),
+        ("dropped", f"{sum(counts.dropped.values()):,}"),
     ]
     cells = [f"<div><b>{value}</b><span>{text}</span></div>" for text, value in tiles]
     if rate is not None:
@@ -188,17 +188,17 @@ def _products(capture: Capture) -> str:
 
 
 def _account(run: RunSummary) -> str:
-    totals = run.totals
-    counts = [
+    counts = run.counts
+    frames = [
         ("hits", run.hits),
-        ("misses", totals.processed["miss"]),
-        ("without beam", totals.processed["no_beam"]),
-        ("undecodable", totals.undecodable),
-        *((f"dropped, {reason.replace('_', ' ')}", count) for reason, count in totals.dropped.items() if count),
+        ("misses", counts.processed["miss"]),
+        ("without beam", counts.processed["no_beam"]),
+        ("undecodable", counts.undecodable),
+        *((f"dropped, {reason.replace('_', ' ')}", count) for reason, count in counts.dropped.items() if count),
     ]
-    rows = [(name, f"{count:,}") for name, count in counts]
-    rows.append(("all frames", f"{totals.frames:,}"))
-    rows.append(("announced and never come", f"{totals.missing:,}"))
+    rows = [(name, f"{count:,}") for name, count in frames]
+    rows.append(("all frames", f"{counts.frames:,}"))
+    rows.append(("announced and never come", f"{counts.missing:,}"))
     return _table(("frames", ""), rows)
 
 

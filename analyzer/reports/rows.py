@@ -20,7 +20,7 @@ def _rate(place: int) -> Callable[[RunSummary], Any]:
 
 
 def _dropped(reason: str) -> Callable[[RunSummary], Any]:
-    return lambda run: run.totals.dropped.get(reason, 0)
+    return lambda run: run.counts.dropped.get(reason, 0)
 
 
 COLUMNS: dict[str, Callable[[RunSummary], Any]] = {
@@ -30,23 +30,23 @@ COLUMNS: dict[str, Callable[[RunSummary], Any]] = {
     "began_utc": lambda run: utc(run.info.began_at),
     "ended_utc": lambda run: utc(run.until) if run.over else None,
     "duration_s": lambda run: round(run.duration_s, 1),
-    "series": lambda run: len(run.totals.series),
-    "series_ids": lambda run: " ".join(map(str, run.totals.series_ids)),
-    "frames": lambda run: run.totals.frames,
+    "series": lambda run: len(run.counts.series_ids),
+    "series_ids": lambda run: " ".join(map(str, run.counts.series_ids)),
+    "frames": lambda run: run.counts.frames,
     "frames_hit": lambda run: run.hits,
-    "frames_miss": lambda run: run.totals.processed["miss"],
-    "frames_no_beam": lambda run: run.totals.processed["no_beam"],
-    "frames_undecodable": lambda run: run.totals.undecodable,
-    "frames_dropped": lambda run: sum(run.totals.dropped.values()),
+    "frames_miss": lambda run: run.counts.processed["miss"],
+    "frames_no_beam": lambda run: run.counts.processed["no_beam"],
+    "frames_undecodable": lambda run: run.counts.undecodable,
+    "frames_dropped": lambda run: sum(run.counts.dropped.values()),
     **{f"frames_dropped_{reason}": _dropped(reason) for reason in DROP_REASONS},
-    "frames_missing": lambda run: run.totals.missing,
-    "frames_indexable": lambda run: run.totals.indexable,
-    "frames_indexed": lambda run: run.totals.indexed,
+    "frames_missing": lambda run: run.counts.missing,
+    "frames_indexable": lambda run: run.counts.indexable,
+    "frames_indexed": lambda run: run.counts.indexed,
     "hit_rate": _rate(0),
     "hit_rate_low": _rate(1),
     "hit_rate_high": _rate(2),
-    "median_peaks_per_hit": lambda run: run.totals.median_peaks,
-    "median_resolution_angstrom": lambda run: run.totals.median_resolution_angstrom,
+    "median_peaks_per_hit": lambda run: run.counts.median_peaks,
+    "median_resolution_angstrom": lambda run: run.counts.median_resolution_angstrom,
     "photon_energy_eV": lambda run: run.photon_energy_eV.value,
     "photon_energy_sigma_eV": lambda run: run.photon_energy_eV.sigma,
     "photon_energy_header_eV": lambda run: run.photon_energy_eV.header,
