@@ -41,8 +41,6 @@ def prepare(folder: Path) -> None:
     probe.unlink()
     try:
         check_table(folder / TABLE, header_line())
-        if (folder / TABLE).exists():
-            (folder / TABLE).open("ab").close()
     except OtherColumns as error:
         raise BadReports(str(error)) from None
 
