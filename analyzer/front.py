@@ -30,6 +30,7 @@ from analyzer.sampling import Load, Sampler
 from analyzer.sinks import HitOutput, Reporting, Sink
 from analyzer.tallies import Tallies
 from analyzer.warm import FrameKind
+from analyzer.worker_load import WorkerLoad
 from streamer.account import Account
 from streamer.frames import DIFFERENCE, Frame, make_frame
 from streamer.messages import ImageData, InvalidMessage
@@ -126,13 +127,12 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Worker:
-    """``analyser`` judges the next batch, ``busy`` is judging the one in hand; ``frames`` took it ``seconds``."""
+    """``analyser`` judges the next batch, ``busy`` is judging the one in hand, after ``ended`` others."""
 
     analyser: Analyser
     busy: Analyser | None = None
-    frames: int = 0
-    seconds: float = 0.0
-    batches: int = 0
+    load: WorkerLoad = field(default_factory=WorkerLoad)
+    ended: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +154,11 @@ class Front:
     """Runs one analysis. ``account``, ``running`` and ``products`` can be read while it runs, and what
     ``analyzer.live`` gathers for those who watch: ``history``, ``latest``, ``split``, ``map`` and ``targets``.
 
-    ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the
-    frames of which an attribute says nothing, by attribute and reason. ``channel`` is the one asked
-    for, ``None`` for the first threshold. ``gathered_since``: when the running products began (Unix seconds).
+    ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the frames of which an
+    attribute says nothing, by attribute and reason. ``last_frame_at``: when the last image of a running series arrived
+    (Unix s). ``blocked_s``: how long the reader has waited for room in the queue. ``over``: everything is published.
+    ``channel`` is the one asked for, ``None`` for the first threshold. ``gathered_since``: when the running products
+    began (Unix s).
     """
 
     def __init__(
@@ -197,7 +199,8 @@ class Front:
         self._tracker = SeriesTracker(self.account)
         self._results: queue.Queue[_Published | None] = queue.Queue()
         self._tallies: dict[int, _Tally] = {}
-        self._blocked_s = 0.0
+        self.blocked_s = 0.0
+        self.last_frame_at: float | None = None
         self._reads = 0
         # What the reader hands on now and then, so that it wakes nobody for each image.
         self._receive_seconds: list[float] = []
@@ -205,7 +208,7 @@ class Front:
         self._handed_s = 0.0
         self._last_warning: dict[str, float] = {}
         self._faults: dict[int, str] = {}
-        self.stopping = False
+        self.stopping = self.over = False
 
     @property
     def reporting(self) -> list[Reporting]:
@@ -240,15 +243,21 @@ class Front:
             self._drain(workers, stop)
             self._results.put(None)
             publisher.join()
-
-    @property
-    def series_open(self) -> bool:
-        """Whether a series began that is not over."""
-        return self._tracker.running is not None
+            self.over = True
 
     @property
     def workers(self) -> int:
         return len(self._workers)
+
+    @property
+    def worker_loads(self) -> list[WorkerLoad]:
+        """What each worker has done."""
+        return [worker.load for worker in self._workers]
+
+    @property
+    def series_open(self) -> bool:
+        """Whether a series began and is not over."""
+        return self._tracker.running is not None
 
     @property
     def device_faults(self) -> list[str]:
@@ -306,13 +315,13 @@ class Front:
         while self._started and not self.stopping and left() and time.monotonic() < deadline:
             time.sleep(POLL_S / 2)
         with self._handover:
-            in_hand = [(worker, worker.batches) for worker in self._workers if worker.busy is not None]
-            ended = self._handover.wait_for(
-                lambda: all(worker.batches > batches for worker, batches in in_hand),
+            in_hand = [(worker, worker.ended) for worker in self._workers if worker.busy is not None]
+            done = self._handover.wait_for(
+                lambda: all(worker.ended > ended for worker, ended in in_hand),
                 max(0.0, deadline - time.monotonic()),
             )
         self._forget(Forget.EVERYTHING)
-        return ended and not (self._started and left())
+        return done and not (self._started and left())
 
     def refuse_when_ending(self) -> None:
         if self.stopping:
@@ -332,7 +341,7 @@ class Front:
         while not stop.is_set() and not self._enough:
             self._reads += 1
             received = self.source.receive(POLL_S)
-            now = time.monotonic() - self._blocked_s
+            now = time.monotonic() - self.blocked_s
             if self.sampler.due(now):
                 self._adapt(now)
             if received is None or now - self._handed_s >= POLL_S:
@@ -360,6 +369,7 @@ class Front:
         for event in events:
             if isinstance(event, ImageAccepted):
                 frame = make_frame(event.series, event.image, received_at, self.channel)
+                self.last_frame_at = received_at
                 self._receive_seconds.append(max(0.0, time.time() - received_at))
                 if not self.sampler.wants(frame.image_id):
                     self._leave_out(frame, "sampled")
@@ -381,8 +391,8 @@ class Front:
             now,
             Load(
                 self.account.accepted,
-                sum(worker.frames for worker in workers),
-                sum(worker.seconds for worker in workers),
+                sum(worker.load.frames for worker in workers),
+                sum(worker.load.seconds for worker in workers),
                 0.0 if oldest is None else max(0.0, time.time() - oldest),
             ),
         )
@@ -414,8 +424,9 @@ class Front:
         placed = False
         while self.settings.block and not placed and not stop.is_set():
             placed = self.ring.put(frame, POLL_S)
-        # While we wait, so does the sender: that time must not end a series.
-        self._blocked_s += time.monotonic() - began
+            # While we wait, so does the sender: that time must not end a series.
+            now = time.monotonic()
+            self.blocked_s, began = self.blocked_s + now - began, now
         return placed
 
     def _drain(self, workers: Sequence[threading.Thread], stop: threading.Event) -> None:
@@ -442,14 +453,13 @@ class Front:
         outcome = self._analyse(analyser, batch)
         if (fault := analyser.fault) is not None:
             self._faults[id(worker)] = fault
-        worker.seconds += time.monotonic() - began
-        worker.frames += len(batch)
+        worker.load.add(batch, outcome.results, time.monotonic() - began)
         self._hand_out(batch, outcome.results)
         self.latest.add(batch, outcome.results, [seen.plan for seen in outcome.peaks])
         self._results.put(outcome)
         with self._handover:
             worker.busy = None
-            worker.batches += 1
+            worker.ended += 1
             self._handover.notify_all()
         frame, result = batch[-1], outcome.results[-1]
         if result.status == Status.OK and isinstance(frame.image, ImageData):

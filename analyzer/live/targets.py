@@ -37,7 +37,7 @@ class Targets:
         """Count from here on."""
         with self._lock:
             self._base = {name: count() or 0 for name, count in self._collected.items()}
-            self._samples: deque[tuple[float, dict[str, int]]] = deque()
+            self._samples = deque([(time.monotonic(), dict.fromkeys(self._base, 0))])
 
     def facts(self) -> dict[str, Any]:
         """By what is collected: ``target``, ``collected``, ``rate_hz`` over the last minutes and ``left_s``.
@@ -49,7 +49,7 @@ class Targets:
         counts = {name: count() for name, count in self._collected.items()}
         with self._lock:
             here = {name: (count or 0) - self._base[name] for name, count in counts.items()}
-            if not self._samples or now - self._samples[-1][0] >= _SAMPLE_S:
+            if now - self._samples[-1][0] >= _SAMPLE_S:
                 self._samples.append((now, here))
             while len(self._samples) > 2 and now - self._samples[1][0] >= RATE_OVER_S:
                 self._samples.popleft()

@@ -37,7 +37,7 @@ from analyzer.live.socket import LiveSocket
 from analyzer.live.status import StatusReport, View
 from analyzer.live.targets import Targets
 from analyzer.mask_file import BadMask, read_mask
-from analyzer.metrics import make_registry
+from analyzer.metrics import DiskSpace, GpuLoad, make_registry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
 from analyzer.parameters.running import RunEstimate, RunEstimator
 from analyzer.peak_finder import FinderKind
@@ -122,15 +122,19 @@ def _where(settings: AnalyzeSettings, sources: list[str]) -> _Where:
 
 
 class Session:
-    """An analysis made from settings: checked and warm when constructed, run once."""
+    """An analysis made from settings: checked and warm when constructed, run once.
 
-    def __init__(self, settings: AnalyzeSettings, sources: list[str]) -> None:
+    ``stay``: the page is served on after the last frame, until ``stop`` is set.
+    """
+
+    def __init__(self, settings: AnalyzeSettings, sources: list[str], *, stay: bool = False) -> None:
         where = _where(settings, sources)
         if settings.channel == DIFFERENCE:
             raise BadSettings(
                 "--channel difference: negative results read as all ones there; analyse threshold_1 or threshold_2"
             )
         self.stop = threading.Event()
+        self._stay = stay
         self._done = threading.Event()
         self._live = where.live
         # What can be refused is looked at before anything is written or slow.
@@ -230,10 +234,12 @@ class Session:
         self._product_files = (
             ProductFiles(settings.products, self.front.products, settings.overwrite) if settings.products else None
         )
+        disks = DiskSpace(_folders(settings))
+        self._load = [disks, *([GpuLoad.of(device)] if device != "cpu" else [])]
         self.front.latest.keeping = bound is not None
         self.front.targets = Targets(lambda: self.front.account.processed[Decision.HIT], indexed)
         self.front.targets.set(hits=settings.target_hits, indexed=settings.target_indexed)
-        alarms = Alarms(self.front, self.running_estimate, self._drift, _folders_written(settings))
+        alarms = Alarms(self.front, self.running_estimate, self._drift, disks.rooms)
         self.report = StatusReport(self.front, alarms, self._control_facts)
         self._live_socket = LiveSocket(self.report, self.front.latest)
         self.report.view = self._view(judge)
@@ -267,10 +273,9 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
-        registry.register(self._live_socket)
-        for files in (self._product_files, self.run_reports):
-            if files is not None:
-                registry.register(files)
+        for collector in (self._live_socket, *self._load, self._product_files, self.run_reports):
+            if collector is not None:
+                registry.register(collector)
         for output in self.front.reporting:
             registry.register(output)
         facts = judge.facts | {"control": self._endpoints.enabled}
@@ -314,6 +319,9 @@ class Session:
         try:
             self.front.run(self.stop)
             self._finish_bragg()
+            if self._stay and not self.stop.is_set():
+                log.info("%s; the page stays until Ctrl-C", self.front.account.identity())
+                self.stop.wait()
         finally:
             self._done.set()
             talker.join()
@@ -454,6 +462,17 @@ def _open_results(settings: AnalyzeSettings) -> Sink:
         raise BadSettings(str(error)) from None
 
 
+def _folders(settings: AnalyzeSettings) -> dict[str, Path]:
+    """Where the outputs in use are written."""
+    places = {
+        "results": settings.results and settings.results.absolute().parent,
+        "hits": settings.hits,
+        "products": settings.products,
+        "reports": settings.reports,
+    }
+    return {output: place for output, place in places.items() if place is not None}
+
+
 def _open_hits(settings: AnalyzeSettings) -> HitFolder | None:
     if settings.hits is None:
         return None
@@ -512,17 +531,6 @@ def _all_tags(settings: AnalyzeSettings) -> tuple[str, ...]:
     asked = (tag.strip() for tag in settings.tags.split(","))
     named = (*asked, settings.split_tag or "", *(_map_tags(settings) or ()))
     return tuple(dict.fromkeys(tag for tag in named if tag))
-
-
-def _folders_written(settings: AnalyzeSettings) -> dict[str, Path]:
-    """Where each output writes, by its setting."""
-    outputs = {
-        "results": settings.results,
-        "hits": settings.hits,
-        "products": settings.products,
-        "reports": settings.reports,
-    }
-    return {name: path if path.is_dir() else path.parent for name, path in outputs.items() if path is not None}
 
 
 def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
