@@ -194,6 +194,8 @@ class Control:
             judging, fields = self.judging, runs.estimate_fields()
             changes = self.changes.during(old.began_at)
             self._front.reset(lambda: runs.turn(following, judging, changes, fields))
+            if runs.info is old:
+                self._front.refuse_when_ending()
             text = f"run {old.name} ended, run {_number(following)} began"
             return self._done("run", _shown(old), _shown(following), True, began, text)
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -27,6 +26,7 @@ from starlette.routing import Route
 from analyzer.bundle import BadBundle
 from analyzer.control import ACTIONS, BadChange, Busy, Change, Control
 from analyzer.front import Ending
+from analyzer.live.socket import same_origin
 from analyzer.mask_file import BadMask
 from analyzer.peak_parameters import BadPeaks
 from analyzer.runs import MOST_NUMBER, BadRun
@@ -219,14 +219,7 @@ class ControlEndpoints(Collector):
 
 def _refuse_strangers(request: Request) -> None:
     """A page from another host may not ask, whatever it has: a browser sends its ``Origin`` along."""
-    origin = request.headers.get("origin")
-    if origin is None:
-        return
-    try:
-        served = urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower() != ""
-    except ValueError:
-        served = False
-    if not served:
+    if not same_origin(request.headers.get("origin"), request.headers.get("host")):
         raise _Refusal(403, "unauthorised", "asked by a page of another host; only this one's page may change anything")
 
 
