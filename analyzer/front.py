@@ -158,7 +158,7 @@ class Front:
     attribute says nothing, by attribute and reason. ``last_frame_at``: when the last image of a running series arrived
     (Unix s). ``blocked_s``: how long the reader has waited for room in the queue. ``over``: everything is published.
     ``channel`` is the one asked for, ``None`` for the first threshold. ``gathered_since``: when the running products
-    began (Unix s).
+    began (Unix s); ``beginnings``: how often all of them were begun anew.
     """
 
     def __init__(
@@ -175,6 +175,7 @@ class Front:
         self.products = Products()
         self.tallies = Tallies()
         self.gathered_since = time.time()
+        self.beginnings = 0
         self.channel = settings.channel
         self.history = History(self.running.place_of)
         self.latest = LatestFrames()
@@ -516,6 +517,7 @@ class Front:
             self.running.forget_peaks()
             return
         self.running.reset()
+        self.beginnings += 1
         self.latest.reset()
         for gathered in (self.history, self.split, self.map):
             if gathered is not None:

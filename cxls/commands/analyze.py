@@ -226,6 +226,7 @@ class Session:
             lambda: self.control.judge.bundle.scattering,
             lambda: None if self.bragg is None else self.bragg.latest,
         )
+        self._looked = 0
         self.bragg: BraggWatch | None = None
         if cell is not None:
             self.front.running.spots = HitSpots()
@@ -300,7 +301,8 @@ class Session:
         """Photon energy and camera length of the run so far, and what of the header they contradict."""
         if self.control.judge.bundle.scattering is not None:
             estimate = self.parameters.latest
-            return {} if estimate is None else estimate.facts
+            # One from before a reset is not of what came since.
+            return {} if estimate is None or self._looked != self.front.beginnings else estimate.facts
         running = self.front.running
         with running.lock:
             profile, frames = running.profile.astype(np.float32), running.profile_frames
@@ -367,8 +369,11 @@ class Session:
             log.info("run: %s", estimate.text)
 
     def _look(self) -> RunEstimate | None:
+        beginnings = self.front.beginnings
         try:
-            return self.parameters.look()
+            estimate = self.parameters.look()
+            self._looked = beginnings
+            return estimate
         except Exception:
             # Only shown, so a fault of it costs no frame.
             log.exception("the running photon energy and camera length failed")
