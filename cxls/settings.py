@@ -25,6 +25,7 @@ RESERVED = ("CXLS_CRYSTALS", "CXLS_CONFIG")
 Protocol = Literal["v1", "v2"]
 OnFull = Literal["drop", "block"]
 Device = Literal["auto", "cpu", "cuda"]
+LogFormat = Literal["text", "json"]
 FinderName = Literal["bundle", "poisson", "learned", "peakfinder8", "peakfinder8-poisson"]
 
 
@@ -210,6 +211,7 @@ class ReplaySettings(_Settings):
     rest: str | None = Field(
         None, description="serve SIMPLON here, for instance 127.0.0.1:8000, and wait for arm and trigger"
     )
+    log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
 
 
 _INDEXING = "Indexing and others that listen"
@@ -327,6 +329,7 @@ class AnalyzeSettings(_Settings):
     batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
     queue_mib: int = Field(512, ge=16, description="most compressed frames held in memory, MiB")
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
+    log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
 
 
 class DemoSettings(SimulationOptions):
@@ -337,6 +340,7 @@ class DemoSettings(SimulationOptions):
     exit: bool = Field(False, description="end with the series instead of looping until Ctrl-C")
     listen: str = Field("127.0.0.1:8080", description="where metrics and the live page are served")
     stream: Protocol = Field("v2", description="protocol between the parts")
+    log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
 
 
 _FINETUNE = "Adaptation (hit --finetune)"

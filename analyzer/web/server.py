@@ -60,8 +60,9 @@ class WebServer:
             ]
         )
         config = uvicorn.Config(
-            app, log_level="warning", lifespan="off", access_log=False, ws="none", limit_concurrency=_MOST_CONNECTIONS
-        )
+            app, log_config=None, log_level="warning", lifespan="off", access_log=False, ws="none",
+            limit_concurrency=_MOST_CONNECTIONS,
+        )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([bound],), name="http", daemon=True)
         self._thread.start()
@@ -86,9 +87,10 @@ class WebServer:
 
     def _status(self, request: Request) -> Response:
         del request
-        return Response(msgspec.json.encode(self._snapshot()), media_type="application/json")
+        return Response(msgspec.json.encode(self.snapshot()), media_type="application/json")
 
-    def _snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
+        """What /status says now."""
         front, account, view = self._front, self._front.account, self.view
         # Outcomes before arrivals, so that a frame in between is in flight and not lost.
         settled = {

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from analyzer import logs
 from analyzer.attribute_cascade import open_models
 from analyzer.attribute_model import AttributeModel
 from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
@@ -26,9 +27,10 @@ from analyzer.cascade import MOST_FRAMES, Analyser, CascadeSettings, PlanCache, 
 from analyzer.control import Control
 from analyzer.cuda.compiler import default_cache
 from analyzer.cuda.engine import DevicePrograms, open_programs
-from analyzer.front import Front, FrontSettings, SeriesReport, Source
+from analyzer.front import SERIES_LINES, Front, FrontSettings, SeriesReport, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
 from analyzer.judge import Judge
+from analyzer.logs.counting import LogCounts
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import make_registry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
@@ -120,6 +122,8 @@ class Session:
             )
         self.stop = threading.Event()
         self._done = threading.Event()
+        self._series_lines = logs.Repeats(log, burst=SERIES_LINES)
+        self._log_counts = LogCounts()
         self._live = where.live
         # What can be refused is looked at before anything is written or slow.
         self._files = None if where.live else FileSource(sources)
@@ -223,6 +227,7 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
+        registry.register(self._log_counts)
         if self._product_files is not None:
             registry.register(self._product_files)
         for output in self.front.reporting:
@@ -241,6 +246,11 @@ class Session:
 
     def run(self) -> None:
         """Run to the end; every output is complete when it returns."""
+        with self._log_counts:
+            self._run()
+            self._series_lines.close()
+
+    def _run(self) -> None:
         talker = threading.Thread(target=self._talk, name="status", daemon=True)
         talker.start()
         watcher = threading.Thread(target=self._watch_parameters, name="parameters", daemon=True)
@@ -272,11 +282,11 @@ class Session:
             pause = max(PARAMETERS_S, PARAMETERS_PAUSES * (time.thread_time() - began))
             wrong = {} if estimate is None else {each.quantity.value: each.text for each in estimate.mismatches}
             for quantity in wrong.keys() - told:
-                log.warning("%s", wrong[quantity])
+                log.warning("%s", wrong[quantity], extra=logs.event("header_mismatch", quantity=quantity))
             told = set(wrong)
             disagreement = None if estimate is None else estimate.disagreement
             if disagreement is not None and not contradicted:
-                log.warning("%s", disagreement)
+                log.warning("%s", disagreement, extra=logs.event("parameters_disagree"))
             contradicted = disagreement is not None
 
     def _finish_bragg(self) -> None:
@@ -293,7 +303,7 @@ class Session:
         if found is not None and found.reason is not None:
             log.info("nothing from the Bragg spots of the known cell: %s", found.reason)
         if estimate is not None:
-            log.info("run: %s", estimate.text)
+            log.info("run: %s", estimate.text, extra=logs.event("run_parameters", **_numbers(estimate)))
 
     def _look(self) -> RunEstimate | None:
         try:
@@ -305,7 +315,24 @@ class Session:
 
     def _report_series(self, report: SeriesReport) -> None:
         estimate = self._look()
-        log.info("%s", _series_text(report) + (f"; {estimate.text}" if estimate is not None else ""))
+        text = _series_text(report) + (f"; {estimate.text}" if estimate is not None else "")
+        closed = report.closed
+        self._series_lines.say(
+            logging.INFO,
+            "series_over",
+            text,
+            "series_over",
+            series_id=closed.series.series_id,
+            why=closed.why,
+            images=closed.accepted,
+            announced=closed.announced,
+            analysed=report.analysed,
+            hits=report.hits,
+            undecodable=report.undecodable,
+            missing=closed.missing,
+            suspect_pixels=report.suspect_pixels,
+            **_numbers(estimate),
+        )
 
     def _talk(self) -> None:
         """A bar for files on a terminal, else a line every ``STATUS_LINE_S`` seconds."""
@@ -317,12 +344,22 @@ class Session:
             received, now = account.received, time.monotonic()
             rate = (received - last) / (now - then)
             last, then = received, now
+            waiting = len(self.front.ring)
             log.info(
                 "%s | %.1f frames/s | queue %d | %s",
                 _hit_text(self.front),
                 rate,
-                len(self.front.ring),
+                waiting,
                 account.identity(),
+                extra=logs.event(
+                    "status",
+                    frames_hz=round(rate, 3),
+                    queue_frames=waiting,
+                    received=received,
+                    processed=dict(account.processed),
+                    dropped=dict(account.dropped),
+                    undecodable=dict(account.undecodable),
+                ),
             )
 
     def _bar(self) -> None:
@@ -517,8 +554,17 @@ def _series_text(report: SeriesReport) -> str:
     return text
 
 
+def _numbers(estimate: RunEstimate | None) -> dict[str, object]:
+    """Photon energy and camera length of the run, for the log's event."""
+    if estimate is None:
+        return {}
+    names = ("photon_energy_eV", "photon_energy_sigma_eV", "camera_length_m", "camera_length_sigma_m")
+    return {name: estimate.facts.get(name) for name in names}
+
+
 def print_summary(front: Front) -> None:
-    """The end of a run on stdout."""
+    """The end of a run on stdout, after what is left of the log."""
+    logs.settle()
     account = front.account
     analysed = sum(account.processed.values())
     hits = account.processed["hit"]
