@@ -235,6 +235,15 @@ cli.add_command(
 )
 cli.add_command(
     _command(
+        "watch",
+        "cxls.commands.watch:run",
+        [click.Argument(["address"], metavar="http://HOST:PORT", default="http://127.0.0.1:8080")],
+        "The address is what the analysis said after: listening http. Without a terminal each look is a line. "
+        "Example: ssh -t beamline cxls watch http://127.0.0.1:8080",
+    )
+)
+cli.add_command(
+    _command(
         "train",
         "cxls.commands.train:run",
         [click.Argument(["task"]), click.Argument(["paths"], nargs=-1, metavar="[PATH]...")],

@@ -445,6 +445,13 @@ class ModelsUseSettings(_Settings):
     token: Path | None = Field(None, description="file of mode 0600 with the token of its --control-token")
 
 
+class WatchSettings(_Settings):
+    """Show a running analysis in a terminal: hit rate, frame rate, energy, camera length, account, alarms."""
+
+    interval: float = Field(1.0, ge=0.2, le=60, description="between two looks, s")
+    once: bool = Field(False, description="print what there is once, and end; exit code 1 without an answer")
+
+
 class CalibrateSettings(_Settings):
     """Calibrate on a blank run (jet, no crystals): false-hit rate, threshold, mask.
 
@@ -678,6 +685,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "analyze": AnalyzeSettings,
     "train": TrainSettings,
     "models use": ModelsUseSettings,
+    "watch": WatchSettings,
     "calibrate": CalibrateSettings,
     "evaluate": EvaluateSettings,
     "evaluate parameters": EvaluateParametersSettings,

@@ -87,10 +87,9 @@ class WebServer:
 
     def _status(self, request: Request) -> Response:
         del request
-        return Response(msgspec.json.encode(self.snapshot()), media_type="application/json")
+        return Response(msgspec.json.encode(self._snapshot()), media_type="application/json")
 
-    def snapshot(self) -> dict[str, Any]:
-        """What /status says now."""
+    def _snapshot(self) -> dict[str, Any]:
         front, account, view = self._front, self._front.account, self.view
         # Outcomes before arrivals, so that a frame in between is in flight and not lost.
         settled = {
