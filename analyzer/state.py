@@ -8,8 +8,8 @@ from typing import Any
 class State(StrEnum):
     """The terminal view and the control system show the same words."""
 
-    STARTING = "starting"
-    """not ready yet, or ending"""
+    NOT_READY = "not ready"
+    """warming up, or ending"""
     DISCONNECTED = "disconnected"
     """ready, and the detector's socket has no peer"""
     IDLE = "idle"
@@ -21,7 +21,7 @@ class State(StrEnum):
 def state_of(status: Mapping[str, Any]) -> State:
     """The state; a key that is missing says nothing against the run."""
     if status.get("ready", True) is not True:
-        return State.STARTING
+        return State.NOT_READY
     if status.get("connected", True) is not True:
         return State.DISCONNECTED
     return State.RUNNING if status.get("series_open", True) is True else State.IDLE

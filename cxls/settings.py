@@ -217,6 +217,7 @@ class ReplaySettings(_Settings):
 _WATCHING = "Watching"
 _INDEXING = "Indexing and others that listen"
 _CELL = "Known crystal"
+_EPICS = "Control system"
 _PEAKS = "Peak finder (pf8: as CrystFEL's options of these names)"
 
 
@@ -335,6 +336,13 @@ class AnalyzeSettings(_Settings):
     broadcast: str | None = _in(
         _INDEXING, None, "publish every record here, for instance tcp://127.0.0.1:12321 (docs/broadcast.md)"
     )
+    epics: str | None = _in(
+        _EPICS, None, "serve values as process variables PREFIX:HitRate100 and so on over PVAccess (docs/epics.md)"
+    )
+    epics_interface: str = _in(
+        _EPICS, "127.0.0.1", "address of this machine to serve them on, with :PORT where 5075 is not meant"
+    )
+    epics_reset: bool = _in(_EPICS, False, "a put of 1 to PREFIX:Reset begins windows and profiles anew")
     series: int | None = Field(None, ge=1, description="end after so many series")
     workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core, or three for a GPU")
     batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")

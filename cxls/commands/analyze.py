@@ -54,6 +54,7 @@ from analyzer.web.products import ProductEndpoints
 from analyzer.web.server import WebServer, bind
 from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
+from cxls.commands.epics import check_epics, open_epics
 from cxls.commands.indexing import open_broadcast, open_indexing
 from cxls.compilation import compilation
 from cxls.given_cell import read_known_cell
@@ -142,6 +143,7 @@ class Session:
             _check_addresses(sources)
         if settings.products:
             _prepare_products(settings.products, settings.overwrite)
+        check_epics(settings)
         token = _read_token(settings, where)
         bound = _bind(where.listen) if where.listen else None
         broadcast = open_broadcast(settings, lambda result: self.front.running.header_of(result.ordinal))
@@ -210,7 +212,7 @@ class Session:
         self._product_files = (
             ProductFiles(settings.products, self.front.products, settings.overwrite) if settings.products else None
         )
-        self.front.latest.keeping = bound is not None
+        self.front.latest.keeping = bound is not None or settings.epics is not None
         followed = None if indexing is None or indexing.follower is None else indexing.outcomes
         self.front.targets = Targets(
             lambda: self.front.account.processed[Decision.HIT],
@@ -230,6 +232,7 @@ class Session:
             ]
             self.web = WebServer(bound, self.report, routes)
             listening("http", self.web.address)
+        self.epics = open_epics(settings, self.report.snapshot, self.front.latest.latest, self.control.reset)
 
     @property
     def problems(self) -> list[str]:
@@ -295,6 +298,8 @@ class Session:
             # Not waited for: an estimate in hand at the end may take its seconds.
             threading.Thread(target=self.bragg.watch, args=(self._done,), name="bragg", daemon=True).start()
         self.report.ready = True
+        if self.epics is not None:
+            self.epics.start()
         try:
             self.front.run(self.stop)
             self._finish_bragg()
@@ -304,6 +309,8 @@ class Session:
             watcher.join()
             if self._product_files is not None:
                 self._product_files.close()
+            if self.epics is not None:
+                self.epics.close()
             if self.web is not None:
                 self.web.close()
             self.front.source.close()
