@@ -304,6 +304,13 @@ def test_a_status_that_fails_is_logged_once_in_a_while_and_the_next_is_published
     wait_for(lambda: server.get("SeriesId") == 77, 15)
 
 
+def test_the_page_lists_every_variable_with_its_units() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "epics.md").read_text()
+    for each in QUANTITIES:
+        kind = {"d": "double", "l": "int64"}[each.code]
+        assert f"| `{each.name}` | {kind} | {each.units} | {each.text} |" in page
+
+
 # --- refused at the start ---------------------------------------------------------------
 
 

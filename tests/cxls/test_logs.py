@@ -1,5 +1,6 @@
 """The log of the program: text for a person, JSON for a program, and what nobody can make it say."""
 
+import ast
 import json
 import logging
 import re
@@ -25,6 +26,7 @@ from tests.cxls.programs import CXLS, Analysis, Child, Sender, environment, refu
 from tests.cxls.test_http import get
 from tests.cxls.test_live import Wire
 
+DOCS = Path(__file__).parents[2] / "docs"
 FORGED = "x\n2026-11-30 12:00:00,000 INFO forged\r\x1b[2J‮\x85 \udcff"
 
 
@@ -199,6 +201,33 @@ def test_warnings_and_errors_are_counted_from_0() -> None:
     logging.getLogger("a").warning("after")
     assert b'cxls_log_messages_total{level="warning"} 1.0' in generate_latest(registry)
     assert b'cxls_log_messages_total{level="error"} 2.0' in generate_latest(registry)
+
+
+def events_of(source: str) -> Iterator[str]:
+    """The names of events in a module: of ``event(NAME, …)`` and of what ``Repeats`` is told."""
+    place = {"event": 0, "exception": 1, "warning": 2, "say": 3}
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        if isinstance(function, ast.Attribute):
+            of = ast.unparse(function.value)
+            name = function.attr if function.attr == "event" or of.endswith(("repeats", "series_lines")) else ""
+        else:
+            name = ast.unparse(function)
+        given = node.args[place[name]] if name in place and len(node.args) > place[name] else None
+        if isinstance(given, ast.Constant):
+            yield str(given.value)
+
+
+def test_the_page_lists_every_event() -> None:
+    listed = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", (DOCS / "logs.md").read_text(), re.M))))
+    told = {"series_began", "series_joined", "series_metadata", "library"}  # named by a variable
+    for package in ("streamer", "analyzer", "sim_replay", "cxls"):
+        for path in (DOCS.parent / package).rglob("*.py"):
+            if "logs" not in path.parent.name:
+                told |= set(events_of(path.read_text()))
+    assert told - {"x"} | {"log_lost"} == listed
 
 
 # --- the program ------------------------------------------------------------------------
