@@ -12,7 +12,9 @@ def parse_address(text: str, option: str) -> SplitResult:
     where = urlsplit("")
     try:
         where = urlsplit(text if "://" in text else f"http://{text}")
-        known = where.scheme in ("http", "https") and where.hostname and (where.port or True)
+        # A password in it would be shown wherever the address is.
+        named = where.hostname and "@" not in where.netloc
+        known = where.scheme in ("http", "https") and named and (where.port or True)
     except ValueError:
         known = False
     if not known or not text.isprintable():

@@ -34,7 +34,7 @@ def run(resolved: Resolved[WatchSettings], address: str) -> None:
             return
         stop = threading.Event()
         interrupted = stop_on_signals(stop)
-        if console.is_terminal:
+        if console.is_terminal and not console.is_dumb_terminal:
             screen = Screen(where, lambda: poller.heard, memory)
             _draw(screen, poller, console, stop)
         else:

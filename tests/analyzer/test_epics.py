@@ -124,6 +124,15 @@ def test_every_variable_is_read_with_units_while_an_analysis_runs(run: Run) -> N
     assert str(state) == "idle", "the series is over"
 
 
+def test_the_state_is_running_while_a_series_is_open(run: Run) -> None:
+    start, *images, end = Wire("v2").series(3)
+    for message in (start, *images):
+        run.sender.send(*message)
+    wait_for(lambda: str(run.get("State")) == "running", 15)
+    run.sender.send(*end)
+    wait_for(lambda: str(run.get("State")) == "idle", 15)
+
+
 def test_what_is_not_known_is_nan_and_invalid(run: Run) -> None:
     value = run.get("PhotonEnergy")
     assert np.isnan(value)

@@ -222,7 +222,15 @@ def test_no_server_is_an_exit_code_of_1_and_a_line() -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["ftp://127.0.0.1:8080", "file:///etc/passwd", "http://", "http://a:99999", "tcp://127.0.0.1:1", "\x1b[2J"],
+    [
+        "ftp://127.0.0.1:8080",
+        "file:///etc/passwd",
+        "http://",
+        "http://a:99999",
+        "tcp://127.0.0.1:1",
+        "http://a:b@c:1",
+        "\x1b[2J",
+    ],
 )
 def test_what_is_no_http_address_is_refused(address: str) -> None:
     said = refusal("watch", address, "--once")
