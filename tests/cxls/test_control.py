@@ -680,7 +680,9 @@ def test_a_mask_from_the_command_line_has_its_whole_path(
         (["run", "sample"], "KEY=VALUE"), (["run", "sample=a", "sample=b"], "given twice"),
         (["run", "sample=a\nb"], "control character"), (["peaks"], "say what changes"),
         (["peaks", "min_peaks=none"], "min_peaks is None; give a whole number"), (["peaks", "what=1"], "known are"),
-        (["target", "hits=many"], "400"),
+        (["target", "hits=many"], "400"), (["target", "hits=" + "9" * 400], "400"),
+        (["peaks", "min_peaks=" + "9" * 400], "min_peaks is too large"),
+        (["peaks", "pf8_min_snr=1e999"], "pf8_min_snr is '1e999'; give a number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused_in_one_line(
