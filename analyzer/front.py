@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
+from analyzer import logs
 from analyzer.attribute_cascade import Unsaid
 from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
 from analyzer.judge import Judge
@@ -29,10 +30,11 @@ from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Running
 from analyzer.sampling import Load, Sampler
 from analyzer.sinks import HitOutput, Reporting, Sink
+from analyzer.tallies import Tallies
 from analyzer.warm import FrameKind
 from analyzer.worker_load import WorkerLoad
 from streamer.account import Account
-from streamer.frames import Frame, make_frame
+from streamer.frames import DIFFERENCE, Frame, make_frame
 from streamer.messages import ImageData, InvalidMessage
 from streamer.receiver import Received
 from streamer.ring import DEFAULT_RING_BYTES, DEFAULT_RING_FRAMES, FrameRing
@@ -48,6 +50,9 @@ _REPORTS_KEPT = 1000
 DRAIN_S = 8.0
 """How long a stopped run goes on with what it has already received."""
 
+SERIES_LINES = 20
+"""Series that begin, or change what they say of themselves, in ten seconds with a line of the log each."""
+
 HANDOVER_S = 30.0
 """How long a change waits for the batches in hand: far longer than any batch takes."""
 
@@ -61,6 +66,8 @@ class Forget(StrEnum):
 
     JUDGEMENTS = "judgements"
     """what follows from the bundle and the threshold"""
+    PEAKS = "peaks"
+    """what follows from peaks and judgements; not the sums of diffuse scattering"""
     EVERYTHING = "everything"
     """windows, profiles and the rest; never the account"""
 
@@ -150,18 +157,23 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Worker:
-    """``analyser`` judges the next batch, ``busy`` is judging the one in hand."""
+    """``analyser`` judges the next batch, ``busy`` is judging the one in hand, after ``ended`` others."""
 
     analyser: Analyser
     busy: Analyser | None = None
     load: WorkerLoad = field(default_factory=WorkerLoad)
+    ended: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Reset:
-    """Takes its turn among the results: what comes before it is forgotten, what comes after is not."""
+    """Takes its turn among the results: what comes before it is forgotten, what comes after is not.
+
+    ``before`` is done first, by the publisher.
+    """
 
     forget: Forget
+    before: Callable[[], object] | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -175,6 +187,8 @@ class Front:
     ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the frames of which an
     attribute says nothing, by attribute and reason. ``last_frame_at``: when the last image of a running series arrived
     (Unix s). ``blocked_s``: how long the reader has waited for room in the queue. ``over``: everything is published.
+    ``channel`` is the one asked for, ``None`` for the first threshold. ``gathered_since``: when the running products
+    began (Unix s); ``beginnings``: how often all of them were begun anew.
     """
 
     def __init__(
@@ -190,6 +204,10 @@ class Front:
         self.account = Account()
         self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
         self.products = Products()
+        self.tallies = Tallies()
+        self.gathered_since = time.time()
+        self.beginnings = 0
+        self.channel = settings.channel
         self.history = History(self.running.place_of)
         self.latest = LatestFrames()
         self.split = TagSplit(settings.split_tag) if settings.split_tag else None
@@ -216,11 +234,13 @@ class Front:
         self._tallies: dict[int, _Tally] = {}
         self.blocked_s = 0.0
         self.last_frame_at: float | None = None
+        self._reads = 0
         # What the reader hands on now and then, so that it wakes nobody for each image.
         self._receive_seconds: list[float] = []
         self._unseen: list[FrameResult] = []
         self._handed_s = 0.0
-        self._last_warning: dict[str, float] = {}
+        self._repeats = logs.Repeats(log)
+        self._series_lines = logs.Repeats(log, burst=SERIES_LINES)
         self._faults: dict[int, str] = {}
         self.stopping = self.over = False
 
@@ -262,6 +282,8 @@ class Front:
             if self._crew is not None:
                 self._crew.close()
             self.over = True
+            self._repeats.close()
+            self._series_lines.close()
 
     @property
     def workers(self) -> int:
@@ -301,17 +323,57 @@ class Front:
         self._forget(forget)
         return ended and settled
 
-    def reset(self) -> None:
-        """Begin the running products anew; the account and the series go on. Raises ``Ending``."""
+    def reset(self, before: Callable[[], object] | None = None) -> None:
+        """Begin the running products anew; the account and the series go on. Raises ``Ending``.
+
+        ``before`` is called by the publisher right before, when all earlier results are in and no later one.
+        """
         self.refuse_when_ending()
+        self._forget(Forget.EVERYTHING, before)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Those of the latest series that can be analysed; none where its header does not say."""
+        # The reader knows of a series before the publisher does.
+        series = self._tracker.running
+        metadata = self.running.metadata if series is None else series.metadata
+        return () if metadata is None else tuple(name for name in metadata.channels if name != DIFFERENCE)
+
+    def use_channel(self, channel: str | None) -> bool:
+        """Analyse this channel from the next frame on, ``None`` for the first threshold; products begin anew.
+
+        They do when the frames received before are published, so that they hold one channel alone. Returns whether
+        that was within ``HANDOVER_S``. Raises ``Ending``.
+        """
+        self.refuse_when_ending()
+        self.channel, now, reads = channel, time.time(), self._reads
+        deadline = time.monotonic() + HANDOVER_S
+
+        def left() -> bool:
+            oldest = self.ring.oldest_received_at
+            # A round of the reader: the frame in its hand is of the old channel, and not in the ring yet.
+            return self._reads == reads or (oldest is not None and oldest <= now)
+
+        while self._started and not self.stopping and left() and time.monotonic() < deadline:
+            time.sleep(POLL_S / 2)
+        with self._handover:
+            in_hand = [(worker, worker.ended) for worker in self._workers if worker.busy is not None]
+            done = self._handover.wait_for(
+                lambda: all(worker.ended > ended for worker, ended in in_hand),
+                max(0.0, deadline - time.monotonic()),
+            )
         self._forget(Forget.EVERYTHING)
+        return done and not (self._started and left())
 
     def refuse_when_ending(self) -> None:
         if self.stopping:
             raise Ending("the analysis is ending; nothing can be changed any more")
 
-    def _forget(self, forget: Forget) -> None:
-        reset = _Reset(forget)
+    def _forget(self, forget: Forget, before: Callable[[], object] | None = None) -> None:
+        if before is not None and not self._started:
+            before()
+            before = None
+        reset = _Reset(forget, before)
         self._results.put(reset)
         deadline = time.monotonic() + HANDOVER_S
         while self._started and not self.stopping and time.monotonic() < deadline and not reset.done.wait(POLL_S):
@@ -319,6 +381,7 @@ class Front:
 
     def _read(self, stop: threading.Event) -> None:
         while not stop.is_set() and not self._enough:
+            self._reads += 1
             received = self.source.receive(POLL_S)
             now = time.monotonic() - self.blocked_s
             if self.sampler.due(now):
@@ -338,7 +401,10 @@ class Front:
                 self._dispatch(self._tracker.handle(received.message, now), received.received_at, stop)
             except InvalidMessage as error:
                 self.account.refuse_message(error.reason)
-                self._warn(error.reason, f"message refused ({error.reason}): {error}")
+                self._repeats.warning(
+                    f"refused {error.reason}", f"message refused ({error.reason}): {error}", "message_refused",
+                    reason=error.reason,
+                )  # fmt: skip
 
     @property
     def _enough(self) -> bool:
@@ -347,7 +413,7 @@ class Front:
     def _dispatch(self, events: Iterable[Event], received_at: float, stop: threading.Event) -> None:
         for event in events:
             if isinstance(event, ImageAccepted):
-                frame = make_frame(event.series, event.image, received_at, self.settings.channel)
+                frame = make_frame(event.series, event.image, received_at, self.channel)
                 self.last_frame_at = received_at
                 self._receive_seconds.append(max(0.0, time.time() - received_at))
                 if not self.sampler.wants(frame.image_id):
@@ -378,7 +444,10 @@ class Front:
             ),
         )
         if self.sampler.every != before:
-            log.info("analysing one image in %d, before one in %d", self.sampler.every, before)
+            log.info(
+                "analysing one image in %d, before one in %d", self.sampler.every, before,
+                extra=logs.event("sampling", every=self.sampler.every, before=before),
+            )  # fmt: skip
         if grew:
             for frame in self.ring.thin(lambda frame: self.sampler.keeps_waiting(frame.image_id)):
                 self._leave_out(frame, "sampled")
@@ -440,6 +509,7 @@ class Front:
         self._take_in(batch, outcome)
         with self._handover:
             worker.busy = None
+            worker.ended += 1
             self._handover.notify_all()
 
     def _take_in(self, batch: list[Frame], outcome: BatchOutcome) -> None:
@@ -457,7 +527,7 @@ class Front:
             return analyser.process(batch)
         except Exception:
             # A fault of ours must not cost the account its frames, nor the run the rest.
-            log.exception("analysis of %d frames failed", len(batch))
+            self._repeats.exception("analysis of a batch failed", "analysis_failed", frames=len(batch))
             return BatchOutcome([undecodable(frame, "failed", "internal error, see the log") for frame in batch])
 
     def _hand_out(self, frames: Sequence[Frame], results: Sequence[FrameResult]) -> None:
@@ -473,7 +543,7 @@ class Front:
                 self._publish_one(item)
             except Exception:
                 # Whatever one item does, the next ones are published and the outputs closed.
-                log.exception("publishing failed")
+                self._repeats.exception("publishing failed", "publishing_failed")
         for sink in self.sinks:
             sink.close()
         for output in self.hit_outputs:
@@ -483,14 +553,26 @@ class Front:
         if isinstance(item, BatchOutcome):
             self._publish_results(item)
         elif isinstance(item, _Reset):
-            (self._reset if item.forget == Forget.EVERYTHING else self.running.forget_judgements)()
-            item.done.set()
+            try:
+                if item.before is not None:
+                    item.before()
+            finally:
+                self._begin_anew(item.forget)
+                item.done.set()
         else:
             self._publish_event(item)
 
-    def _reset(self) -> None:
-        self.running.reset()
+    def _begin_anew(self, forget: Forget) -> None:
+        if forget == Forget.JUDGEMENTS:
+            self.running.forget_judgements()
+            return
         self.products.reset()
+        self.gathered_since = time.time()
+        if forget == Forget.PEAKS:
+            self.running.forget_peaks()
+            return
+        self.running.reset()
+        self.beginnings += 1
         self.latest.reset()
         for gathered in (self.history, self.split, self.map):
             if gathered is not None:
@@ -519,13 +601,16 @@ class Front:
                     gathered.add(results)
             for seen in outcome.peaks:
                 if unfit := seen.plan.geometry.unfit:
-                    self._warn("geometry", f"geometry: {unfit}; the header's geometry is used instead")
+                    self._repeats.warning(
+                        "geometry", f"geometry: {unfit}; the header's geometry is used instead", "geometry_unfit"
+                    )
         finally:
             self._settle(results)
 
     def _settle(self, results: Sequence[FrameResult]) -> None:
         """Enter results in the account and in the tally of their series."""
         account = self.account
+        self.tallies.add(results)
         for result in results:
             tally = self._tallies.setdefault(result.ordinal, _Tally())
             tally.published += 1
@@ -538,10 +623,11 @@ class Front:
                 reason = result.reason or "failed"
                 account.undecodable[reason] = account.undecodable.get(reason, 0) + 1
                 tally.undecodable += 1
-                self._warn(
+                self._repeats.warning(
                     f"undecodable {reason}",
                     f"series {result.series_id} image {result.image_id} is undecodable: {result.status_text}",
-                )
+                    "image_undecodable", series_id=result.series_id, image_id=result.image_id, reason=reason,
+                )  # fmt: skip
             else:
                 account.drop(result.reason or "shutdown")
         self._finish_complete()
@@ -552,7 +638,11 @@ class Front:
             self.nulls[key] = self.nulls.get(key, 0) + 1
             if text:
                 where = f"series {result.series_id} image {result.image_id}"
-                self._warn(f"attribute {name} {reason}", f"{where}: attribute {name} is null ({reason}): {text}")
+                self._repeats.warning(
+                    f"attribute {name} {reason}", f"{where}: attribute {name} is null ({reason}): {text}",
+                    "attribute_null", series_id=result.series_id, image_id=result.image_id, attribute=name,
+                    reason=reason,
+                )  # fmt: skip
 
     def _publish_event(self, event: SeriesOpened | SeriesUpdated | SeriesClosed) -> None:
         series = event.series
@@ -564,15 +654,26 @@ class Front:
         self.running.begin(series)
         self.history.begin_series(series.series_id, series.ordinal, time.time())
         for problem in series.metadata.problems:
-            self._warn(f"header {problem[:40]}", f"series {series.series_id}: {problem}")
-        if isinstance(event, SeriesOpened):
-            announced = series.metadata.number_of_images
-            log.info(
-                "series %d %s, %s images announced",
-                series.series_id,
-                "joined" if series.joined else "began",
-                "no" if announced is None else announced,
-            )
+            self._repeats.warning(
+                f"header {problem[:40]}", f"series {series.series_id}: {problem}", "header_problem",
+                series_id=series.series_id,
+            )  # fmt: skip
+        self._tell_series(event, series)
+
+    def _tell_series(self, happened: SeriesOpened | SeriesUpdated, series: Series) -> None:
+        images = series.metadata.number_of_images
+        if isinstance(happened, SeriesUpdated):
+            kind, what = "series_metadata", "has new metadata"
+        else:
+            kind, what = ("series_joined", "joined") if series.joined else ("series_began", "began")
+        self._series_lines.say(
+            logging.INFO,
+            kind,
+            f"series {series.series_id} {what}, {'no' if images is None else images} images announced",
+            kind,
+            series_id=series.series_id,
+            images=images,
+        )
 
     def _finish_complete(self) -> None:
         """Report series that are over and published, in the order they were measured."""
@@ -597,10 +698,3 @@ class Front:
         del self.reports[:-_REPORTS_KEPT]
         self._on_series(report)
         self.finished += 1
-
-    def _warn(self, kind: str, text: str) -> None:
-        """One line a kind in 10 seconds; the counters have them all."""
-        now = time.monotonic()
-        if now - self._last_warning.get(kind, -1e9) >= 10.0:
-            self._last_warning[kind] = now
-            log.warning(text)

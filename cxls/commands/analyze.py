@@ -7,10 +7,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from analyzer import logs
 from analyzer.alarms import Alarms
 from analyzer.attribute_cascade import open_models
 from analyzer.attribute_model import AttributeModel
@@ -28,30 +30,36 @@ from analyzer.control import Control
 from analyzer.cuda.compiler import default_cache
 from analyzer.cuda.engine import DevicePrograms, open_programs
 from analyzer.drift import score_drift, score_histogram
-from analyzer.front import Front, FrontSettings, SeriesReport, Source
+from analyzer.front import SERIES_LINES, Front, FrontSettings, SeriesReport, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
-from analyzer.indexing.outcomes import Outcome
+from analyzer.indexing import IndexServer
 from analyzer.judge import Judge
 from analyzer.live.socket import LiveSocket
 from analyzer.live.status import StatusReport, View
 from analyzer.live.targets import Targets
+from analyzer.logs.counting import LogCounts
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import DiskSpace, GpuLoad, make_registry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
 from analyzer.parameters.running import RunEstimate, RunEstimator
-from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind, Peakfinder8Finder
-from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
+from analyzer.peak_finder import FinderKind
+from analyzer.peak_parameters import Pf8Options, finder_of
 from analyzer.product_files import ProductFiles, ProductsExist
 from analyzer.product_files import prepare as prepare_products
+from analyzer.reports import BadReports, ReportFiles
+from analyzer.reports import prepare as prepare_reports
 from analyzer.results import Decision, HitRule
 from analyzer.running import WINDOWS
+from analyzer.runs import BadRun, RunInfo, Runs
 from analyzer.sinks import DetachedSink, HitOutput, Sink, open_results
 from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
 from analyzer.web.products import ProductEndpoints
+from analyzer.web.reports import ReportEndpoints
 from analyzer.web.server import WebServer, bind
 from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
+from cxls.commands.epics import check_epics, open_epics
 from cxls.commands.indexing import open_broadcast, open_indexing
 from cxls.compilation import compilation
 from cxls.given_cell import read_known_cell
@@ -131,6 +139,8 @@ class Session:
         self.stop = threading.Event()
         self._stay = stay
         self._done = threading.Event()
+        self._series_lines = logs.Repeats(log, burst=SERIES_LINES)
+        self._log_counts = LogCounts()
         self._live = where.live
         # What can be refused is looked at before anything is written or slow.
         self._files = None if where.live else FileSource(sources)
@@ -140,8 +150,12 @@ class Session:
             check_geometry(cascade.geometry, self._files.first)
         if where.live:
             _check_addresses(sources)
+        info = _run_info(settings)
         if settings.products:
             _prepare_products(settings.products, settings.overwrite)
+        if settings.reports:
+            _prepare_reports(settings.reports)
+        check_epics(settings)
         token = _read_token(settings, where)
         bound = _bind(where.listen) if where.listen else None
         broadcast = open_broadcast(settings, lambda result: self.front.running.header_of(result.ordinal))
@@ -193,8 +207,24 @@ class Session:
             on_series=self._report_series,
             hit_outputs=hit_outputs,
         )
+        indexed = _indexed_by(indexing)
+        self.run_reports = None if settings.reports is None else ReportFiles(settings.reports)
+        runs = Runs(
+            self.front,
+            info,
+            self.running_estimate,
+            lambda: self.report.gathered(),
+            indexed,
+            lambda capture: None if self.run_reports is None else self.run_reports.write(capture),
+        )
         self.control = Control(
-            self.front, judge, lambda new: makers.make(new, bool(self.front.device_faults)), load_bundle, self._follow
+            self.front,
+            judge,
+            lambda new: makers.make(new, bool(self.front.device_faults)),
+            load_bundle,
+            self._follow,
+            _pf8_options(settings),
+            runs,
         )
         self.parameters = RunEstimator(
             self.front.running.diffuse_sums,
@@ -202,6 +232,7 @@ class Session:
             lambda: self.control.judge.bundle.scattering,
             lambda: None if self.bragg is None else self.bragg.latest,
         )
+        self._looked = 0
         self.bragg: BraggWatch | None = None
         if cell is not None:
             self.front.running.spots = HitSpots()
@@ -212,15 +243,11 @@ class Session:
         )
         disks = DiskSpace(_folders(settings))
         self._load = [disks, *([GpuLoad.of(device)] if device != "cpu" else [])]
-        self.front.latest.keeping = bound is not None
-        followed = None if indexing is None or indexing.follower is None else indexing.outcomes
-        self.front.targets = Targets(
-            lambda: self.front.account.processed[Decision.HIT],
-            lambda: None if followed is None else followed.counts[Outcome.INDEXED],
-        )
+        self.front.latest.keeping = bound is not None or settings.epics is not None
+        self.front.targets = Targets(lambda: self.front.account.processed[Decision.HIT], indexed)
         self.front.targets.set(hits=settings.target_hits, indexed=settings.target_indexed)
         alarms = Alarms(self.front, self.running_estimate, self._drift, disks.rooms)
-        self.report = StatusReport(self.front, alarms)
+        self.report = StatusReport(self.front, alarms, self._control_facts)
         self._live_socket = LiveSocket(self.report, self.front.latest)
         self.report.view = self._view(judge)
         self.web: WebServer | None = None
@@ -229,9 +256,11 @@ class Session:
                 self._live_socket.route,
                 *self._endpoints.routes,
                 *ProductEndpoints(self.front.products).routes,
+                *ReportEndpoints(self.control).routes,
             ]
             self.web = WebServer(bound, self.report, routes)
             listening("http", self.web.address)
+        self.epics = open_epics(settings, self.report.snapshot, self.front.latest.latest, self.control.reset)
 
     @property
     def problems(self) -> list[str]:
@@ -252,14 +281,18 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
-        for collector in (self._live_socket, *self._load):
-            registry.register(collector)
-        if self._product_files is not None:
-            registry.register(self._product_files)
+        collectors = (self._log_counts, self._live_socket, *self._load, self._product_files, self.run_reports)
+        for collector in collectors:
+            if collector is not None:
+                registry.register(collector)
         for output in self.front.reporting:
             registry.register(output)
         facts = judge.facts | {"control": self._endpoints.enabled}
         return View(registry, self.running_estimate, facts, lambda: self.parameters.curve)
+
+    def _control_facts(self) -> dict[str, Any]:
+        facts = self.control.facts
+        return facts | {"controls": {"enabled": self._endpoints.enabled} | facts["controls"]}
 
     def _drift(self) -> float | None:
         """How far the misses' scores are from the calibration's, if there is one."""
@@ -276,7 +309,8 @@ class Session:
         """Photon energy and camera length of the run so far, and what of the header they contradict."""
         if self.control.judge.bundle.scattering is not None:
             estimate = self.parameters.latest
-            return {} if estimate is None else estimate.facts
+            # One from before a reset is not of what came since.
+            return {} if estimate is None or self._looked != self.front.beginnings else estimate.facts
         running = self.front.running
         with running.lock:
             profile, frames = running.profile.astype(np.float32), running.profile_frames
@@ -284,6 +318,11 @@ class Session:
 
     def run(self) -> None:
         """Run to the end; every output is complete when it returns."""
+        with self._log_counts:
+            self._run()
+            self._series_lines.close()
+
+    def _run(self) -> None:
         talker = threading.Thread(target=self._talk, name="status", daemon=True)
         talker.start()
         watcher = threading.Thread(target=self._watch_parameters, name="parameters", daemon=True)
@@ -292,6 +331,8 @@ class Session:
             # Not waited for: an estimate in hand at the end may take its seconds.
             threading.Thread(target=self.bragg.watch, args=(self._done,), name="bragg", daemon=True).start()
         self.report.ready = True
+        if self.epics is not None:
+            self.epics.start()
         try:
             self.front.run(self.stop)
             self._finish_bragg()
@@ -304,6 +345,10 @@ class Session:
             watcher.join()
             if self._product_files is not None:
                 self._product_files.close()
+            if self.run_reports is not None:
+                self.run_reports.close(lambda: self.control.capture(over=True))
+            if self.epics is not None:
+                self.epics.close()
             if self.web is not None:
                 self.web.close()
             self.front.source.close()
@@ -317,11 +362,11 @@ class Session:
             pause = max(PARAMETERS_S, PARAMETERS_PAUSES * (time.thread_time() - began))
             wrong = {} if estimate is None else {each.quantity.value: each.text for each in estimate.mismatches}
             for quantity in wrong.keys() - told:
-                log.warning("%s", wrong[quantity])
+                log.warning("%s", wrong[quantity], extra=logs.event("header_mismatch", quantity=quantity))
             told = set(wrong)
             disagreement = None if estimate is None else estimate.disagreement
             if disagreement is not None and not contradicted:
-                log.warning("%s", disagreement)
+                log.warning("%s", disagreement, extra=logs.event("parameters_disagree"))
             contradicted = disagreement is not None
 
     def _finish_bragg(self) -> None:
@@ -338,11 +383,14 @@ class Session:
         if found is not None and found.reason is not None:
             log.info("nothing from the Bragg spots of the known cell: %s", found.reason)
         if estimate is not None:
-            log.info("run: %s", estimate.text)
+            log.info("run: %s", estimate.text, extra=logs.event("run_parameters", **_numbers(estimate)))
 
     def _look(self) -> RunEstimate | None:
+        beginnings = self.front.beginnings
         try:
-            return self.parameters.look()
+            estimate = self.parameters.look()
+            self._looked = beginnings
+            return estimate
         except Exception:
             # Only shown, so a fault of it costs no frame.
             log.exception("the running photon energy and camera length failed")
@@ -350,7 +398,24 @@ class Session:
 
     def _report_series(self, report: SeriesReport) -> None:
         estimate = self._look()
-        log.info("%s", _series_text(report) + (f"; {estimate.text}" if estimate is not None else ""))
+        text = _series_text(report) + (f"; {estimate.text}" if estimate is not None else "")
+        closed = report.closed
+        self._series_lines.say(
+            logging.INFO,
+            "series_over",
+            text,
+            "series_over",
+            series_id=closed.series.series_id,
+            why=closed.why,
+            images=closed.accepted,
+            announced=closed.announced,
+            analysed=report.analysed,
+            hits=report.hits,
+            undecodable=report.undecodable,
+            missing=closed.missing,
+            suspect_pixels=report.suspect_pixels,
+            **_numbers(estimate),
+        )
 
     def _talk(self) -> None:
         """A bar for files on a terminal, else a line every ``STATUS_LINE_S`` seconds."""
@@ -362,12 +427,22 @@ class Session:
             received, now = account.received, time.monotonic()
             rate = (received - last) / (now - then)
             last, then = received, now
+            waiting = len(self.front.ring)
             log.info(
                 "%s | %.1f frames/s | queue %d | %s",
                 _hit_text(self.front),
                 rate,
-                len(self.front.ring),
+                waiting,
                 account.identity(),
+                extra=logs.event(
+                    "status",
+                    frames_hz=round(rate, 3),
+                    queue_frames=waiting,
+                    received=received,
+                    processed=dict(account.processed),
+                    dropped=dict(account.dropped),
+                    undecodable=dict(account.undecodable),
+                ),
             )
 
     def _bar(self) -> None:
@@ -379,6 +454,28 @@ class Session:
                 progress.update(
                     task, total=account.announced or None, completed=account.settled, description=_hit_text(self.front)
                 )
+
+
+def _indexed_by(indexing: IndexServer | None) -> Callable[[], int | None]:
+    return (lambda: None) if indexing is None else (lambda: indexing.indexed)
+
+
+def _run_info(settings: AnalyzeSettings) -> RunInfo:
+    try:
+        return RunInfo(number=settings.run_number, sample=settings.sample_name)
+    except BadRun as error:
+        raise BadSettings(f"--sample-name: {error}") from None
+
+
+def _prepare_reports(folder: Path) -> None:
+    try:
+        prepare_reports(folder)
+    except BadReports as error:
+        raise BadSettings(f"--reports {error}") from None
+    except OSError as error:
+        raise BadSettings(
+            f"--reports {folder}: {error.strerror or error}; choose a folder that can be written"
+        ) from None
 
 
 def _bind(listen: str) -> socket.socket:
@@ -420,6 +517,7 @@ def _folders(settings: AnalyzeSettings) -> dict[str, Path]:
         "results": settings.results and settings.results.absolute().parent,
         "hits": settings.hits,
         "products": settings.products,
+        "reports": settings.reports,
     }
     return {output: place for output, place in places.items() if place is not None}
 
@@ -485,27 +583,14 @@ def _all_tags(settings: AnalyzeSettings) -> tuple[str, ...]:
 
 
 def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
-    for known in (BY_BUNDLE, BUILT_IN, LEARNED):
-        if name == known.name:
-            return known
-    # Photons are counted, so that with their own statistics no count is too low, and chance alone decides.
-    counted = name == "peakfinder8-poisson"
-    threshold, min_snr = settings.pf8_threshold, settings.pf8_min_snr
     try:
-        return Peakfinder8Finder(
-            Peakfinder8Settings(
-                threshold=(0.0 if counted else 3.0) if threshold is None else threshold,
-                min_snr=(6.0 if counted else 5.0) if min_snr is None else min_snr,
-                min_pix_count=settings.pf8_min_pix_count,
-                max_pix_count=settings.pf8_max_pix_count,
-                local_bg_radius=settings.pf8_local_bg_radius,
-                min_res=settings.pf8_min_res,
-                max_res=settings.pf8_max_res,
-                statistics=Statistics.POISSON if counted else Statistics.GAUSSIAN,
-            )
-        )
+        return finder_of(name, _pf8_options(settings))
     except ValueError as error:
         raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
+
+
+def _pf8_options(settings: AnalyzeSettings) -> Pf8Options:
+    return Pf8Options(**{field.name: getattr(settings, field.name) for field in fields(Pf8Options)})
 
 
 class _Makers:
@@ -588,8 +673,17 @@ def _series_text(report: SeriesReport) -> str:
     return text
 
 
+def _numbers(estimate: RunEstimate | None) -> dict[str, object]:
+    """Photon energy and camera length of the run, for the log's event."""
+    if estimate is None:
+        return {}
+    names = ("photon_energy_eV", "photon_energy_sigma_eV", "camera_length_m", "camera_length_sigma_m")
+    return {name: estimate.facts.get(name) for name in names}
+
+
 def print_summary(front: Front) -> None:
-    """The end of a run on stdout."""
+    """The end of a run on stdout, after what is left of the log."""
+    logs.settle()
     account = front.account
     analysed = sum(account.processed.values())
     hits = account.processed["hit"]
