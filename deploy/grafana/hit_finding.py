@@ -42,7 +42,7 @@ def dashboard(other: tuple[str, str]) -> model.Dashboard:
 
 
 def _now() -> Row:
-    hits = metric("cxls_frames_processed_total", decision="hit")
+    hits = metric("cxls_collected_total", of="hits")
     indexable = metric("cxls_collected_total", of="indexable")
     return Row(
         4,
@@ -159,7 +159,7 @@ def _rates() -> Row:
                 ),
                 "short",
                 [
-                    Line(f"60 * {rate('cxls_frames_processed_total', decision='hit')}", "hits", BLUE),
+                    Line(f"60 * {rate('cxls_collected_total', of='hits')}", "hits", BLUE),
                     Line(f"60 * {rate('cxls_collected_total', of='indexable')}", "indexable", GREEN),
                 ],
                 decimals=1,
@@ -295,7 +295,6 @@ def _trust() -> Row:
                 Text(
                     "Background",
                     "Photons of the scattering a frame, over a batch. It falls with the beam and with the jet.",
-                    alerts=("CxlsNoBeam",),
                 ),
                 "short",
                 [Line(metric("cxls_background_photons"), "photons a frame", SKY)],
@@ -337,6 +336,20 @@ def _series() -> Row:
                 "short",
                 [Line(announced, "announced", GREY, dashed=True), Line(received, "received", BLUE)],
                 decimals=0,
+            ),
+            curves(
+                Text(
+                    "Time since the last image",
+                    "Since the last image came, and since the last one analysed that saw the beam. If both rise, "
+                    "the detector sends nothing; if the second alone does, the shutter is shut or the source is off.",
+                    alerts=("CxlsNoFramesWhileArmed", "CxlsNoBeam"),
+                ),
+                "s",
+                [
+                    Line(f"time() - {metric('cxls_last_frame_timestamp_seconds')}", "image", BLUE),
+                    Line(f"time() - {metric('cxls_last_beam_timestamp_seconds')}", "image with beam", ORANGE),
+                ],
+                decimals=1,
             ),
             number(
                 Text(

@@ -410,7 +410,7 @@ def _machine() -> Row:
         7,
         (
             curves(
-                Text("Processor", "Cores that the process uses."),
+                Text("Processor", "Cores of the machine that the process uses."),
                 "suffix:cores",
                 [Line(rate("process_cpu_seconds_total"), "cores", BLUE)],
                 decimals=2,
