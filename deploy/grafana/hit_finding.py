@@ -60,7 +60,7 @@ def _now() -> Row:
             ),
             number(
                 Text("Collected", "Hits, and images with enough peaks to index, since the analysis started."),
-                "short",
+                "none",
                 [Line(hits, "hits", BLUE), Line(indexable, "indexable", GREEN)],
                 decimals=0,
                 curve=False,
@@ -333,7 +333,7 @@ def _series() -> Row:
                     "Images that the detector announced and that came, since the analysis started. At the end of a "
                     "series the two are equal, unless some never came.",
                 ),
-                "short",
+                "none",
                 [Line(announced, "announced", GREY, dashed=True), Line(received, "received", BLUE)],
                 decimals=0,
             ),
@@ -356,7 +356,7 @@ def _series() -> Row:
                     "Series and images",
                     "Series begun and ended, images announced, received and missing, since the start.",
                 ),
-                "short",
+                "none",
                 [
                     Line(metric("cxls_series_begun_total"), "begun"),
                     Line(f"sum({metric('cxls_series_ended_total')})", "ended"),
@@ -379,7 +379,7 @@ def _series_ends() -> Row:
         (
             bars(
                 Text("How series ended", "Series that are over, by what ended them, since the analysis started."),
-                "short",
+                "none",
                 [Line(metric("cxls_series_ended_total"), "{{why}}")],
                 decimals=0,
             ),
@@ -389,7 +389,7 @@ def _series_ends() -> Row:
                     "Announced images that never came, by their place in the series, counted when it is over.",
                     alerts=("CxlsFrameGaps",),
                 ),
-                "short",
+                "none",
                 [Line(metric("cxls_frames_missing_total"), "{{where}}")],
                 decimals=0,
                 limits=[Limit(1, ORANGE)],
