@@ -346,8 +346,12 @@ def _series() -> Row:
                 ),
                 "s",
                 [
-                    Line(f"time() - {metric('cxls_last_frame_timestamp_seconds')}", "image", BLUE),
-                    Line(f"time() - {metric('cxls_last_beam_timestamp_seconds')}", "image with beam", ORANGE),
+                    Line(f"clamp_min(time() - {metric('cxls_last_frame_timestamp_seconds')}, 0)", "image", BLUE),
+                    Line(
+                        f"clamp_min(time() - {metric('cxls_last_beam_timestamp_seconds')}, 0)",
+                        "image with beam",
+                        ORANGE,
+                    ),
                 ],
                 decimals=1,
             ),

@@ -56,7 +56,7 @@ def dashboard(other: tuple[str, str]) -> model.Dashboard:
 
 
 def _now() -> Row:
-    age = f"time() - {metric('cxls_last_frame_timestamp_seconds')}"
+    age = f"clamp_min(time() - {metric('cxls_last_frame_timestamp_seconds')}, 0)"
     queue = f"{metric('cxls_queue_frames', queue='frames')} / {metric('cxls_queue_capacity_frames', queue='frames')}"
     return Row(
         4,
