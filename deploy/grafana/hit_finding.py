@@ -11,6 +11,7 @@ from panels import (
     SKY,
     Limit,
     Line,
+    Panel,
     Row,
     Text,
     assemble,
@@ -93,7 +94,7 @@ def _now() -> Row:
     )
 
 
-def _latest_ratio(window: str) -> object:
+def _latest_ratio(window: str) -> Panel:
     return number(
         Text(
             f"Hit rate, latest {window}",
@@ -110,7 +111,7 @@ def _hit_rate() -> Row:
     return Row(8, tuple(_ratio_with_band(window) for window in WINDOWS), heading="Hit rate")
 
 
-def _ratio_with_band(window: str) -> object:
+def _ratio_with_band(window: str) -> Panel:
     def corrected(bound: str) -> str:
         return metric("cxls_hit_ratio_corrected", window=window, bound=bound)
 
@@ -247,7 +248,7 @@ def _beam() -> Row:
     )
 
 
-def _against_header(title: str, name: str, unit: str, decimals: int) -> object:
+def _against_header(title: str, name: str, unit: str, decimals: int) -> Panel:
     estimate, sigma = metric(name, statistic="estimate"), metric(name, statistic="sigma")
     return curves(
         Text(

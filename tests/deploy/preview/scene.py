@@ -68,7 +68,7 @@ def watched(folder: Path, scene: Scene) -> Iterator[Watched]:
             with Child("analyze", stream, "--listen", instance, "--on-full", "block", *outputs) as analysis:
                 series, sent = _sent(replay)
                 wait_for(lambda: _settled(instance) == sent, 120)
-                wait_for(lambda: _status(instance)["estimate"]["photon_energy_eV"] is not None)
+                wait_for(lambda: _status(instance)["estimate"].get("photon_energy_eV") is not None)
                 time.sleep(SETTLED_S)
                 yield Watched(prometheus, analysis, Span(start, time.time(), instance), sent, series)
 
@@ -97,7 +97,8 @@ def _simulated(folder: Path, scene: Scene, number: int) -> Path:
 
 def _settled(instance: str) -> int:
     account = _status(instance)["account"]
-    return sum(account["processed"].values()) + sum(account["dropped"].values())
+    settled: int = sum(account["processed"].values()) + sum(account["dropped"].values())
+    return settled
 
 
 def _status(instance: str) -> dict[str, Any]:
