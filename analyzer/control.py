@@ -18,6 +18,7 @@ from analyzer.cascade import Analyser
 from analyzer.front import Forget, Front
 from analyzer.hot_pixels import NAME
 from analyzer.judge import Judge
+from analyzer.logs import event
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.warm import FrameKind, warm_up
 from streamer.validity import Validity
@@ -158,9 +159,12 @@ class Control:
             seconds=round(time.monotonic() - began, 3),
         )
         if action == "reset":
-            log.info("control: windows and profiles begun anew")
+            log.info("control: windows and profiles begun anew", extra=event("control_change", action=action))
         else:
-            log.info("control: %s %s -> %s in %.2f s", action, old, new, change.seconds)
+            log.info(
+                "control: %s %s -> %s in %.2f s", action, old, new, change.seconds,
+                extra=event("control_change", action=action, old=old, new=new, seconds=change.seconds),
+            )  # fmt: skip
         return change
 
     def _kind(self) -> FrameKind | None:

@@ -8,8 +8,6 @@ import asyncio
 import hashlib
 import hmac
 import logging
-import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -25,13 +23,13 @@ from starlette.routing import Route
 from analyzer.bundle import BadBundle
 from analyzer.control import ACTIONS, Busy, Change, Control
 from analyzer.front import Ending
+from analyzer.logs import Repeats
 from analyzer.mask_file import BadMask
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 << 10
 BODY_TIMEOUT_S = 10.0
-STRANGERS_S = 10.0
 OUTCOMES = ("done", "refused", "busy", "unauthorised", "failed")
 OFF = "control is off here; start cxls analyze with --control-token FILE"
 
@@ -85,7 +83,7 @@ class ControlEndpoints(Collector):
         self._control = control
         # Digests: of equal length, so that comparing them says nothing of the token's.
         self._token = hashlib.sha256(token.encode()).digest() if token is not None else None
-        self._last_stranger = -math.inf
+        self._repeats = Repeats(log)
         self._counts = {(action, outcome): 0 for action in ACTIONS for outcome in OUTCOMES}
 
     @property
@@ -132,13 +130,10 @@ class ControlEndpoints(Collector):
         return refused.outcome, PlainTextResponse(refused.text + "\n", refused.status, headers)
 
     def _complain(self, action: str, refused: _Refusal) -> None:
-        """Strangers get a line in ``STRANGERS_S``, so that they cannot fill the log; the counter has them all."""
-        if refused.outcome == "unauthorised":
-            now = time.monotonic()
-            if now - self._last_stranger < STRANGERS_S:
-                return
-            self._last_stranger = now
-        log.warning("control: %s refused (%d): %s", action, refused.status, refused.text)
+        """Strangers get a line in a while, so that they cannot fill the log; the counter has them all."""
+        kind = refused.outcome if refused.outcome == "unauthorised" else f"{action} {refused.status} {refused.text}"
+        text = f"control: {action} refused ({refused.status}): {refused.text}"
+        self._repeats.warning(kind, text, "control_refused", action=action, status=refused.status)
 
     def _authorise(self, request: Request) -> None:
         if self._token is None:

@@ -2,16 +2,16 @@
 
 import http.client
 import json
-import ssl
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 import click
 
 from analyzer.bundle import load_bundle
 from cxls.cli import Failed
+from cxls.http_address import open_connection, parse_address
 from cxls.settings import BadSettings, ModelsUseSettings, Resolved
 from cxls.token_file import read_token
 
@@ -29,7 +29,7 @@ _MEANING = {
 def use(resolved: Resolved[ModelsUseSettings], folder: Path) -> None:
     """Check the bundle here, then have the analysis load it."""
     settings = resolved.settings
-    where = _address(settings.at)
+    where = parse_address(settings.at, "--at")
     token = read_token(settings.token, "--token") if settings.token else None
     bundle = load_bundle(folder)
     began = time.monotonic()
@@ -41,29 +41,13 @@ def use(resolved: Resolved[ModelsUseSettings], folder: Path) -> None:
         click.echo("a batch is still with the old one", err=True)
 
 
-def _address(at: str) -> SplitResult:
-    where = urlsplit(at if "://" in at else f"http://{at}")
-    try:
-        known = where.scheme in ("http", "https") and where.hostname and (where.port or True)
-    except ValueError:
-        known = False
-    if not known or not at.isprintable():
-        raise BadSettings(f"--at {at!a}: not an address; for instance http://127.0.0.1:8080")
-    return where
-
-
 def _post(where: SplitResult, path: str, content: dict[str, Any], token: str | None) -> dict[str, Any]:
     """The answer of a control endpoint. Goes straight there: a token is for no proxy and follows no redirection.
 
     Raises ``BadSettings`` where the request is refused, ``Failed`` where there is no good answer.
     """
-    assert where.hostname is not None
     at = f"{where.scheme}://{where.netloc}"
-    connection: http.client.HTTPConnection = (
-        http.client.HTTPSConnection(where.hostname, where.port, timeout=TIMEOUT_S, context=ssl.create_default_context())
-        if where.scheme == "https"
-        else http.client.HTTPConnection(where.hostname, where.port, timeout=TIMEOUT_S)
-    )
+    connection = open_connection(where, TIMEOUT_S)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     try:
         connection.request("POST", where.path.rstrip("/") + path, json.dumps(content), headers)
