@@ -244,6 +244,17 @@ cli.add_command(
 )
 cli.add_command(
     _command(
+        "worker",
+        "cxls.commands.worker:run",
+        [click.Argument(["address"])],
+        "ADDRESS is where the front listens for workers. Nothing is needed on this machine's disk: bundle, mask and "
+        "geometry come from the front. Example: cxls analyze tcp://detector:31001 --worker-listen tcp://0.0.0.0:31100 "
+        "on one host, cxls worker tcp://FRONT:31100 on others",
+        compiles=True,
+    )
+)
+cli.add_command(
+    _command(
         "view",
         "cxls.commands.view:run",
         [click.Argument(["files"], nargs=-1, required=True)],

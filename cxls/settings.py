@@ -215,6 +215,7 @@ class ReplaySettings(_Settings):
 
 
 _WATCHING = "Watching"
+_ELSEWHERE = "Workers of other processes and hosts"
 _INDEXING = "Indexing and others that listen"
 _RUN = "Runs and reports"
 _CELL = "Known crystal"
@@ -352,11 +353,42 @@ class AnalyzeSettings(_Settings):
     )
     epics_reset: bool = _in(_EPICS, False, "a put of 1 to PREFIX:Reset begins windows and profiles anew")
     series: int | None = Field(None, ge=1, description="end after so many series")
-    workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core, or three for a GPU")
+    workers: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="analysis threads; 0 takes one a core, three for a GPU, none with --processes or --worker-listen",
+    )
+    processes: int = _in(
+        _ELSEWHERE,
+        0,
+        "worker processes on this machine, started again when they end: a crash of one costs no frame",
+        ge=0,
+        le=256,
+    )
+    worker_listen: str | None = _in(
+        _ELSEWHERE,
+        None,
+        "let workers of other hosts attach here (`cxls worker`), for instance tcp://0.0.0.0:31100",
+    )
     batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
     queue_mib: int = Field(512, ge=16, description="most compressed frames held in memory, MiB")
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
     log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
+
+
+class WorkerSettings(_Settings):
+    """Analyse frames for a front on this or another machine: cxls analyze --worker-listen."""
+
+    name: str = Field("", max_length=100, description="what the front calls it (default: this host and process)")
+    device: Device = Field("auto", description="where frames are analysed")
+    processes: int = Field(0, ge=0, le=256, description="worker processes; 0 takes one a core, one for a GPU")
+    threads: int = Field(0, ge=0, le=64, description="analysis threads of each; 0 takes one, or three for a GPU")
+    batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
+    listen: str | None = Field(
+        None, description="serve /metrics, /healthz and /readyz here; further processes at the ports after it"
+    )
+    once: bool = Field(False, description="end with the front's run; else wait for the next front at the same address")
 
 
 class ViewSettings(_Settings):
@@ -746,6 +778,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "replay": ReplaySettings,
     "analyze": AnalyzeSettings,
     "view": ViewSettings,
+    "worker": WorkerSettings,
     "train": TrainSettings,
     "models use": ModelsUseSettings,
     "control": ControlSettings,

@@ -99,9 +99,9 @@ class Crew:
     ``plans`` is shared with whoever makes plans in this process. ``load`` adds up what all workers did.
     """
 
-    def __init__(self, address: str, judge: Judge, plans: PlanCache, batch_frames: int) -> None:
+    def __init__(self, address: str, judge: Judge, plans: PlanCache) -> None:
         self.load = WorkerLoad()
-        self._plans, self._batch_frames = plans, batch_frames
+        self._plans = plans
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -134,6 +134,7 @@ class Crew:
         self._lost = self._bad = 0
         self._bytes = {"wire": 0, "shared": 0}
         self._closing = self._fed = False
+        self._batch = 1
         self._beat_s = 0.0
         self._deliver: Deliver = lambda frames, outcome: None
         self._tags: tuple[str, ...] = ()
@@ -304,7 +305,7 @@ class Crew:
                 room = self._changed.wait_for(self._room, 0.1)
             if not room:
                 continue
-            frames = ring.take(min(self._batch_frames, room), linger_s, 0.1)
+            frames = ring.take(min(self._batch, room), linger_s, 0.1)
             if frames:
                 self._do(lambda frames=frames: self._table.add(frames))  # type: ignore[misc]
         with self._changed:
@@ -312,8 +313,10 @@ class Crew:
 
     def _room(self) -> int:
         """Frames that workers have room for beyond those that wait here."""
-        room = sum(m.room for m in self._members.values() if self._usable(m))
-        return max(0, room - self._table.frames_waiting - len(self._inbox) * self._batch_frames)
+        usable = [member for member in self._members.values() if self._usable(member)]
+        self._batch = max((member.hello.batch for member in usable), default=1)
+        room = sum(member.room for member in usable)
+        return max(0, room - self._table.frames_waiting - len(self._inbox) * self._batch)
 
     def _do(self, work: Callable[[], None]) -> None:
         """Have the socket's thread do something."""
@@ -388,8 +391,8 @@ class Crew:
     def _welcome(self, identity: bytes, hello: Hello) -> None:
         if hello.protocol != PROTOCOL:
             raise BadMessage(f"worker {hello.name} speaks protocol {hello.protocol}, this is {PROTOCOL}; update it")
-        if not 0 < hello.credits <= _MOST_CREDITS:
-            raise BadMessage(f"worker {hello.name} has room for {hello.credits} frames")
+        if not 0 < hello.batch <= hello.credits <= _MOST_CREDITS:
+            raise BadMessage(f"worker {hello.name} takes {hello.batch} frames at once and holds {hello.credits}")
         if (old := self._members.get(identity)) is not None:
             self._part_from(old, "began anew")
         if len(self._members) >= _MOST_WORKERS:
@@ -519,7 +522,7 @@ class Crew:
             member = max(free, key=lambda m: m.room, default=None)
             if member is None:
                 return
-            taken = self._table.take(min(self._batch_frames, member.room))
+            taken = self._table.take(min(member.hello.batch, member.room))
             assert taken is not None
             self._give(member, taken)
 

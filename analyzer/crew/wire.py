@@ -57,13 +57,15 @@ class BadMessage(ValueError):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """``credits``: frames it can hold; ``shared``: it is on this machine and asks for shared memory."""
+    """``batch``: frames that it takes at once; ``credits``: frames it can hold; ``shared``: it is on this machine and
+    asks for shared memory."""
 
     protocol: int
     name: str
     host: str
     pid: int
     threads: int
+    batch: int
     credits: int
     shared: bool = False
 

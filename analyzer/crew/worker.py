@@ -87,7 +87,7 @@ class Worker:
         self.fault: str | None = None
         self.name = name
         self._address, self._make, self._threads, self._once = address, make, threads, once
-        self._credits = 2 * batch_frames * threads
+        self._batch, self._credits = batch_frames, 2 * batch_frames * threads
         self._shared = address.startswith(_LOCAL)
         self._slots: SlotView | None = None
         self._setups: OrderedDict[int, _Setup] = OrderedDict()
@@ -160,7 +160,14 @@ class Worker:
 
     def _hello(self) -> list[Any]:
         hello = Hello(
-            PROTOCOL, self.name, socket.gethostname(), os.getpid(), self._threads, self._credits, self._shared
+            PROTOCOL,
+            self.name,
+            socket.gethostname(),
+            os.getpid(),
+            self._threads,
+            self._batch,
+            self._credits,
+            self._shared,
         )
         return message(Kind.HELLO, hello)
 

@@ -22,13 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from analyzer import logs
 from analyzer.alarms import Alarms
 from analyzer.attribute_cascade import open_models
-from analyzer.attribute_model import AttributeModel
-from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.calibration import BadCalibration, Calibration, load_calibration
-from analyzer.cascade import MOST_FRAMES, Analyser, CascadeSettings, PlanCache, asks_for_pixels
+from analyzer.cascade import MOST_FRAMES, CascadeSettings
 from analyzer.control import Control
-from analyzer.cuda.compiler import default_cache
-from analyzer.cuda.engine import DevicePrograms, open_programs
 from analyzer.drift import score_drift, score_histogram
 from analyzer.front import SERIES_LINES, Front, FrontSettings, SeriesReport, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
@@ -54,16 +51,19 @@ from analyzer.runs import BadRun, RunInfo, Runs
 from analyzer.sinks import DetachedSink, HitOutput, Sink, open_results
 from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
+from analyzer.web.http import bind
 from analyzer.web.products import ProductEndpoints
 from analyzer.web.reports import ReportEndpoints
-from analyzer.web.server import WebServer, bind
+from analyzer.web.server import WebServer
 from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.epics import check_epics, open_epics
 from cxls.commands.indexing import open_broadcast, open_indexing
 from cxls.compilation import compilation
+from cxls.crew import open_crew
 from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
+from cxls.makers import Makers
 from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
 from cxls.token_file import read_token
 from streamer.files import FileSource
@@ -157,7 +157,7 @@ class Session:
             _prepare_reports(settings.reports)
         check_epics(settings)
         token = _read_token(settings, where)
-        bound = _bind(where.listen) if where.listen else None
+        bound = bind_or_refuse(where.listen) if where.listen else None
         broadcast = open_broadcast(settings, lambda result: self.front.running.header_of(result.ordinal))
         indexing = open_indexing(settings, lambda: self.control.judge.cascade.mask, cascade.geometry)
         if indexing is not None:
@@ -173,12 +173,15 @@ class Session:
         finder, shadow = judge.finders
         if cascade.shadow is not None and shadow is None:
             raise BadSettings(f"--shadow-finder {finder.name}: the published peaks are its own; name another")
-        makers = _Makers(device, models, [Path(folder) for folder in settings.model])
+        makers = Makers(device, models, [Path(folder) for folder in settings.model])
         on_device = makers.reduces_there(judge)
-        workers = settings.workers or (DEVICE_WORKERS if on_device else os.cpu_count() or 1)
-        analysers = [makers.make(judge) for _ in range(workers)]
-        warm_up(analysers[0], judge)
+        batch_frames = settings.batch or (MOST_FRAMES if on_device else CPU_BATCH)
+        warm_up(makers.make(judge), judge)
         compilation.done()
+        self.crew = open_crew(settings, judge, makers.plans)
+        own = DEVICE_WORKERS if on_device else os.cpu_count() or 1
+        workers = settings.workers or (own if self.crew is None else 0)
+        analysers = [makers.make(judge) for _ in range(workers)]
         # What is there is touched only now that all else is known to be in order.
         self.hits = _open_hits(settings)
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
@@ -193,7 +196,7 @@ class Session:
             sinks,
             FrontSettings(
                 block=where.block,
-                batch_frames=settings.batch or (MOST_FRAMES if on_device else CPU_BATCH),
+                batch_frames=batch_frames,
                 ring_bytes=settings.queue_mib << 20,
                 channel=settings.channel,
                 series=settings.series,
@@ -206,6 +209,7 @@ class Session:
             ),
             on_series=self._report_series,
             hit_outputs=hit_outputs,
+            crew=None if self.crew is None else self.crew.dispatch,
         )
         indexed = _indexed_by(indexing)
         self.run_reports = None if settings.reports is None else ReportFiles(settings.reports)
@@ -285,6 +289,8 @@ class Session:
         for collector in collectors:
             if collector is not None:
                 registry.register(collector)
+        if self.crew is not None:
+            registry.register(self.crew.dispatch)
         for output in self.front.reporting:
             registry.register(output)
         facts = judge.facts | {"control": self._endpoints.enabled}
@@ -292,6 +298,8 @@ class Session:
 
     def _control_facts(self) -> dict[str, Any]:
         facts = self.control.facts
+        if self.crew is not None:
+            facts = facts | {"crew": self.crew.dispatch.facts()}
         return facts | {"controls": {"enabled": self._endpoints.enabled} | facts["controls"]}
 
     def _drift(self) -> float | None:
@@ -334,12 +342,16 @@ class Session:
         if self.epics is not None:
             self.epics.start()
         try:
+            if self.crew is not None:
+                self.crew.start()
             self.front.run(self.stop)
             self._finish_bragg()
             if self._stay and not self.stop.is_set():
                 log.info("%s; the page stays until Ctrl-C", self.front.account.identity())
                 self.stop.wait()
         finally:
+            if self.crew is not None:
+                self.crew.close()
             self._done.set()
             talker.join()
             watcher.join()
@@ -478,7 +490,8 @@ def _prepare_reports(folder: Path) -> None:
         ) from None
 
 
-def _bind(listen: str) -> socket.socket:
+def bind_or_refuse(listen: str) -> socket.socket:
+    """The socket of ``--listen``. Raises ``BadSettings``."""
     try:
         return bind(listen)
     except (OSError, ValueError) as error:
@@ -591,39 +604,6 @@ def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
 
 def _pf8_options(settings: AnalyzeSettings) -> Pf8Options:
     return Pf8Options(**{field.name: getattr(settings, field.name) for field in fields(Pf8Options)})
-
-
-class _Makers:
-    """Makes the analysers of a run: for the CPU, or for a device with one for the CPU that takes over from it.
-
-    ``models`` are on the device. The judges' bundle is on the CPU; the device's copy is made here.
-    """
-
-    def __init__(self, device: str, models: tuple[AttributeModel, ...], folders: Sequence[Path]) -> None:
-        self._device, self._models = device, models
-        self._plans = PlanCache()
-        self._spare_models = models if device == "cpu" else open_models(folders, "cpu")
-        self._copy: Bundle | None = None
-        self._programs: DevicePrograms | None = None
-        if device == "cpu":
-            return
-        try:
-            self._programs = open_programs(device, default_cache())
-        except RuntimeError as error:
-            log.warning("frames are unpacked and reduced on the CPU: %s", error)
-
-    def reduces_there(self, judge: Judge) -> bool:
-        """Whether frames are unpacked and reduced on a device."""
-        return self._programs is not None and not asks_for_pixels(judge.settings, judge.bundle)
-
-    def make(self, judge: Judge, failed: bool = False) -> Analyser:
-        """An analyser; of the CPU alone where the device ``failed`` before."""
-        spare = Analyser(judge.bundle, replace(judge.settings, models=self._spare_models), "cpu", self._plans)
-        if self._device == "cpu" or failed:
-            return spare
-        if self._copy is None or self._copy.label != judge.bundle.label:
-            self._copy = judge.bundle.copy_on(self._device)
-        return Analyser(self._copy, judge.settings, self._device, self._plans, self._programs, spare)
 
 
 def choose_device(wanted: str) -> str:

@@ -51,7 +51,7 @@ class Run:
         **settings: Any,
     ) -> None:
         self.judge = Judge(bundle, cascade or CascadeSettings())
-        self.crew = Crew(LOOPBACK, self.judge, PlanCache(), BATCH)
+        self.crew = Crew(LOOPBACK, self.judge, PlanCache())
         self.kept = Collector()
         self.stop = threading.Event()
         wanted = FrontSettings(**({"block": True, "batch_frames": BATCH, "tags": self.judge.cascade.tags} | settings))

@@ -182,7 +182,7 @@ class Silenced:
         self.socket.setsockopt(zmq.IDENTITY, identity)
         self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
         self.socket.connect(address)
-        self.say(Kind.HELLO, Hello(PROTOCOL, "silent", "elsewhere", 1, 1, credits))
+        self.say(Kind.HELLO, Hello(PROTOCOL, "silent", "elsewhere", 1, 1, BATCH, credits))
 
     def say(self, kind: Kind, header: object = None, parts: Sequence[bytes] = ()) -> None:
         self.socket.send_multipart(message(kind, header, parts))
@@ -317,7 +317,7 @@ def test_a_worker_outlives_the_front_and_serves_the_next_at_the_same_address(
 
     def bound() -> bool:
         try:
-            again.append(Crew(run.crew.address, run.judge, PlanCache(), BATCH))
+            again.append(Crew(run.crew.address, run.judge, PlanCache()))
         except OSError:
             return False
         return True
@@ -384,9 +384,9 @@ def test_single_models_are_not_for_workers_elsewhere(bundle: Bundle) -> None:
     [
         [b""], [b"H"], [b"H", b"\xc1"], [b"?", b"\xc0"], [b"HH", b"\xc0"], [b"H", b"\x80"], [b"O", b"\xc0"],
         [b"H", b"\xde\xff\xff"], [b"S", b"\xc0"], [b"W", b"\xc0"], [b"\xff", b"\xff"],
-        message(Kind.HELLO, Hello(99, "new", "h", 1, 1, 8)),
-        message(Kind.HELLO, Hello(PROTOCOL, "greedy", "h", 1, 1, 1 << 40)),
-        message(Kind.HELLO, Hello(PROTOCOL, "none", "h", 1, 1, 0)),
+        message(Kind.HELLO, Hello(99, "new", "h", 1, 1, 4, 8)),
+        message(Kind.HELLO, Hello(PROTOCOL, "greedy", "h", 1, 1, 4, 1 << 40)),
+        message(Kind.HELLO, Hello(PROTOCOL, "none", "h", 1, 1, 0, 0)),
         message(Kind.READY, Told(1)), message(Kind.OUTCOME, {"batch": 1}), message(Kind.COVERAGE, {}),
         [b"B", b"\x91" * 4000 + b"\xc0"],
     ],
