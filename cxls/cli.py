@@ -27,8 +27,8 @@ class Failed(Exception):
     """The work failed while running; the message says what and what to do."""
 
 
-class Interrupted(Exception):
-    """The work was stopped by a signal, with everything received written."""
+class Interrupted(BaseException):
+    """The work was stopped by a signal, with everything received written. No ``except Exception`` on its way holds it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)

@@ -18,6 +18,7 @@ from cxls.compilation import compilation
 from cxls.crew import LocalWorkers
 from cxls.makers import Makers
 from cxls.settings import BadSettings, Resolved, WorkerSettings
+from streamer.receiver import check_port
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,10 @@ log = logging.getLogger(__name__)
 def run(resolved: Resolved[WorkerSettings], address: str) -> None:
     """Work until a signal comes, or with ``once`` until the front's run is over."""
     settings = resolved.settings
-    if not address.startswith(("tcp://", "ipc://")):
-        raise BadSettings(f"{address}: give the front's address for workers, for instance tcp://front:31100")
+    try:
+        check_port(address)
+    except ValueError as error:
+        raise BadSettings(f"{error}; give the front's address for workers, for instance tcp://front:31100") from None
     device = choose_device(settings.device)
     processes = settings.processes or (1 if device == "cuda" else os.cpu_count() or 1)
     stop = threading.Event()
