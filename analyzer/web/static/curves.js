@@ -1,0 +1,108 @@
+// Curves against time and image: hit and indexable rate with Wilson's 95 % band, peaks, throughput, latency, queue.
+
+import { say } from "./dom.js";
+import { milliseconds, percent } from "./format.js";
+import { banded, fill, line, marking, percentRange, Plot, timeAxis } from "./plot.js";
+import { bands, runningSums, wilson } from "./statistics.js";
+import { ink } from "./theme.js";
+
+const RUNNING_S = { time: 30, minutes: 600 };
+const MOST_BINS = 120;
+const words = seconds => (seconds < 120 ? `${seconds} s` : `${seconds / 60} min`);
+
+let latest = null, span = "time", detectorRate = null, threshold = 0.5, plots = null;
+
+const ratePlot = (id, options) => new Plot(id, {
+  series: [...banded("hits", "hit"), ...banded("indexable", "indexable", [6, 4])],
+  bands: [fill(2, 3, "hit"), fill(5, 6, "indexable")], y: { values: (plot, splits) => splits.map(value => `${value} %`) }, range: percentRange, ...options,
+});
+
+const seriesBy = key => () => (latest?.series ?? []).filter(each => each[key] != null).map(each => [each[key], `series ${each.series_id}`]);
+
+export function start() {
+  const dots = (label, colour, filled, size) => ({
+    label, scale: "y", stroke: () => ink(colour), paths: () => null, value: (plot, value) => value ?? "",
+    points: { show: true, size, width: 1.2, stroke: () => ink(colour), fill: () => (filled ? ink(colour) : "transparent") },
+  });
+  plots = {
+    byTime: ratePlot("rateByTime", { time: true, x: timeAxis, draw: [marking(seriesBy("began_at"))] }),
+    byImage: ratePlot("rateByImage", { x: { label: "image, series one after the other" }, draw: [marking(seriesBy("first_image"))] }),
+    peaks: new Plot("peaksByImage", { series: [dots("hit", "hit", true, 4), dots("no hit", "miss", false, 4)], x: { label: "image, series one after the other" }, draw: [marking(seriesBy("first_image"))] }),
+    throughput: new Plot("throughput", {
+      time: true, x: timeAxis, series: [line("received", "hit"), line("analysed", "indexable", { dash: [6, 4] }), line("dropped", "bad"), line("detector", "quiet", { dash: [2, 3] })], y: { values: (plot, splits) => splits.map(value => `${value}/s`), size: 52 },
+    }),
+    latency: new Plot("latency", {
+      time: true, x: timeAxis, log: true, series: [line("slowest", "hit", { value: (plot, value) => value == null ? "" : milliseconds(value) })], y: { values: (plot, splits) => splits.map(value => (value == null ? "" : milliseconds(value))), size: 52 },
+    }),
+    queue: new Plot("queue", { time: true, x: timeAxis, series: [line("waiting", "hit", { paths: window.uPlot.paths.stepped({ align: 1 }), fill: () => `color-mix(in srgb, ${ink("hit")} 18%, transparent)` })] }),
+  };
+  for (const button of document.querySelectorAll("[data-span]")) button.addEventListener("click", () => {
+    span = button.dataset.span;
+    for (const each of document.querySelectorAll("[data-span]")) each.setAttribute("aria-pressed", each.dataset.span === span);
+    show();
+  });
+}
+
+export function useStatus(status) {
+  threshold = status.threshold;
+  const frameTime = status.header?.frame_time_s;
+  detectorRate = frameTime > 0 ? 1 / frameTime : null;
+  say("detectorRate", detectorRate ? `the detector takes ${detectorRate.toPrecision(3)}/s` : "the detector's rate is not known");
+}
+
+export function take(message) {
+  latest = message;
+  show();
+  lastMinute(message.time);
+}
+
+function lastMinute({ t, beam, indexable }) {
+  const from = t.length ? t.at(-1) - 60 : 0, sum = values => values.reduce((total, value, n) => total + (t[n] > from ? value : 0), 0);
+  const [all, yes] = [sum(beam), sum(indexable)], interval = wilson(yes, all);
+  say("indexableRate", interval ? percent(yes / all) : "–");
+  say("indexableRateMore", interval ? `95 %: ${(100 * interval[0]).toFixed(1)} to ${percent(interval[1])}` : "no frame with beam");
+}
+
+function show() {
+  if (!latest) return;
+  rateByTime(latest[span]);
+  rateByImage(latest.images);
+  peaksByImage(latest.scatter);
+  performance(latest[span]);
+}
+
+function rateByTime({ t, beam, hits, indexable }) {
+  const running = RUNNING_S[span], sums = [beam, hits, indexable].map(values => runningSums(t, values, running));
+  say("smoothing", `${words(running)} running, 95 % band`);
+  plots.byTime.set([t, ...bands(sums[1], sums[0]), ...bands(sums[2], sums[0])]);
+}
+
+// Bins joined until they are few enough to tell apart; a late frame counts in its own.
+function rateByImage({ width, first, beam, hits, indexable }) {
+  const joined = first.length ? Math.max(1, Math.ceil((first.at(-1) - first[0]) / width / MOST_BINS)) : 1, wide = width * joined;
+  const bins = new Map();
+  first.forEach((image, n) => {
+    const at = Math.floor(image / wide) * wide, bin = bins.get(at) ?? [0, 0, 0];
+    [beam[n], hits[n], indexable[n]].forEach((value, part) => { bin[part] += value; });
+    bins.set(at, bin);
+  });
+  const places = [...bins.keys()].sort((a, b) => a - b), part = n => places.map(place => bins.get(place)[n]);
+  say("binning", `bins of ${wide} images, 95 % band`);
+  plots.byImage.set([places.map(place => place + wide / 2), ...bands(part(1), part(0)), ...bands(part(2), part(0))]);
+}
+
+function peaksByImage(scatter) {
+  const points = [...scatter].sort((one, other) => one[0] - other[0]), isHit = point => point[2] != null && point[2] >= threshold;
+  plots.peaks.set([points.map(point => point[0]), points.map(point => (isHit(point) ? point[1] : null)), points.map(point => (isHit(point) ? null : point[1]))]);
+}
+
+function performance({ width_s, t, received, analysed, dropped, latency_s, queue }) {
+  const each = values => values.map(value => value / width_s), whole = t.length - 1;
+  // The last bin is not over yet.
+  const over = values => values.slice(0, whole);
+  plots.throughput.set([over(t), over(each(received)), over(each(analysed)), over(each(dropped)), over(t).map(() => detectorRate)]);
+  plots.latency.set([over(t), over(latency_s)]);
+  plots.queue.set([over(t), over(queue)]);
+  const slowest = Math.max(...latency_s.slice(-60).filter(value => value != null));
+  say("latencyNote", isFinite(slowest) ? `${words(width_s * 60)}: ${milliseconds(slowest)}` : "");
+}
