@@ -17,10 +17,14 @@ from typing import Protocol
 
 from analyzer.attribute_cascade import Unsaid
 from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
+from analyzer.live.frames import LatestFrames
+from analyzer.live.history import History
+from analyzer.live.splits import TagMap, TagSplit
+from analyzer.live.targets import Targets
 from analyzer.peak_finder import Disagreement
 from analyzer.products import Products
 from analyzer.reduction import suspect_pixels
-from analyzer.results import FrameResult, Status
+from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Running
 from analyzer.sampling import Load, Sampler
 from analyzer.sinks import HitOutput, Reporting, Sink
@@ -79,6 +83,7 @@ class FrontSettings:
     ``tags``: keys of user data to keep in records. ``attributes``: those that single models say.
     ``finders``: names of the published peak finder and of its shadow, where there is one.
     ``sample``: analyse the images whose id is a multiple of this, ``None``: as many as the workers keep up with.
+    ``split_tag`` and ``map_tags``: tags by which hits are split and mapped for those who watch.
     """
 
     block: bool = False
@@ -92,6 +97,8 @@ class FrontSettings:
     attributes: tuple[str, ...] = ()
     finders: tuple[str, str] | None = None
     sample: int | None = 1
+    split_tag: str | None = None
+    map_tags: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +143,8 @@ _Published = BatchOutcome | SeriesOpened | SeriesUpdated | SeriesClosed | _Reset
 
 
 class Front:
-    """Runs one analysis. ``account``, ``running`` and ``products`` can be read while it runs.
+    """Runs one analysis. ``account``, ``running`` and ``products`` can be read while it runs, and what
+    ``analyzer.live`` gathers for those who watch: ``history``, ``latest``, ``split``, ``map`` and ``targets``.
 
     ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the
     frames of which an attribute says nothing, by attribute and reason.
@@ -154,6 +162,11 @@ class Front:
         self.account = Account()
         self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
         self.products = Products()
+        self.history = History(self.running.place_of)
+        self.latest = LatestFrames()
+        self.split = TagSplit(settings.split_tag) if settings.split_tag else None
+        self.map = TagMap(*settings.map_tags) if settings.map_tags else None
+        self.targets = Targets(lambda: self.account.processed[Decision.HIT])
         self.source = source
         self.sinks = list(sinks)
         self.hit_outputs = list(hit_outputs)
@@ -167,7 +180,7 @@ class Front:
         self._workers = [_Worker(analyser) for analyser in analysers]
         self._handover = threading.Condition()
         self._started = False
-        self._settings = settings
+        self.settings = settings
         self._on_series = on_series
         self._tracker = SeriesTracker(self.account)
         self._results: queue.Queue[_Published | None] = queue.Queue()
@@ -214,6 +227,11 @@ class Front:
             self._drain(workers, stop)
             self._results.put(None)
             publisher.join()
+
+    @property
+    def series_open(self) -> bool:
+        """Whether a series began that is not over."""
+        return self._tracker.running is not None
 
     @property
     def workers(self) -> int:
@@ -282,12 +300,12 @@ class Front:
 
     @property
     def _enough(self) -> bool:
-        return self._settings.series is not None and self._closed >= self._settings.series
+        return self.settings.series is not None and self._closed >= self.settings.series
 
     def _dispatch(self, events: Iterable[Event], received_at: float, stop: threading.Event) -> None:
         for event in events:
             if isinstance(event, ImageAccepted):
-                frame = make_frame(event.series, event.image, received_at, self._settings.channel)
+                frame = make_frame(event.series, event.image, received_at, self.settings.channel)
                 self._receive_seconds.append(max(0.0, time.time() - received_at))
                 if not self.sampler.wants(frame.image_id):
                     self._leave_out(frame, "sampled")
@@ -321,7 +339,7 @@ class Front:
                 self._leave_out(frame, "sampled")
 
     def _leave_out(self, frame: Frame, reason: str) -> None:
-        self._unseen.append(dropped(frame, reason, self._settings.tags))
+        self._unseen.append(dropped(frame, reason, self.settings.tags))
         if len(self._unseen) >= _MOST_HELD:
             self._hand_on()
 
@@ -337,10 +355,10 @@ class Front:
         if self.ring.put(frame):
             return True
         began = time.monotonic()
-        if self._settings.block:
+        if self.settings.block:
             self._hand_on()
         placed = False
-        while self._settings.block and not placed and not stop.is_set():
+        while self.settings.block and not placed and not stop.is_set():
             placed = self.ring.put(frame, POLL_S)
         # While we wait, so does the sender: that time must not end a series.
         self._blocked_s += time.monotonic() - began
@@ -352,12 +370,12 @@ class Front:
             while worker.is_alive() and (not stop.is_set() or time.monotonic() < deadline):
                 worker.join(POLL_S)
         while left := self.ring.take(_MOST_HELD, 0.0, 0.0):
-            self._results.put(BatchOutcome([dropped(frame, "shutdown", self._settings.tags) for frame in left]))
+            self._results.put(BatchOutcome([dropped(frame, "shutdown", self.settings.tags) for frame in left]))
         for worker in workers:
             worker.join()
 
     def _work(self, worker: _Worker) -> None:
-        settings = self._settings
+        settings = self.settings
         while not self.ring.finished:
             batch = self.ring.take(settings.batch_frames, settings.batch_linger_s, POLL_S)
             if batch:
@@ -373,6 +391,7 @@ class Front:
         worker.seconds += time.monotonic() - began
         worker.frames += len(batch)
         self._hand_out(batch, outcome.results)
+        self.latest.add(batch, outcome.results, [seen.plan for seen in outcome.peaks])
         self._results.put(outcome)
         with self._handover:
             worker.busy = None
@@ -421,6 +440,11 @@ class Front:
     def _reset(self) -> None:
         self.running.reset()
         self.products.reset()
+        self.latest.reset()
+        for gathered in (self.history, self.split, self.map):
+            if gathered is not None:
+                gathered.reset()
+        self.targets.restart()
 
     def _publish_results(self, outcome: BatchOutcome) -> None:
         began = time.perf_counter()
@@ -439,6 +463,9 @@ class Front:
                 outcome.peaks,
             )
             self.products.add(results, outcome.peaks, outcome.profiles)
+            for gathered in (self.history, self.split, self.map):
+                if gathered is not None:
+                    gathered.add(results)
             for seen in outcome.peaks:
                 if unfit := seen.plan.geometry.unfit:
                     self._warn("geometry", f"geometry: {unfit}; the header's geometry is used instead")
@@ -484,6 +511,7 @@ class Front:
             self._finish_complete()
             return
         self.running.begin(series)
+        self.history.begin_series(series.series_id, series.ordinal, time.time())
         for problem in series.metadata.problems:
             self._warn(f"header {problem[:40]}", f"series {series.series_id}: {problem}")
         if isinstance(event, SeriesOpened):

@@ -187,6 +187,12 @@ class Products:
             self._gathered, self._watch = _Gathered(geometry), HotPixelWatch(geometry.shape)
         return self._gathered, self._watch
 
+    @property
+    def geometry(self) -> Geometry | None:
+        """The detector's, as of the latest frame."""
+        gathered = self._gathered
+        return None if gathered is None else gathered.geometry
+
     def reset(self) -> None:
         """Begin anew, but for what Prometheus counts."""
         with self.lock:

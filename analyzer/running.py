@@ -5,6 +5,7 @@ threads read it, under one lock.
 """
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from analyzer.frame_peaks import FramePeaks
 from analyzer.geometry import AZIMUTH_CLASSES
+from analyzer.live.history import MOST_IMAGES
 from analyzer.networks import PROFILE_BINS
 from analyzer.parameters.bragg_spots import BraggSpots
 from analyzer.parameters.bragg_watch import HitSpots
@@ -33,8 +35,6 @@ LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 
 STAGE_BUCKETS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _HISTORY = 2000
 _SERIES_KEPT = 16
-_MOST_IMAGES = 1 << 40
-"""Beyond this a detector's ids are no count of images; the windows leave them out."""
 
 
 class ImageWindow:
@@ -86,8 +86,8 @@ class Histogram:
 
 @dataclass(slots=True)
 class Running:
-    """Running products of a run. ``disagreement``: of a shadow finder, ``None`` without one; ``spots``: of hits,
-    ``None`` where the crystals' cell is not known."""
+    """Running products of a run. ``began_at``: when the latest series did (Unix s). ``disagreement``: of a shadow
+    finder, ``None`` without one; ``spots``: of hits, ``None`` where the crystals' cell is not known."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     hits: ImageWindow = field(default_factory=lambda: ImageWindow(max(WINDOWS)))
@@ -102,6 +102,7 @@ class Running:
     metadata: SeriesMetadata | None = None
     series_id: int | None = None
     series_began: int = 0
+    began_at: float | None = None
     relative_flux: float | None = None
     last_hit: FrameResult | None = None
     last: FrameResult | None = None
@@ -118,6 +119,7 @@ class Running:
                 self._ordinal = series.ordinal
                 self._place_series(series.ordinal)
                 self.series_began += 1
+                self.began_at = time.time()
                 self.profile[:] = 0.0
                 self.profile_frames = 0.0
                 self.sums.begin_latest()
@@ -131,7 +133,7 @@ class Running:
     def end(self, series: Series, images: int) -> None:
         """A series is over; ``images`` is its highest image id and one."""
         with self.lock:
-            if images <= _MOST_IMAGES:
+            if images <= MOST_IMAGES:
                 self._next_offset = max(self._next_offset, self._place_series(series.ordinal) + images)
 
     def forget_judgements(self) -> None:
@@ -160,6 +162,10 @@ class Running:
             self.history = []
             if self.disagreement is not None:
                 self.disagreement.latest.clear()
+
+    def place_of(self, ordinal: int) -> int | None:
+        """Where a series' images begin among all; ``None`` for one of long ago."""
+        return self._offsets.get(ordinal)
 
     def _place_series(self, ordinal: int) -> int:
         """Where a series' images lie among all; late results of an earlier one keep their place."""
@@ -240,7 +246,7 @@ class Running:
     def _add_one(self, result: FrameResult) -> None:
         if result.hit:
             self.last_hit = result
-        if result.image_id >= _MOST_IMAGES:
+        if result.image_id >= MOST_IMAGES:
             return
         place = self._place_series(result.ordinal) + result.image_id
         self._next_offset = max(self._next_offset, place + 1)
@@ -253,6 +259,10 @@ class Running:
         if len(self.history) > 2 * _HISTORY:
             del self.history[:_HISTORY]
 
+    def latest_history(self) -> list[tuple[int, int, float]]:
+        """(place, peaks, hit probability) of the latest frames, in the order of their results; under the lock."""
+        return self.history[-_HISTORY:]
+
     def snapshot(self) -> dict[str, Any]:
         """Plain values for the status page, consistent with each other."""
         with self.lock:
@@ -264,7 +274,7 @@ class Running:
                 "series_id": self.series_id,
                 "hit_ratio": ratios,
                 "relative_flux": self.relative_flux,
-                "history": self.history[-_HISTORY:],
+                "history": self.latest_history(),
                 "last_hit": self.last_hit,
                 "last": self.last,
                 "peak_finders": None if self.disagreement is None else self.disagreement.facts,

@@ -212,6 +212,7 @@ class ReplaySettings(_Settings):
     )
 
 
+_WATCHING = "Watching"
 _INDEXING = "Indexing and others that listen"
 _CELL = "Known crystal"
 _PEAKS = "Peak finder (pf8: as CrystFEL's options of these names)"
@@ -273,6 +274,16 @@ class AnalyzeSettings(_Settings):
         None, description="what `cxls calibrate` wrote of a blank run: threshold, false-hit rate, score distribution"
     )
     tags: str = Field("", description="keys of user data or image appendix to keep in records, comma separated")
+    split_tag: str | None = _in(
+        _WATCHING, None, "tag that splits the hit ratio on the live page, such as laser; kept in records too"
+    )
+    map_tags: str | None = _in(
+        _WATCHING,
+        None,
+        "two tags, such as stage_x,stage_y: the hit ratio as a map on the live page; kept in records too",
+    )
+    target_hits: int | None = _in(_WATCHING, None, "hits to collect; the live page shows the time left", ge=1)
+    target_indexed: int | None = _in(_WATCHING, None, "indexed patterns to collect, as the indexer says", ge=1)
     results: Path | None = Field(None, description="write a record a frame to this .jsonl file or .parquet folder")
     hits: Path | None = Field(None, description="write hits into this folder: HDF5, CXI peaks, hits.lst and .geom")
     hits_file_mib: int = Field(512, ge=1, description="begin a new file of hits at this size, MiB")

@@ -41,6 +41,10 @@ class FrameRing:
         return self._bytes
 
     @property
+    def capacity_bytes(self) -> int:
+        return self._max_bytes
+
+    @property
     def oldest_received_at(self) -> float | None:
         """When the frame that waits longest arrived (Unix seconds), ``None`` without one."""
         with self._filled:

@@ -226,6 +226,13 @@ class Fitter:
         tails = [self._tail(side * spread, mode, posterior, prior, photons, pixels) for side in (-2, 2)]
         return replace(posterior, covariance=_widened(posterior.covariance, tails))
 
+    def expected(self, posterior: Posterior) -> Floats | None:
+        """Counts a pixel of each bin (bins,) where a posterior is highest; ``None`` of one that has no such place."""
+        if posterior.at is None or len(posterior.at) != self._unknowns:
+            return None
+        self._expect(posterior.at, self._scattering.tables)
+        return self._mean.copy()
+
     def _maxima(
         self, starts: list[tuple[float, Floats]], prior: Floats, photons: Floats, pixels: Floats
     ) -> list["_Mode"]:

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from analyzer.parameters.bragg import BraggEstimate
 from analyzer.parameters.choice import Choice, choose
 from analyzer.parameters.claims import judged, record_fields
 from analyzer.parameters.fit import TABLE_ERRORS, Fitter, Posterior, undetermined
 from analyzer.parameters.frame import off_the_panel
 from analyzer.parameters.header import Mismatch, Quantity, mismatches
-from analyzer.parameters.profile import PHOTONS
+from analyzer.parameters.model import RADIUS
+from analyzer.parameters.profile import PHOTONS, PIXELS, SECTORS
 from analyzer.parameters.scattering import Scattering
 from analyzer.parameters.sums import Floats, Sum, Sums
 from streamer.messages import SeriesMetadata
@@ -30,6 +33,17 @@ _OVERDISPERSED = 1.3
 _RUGGED_PHOTONS = 1e7
 _MISSES_ENOUGH = 0.5
 _ALL_SATURATED = 0.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """Diffuse scattering of ``frames`` frames by ring (n,): ``radius_px``, ``measured`` and ``fitted`` counts a pixel
+    and frame; ``fitted`` is ``None`` where nothing could be fitted."""
+
+    radius_px: Floats
+    measured: Floats
+    fitted: Floats | None
+    frames: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +111,7 @@ class RunEstimator:
 
     ``sums``, ``header`` and ``scattering`` give what there is at the time; without tables nothing is estimated.
     ``bragg`` gives the latest estimate from Bragg spots, which is published where it is the better one (``choice``).
+    ``curve`` is what the water was fitted to.
     """
 
     def __init__(
@@ -117,6 +132,7 @@ class RunEstimator:
         self._alarms: dict[Quantity, Mismatch] = {}
         self._starts: dict[str, Posterior] = {}
         self.latest: RunEstimate | None = None
+        self.curve: Curve | None = None
 
     @property
     def water(self) -> Posterior | None:
@@ -138,13 +154,14 @@ class RunEstimator:
                     self._begin()
                 self._looked = (sums.sectors, frames)
                 self._water = self._best(fitter, sums)
+                self.curve = _curve(fitter, sums, self._water)
             if self._chosen_from[0] is not self._water or self._chosen_from[1] is not bragg:
                 self._chosen_from = self._water, bragg
                 self.latest = self._compared(_chosen(self._water, bragg), sums.center)
             return self.latest
 
     def _forget(self) -> None:
-        self.latest = self._water = None
+        self.latest = self._water = self.curve = None
         self._chosen_from = (None, None)
         self._begin()
         self._looked = (None, 0.0)
@@ -204,6 +221,30 @@ class RunEstimator:
             elif there is not None and (self._seen[quantity] == LOOKS or quantity in self._alarms):
                 self._alarms[quantity] = there
         return replace(estimate, found=found, mismatches=tuple(self._alarms.values()))
+
+
+def _curve(fitter: Fitter, sums: Sums, estimate: RunEstimate) -> Curve | None:
+    """What an estimate of the water was fitted to, by ring; ``None`` without a photon."""
+    misses, hits = sums.latest if estimate.window == "latest" else sums.run
+    chosen = misses if estimate.source == "misses" else misses + hits
+    ring = np.arange(sums.sectors.bins) // SECTORS
+    pixels = np.bincount(ring, chosen.profile[PIXELS])
+    seen = pixels > 0
+    if not chosen.profile[PHOTONS].any():
+        return None
+
+    def mean(values: Floats, weights: Floats) -> Floats:
+        """Of each ring with valid pixels."""
+        return np.asarray((np.bincount(ring, values) / np.maximum(np.bincount(ring, weights), 1e-12))[seen])
+
+    area = sums.sectors.pixels
+    expected = fitter.expected(estimate.posterior)
+    return Curve(
+        mean(sums.sectors.shape[RADIUS] * area, area),
+        mean(chosen.profile[PHOTONS], chosen.profile[PIXELS]),
+        None if expected is None else mean(expected * chosen.profile[PIXELS], chosen.profile[PIXELS]),
+        chosen.frames,
+    )
 
 
 def _chosen(water: RunEstimate, bragg: BraggEstimate | None) -> RunEstimate:

@@ -2,53 +2,55 @@
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
 
 import msgspec
 import uvicorn
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from analyzer.front import Front
+from analyzer.live.status import StatusReport
 
 _STOP_S = 3.0
+_MOST_SOCKET_BYTES = 8192
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
+    "frame-ancestors 'self'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_MEDIA_TYPES = {
+    "html": "text/html",
+    "css": "text/css",
+    "js": "text/javascript",
+    "svg": "image/svg+xml",
+    "LICENSE": "text/plain",
+}
 _MOST_CONNECTIONS = 500
 """Idle connections count too, so a few dozen forgotten browsers must not shut out Prometheus."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """What depends on what frames are judged with; replaced as a whole when that changes.
-
-    ``estimate`` gives the running parameters; ``facts`` (bundle, threshold, mask) go into /status.
-    """
-
-    registry: CollectorRegistry
-    estimate: Callable[[], dict[str, Any]]
-    facts: dict[str, Any]
-
-
 class WebServer:
-    """Serves one front. ``address`` is HOST:PORT as bound; ``ready`` turns /readyz to 200.
+    """Serves one run's ``report``, which says when it is ready. ``address`` is HOST:PORT as bound.
 
-    ``view`` may be replaced while it serves; ``routes`` are served besides its own.
+    ``routes`` are served besides its own.
     """
 
-    def __init__(self, bound: socket.socket, front: Front, view: View, routes: Sequence[BaseRoute] = ()) -> None:
+    def __init__(self, bound: socket.socket, report: StatusReport, routes: Sequence[BaseRoute] = ()) -> None:
         host, port = bound.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.ready = False
-        self.view = view
-        self._front = front
-        self._page = (files("analyzer.web") / "page.html").read_text()
+        self._report = report
+        static = files("analyzer.web") / "static"
+        self._static = {
+            each.name: (each.read_bytes(), _MEDIA_TYPES[suffix])
+            for each in static.iterdir()
+            if (suffix := each.name.rpartition(".")[2]) in _MEDIA_TYPES
+        }
         app = Starlette(
             routes=[
                 Route("/", self._index),
@@ -56,11 +58,19 @@ class WebServer:
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 Route("/status", self._status),
+                Route("/static/{name}", self._file),
                 *routes,
             ]
         )
         config = uvicorn.Config(
-            app, log_level="warning", lifespan="off", access_log=False, ws="none", limit_concurrency=_MOST_CONNECTIONS
+            app,
+            log_level="warning",
+            lifespan="off",
+            access_log=False,
+            ws="websockets-sansio",
+            ws_max_size=_MOST_SOCKET_BYTES,
+            ws_per_message_deflate=False,
+            limit_concurrency=_MOST_CONNECTIONS,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([bound],), name="http", daemon=True)
@@ -68,11 +78,20 @@ class WebServer:
 
     async def _index(self, request: Request) -> Response:
         del request
-        return HTMLResponse(self._page)
+        return self._answer("index.html")
+
+    async def _file(self, request: Request) -> Response:
+        return self._answer(str(request.path_params["name"]))
+
+    def _answer(self, name: str) -> Response:
+        if name not in self._static:
+            return PlainTextResponse("no such file\n", 404)
+        body, media_type = self._static[name]
+        return Response(body, media_type=media_type, headers=_HEADERS)
 
     def _metrics(self, request: Request) -> Response:
         del request
-        return Response(generate_latest(self.view.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self._report.view.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _healthz(self, request: Request) -> Response:
         del request
@@ -80,54 +99,13 @@ class WebServer:
 
     async def _readyz(self, request: Request) -> Response:
         del request
-        if self.ready and not self._front.stopping:
+        if self._report.is_ready:
             return PlainTextResponse("ready\n")
         return PlainTextResponse("not ready\n", 503)
 
     def _status(self, request: Request) -> Response:
         del request
-        return Response(msgspec.json.encode(self._snapshot()), media_type="application/json")
-
-    def _snapshot(self) -> dict[str, Any]:
-        front, account, view = self._front, self._front.account, self.view
-        # Outcomes before arrivals, so that a frame in between is in flight and not lost.
-        settled = {
-            "processed": dict(account.processed),
-            "dropped": dict(account.dropped),
-            "undecodable": dict(account.undecodable),
-        }
-        metadata = front.running.metadata
-        geometry = None
-        if metadata is not None:
-            geometry = {
-                "shape": metadata.shape,
-                "photon_energy_eV": metadata.photon_energy_eV,
-                "camera_length_m": metadata.camera_length_m,
-                "beam_center_x_px": metadata.beam_center_x_px,
-                "beam_center_y_px": metadata.beam_center_y_px,
-                "number_of_images": metadata.number_of_images,
-            }
-        return {
-            "time": time.time(),
-            "ready": self.ready and not front.stopping,
-            "connected": front.source.connected,
-            **view.facts,
-            "queue_frames": len(front.ring),
-            "sampling": front.sampler.facts,
-            "device_faults": front.device_faults,
-            "account": {
-                "announced": account.announced,
-                "received": account.received,
-                **settled,
-                "missing": account.missing,
-                "messages_invalid": account.invalid,
-                "identity": account.identity(),
-            },
-            "estimate": view.estimate(),
-            "header": geometry,
-            **{output.name: output.facts() for output in front.reporting},
-            **front.running.snapshot(),
-        }
+        return Response(msgspec.json.encode(self._report.snapshot()), media_type="application/json")
 
     def close(self) -> None:
         """Stop serving."""

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from analyzer.alarms import Alarms
 from analyzer.attribute_cascade import open_models
 from analyzer.attribute_model import AttributeModel
 from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
@@ -26,9 +27,14 @@ from analyzer.cascade import MOST_FRAMES, Analyser, CascadeSettings, PlanCache, 
 from analyzer.control import Control
 from analyzer.cuda.compiler import default_cache
 from analyzer.cuda.engine import DevicePrograms, open_programs
+from analyzer.drift import score_drift, score_histogram
 from analyzer.front import Front, FrontSettings, SeriesReport, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
+from analyzer.indexing.outcomes import Outcome
 from analyzer.judge import Judge
+from analyzer.live.socket import LiveSocket
+from analyzer.live.status import StatusReport, View
+from analyzer.live.targets import Targets
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import make_registry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
@@ -37,12 +43,13 @@ from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind, Peakf
 from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
 from analyzer.product_files import ProductFiles, ProductsExist
 from analyzer.product_files import prepare as prepare_products
-from analyzer.results import HitRule
+from analyzer.results import Decision, HitRule
+from analyzer.running import WINDOWS
 from analyzer.sinks import DetachedSink, HitOutput, Sink, open_results
 from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
 from analyzer.web.products import ProductEndpoints
-from analyzer.web.server import View, WebServer, bind
+from analyzer.web.server import WebServer, bind
 from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.indexing import open_broadcast, open_indexing
@@ -176,6 +183,8 @@ class Session:
                 attributes=tuple(model.attribute.name for model in models),
                 finders=None if shadow is None else (finder.name, shadow.name),
                 sample=None if settings.sample == "auto" else settings.sample,
+                split_tag=settings.split_tag,
+                map_tags=_map_tags(settings),
             ),
             on_series=self._report_series,
             hit_outputs=hit_outputs,
@@ -197,10 +206,25 @@ class Session:
         self._product_files = (
             ProductFiles(settings.products, self.front.products, settings.overwrite) if settings.products else None
         )
+        self.front.latest.keeping = bound is not None
+        followed = None if indexing is None or indexing.follower is None else indexing.outcomes
+        self.front.targets = Targets(
+            lambda: self.front.account.processed[Decision.HIT],
+            lambda: None if followed is None else followed.counts[Outcome.INDEXED],
+        )
+        self.front.targets.set(hits=settings.target_hits, indexed=settings.target_indexed)
+        alarms = Alarms(self.front, self.running_estimate, self._drift, _folders_written(settings))
+        self.report = StatusReport(self.front, alarms)
+        self._live_socket = LiveSocket(self.report, self.front.latest)
+        self.report.view = self._view(judge)
         self.web: WebServer | None = None
         if bound is not None:
-            routes = [*self._endpoints.routes, *ProductEndpoints(self.front.products).routes]
-            self.web = WebServer(bound, self.front, self._view(judge), routes)
+            routes = [
+                self._live_socket.route,
+                *self._endpoints.routes,
+                *ProductEndpoints(self.front.products).routes,
+            ]
+            self.web = WebServer(bound, self.report, routes)
             listening("http", self.web.address)
 
     @property
@@ -211,8 +235,7 @@ class Session:
     def _follow(self, judge: Judge) -> None:
         finder, shadow = judge.finders
         self.front.running.compare_finders(None if shadow is None else (finder.name, shadow.name))
-        if self.web is not None:
-            self.web.view = self._view(judge)
+        self.report.view = self._view(judge)
 
     def _view(self, judge: Judge) -> View:
         build = {
@@ -223,11 +246,24 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
+        registry.register(self._live_socket)
         if self._product_files is not None:
             registry.register(self._product_files)
         for output in self.front.reporting:
             registry.register(output)
-        return View(registry, self.running_estimate, judge.facts | {"control": self._endpoints.enabled})
+        facts = judge.facts | {"control": self._endpoints.enabled}
+        return View(registry, self.running_estimate, facts, lambda: self.parameters.curve)
+
+    def _drift(self) -> float | None:
+        """How far the misses' scores are from the calibration's, if there is one."""
+        point, running = self.control.judge.point, self.front.running
+        reference = point.references.get("calibration")
+        if reference is None:
+            return None
+        with running.lock:
+            scores = running.scores.values(max(WINDOWS))
+        found = score_drift(score_histogram(scores), reference, point.threshold)
+        return None if found is None else found.divergence
 
     def running_estimate(self) -> dict[str, object]:
         """Photon energy and camera length of the run so far, and what of the header they contradict."""
@@ -248,8 +284,7 @@ class Session:
         if self.bragg is not None:
             # Not waited for: an estimate in hand at the end may take its seconds.
             threading.Thread(target=self.bragg.watch, args=(self._done,), name="bragg", daemon=True).start()
-        if self.web is not None:
-            self.web.ready = True
+        self.report.ready = True
         try:
             self.front.run(self.stop)
             self._finish_bragg()
@@ -407,10 +442,32 @@ def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
         threshold=settings.threshold,
         mask=mask,
         geometry=read_given_geometry(settings.geometry, mask),
-        tags=tuple(tag.strip() for tag in settings.tags.split(",") if tag.strip()),
+        tags=_all_tags(settings),
         finder=_finder(settings, settings.peak_finder),
         shadow=_finder(settings, settings.shadow_finder) if settings.shadow_finder else None,
     )
+
+
+def _map_tags(settings: AnalyzeSettings) -> tuple[str, str] | None:
+    if not settings.map_tags:
+        return None
+    names = [each.strip() for each in settings.map_tags.split(",")]
+    if len(names) != 2 or not all(names) or names[0] == names[1]:
+        raise BadSettings(f"--map-tags {settings.map_tags}: give two tags, such as stage_x,stage_y")
+    return names[0], names[1]
+
+
+def _all_tags(settings: AnalyzeSettings) -> tuple[str, ...]:
+    """Tags to keep in records: those asked for, and those that hits are split or mapped by."""
+    asked = (tag.strip() for tag in settings.tags.split(","))
+    named = (*asked, settings.split_tag or "", *(_map_tags(settings) or ()))
+    return tuple(dict.fromkeys(tag for tag in named if tag))
+
+
+def _folders_written(settings: AnalyzeSettings) -> dict[str, Path]:
+    """Where each output writes, by its setting."""
+    outputs = {"results": settings.results, "hits": settings.hits, "products": settings.products}
+    return {name: path if path.is_dir() else path.parent for name, path in outputs.items() if path is not None}
 
 
 def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:

@@ -1,0 +1,111 @@
+"""Frames kept to be looked at: the latest, the latest hit and a hundred hits before it, packed as they came."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analyzer.reduction import FramePlan
+from analyzer.results import FrameResult, Status
+from streamer.frames import Frame
+
+HITS_HELD = 100
+HELD_BYTES = 128 << 20
+"""Most memory of packed hits: less than a hundred where they are large."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """A frame and what was found in it; ``plan`` has its geometry and mask."""
+
+    frame: Frame
+    result: FrameResult
+    plan: FramePlan
+
+    @property
+    def key(self) -> str:
+        """Names the frame within a run: ORDINAL:IMAGE."""
+        return f"{self.result.ordinal}:{self.result.image_id}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a list of hits shows of it."""
+        result = self.result
+        return {
+            "key": self.key,
+            "series_id": result.series_id,
+            "image_id": result.image_id,
+            "peak_count": result.peak_count,
+            "hit_probability": result.hit_probability,
+            "resolution_angstrom": result.resolution_angstrom,
+            "received_at": result.received_at,
+            "indexable": result.indexable,
+        }
+
+
+class LatestFrames:
+    """Holds packed frames by reference, where ``keeping`` says that someone may look; workers add a batch at a time.
+
+    ``changes`` counts what was added to the hits.
+    """
+
+    def __init__(self, most_bytes: int = HELD_BYTES) -> None:
+        self.keeping = False
+        self.changes = 0
+        self._most_bytes = most_bytes
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._latest: Look | None = None
+            self._hits: OrderedDict[str, tuple[Look, int]] = OrderedDict()
+            self._bytes = 0
+            self.changes += 1
+
+    def add(self, frames: Sequence[Frame], results: Sequence[FrameResult], plans: Sequence[FramePlan]) -> None:
+        """Take in a batch; ``plans`` are those of its good results, in their order."""
+        if not self.keeping:
+            return
+        good = [(f, r) for f, r in zip(frames, results, strict=True) if r.status == Status.OK]
+        looks = [Look(frame, result, plan) for (frame, result), plan in zip(good, plans, strict=False)]
+        if not looks:
+            return
+        newest = max(looks, key=lambda look: look.result.received_at)
+        with self._lock:
+            if self._latest is None or newest.result.received_at >= self._latest.result.received_at:
+                self._latest = newest
+            for look in looks:
+                if look.result.hit:
+                    self._hold(look)
+
+    def _hold(self, look: Look) -> None:
+        size = look.frame.held_bytes
+        self._hits[look.key] = (look, size)
+        self._bytes += size
+        self.changes += 1
+        while len(self._hits) > HITS_HELD or (self._bytes > self._most_bytes and len(self._hits) > 1):
+            _, (_, gone) = self._hits.popitem(last=False)
+            self._bytes -= gone
+
+    def latest(self) -> Look | None:
+        """The good frame that arrived last."""
+        return self._latest
+
+    def latest_hit(self) -> Look | None:
+        """The last hit that was held."""
+        with self._lock:
+            return next(reversed(self._hits.values()))[0] if self._hits else None
+
+    def held(self, key: str) -> Look | None:
+        """A hit by its key, ``None`` when it is no longer there."""
+        with self._lock:
+            found = self._hits.get(key)
+        return found[0] if found else None
+
+    def hits(self) -> list[Look]:
+        """Those held, the newest last."""
+        with self._lock:
+            return [look for look, _ in self._hits.values()]

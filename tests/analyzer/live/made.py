@@ -1,0 +1,25 @@
+"""Results and looks for the tests of what is watched."""
+
+from typing import Any
+
+import numpy as np
+
+from analyzer.live.frames import Look
+from analyzer.results import Decision, FrameResult
+from tests.analyzer.builders import CHANNEL, frame, plan, series
+
+
+def result(image_id: int, decision: Decision = Decision.MISS, at: float = 1000.0, **changes: Any) -> FrameResult:
+    fields: dict[str, Any] = {
+        "series_id": 1, "image_id": image_id, "channel": CHANNEL, "start_time": None, "exposure_s": None,
+        "received_at": at, "latency_s": 0.01, "decision": decision, "hit": decision == Decision.HIT,
+        "indexable": decision == Decision.HIT, "peak_count": 12 if decision == Decision.HIT else 1, "ordinal": 1,
+    }  # fmt: skip
+    return FrameResult(**(fields | changes))
+
+
+def look(pixels: np.ndarray[Any, Any], image_id: int = 0, **changes: Any) -> Look:
+    shape = pixels.shape
+    assert len(shape) == 2
+    of = series(shape=shape)
+    return Look(frame(pixels, image_id, of), result(image_id, **changes), plan(shape))

@@ -1,0 +1,97 @@
+"""Frames kept to be looked at: by reference, the newest, a bounded number and bounded bytes of hits."""
+
+import numpy as np
+
+from analyzer.live.frames import HITS_HELD, LatestFrames, Look
+from analyzer.results import Decision, Status
+from tests.analyzer.builders import water
+from tests.analyzer.live.made import look, result
+
+
+def add(held: LatestFrames, *looks: Look) -> None:
+    held.add([each.frame for each in looks], [each.result for each in looks], [each.plan for each in looks])
+
+
+def keeping(most_bytes: int = 1 << 30) -> LatestFrames:
+    held = LatestFrames(most_bytes)
+    held.keeping = True
+    return held
+
+
+def hit(image_id: int, at: float = 1000.0) -> Look:
+    return look(water(1.0, seed=image_id), image_id, decision=Decision.HIT, at=at)
+
+
+def test_nothing_is_kept_where_nobody_can_look() -> None:
+    held = LatestFrames()
+    add(held, hit(1))
+    assert (held.latest(), held.latest_hit(), held.hits()) == (None, None, [])
+
+
+def test_the_latest_is_the_one_that_arrived_last_whatever_the_order_of_results() -> None:
+    held = keeping()
+    add(held, hit(5, at=5.0))
+    add(held, look(water(1.0), 4, at=4.0))
+    latest = held.latest()
+    assert latest is not None
+    assert latest.result.image_id == 5
+    packed = latest.frame.image
+    assert packed is not None
+
+
+def test_packed_bytes_are_kept_by_reference() -> None:
+    held, one = keeping(), hit(1)
+    add(held, one)
+    latest = held.latest()
+    assert latest is not None
+    assert latest.frame is one.frame
+
+
+def test_a_hundred_hits_are_held_and_found_by_their_key() -> None:
+    held = keeping()
+    for n in range(HITS_HELD + 20):
+        add(held, hit(n))
+    assert [each.result.image_id for each in held.hits()] == list(range(20, HITS_HELD + 20))
+    assert held.held("1:19") is None
+    found = held.held("1:20")
+    assert found is not None
+    assert found.facts["image_id"] == 20
+    newest = held.latest_hit()
+    assert newest is not None
+    assert newest.key == "1:119"
+
+
+def test_large_hits_are_fewer() -> None:
+    size = hit(0).frame.held_bytes
+    held = keeping(most_bytes=5 * size + size // 2)
+    for n in range(30):
+        add(held, hit(n))
+    assert 3 <= len(held.hits()) <= 6
+    giant = keeping(most_bytes=1)
+    add(giant, hit(1))
+    add(giant, hit(2))
+    assert [each.result.image_id for each in giant.hits()] == [2], "one is always held"
+
+
+def test_frames_that_did_not_decode_are_passed_over() -> None:
+    held = keeping()
+    good, bad = hit(1), hit(2)
+    broken = result(2, status=Status.UNDECODABLE, decision=None, hit=None)
+    held.add([bad.frame, good.frame], [broken, good.result], [good.plan])
+    latest = held.latest()
+    assert latest is not None
+    assert (latest.result.image_id, latest.plan is good.plan) == (1, True)
+
+
+def test_a_reset_lets_go_and_counts_as_a_change() -> None:
+    held = keeping()
+    add(held, hit(1))
+    before = held.changes
+    held.reset()
+    assert (held.latest(), held.hits()) == (None, [])
+    assert held.changes == before + 1
+
+
+def test_held_bytes_are_those_of_the_packed_image() -> None:
+    one = look(np.zeros((61, 75), np.uint16), 0)
+    assert one.frame.held_bytes < 61 * 75
