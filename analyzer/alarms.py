@@ -5,16 +5,15 @@ a run that nobody watches spends nothing on it.
 """
 
 import math
-import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from analyzer.front import Front
+from analyzer.metrics.disk import Room
 from analyzer.running import WINDOWS
 
 CRITICAL, WARNING = "critical", "warning"
@@ -23,20 +22,20 @@ _LOOK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Times in seconds, ratios of 1. ``window_s``: counts are looked at over so long."""
+    """Times in seconds, ratios of 1. Counts are looked at over so long: ``dropped_s``, others ``lost_s``."""
 
-    window_s: float = 60.0
-    no_frame_s: float = 10.0
+    dropped_s: float = 120.0
+    lost_s: float = 300.0
+    no_frame_s: float = 30.0
     latency_p99_s: float = 1.0
     queue_ratio: float = 0.8
     no_beam_s: float = 10.0
-    stuck_hit_ratio: float = 0.98
+    stuck_hit_ratio: float = 0.99
     stuck_frames: int = 1000
     collapsed_to: float = 0.2
-    collapsed_from: float = 0.02
-    drift_ratio: float = 0.1
-    disk_warning_ratio: float = 0.1
-    disk_critical_ratio: float = 0.05
+    collapsed_expected: float = 20.0
+    drift_ratio: float = 0.05
+    disk_free_ratio: float = 0.1
 
 
 THRESHOLDS = Thresholds()
@@ -65,7 +64,7 @@ class Alarms:
     """The alarms of one run, for whoever asks: from any thread, about once a second.
 
     ``estimate`` gives the running parameters, ``drift`` the divergence of scores from a reference or ``None``,
-    ``disks`` the folders that outputs write to, by output.
+    ``rooms`` size and free bytes of the disks of outputs.
     """
 
     def __init__(
@@ -73,9 +72,9 @@ class Alarms:
         front: Front,
         estimate: Callable[[], Mapping[str, Any]],
         drift: Callable[[], float | None] = lambda: None,
-        disks: Mapping[str, Path] | None = None,
+        rooms: Callable[[], Mapping[str, Room]] = dict,
     ) -> None:
-        self._front, self._estimate, self._drift, self._disks = front, estimate, drift, disks or {}
+        self._front, self._estimate, self._drift, self._rooms = front, estimate, drift, rooms
         self._lock = threading.Lock()
         self._samples: deque[_Counts] = deque()
         self._since: dict[str, float] = {}
@@ -105,23 +104,24 @@ class Alarms:
         yield from self._of_machine()
 
     def _of_stream(self, now: float) -> Iterator[Alarm]:
-        front, history, limits = self._front, self._front.history, THRESHOLDS
+        front, running = self._front, self._front.running
         if front.stopping:
             return
         if not front.source.connected:
             yield Alarm("CxlsNotConnected", WARNING, "The detector is not connected: check that its stream is enabled.")
-        if not front.series_open or history.last_at is None:
+        if not front.series_open:
             return
-        silent = now - max(history.last_at, front.running.began_at or 0.0)
-        if silent > limits.no_frame_s:
+        began = running.began_at or now
+        silent = now - max(front.last_frame_at or 0.0, began)
+        if silent > THRESHOLDS.no_frame_s:
             yield Alarm(
                 "CxlsNoFramesWhileArmed",
                 WARNING,
                 f"No image for {silent:.0f} s in a series that is not over: check the trigger and the shutter.",
             )
-        else:
-            dark = history.last_at - max(history.last_beam_at or 0.0, history.first_at or 0.0)
-            if dark > limits.no_beam_s:
+        elif running.last_result_at is not None:
+            dark = running.last_result_at - max(running.last_beam_at or 0.0, began)
+            if dark > THRESHOLDS.no_beam_s:
                 yield Alarm(
                     "CxlsNoBeam", WARNING, f"No beam in the images of the last {dark:.0f} s: check shutter and source."
                 )
@@ -138,20 +138,21 @@ class Alarms:
         )
         samples = self._samples
         samples.append(here)
-        while len(samples) > 2 and now - samples[1].at_s >= THRESHOLDS.window_s:
+        while len(samples) > 2 and now - samples[1].at_s >= THRESHOLDS.lost_s:
             samples.popleft()
         before = samples[0]
+        dropped = next(each for each in samples if now - each.at_s <= THRESHOLDS.dropped_s).dropped
         for name, severity, count, text in (
-            ("CxlsFramesDropped", CRITICAL, here.dropped - before.dropped,
-             "images dropped in the last minute: analysis is behind; --sample auto follows with fewer images."),
+            ("CxlsFramesDropped", CRITICAL, here.dropped - dropped,
+             "images dropped in two minutes: analysis is behind; --sample auto follows with fewer images."),
             ("CxlsResultsLost", CRITICAL, here.lost - before.lost,
-             "records could not be written in the last minute: check the disk of --results."),
+             "records could not be written in five minutes: check the disk of --results."),
             ("CxlsFrameGaps", WARNING, here.gaps - before.gaps,
-             "images missing within series that ended in the last minute: check the network and other clients."),
+             "images missing within series that ended in five minutes: check the network and other clients."),
             ("CxlsUndecodable", WARNING, here.undecodable - before.undecodable,
-             "images did not decode in the last minute: see the log."),
+             "images did not decode in five minutes: see the log."),
             ("CxlsInvalidMessages", WARNING, here.invalid - before.invalid,
-             "messages refused in the last minute: see the log, and check what else sends here."),
+             "messages refused in five minutes: see the log, and check what else sends here."),
         ):  # fmt: skip
             if count > 0:
                 yield Alarm(name, severity, f"{count} {text}")
@@ -186,15 +187,13 @@ class Alarms:
                 f"{hits / counted:.1%} of the last {counted} images are hits: a hot pixel or a ring may be behind it.",
             )
         whole = hits / counted if counted else 0.0
-        if counted >= limits.stuck_frames // 2 and whole >= limits.collapsed_from:
-            # Fewer than chance would leave at a fifth of the longer window's ratio.
-            expected = limits.collapsed_to * whole * latest
-            if recent < expected and (1.0 - whole) ** latest < 1e-3:
-                yield Alarm(
-                    "CxlsHitRatioCollapsed",
-                    WARNING,
-                    f"{recent} hits in the last {latest} images, {whole:.1%} before: check jet, overlap and beam.",
-                )
+        # Twenty were to be expected, so that fewer than four are no chance.
+        if whole * latest > limits.collapsed_expected and recent < limits.collapsed_to * whole * latest:
+            yield Alarm(
+                "CxlsHitRatioCollapsed",
+                WARNING,
+                f"{recent} hits in the last {latest} images, {whole:.1%} of {counted}: check jet, overlap and beam.",
+            )
         for mismatch in self._estimate().get("mismatches") or ():
             yield Alarm(f"CxlsHeaderDisagrees {mismatch['quantity']}", WARNING, mismatch["text"])
         drift = self._drift()
@@ -211,16 +210,10 @@ class Alarms:
             yield Alarm(
                 "CxlsDeviceFault", WARNING, f"The GPU failed in {len(faults)} worker(s), which use the CPU: {faults[0]}"
             )
-        for output, folder in self._disks.items():
-            try:
-                usage = shutil.disk_usage(folder)
-            except OSError:
-                continue
-            free = usage.free / max(usage.total, 1)
-            if free < THRESHOLDS.disk_warning_ratio:
-                severity = CRITICAL if free < THRESHOLDS.disk_critical_ratio else WARNING
+        for output, (size, free) in self._rooms().items():
+            if size > 0 and free < THRESHOLDS.disk_free_ratio * size:
                 yield Alarm(
                     f"CxlsDiskLow {output}",
-                    severity,
-                    f"{usage.free / 1e9:.1f} GB ({free:.0%}) are free where --{output} writes: make room.",
+                    WARNING,
+                    f"{free / 1e9:.1f} GB ({free / size:.0%}) are free where --{output} writes: make room.",
                 )

@@ -29,6 +29,7 @@ from analyzer.running import Running
 from analyzer.sampling import Load, Sampler
 from analyzer.sinks import HitOutput, Reporting, Sink
 from analyzer.warm import FrameKind
+from analyzer.worker_load import WorkerLoad
 from streamer.account import Account
 from streamer.frames import Frame, make_frame
 from streamer.messages import ImageData, InvalidMessage
@@ -123,12 +124,11 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Worker:
-    """``analyser`` judges the next batch, ``busy`` is judging the one in hand; ``frames`` took it ``seconds``."""
+    """``analyser`` judges the next batch, ``busy`` is judging the one in hand."""
 
     analyser: Analyser
     busy: Analyser | None = None
-    frames: int = 0
-    seconds: float = 0.0
+    load: WorkerLoad = field(default_factory=WorkerLoad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,9 @@ class Front:
     ``analyzer.live`` gathers for those who watch: ``history``, ``latest``, ``split``, ``map`` and ``targets``.
 
     ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the
-    frames of which an attribute says nothing, by attribute and reason.
+    frames of which an attribute says nothing, by attribute and reason. ``last_frame_at``: when the last
+    image of a running series arrived, Unix seconds. ``blocked_s``: how long the reader has waited
+    for room in the queue.
     """
 
     def __init__(
@@ -185,7 +187,8 @@ class Front:
         self._tracker = SeriesTracker(self.account)
         self._results: queue.Queue[_Published | None] = queue.Queue()
         self._tallies: dict[int, _Tally] = {}
-        self._blocked_s = 0.0
+        self.blocked_s = 0.0
+        self.last_frame_at: float | None = None
         # What the reader hands on now and then, so that it wakes nobody for each image.
         self._receive_seconds: list[float] = []
         self._unseen: list[FrameResult] = []
@@ -229,13 +232,18 @@ class Front:
             publisher.join()
 
     @property
-    def series_open(self) -> bool:
-        """Whether a series began that is not over."""
-        return self._tracker.running is not None
-
-    @property
     def workers(self) -> int:
         return len(self._workers)
+
+    @property
+    def worker_loads(self) -> list[WorkerLoad]:
+        """What each worker has done."""
+        return [worker.load for worker in self._workers]
+
+    @property
+    def series_open(self) -> bool:
+        """Whether a series began and is not over."""
+        return self._tracker.running is not None
 
     @property
     def device_faults(self) -> list[str]:
@@ -278,7 +286,7 @@ class Front:
     def _read(self, stop: threading.Event) -> None:
         while not stop.is_set() and not self._enough:
             received = self.source.receive(POLL_S)
-            now = time.monotonic() - self._blocked_s
+            now = time.monotonic() - self.blocked_s
             if self.sampler.due(now):
                 self._adapt(now)
             if received is None or now - self._handed_s >= POLL_S:
@@ -306,6 +314,7 @@ class Front:
         for event in events:
             if isinstance(event, ImageAccepted):
                 frame = make_frame(event.series, event.image, received_at, self.settings.channel)
+                self.last_frame_at = received_at
                 self._receive_seconds.append(max(0.0, time.time() - received_at))
                 if not self.sampler.wants(frame.image_id):
                     self._leave_out(frame, "sampled")
@@ -327,8 +336,8 @@ class Front:
             now,
             Load(
                 self.account.accepted,
-                sum(worker.frames for worker in workers),
-                sum(worker.seconds for worker in workers),
+                sum(worker.load.frames for worker in workers),
+                sum(worker.load.seconds for worker in workers),
                 0.0 if oldest is None else max(0.0, time.time() - oldest),
             ),
         )
@@ -360,8 +369,9 @@ class Front:
         placed = False
         while self.settings.block and not placed and not stop.is_set():
             placed = self.ring.put(frame, POLL_S)
-        # While we wait, so does the sender: that time must not end a series.
-        self._blocked_s += time.monotonic() - began
+            # While we wait, so does the sender: that time must not end a series.
+            now = time.monotonic()
+            self.blocked_s, began = self.blocked_s + now - began, now
         return placed
 
     def _drain(self, workers: Sequence[threading.Thread], stop: threading.Event) -> None:
@@ -388,8 +398,7 @@ class Front:
         outcome = self._analyse(analyser, batch)
         if (fault := analyser.fault) is not None:
             self._faults[id(worker)] = fault
-        worker.seconds += time.monotonic() - began
-        worker.frames += len(batch)
+        worker.load.add(batch, outcome.results, time.monotonic() - began)
         self._hand_out(batch, outcome.results)
         self.latest.add(batch, outcome.results, [seen.plan for seen in outcome.peaks])
         self._results.put(outcome)

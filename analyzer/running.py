@@ -6,8 +6,10 @@ threads read it, under one lock.
 
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,9 @@ PROFILE_MEMORY_FRAMES = 1000
 
 LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 STAGE_BUCKETS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+PROBABILITY_BUCKETS = (
+    0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0,
+)  # fmt: skip
 _HISTORY = 2000
 _SERIES_KEPT = 16
 
@@ -71,23 +76,35 @@ class Histogram:
 
     def __init__(self, edges: Sequence[float]) -> None:
         self.edges = tuple(edges)
-        self._counts = np.zeros(len(edges) + 1, np.int64)
+        self._counts = [0] * (len(edges) + 1)
         self.sum = 0.0
 
     def observe(self, values: Sequence[float]) -> None:
-        self._counts += np.bincount(np.searchsorted(self.edges, values), minlength=len(self._counts))
-        self.sum += float(np.sum(values))
+        # A batch is a few values: numpy would take ten times as long.
+        for value in values:
+            self._counts[bisect_left(self.edges, value)] += 1
+        self.sum += sum(values)
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper edge, the last one infinite."""
-        cumulative = np.cumsum(self._counts)
+        cumulative = accumulate(self._counts)
         return [(str(edge), float(n)) for edge, n in zip((*self.edges, "+Inf"), cumulative, strict=True)]
+
+
+def _smoothed(before: float | None, values: Sequence[float | None]) -> float | None:
+    """A running mean into which a batch goes with a tenth."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return before
+    mean = sum(known) / len(known)
+    return mean if before is None else 0.9 * before + 0.1 * mean
 
 
 @dataclass(slots=True)
 class Running:
     """Running products of a run. ``began_at``: when the latest series did (Unix s). ``disagreement``: of a shadow
-    finder, ``None`` without one; ``spots``: of hits, ``None`` where the crystals' cell is not known."""
+    finder, ``None`` without one; ``spots``: of hits, ``None`` where the crystals' cell is not known. ``last_result_at``
+    and ``last_beam_at``: when the last image analysed was published, and the last that saw beam (Unix s)."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     hits: ImageWindow = field(default_factory=lambda: ImageWindow(max(WINDOWS)))
@@ -104,6 +121,10 @@ class Running:
     series_began: int = 0
     began_at: float | None = None
     relative_flux: float | None = None
+    background_photons: float | None = None
+    hit_probabilities: Histogram = field(default_factory=lambda: Histogram(PROBABILITY_BUCKETS))
+    last_result_at: float | None = None
+    last_beam_at: float | None = None
     last_hit: FrameResult | None = None
     last: FrameResult | None = None
     history: list[tuple[int, int, float]] = field(default_factory=list)
@@ -158,7 +179,7 @@ class Running:
             self.sums.reset()
             if self.spots is not None:
                 self.spots.reset()
-            self.relative_flux = self.last_hit = self.last = None
+            self.relative_flux = self.background_photons = self.last_hit = self.last = None
             self.history = []
             if self.disagreement is not None:
                 self.disagreement.latest.clear()
@@ -196,9 +217,16 @@ class Running:
                 self._add_one(result)
             if good:
                 self.last = good[-1]
-                flux = [result.relative_flux for result in good if result.relative_flux is not None]
-                mean = float(np.mean(flux)) if flux else 0.0
-                self.relative_flux = mean if self.relative_flux is None else 0.9 * self.relative_flux + 0.1 * mean
+                self.relative_flux = _smoothed(self.relative_flux, [result.relative_flux for result in good])
+                background = [result.background_photons for result in good]
+                self.background_photons = _smoothed(self.background_photons, background)
+                with_beam = [result for result in good if result.decision != Decision.NO_BEAM]
+                self.last_result_at = now = time.time()
+                if with_beam:
+                    self.last_beam_at = now
+                self.hit_probabilities.observe(
+                    [result.hit_probability for result in with_beam if result.hit_probability is not None]
+                )
                 self.latency.observe([result.latency_s or 0.0 for result in good])
                 for stage, seconds in stage_seconds.items():
                     self.stages.setdefault(stage, Histogram(STAGE_BUCKETS_S)).observe([seconds / len(good)])

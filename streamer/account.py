@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 DROP_REASONS = ("queue_full", "shutdown", "duplicate", "stale_series", "out_of_range", "sampled")
 MISSING_PLACES = ("head", "gap", "tail")
+SERIES_ENDS = ("end message", "last announced image", "new start", "another series runs", "source ended")
 _NOT_ACCEPTED = ("duplicate", "stale_series", "out_of_range")
 
 
@@ -23,6 +24,7 @@ class Account:
     undecodable: dict[str, int] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MISSING_PLACES, 0))
     invalid: dict[str, int] = field(default_factory=dict)
+    series_ended: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SERIES_ENDS, 0))
 
     def drop(self, reason: str, count: int = 1) -> None:
         self.dropped[reason] += count

@@ -37,12 +37,12 @@ class FrameRing:
         return self._max_frames
 
     @property
-    def held_bytes(self) -> int:
-        return self._bytes
-
-    @property
     def capacity_bytes(self) -> int:
         return self._max_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        return self._bytes
 
     @property
     def oldest_received_at(self) -> float | None:

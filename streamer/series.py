@@ -281,6 +281,7 @@ class SeriesTracker:
         missing = _missing(ids, running.announced, series.joined)
         for where, count in missing.items():
             self._account.missing[where] += count
+        self._account.series_ended[why] += 1
         yield SeriesClosed(series, running.announced, ids.count, missing, why)
 
 

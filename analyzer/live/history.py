@@ -114,11 +114,7 @@ class ImageBins:
 
 
 class History:
-    """The run so far. ``place_of`` says where a series' images begin among all, ``None`` where that is not known.
-
-    ``first_at``, ``last_at`` and ``last_beam_at``: when the first image came, the latest, and the latest with beam
-    (Unix s), ``None`` before.
-    """
+    """The run so far. ``place_of`` says where a series' images begin among all, ``None`` where that is not known."""
 
     def __init__(self, place_of: Callable[[int], int | None]) -> None:
         self._place_of = place_of
@@ -132,9 +128,6 @@ class History:
             self._images = ImageBins()
             self._series: deque[dict[str, Any]] = deque(maxlen=SERIES_KEPT)
             self._latencies: deque[tuple[float, float]] = deque(maxlen=LATENCIES_KEPT)
-            self.first_at: float | None = None
-            self.last_at: float | None = None
-            self.last_beam_at: float | None = None
 
     def begin_series(self, series_id: int, ordinal: int, now: float) -> None:
         """A series began or was joined."""
@@ -149,8 +142,6 @@ class History:
         """Take in a batch of published results."""
         with self._lock:
             for result in results:
-                self.first_at = self.first_at or result.received_at
-                self.last_at = max(self.last_at or 0.0, result.received_at)
                 for bins in (self._seconds, self._minutes):
                     _enter(bins.row(result.received_at), result)
                 if result.status == Status.OK:
@@ -161,7 +152,6 @@ class History:
         first = self._place_of(result.ordinal)
         if result.decision == Decision.NO_BEAM:
             return
-        self.last_beam_at = max(self.last_beam_at or 0.0, result.received_at)
         if first is None or result.image_id >= MOST_IMAGES:
             return
         row = self._images.row(first + result.image_id)

@@ -31,6 +31,7 @@ _MEDIA_TYPES = {
     "svg": "image/svg+xml",
     "LICENSE": "text/plain",
 }
+_SEND_BUFFER_BYTES = 256 << 10
 _MOST_CONNECTIONS = 500
 """Idle connections count too, so a few dozen forgotten browsers must not shut out Prometheus."""
 
@@ -122,4 +123,7 @@ def bind(listen: str) -> socket.socket:
     if not host or not port.isdigit() or int(port) > 65535:
         raise ValueError("an address is HOST:PORT, for instance 127.0.0.1:8080")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host.strip("[]"), int(port)), family=family)
+    bound = socket.create_server((host.strip("[]"), int(port)), family=family)
+    # Connections inherit it: what a slow browser has not read yet is news of long ago.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    return bound

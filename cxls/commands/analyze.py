@@ -36,7 +36,7 @@ from analyzer.live.socket import LiveSocket
 from analyzer.live.status import StatusReport, View
 from analyzer.live.targets import Targets
 from analyzer.mask_file import BadMask, read_mask
-from analyzer.metrics import make_registry
+from analyzer.metrics import DiskSpace, GpuLoad, make_registry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
 from analyzer.parameters.running import RunEstimate, RunEstimator
 from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind, Peakfinder8Finder
@@ -206,6 +206,8 @@ class Session:
         self._product_files = (
             ProductFiles(settings.products, self.front.products, settings.overwrite) if settings.products else None
         )
+        disks = DiskSpace(_folders(settings))
+        self._load = [disks, *([GpuLoad.of(device)] if device != "cpu" else [])]
         self.front.latest.keeping = bound is not None
         followed = None if indexing is None or indexing.follower is None else indexing.outcomes
         self.front.targets = Targets(
@@ -213,7 +215,7 @@ class Session:
             lambda: None if followed is None else followed.counts[Outcome.INDEXED],
         )
         self.front.targets.set(hits=settings.target_hits, indexed=settings.target_indexed)
-        alarms = Alarms(self.front, self.running_estimate, self._drift, _folders_written(settings))
+        alarms = Alarms(self.front, self.running_estimate, self._drift, disks.rooms)
         self.report = StatusReport(self.front, alarms)
         self._live_socket = LiveSocket(self.report, self.front.latest)
         self.report.view = self._view(judge)
@@ -246,7 +248,8 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
-        registry.register(self._live_socket)
+        for collector in (self._live_socket, *self._load):
+            registry.register(collector)
         if self._product_files is not None:
             registry.register(self._product_files)
         for output in self.front.reporting:
@@ -404,6 +407,16 @@ def _open_results(settings: AnalyzeSettings) -> Sink:
         raise BadSettings(str(error)) from None
 
 
+def _folders(settings: AnalyzeSettings) -> dict[str, Path]:
+    """Where the outputs in use are written."""
+    places = {
+        "results": settings.results and settings.results.absolute().parent,
+        "hits": settings.hits,
+        "products": settings.products,
+    }
+    return {output: place for output, place in places.items() if place is not None}
+
+
 def _open_hits(settings: AnalyzeSettings) -> HitFolder | None:
     if settings.hits is None:
         return None
@@ -462,12 +475,6 @@ def _all_tags(settings: AnalyzeSettings) -> tuple[str, ...]:
     asked = (tag.strip() for tag in settings.tags.split(","))
     named = (*asked, settings.split_tag or "", *(_map_tags(settings) or ()))
     return tuple(dict.fromkeys(tag for tag in named if tag))
-
-
-def _folders_written(settings: AnalyzeSettings) -> dict[str, Path]:
-    """Where each output writes, by its setting."""
-    outputs = {"results": settings.results, "hits": settings.hits, "products": settings.products}
-    return {name: path if path.is_dir() else path.parent for name, path in outputs.items() if path is not None}
 
 
 def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:

@@ -125,14 +125,6 @@ def test_rates_are_of_the_last_ten_whole_seconds() -> None:
     assert (later["frames_hz"], later["latency_p99_s"]) == (0.0, None)
 
 
-def test_it_knows_when_the_beam_was_last_seen() -> None:
-    seen = history()
-    seen.add([result(0, MISS, at=10.0), result(1, DARK, at=12.0)])
-    assert (seen.first_at, seen.last_at, seen.last_beam_at) == (10.0, 12.0, 10.0)
-    seen.reset()
-    assert (seen.first_at, seen.last_at, seen.last_beam_at) == (None, None, None)
-
-
 def test_only_the_latest_series_are_marked() -> None:
     seen = history()
     for ordinal in range(200):

@@ -1,0 +1,101 @@
+"""Load of the CUDA device that a run uses: torch's own figures, and NVML's where nvidia-ml-py is installed."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from analyzer.metrics.families import gauge_if_known
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that torch holds of the device's memory, and the size of it."""
+
+    allocated_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Share of the time in which a kernel ran, temperature, and whether heat or power hold the clock down."""
+
+    utilization: float
+    temperature_celsius: float
+    throttled: bool
+
+
+class GpuLoad(Collector):
+    """``cxls_gpu_…`` of one device. A figure that the device does not tell is absent; no fault breaks a scrape."""
+
+    def __init__(self, memory: Callable[[], Memory], health: Callable[[], Health] | None) -> None:
+        self._memory = memory
+        self._health = health
+
+    @classmethod
+    def of(cls, device: str) -> "GpuLoad":
+        """Of a torch device, such as ``cuda``."""
+        return cls(lambda: _torch_memory(torch.device(device)), _nvml_health(torch.device(device)))
+
+    def collect(self) -> Iterator[Metric]:
+        memory: Memory | None = None
+        health: Health | None = None
+        # What a lost device raises is many things; the run counts the fault itself.
+        with contextlib.suppress(Exception):
+            memory = self._memory()
+        if self._health is not None:
+            with contextlib.suppress(Exception):
+                health = self._health()
+        allocated, size = (memory.allocated_bytes, memory.size_bytes) if memory else (None, None)
+        yield gauge_if_known("cxls_gpu_memory_allocated_bytes", "Memory of the device that tensors hold", allocated)
+        yield gauge_if_known("cxls_gpu_memory_size_bytes", "Memory of the device", size)
+        busy, heat, throttled = (
+            (health.utilization, health.temperature_celsius, float(health.throttled)) if health else (None, None, None)
+        )
+        yield gauge_if_known("cxls_gpu_utilization_ratio", "Share of the time in which the device ran a kernel", busy)
+        yield gauge_if_known("cxls_gpu_temperature_celsius", "Temperature of the device", heat)
+        yield gauge_if_known("cxls_gpu_throttled", "1 while heat or a fault of power holds the clock down", throttled)
+
+
+def _torch_memory(device: torch.device) -> Memory:
+    _, size = torch.cuda.mem_get_info(device)
+    return Memory(torch.cuda.memory_allocated(device), size)
+
+
+def _nvml_health(device: torch.device) -> Callable[[], Health] | None:
+    """What reads NVML for a device, ``None`` without nvidia-ml-py, its driver or such a device."""
+    try:
+        import pynvml
+    except ImportError:
+        log.info("nvidia-ml-py is not installed: the metrics lack the device's load and temperature")
+        return None
+    try:
+        pynvml.nvmlInit()
+        # By what it is and not by number: CUDA counts only the devices it may see.
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    except (pynvml.NVMLError, AttributeError, RuntimeError) as error:
+        log.warning("the metrics lack the device's load and temperature: %s", error)
+        return None
+    return lambda: _read_nvml(pynvml, handle)
+
+
+def _read_nvml(nvml: Any, handle: Any) -> Health:
+    # Not the cap of power in software: at full load a device is held there as a rule.
+    held_down = (
+        nvml.nvmlClocksEventReasonHwSlowdown
+        | nvml.nvmlClocksEventReasonHwThermalSlowdown
+        | nvml.nvmlClocksEventReasonHwPowerBrakeSlowdown
+        | nvml.nvmlClocksEventReasonSwThermalSlowdown
+    )
+    return Health(
+        nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100.0,
+        float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        bool(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle) & held_down),
+    )
