@@ -3,7 +3,7 @@
 import { $, fillRows, say } from "./dom.js";
 import { clock, count, milliseconds, rate } from "./format.js";
 
-const GROUPS = [["processed", ""], ["dropped", "dropped: "], ["undecodable", "undecodable: "], ["missing", "never came: "], ["messages_invalid", "messages refused: "]];
+const GROUPS = [["processed", "analysed: "], ["dropped", "dropped: "], ["undecodable", "undecodable: "], ["missing", "never came: "], ["messages_invalid", "messages refused: "]];
 const words = key => key.replaceAll("_", " ");
 
 export function show(status) {

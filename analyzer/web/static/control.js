@@ -4,7 +4,16 @@ import { $, confirmed, element, say } from "./dom.js";
 import { clock } from "./format.js";
 
 const TOKEN = "cxls-token";
-const CHOICES = { hit_rule: ["network", "peaks", "either", "both"], finder: ["bundle", "builtin", "network", "pf8"] };
+const CHOICES = {
+  hit_rule: ["network", "peaks", "either", "both"],
+  finder: ["bundle", "poisson", "learned", "peakfinder8", "peakfinder8-poisson"],
+};
+const NAMES = {
+  min_peaks: "peaks of a hit", indexable_peaks: "peaks if indexable", hit_rule: "hit by", finder: "peaks by", pf8_threshold: "pf8 threshold (counts)",
+  pf8_min_snr: "pf8 least SNR (σ)", pf8_min_pix_count: "pf8 fewest pixels", pf8_max_pix_count: "pf8 most pixels",
+  pf8_local_bg_radius: "pf8 background (px)", pf8_min_res: "pf8 least radius (px)", pf8_max_res: "pf8 largest radius (px)",
+};
+const WHOLE = ["min_peaks", "indexable_peaks", "pf8_min_pix_count", "pf8_max_pix_count", "pf8_local_bg_radius"];
 let status = null, fieldsOf = "", channelsOf = "", filled = false;
 
 async function post(action, body) {
@@ -47,9 +56,9 @@ const runOf = fields => ({
 function peakField(name, value) {
   const choices = CHOICES[name];
   const field = choices ? element("select", { name }, ...[...new Set([...choices, value])].map(choice => element("option", {}, choice)))
-    : element("input", { name, type: "number", step: Number.isInteger(value) && !/snr|threshold|res$/.test(name) ? "1" : "any", placeholder: "default" });
+    : element("input", { name, type: "number", step: WHOLE.includes(name) ? "1" : "any", placeholder: "default" });
   field.value = value ?? "";
-  return element("label", {}, `${name.replaceAll("_", " ")} `, field);
+  return element("label", {}, `${NAMES[name] ?? name} `, field);
 }
 
 // Fields follow the analysis only where nobody has changed them.

@@ -1,8 +1,8 @@
 // Curves against time and image: hit and indexable rate with Wilson's 95 % band, peaks, throughput, latency, queue.
 
 import { say } from "./dom.js";
-import { milliseconds, percent } from "./format.js";
-import { banded, fill, line, marking, percentRange, Plot, timeAxis } from "./plot.js";
+import { count, milliseconds, percent, rate } from "./format.js";
+import { banded, fill, line, marking, percentRange, Plot, timeAxis, toNow } from "./plot.js";
 import { bands, runningSums, wilson } from "./statistics.js";
 import { ink } from "./theme.js";
 
@@ -10,6 +10,8 @@ const RUNNING_S = { time: 30, minutes: 600 };
 const MOST_BINS = 120;
 const words = seconds => (seconds < 120 ? `${seconds} s` : `${seconds / 60} min`);
 
+const QUEUE_S = 900;
+const waiting = [[], []]; // Unix seconds and frames, since the page was opened
 let latest = null, span = "time", detectorRate = null, threshold = 0.5, plots = null;
 
 const ratePlot = (id, options) => new Plot(id, {
@@ -25,16 +27,16 @@ export function start() {
     points: { show: true, size, width: 1.2, stroke: () => ink(colour), fill: () => (filled ? ink(colour) : "transparent") },
   });
   plots = {
-    byTime: ratePlot("rateByTime", { time: true, x: timeAxis, draw: [marking(seriesBy("began_at"))] }),
+    byTime: ratePlot("rateByTime", { time: true, xRange: toNow, x: timeAxis, draw: [marking(seriesBy("began_at"))] }),
     byImage: ratePlot("rateByImage", { x: { label: "image, series one after the other" }, draw: [marking(seriesBy("first_image"))] }),
     peaks: new Plot("peaksByImage", { series: [dots("hit", "hit", true, 4), dots("no hit", "miss", false, 4)], x: { label: "image, series one after the other" }, draw: [marking(seriesBy("first_image"))] }),
     throughput: new Plot("throughput", {
-      time: true, x: timeAxis, series: [line("received", "hit"), line("analysed", "indexable", { dash: [6, 4] }), line("dropped", "bad"), line("detector", "quiet", { dash: [2, 3] })], y: { values: (plot, splits) => splits.map(value => `${value}/s`), size: 52 },
+      time: true, xRange: toNow, x: timeAxis, series: [line("received", "hit"), line("analysed", "indexable", { dash: [6, 4] }), line("dropped", "bad"), line("detector", "quiet", { dash: [2, 3] })], y: { values: (plot, splits) => splits.map(value => `${value}/s`), size: 52 },
     }),
     latency: new Plot("latency", {
-      time: true, x: timeAxis, log: true, series: [line("slowest", "hit", { value: (plot, value) => value == null ? "" : milliseconds(value) })], y: { values: (plot, splits) => splits.map(value => (value == null ? "" : milliseconds(value))), size: 52 },
+      time: true, xRange: toNow, x: timeAxis, log: true, series: [line("slowest", "hit", { value: (plot, value) => value == null ? "" : milliseconds(value) })], y: { values: (plot, splits) => splits.map(value => (value == null ? "" : milliseconds(value))), size: 52 },
     }),
-    queue: new Plot("queue", { time: true, x: timeAxis, series: [line("waiting", "hit", { paths: window.uPlot.paths.stepped({ align: 1 }), fill: () => `color-mix(in srgb, ${ink("hit")} 18%, transparent)` })] }),
+    queue: new Plot("queue", { time: true, xRange: toNow, x: timeAxis, series: [line("waiting", "hit", { paths: window.uPlot.paths.stepped({ align: 1 }), fill: () => `color-mix(in srgb, ${ink("hit")} 18%, transparent)` })] }),
   };
   for (const button of document.querySelectorAll("[data-span]")) button.addEventListener("click", () => {
     span = button.dataset.span;
@@ -47,7 +49,11 @@ export function useStatus(status) {
   threshold = status.threshold;
   const frameTime = status.header?.frame_time_s;
   detectorRate = frameTime > 0 ? 1 / frameTime : null;
-  say("detectorRate", detectorRate ? `the detector takes ${detectorRate.toPrecision(3)}/s` : "the detector's rate is not known");
+  waiting[0].push(status.time);
+  waiting[1].push(status.queue_frames);
+  while (waiting[0][0] < status.time - QUEUE_S) waiting.forEach(values => values.shift());
+  say("queueNote", `since this page was opened; room for ${count(status.queue_capacity_frames)}`);
+  say("detectorRate", detectorRate ? `the detector takes ${rate(detectorRate)}/s` : "the detector's rate is not known");
 }
 
 export function take(message) {
@@ -96,13 +102,13 @@ function peaksByImage(scatter) {
   plots.peaks.set([points.map(point => point[0]), points.map(point => (isHit(point) ? point[1] : null)), points.map(point => (isHit(point) ? null : point[1]))]);
 }
 
-function performance({ width_s, t, received, analysed, dropped, latency_s, queue }) {
+function performance({ width_s, t, received, analysed, dropped, latency_s }) {
   const each = values => values.map(value => value / width_s), whole = t.length - 1;
   // The last bin is not over yet.
   const over = values => values.slice(0, whole);
   plots.throughput.set([over(t), over(each(received)), over(each(analysed)), over(each(dropped)), over(t).map(() => detectorRate)]);
   plots.latency.set([over(t), over(latency_s)]);
-  plots.queue.set([over(t), over(queue)]);
+  plots.queue.set(waiting.map(values => values.slice()));
   const slowest = Math.max(...latency_s.slice(-60).filter(value => value != null));
   say("latencyNote", isFinite(slowest) ? `${words(width_s * 60)}: ${milliseconds(slowest)}` : "");
 }

@@ -48,6 +48,7 @@ const live = new Live({
   state(message) {
     status = message.status;
     curves.useStatus(status);
+    products.useStatus(status);
     if (!document.hidden) showStatus();
     banner.show(live, status);
   },

@@ -1,13 +1,13 @@
 // The header of the page and the numbers beside the image.
 
 import { $, element, say } from "./dom.js";
-import { count, left, milliseconds, percent, rate, withSigma } from "./format.js";
+import { clock, count, left, milliseconds, percent, rate, withSigma } from "./format.js";
 
 const SOURCES = { bragg: ["Bragg spots", "hits"], all: ["water", "frames"], misses: ["water", "frames without hits"] };
 
 function header(status) {
   const run = status.run, series = status.series_id == null ? "no series yet" : `series ${status.series_id}`;
-  say("runName", run ? `Run ${run.number ?? "–"}${run.sample ? ` · ${run.sample}` : ""}` : "CXLS");
+  say("runName", run ? `Run ${run.number ?? `since ${clock(run.began_at, false)}`}${run.sample ? ` · ${run.sample}` : ""}` : "");
   say("seriesName", `${series} · model ${status.bundle}${status.mask ? ` · mask ${status.mask}` : ""}`);
   $("identity").title = run?.notes ? run.notes : "";
   document.title = `${percent(status.hit_ratio["100"], 0)} hits${run?.number == null ? "" : ` · run ${run.number}`} · CXLS`;

@@ -9,7 +9,7 @@ import { ink, onTheme } from "./theme.js";
 
 const EVERY_MS = 10000;
 const CELL_PARTS = [["a", "Å"], ["b", "Å"], ["c", "Å"], ["α", "°"], ["β", "°"], ["γ", "°"]];
-let peakogram = null, plots = null, cellPlots = null, visible = () => false, useRings = () => {}, asked = 0;
+let peakogram = null, plots = null, cellPlots = null, visible = () => false, useRings = () => {}, asked = 0, any = false;
 
 const bars = (label, colour, size = 0.9) => ({
   label, scale: "y", stroke: () => ink(colour), width: 0.5, fill: () => ink(colour), paths: window.uPlot.paths.bars({ size: [size, 100], align: 1 }), points: { show: false }, value: (plot, value) => (value == null ? "" : value),
@@ -29,7 +29,6 @@ export function start(isVisible, takeRings) {
   };
   new ResizeObserver(drawPeakogram).observe($("peakogram").parentElement);
   onTheme(drawPeakogram);
-  refresh();
 }
 
 // Every ten seconds while the page is seen, and at once when the view is opened.
@@ -37,7 +36,15 @@ setInterval(() => {
   if (Date.now() - asked >= EVERY_MS && !document.hidden) refresh();
 }, 1000);
 
+// Before the first frame there is nothing to ask for.
+export function useStatus({ account }) {
+  const before = any;
+  any = Object.values(account.processed).some(number => number > 0);
+  if (any && !before) refresh();
+}
+
 export async function refresh() {
+  if (!any) return;
   asked = Date.now();
   const get = async name => {
     const answer = await fetch(name, { cache: "no-store" });
@@ -121,7 +128,7 @@ export function take({ profile, cells }) {
     plots.profile.set([profile.x, profile.measured, profile.model ?? profile.x.map(() => null)]);
     say("profileNote", `${profile.label}, ${count(profile.frames)} frames`);
   }
-  $("cellsCard").hidden = !cells?.values.length;
+  $("noCells").hidden = Boolean(cells?.values.length);
   if (cells?.values.length) showCells(cells);
 }
 

@@ -6,6 +6,7 @@ import { count, percent } from "./format.js";
 import { axes, colourBar } from "./heat.js";
 import { ink, onTheme } from "./theme.js";
 
+const tidy = value => +value.toPrecision(4);
 let split = null, map = null, known = false, toCell = null;
 
 export function take(message) {
@@ -46,7 +47,6 @@ function drawSplit() {
     context.fillStyle = ink("quiet");
     context.fillText(`${count(value.hits)} of ${count(value.beam)}`, x, bottom + 45);
     context.fillText(`indexable ${count(value.indexable)}`, x, bottom + 60);
-    if (value.ratio == null) return;
     context.fillStyle = ink("ink");
     context.fillText(`${percent(value.ratio)} (${(100 * value.low).toFixed(1)} to ${(100 * value.high).toFixed(1)})`, x, bottom + 30);
     context.strokeStyle = context.fillStyle = ink("hit");
@@ -91,7 +91,7 @@ function drawMap() {
   }
   axes(context, frame, { low: x0, high: x1, at: x, label: tags[0] }, { low: y0, high: y1, at: y, label: tags[1] });
   colourBar(context, frame, "0 %", percent(most, 0), "hits of frames");
-  say("mapNote", `${tags.join(", ")} in steps of ${step.join(", ")}; blank: no frame`);
+  say("mapNote", `${tags.join(", ")} in steps of ${step.map(tidy).join(", ")}; blank: no frame`);
   toCell = (atX, atY) => {
     const valueX = x0 + (atX - left) / (right - left) * (x1 - x0), valueY = y0 + (bottom - atY) / (bottom - top) * (y1 - y0);
     return cells.find(cell => Math.abs(cell[0] - valueX) <= step[0] / 2 && Math.abs(cell[1] - valueY) <= step[1] / 2);
@@ -106,6 +106,6 @@ export function start() {
   });
   $("map").addEventListener("pointermove", event => {
     const cell = toCell?.(event.offsetX, event.offsetY);
-    say("mapReadout", cell ? `${map.tags[0]} ${cell[0]}, ${map.tags[1]} ${cell[1]}: ${count(cell[3])} hits of ${count(cell[2])} frames with beam, ${percent(cell[2] ? cell[3] / cell[2] : null)}` : "\u00a0");
+    say("mapReadout", cell ? `${map.tags[0]} ${tidy(cell[0])}, ${map.tags[1]} ${tidy(cell[1])}: ${count(cell[3])} hits of ${count(cell[2])} frames with beam, ${percent(cell[2] ? cell[3] / cell[2] : null)}` : "\u00a0");
   });
 }
