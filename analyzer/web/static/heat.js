@@ -4,7 +4,7 @@ import { colourAt, css } from "./colours.js";
 import { ticks } from "./format.js";
 import { ink } from "./theme.js";
 
-// Numbers along the bottom and left edge of a frame [left, top, right, bottom] in CSS pixels.
+// Numbers along the bottom and, with `y`, the left edge of a frame [left, top, right, bottom] in CSS pixels.
 export function axes(context, frame, x, y) {
   const [left, top, right, bottom] = frame;
   context.strokeStyle = ink("line");
@@ -13,8 +13,9 @@ export function axes(context, frame, x, y) {
   context.fillStyle = ink("quiet");
   context.textBaseline = "middle";
   context.textAlign = "center";
-  for (const value of ticks(x.low, x.high, Math.max(2, (right - left) / 48))) context.fillText(x.text?.(value) ?? value, x.at(value), bottom + 9);
+  for (const value of ticks(x.low, x.high, Math.max(2, (right - left) / 40))) context.fillText(x.text?.(value) ?? value, x.at(value), bottom + 9);
   context.fillText(x.label, (left + right) / 2, bottom + 23);
+  if (!y) return;
   context.textAlign = "right";
   for (const value of ticks(y.low, y.high, Math.max(2, (bottom - top) / 30))) context.fillText(y.text?.(value) ?? value, left - 5, y.at(value));
   context.save();

@@ -101,7 +101,7 @@ function drawPeakogram() {
   if (inQ) {
     context.textAlign = "center";
     context.textBaseline = "middle";
-    for (const mark of ticks(0, end, Math.max(2, (right - left) / 48))) if (mark > 0) context.fillText((2 * Math.PI / mark).toPrecision(2), x(mark), top - 7);
+    for (const mark of ticks(0, end, Math.max(2, (right - left) / 40))) if (mark > 0) context.fillText((2 * Math.PI / mark).toPrecision(2), x(mark), top - 7);
     context.fillText("d (Å)", (left + right) / 2, top - 20);
   }
   if (most) colourBar(context, frame, "1", compact(most), "peaks");

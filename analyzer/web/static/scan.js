@@ -32,35 +32,35 @@ function drawSplit() {
   }
   const surface = canvas("split");
   if (!surface) return;
-  const [context, width, height] = surface, values = split.values, frame = [46, 10, width - 12, height - 72], [left, top, right, bottom] = frame;
-  const most = Math.min(1, 1.15 * Math.max(0.05, ...values.map(value => value.high ?? 0)));
-  const y = ratio => bottom - (bottom - top) * ratio / most, step = (right - left) / values.length;
-  context.strokeStyle = ink("line");
-  axes(context, frame, { low: 0, high: -1, at: () => 0, label: "" }, { low: 0, high: 100 * most, at: value => y(value / 100), label: "hits of frames with beam (%)" });
+  // A row a value: its name, the interval, the numbers.
+  const [context, width, height] = surface, values = split.values, rowHeight = Math.min(64, (height - 48) / values.length);
+  const frame = [Math.min(150, 0.28 * width), 8, width - 158, 8 + rowHeight * values.length], [left, top, right, bottom] = frame;
+  const most = Math.min(1, 1.1 * Math.max(0.05, ...values.map(value => value.high))), x = ratio => left + (right - left) * ratio / most;
+  axes(context, frame, { low: 0, high: 100 * most, at: value => x(value / 100), label: "hits of frames with beam (%)" });
   values.forEach((value, n) => {
-    const x = left + step * (n + 0.5);
-    context.textAlign = "center";
+    const y = top + rowHeight * (n + 0.5);
+    context.textBaseline = "middle";
+    context.textAlign = "right";
     context.fillStyle = ink("ink");
-    context.font = "600 13px system-ui, sans-serif";
-    context.fillText(`${split.tag} = ${value.value}`, x, bottom + 14);
+    context.font = "600 12px system-ui, sans-serif";
+    context.fillText(`${split.tag} = ${value.value}`, left - 8, y, left - 12);
     context.font = "11px system-ui, sans-serif";
+    context.textAlign = "left";
+    context.fillText(`${percent(value.ratio)}, ${(100 * value.low).toFixed(1)} to ${(100 * value.high).toFixed(1)}`, right + 10, rowHeight > 28 ? y - 7 : y);
     context.fillStyle = ink("quiet");
-    context.fillText(`${count(value.hits)} of ${count(value.beam)}`, x, bottom + 45);
-    context.fillText(`indexable ${count(value.indexable)}`, x, bottom + 60);
-    context.fillStyle = ink("ink");
-    context.fillText(`${percent(value.ratio)} (${(100 * value.low).toFixed(1)} to ${(100 * value.high).toFixed(1)})`, x, bottom + 30);
+    if (rowHeight > 28) context.fillText(`${count(value.hits)} of ${count(value.beam)}`, right + 10, y + 8);
     context.strokeStyle = context.fillStyle = ink("hit");
     context.lineWidth = 2;
     context.beginPath();
-    context.moveTo(x, y(value.low));
-    context.lineTo(x, y(value.high));
+    context.moveTo(x(value.low), y);
+    context.lineTo(x(value.high), y);
     for (const end of [value.low, value.high]) {
-      context.moveTo(x - 8, y(end));
-      context.lineTo(x + 8, y(end));
+      context.moveTo(x(end), y - 6);
+      context.lineTo(x(end), y + 6);
     }
     context.stroke();
     context.beginPath();
-    context.arc(x, y(value.ratio), 5, 0, 2 * Math.PI);
+    context.arc(x(value.ratio), y, 4.5, 0, 2 * Math.PI);
     context.fill();
   });
   say("splitNote", "with 95 % intervals");
