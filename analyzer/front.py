@@ -146,10 +146,9 @@ class Front:
     """Runs one analysis. ``account``, ``running`` and ``products`` can be read while it runs, and what
     ``analyzer.live`` gathers for those who watch: ``history``, ``latest``, ``split``, ``map`` and ``targets``.
 
-    ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the
-    frames of which an attribute says nothing, by attribute and reason. ``last_frame_at``: when the last
-    image of a running series arrived, Unix seconds. ``blocked_s``: how long the reader has waited
-    for room in the queue.
+    ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the frames of which an
+    attribute says nothing, by attribute and reason. ``last_frame_at``: when the last image of a running series arrived
+    (Unix s). ``blocked_s``: how long the reader has waited for room in the queue. ``over``: everything is published.
     """
 
     def __init__(
@@ -195,7 +194,7 @@ class Front:
         self._handed_s = 0.0
         self._last_warning: dict[str, float] = {}
         self._faults: dict[int, str] = {}
-        self.stopping = False
+        self.stopping = self.over = False
 
     @property
     def reporting(self) -> list[Reporting]:
@@ -230,6 +229,7 @@ class Front:
             self._drain(workers, stop)
             self._results.put(None)
             publisher.join()
+            self.over = True
 
     @property
     def workers(self) -> int:

@@ -230,6 +230,16 @@ cli.add_command(
 )
 cli.add_command(
     _command(
+        "view",
+        "cxls.commands.view:run",
+        [click.Argument(["files"], nargs=-1, required=True)],
+        "FILE is an Eiger master, data, CXI or single-image HDF5 file, a glob or a .lst list. Nothing is written. "
+        "Example: cxls view run12_master.h5, then open http://127.0.0.1:8080",
+        compiles=True,
+    )
+)
+cli.add_command(
+    _command(
         "train",
         "cxls.commands.train:run",
         [click.Argument(["task"]), click.Argument(["paths"], nargs=-1, metavar="[PATH]...")],

@@ -340,6 +340,21 @@ class AnalyzeSettings(_Settings):
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
 
 
+class ViewSettings(_Settings):
+    """Show files on the live page: every frame analysed, hits to click through; stays until Ctrl-C."""
+
+    listen: str = Field("127.0.0.1:8080", description="serve the page here")
+    bundle: Path | None = Field(None, description="model bundle folder (default: the one shipped)")
+    device: Device = Field("auto", description="where the networks run")
+    geometry: Path | None = Field(None, description="CrystFEL .geom of the detector (default: the header's geometry)")
+    mask: Path | None = Field(None, description="extra mask, .npy or HDF5 dataset FILE:PATH, nonzero where bad")
+    threshold: float | None = Field(None, ge=0, le=1, description="hit probability that makes a hit")
+    calibration: Path | None = Field(None, description="what `cxls calibrate` wrote of a blank run")
+    tags: str = Field("", description="keys of user data or image appendix to keep, comma separated")
+    split_tag: str | None = Field(None, description="tag that splits the hit ratio")
+    map_tags: str | None = Field(None, description="two tags, such as stage_x,stage_y: the hit ratio as a map")
+
+
 class DemoSettings(SimulationOptions):
     """Simulate, replay over ZeroMQ, analyse, and show it: the whole path on one machine."""
 
@@ -683,6 +698,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "crystfel import": CrystfelImportSettings,
     "replay": ReplaySettings,
     "analyze": AnalyzeSettings,
+    "view": ViewSettings,
     "train": TrainSettings,
     "models use": ModelsUseSettings,
     "calibrate": CalibrateSettings,

@@ -65,6 +65,7 @@ class StatusReport:
             "ready": self.is_ready,
             "connected": front.source.connected,
             "series_open": front.series_open,
+            "over": front.over,
             **view.facts,
             "queue_frames": len(front.ring),
             "queue_capacity_frames": front.ring.capacity,

@@ -19,7 +19,7 @@ from rich.table import Table
 
 _PACKAGES = (
     "cxls-analyzer", "numpy", "numba", "torch", "bitshuffle", "hdf5plugin", "dectris-compression", "imagecodecs",
-    "pyzmq", "cbor2", "h5py",
+    "pyzmq", "cbor2", "h5py", "prometheus-client",
 )  # fmt: skip
 
 _WIDTH = 150

@@ -117,15 +117,19 @@ def _where(settings: AnalyzeSettings, sources: list[str]) -> _Where:
 
 
 class Session:
-    """An analysis made from settings: checked and warm when constructed, run once."""
+    """An analysis made from settings: checked and warm when constructed, run once.
 
-    def __init__(self, settings: AnalyzeSettings, sources: list[str]) -> None:
+    ``stay``: the page is served on after the last frame, until ``stop`` is set.
+    """
+
+    def __init__(self, settings: AnalyzeSettings, sources: list[str], *, stay: bool = False) -> None:
         where = _where(settings, sources)
         if settings.channel == DIFFERENCE:
             raise BadSettings(
                 "--channel difference: negative results read as all ones there; analyse threshold_1 or threshold_2"
             )
         self.stop = threading.Event()
+        self._stay = stay
         self._done = threading.Event()
         self._live = where.live
         # What can be refused is looked at before anything is written or slow.
@@ -291,6 +295,9 @@ class Session:
         try:
             self.front.run(self.stop)
             self._finish_bragg()
+            if self._stay and not self.stop.is_set():
+                log.info("%s; the page stays until Ctrl-C", self.front.account.identity())
+                self.stop.wait()
         finally:
             self._done.set()
             talker.join()

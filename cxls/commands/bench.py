@@ -30,6 +30,7 @@ BENCHMARKS = {
     "hits": "hits found and false hits of a bundle by scenario: flux, water, response, salt, rings, new cells",
     "indexing": "handing hits to indexers, reading their stream, publishing records",
     "hits-to-disk": "what it costs to keep a hit in a file, against packing it anew",
+    "metrics": "what counting for /metrics costs a frame, against prometheus_client, and a scrape every second",
     "simulate": "CPU a simulated frame, and training inputs a second, beside pattern_sim's figures",
 }
 

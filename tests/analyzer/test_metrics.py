@@ -1,5 +1,6 @@
 """What Prometheus scrapes: every name of the contract, every label child, one consistent snapshot."""
 
+import math
 import re
 import subprocess
 import threading
@@ -19,7 +20,19 @@ from analyzer.front import Front, FrontSettings
 from analyzer.intervals import wilson
 from analyzer.metrics import corrected_ratio, expected_ratio, make_registry
 from streamer.messages import InvalidMessage
-from tests.analyzer.builders import BROKEN, ScriptedSource, end, image, metadata, start, water, whole_series, with_spots
+from tests.analyzer.builders import (
+    BROKEN,
+    SHAPE,
+    ScriptedSource,
+    end,
+    frame,
+    image,
+    metadata,
+    start,
+    water,
+    whole_series,
+    with_spots,
+)
 from tests.support import require
 
 CHILDREN = {
@@ -35,6 +48,15 @@ CHILDREN = {
     "cxls_camera_length_meters": ("statistic", {"estimate", "sigma", "header"}),
     "cxls_stage_seconds_count": ("stage", {"receive", "decode", "reduce", "infer", "peaks", "publish"}),
     "cxls_queue_frames": ("queue", {"frames", "results"}),
+    "cxls_queue_capacity_frames": ("queue", {"frames"}),
+    "cxls_queue_bytes": ("queue", {"frames"}),
+    "cxls_queue_capacity_bytes": ("queue", {"frames"}),
+    "cxls_series_ended_total": (
+        "why",
+        {"end message", "last announced image", "new start", "another series runs", "source ended"},
+    ),
+    "cxls_worker_busy_seconds_total": ("worker", {"0"}),
+    "cxls_worker_frames_total": ("worker", {"0"}),
 }
 WITHOUT_LABELS = (
     "cxls_frames_announced_total",
@@ -46,6 +68,14 @@ WITHOUT_LABELS = (
     "cxls_geometry_unfit_frames_total",
     "cxls_sampled_ratio",
     "cxls_device_faults",
+    "cxls_series_open",
+    "cxls_detector_frame_rate_hertz",
+    "cxls_backpressure_seconds_total",
+    "cxls_batch_frames_count",
+    "cxls_hit_probability_count",
+    "cxls_decoded_bytes_total",
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
 )
 WITH_DATA = {
     "cxls_hit_ratio": {("100",), ("1000",)},
@@ -54,6 +84,10 @@ WITH_DATA = {
     "cxls_hit_ratio_expected": {(b, w) for w in ("100", "1000") for b in ("estimate", "low", "high")},
     "cxls_relative_flux_ratio": {()},
     "cxls_hot_pixels": {()},
+    "cxls_background_photons": {()},
+    "cxls_last_frame_timestamp_seconds": {()},
+    "cxls_last_result_timestamp_seconds": {()},
+    "cxls_last_beam_timestamp_seconds": {()},
 }
 
 
@@ -152,6 +186,10 @@ def test_the_counts_are_those_of_the_account(bundle: Bundle) -> None:
     # Those without beam have no peaks to count.
     assert samples["cxls_peaks_per_frame_count"][()] == 24
     assert samples["cxls_saturated_frames_total"][()] == 0
+    assert samples["cxls_hit_probability_count"][()] == 24
+    assert samples["cxls_worker_frames_total"] == {("0",): 28}
+    # The one that did not decode gave no pixels.
+    assert samples["cxls_decoded_bytes_total"][()] == 27 * SHAPE[0] * SHAPE[1] * 2
 
 
 @pytest.mark.parametrize("stage", ["decode", "reduce", "infer", "peaks", "publish"])
@@ -201,6 +239,125 @@ def test_the_header_of_the_series_is_shown_beside_the_estimate(bundle: Bundle) -
         samples["cxls_photon_energy_electronvolts"][("estimate",)]
         != samples["cxls_photon_energy_electronvolts"][("estimate",)]
     ), "unknown is NaN"
+
+
+# --- series, queue and workers ----------------------------------------------------------
+
+
+def test_a_series_is_counted_by_what_ended_it(bundle: Bundle) -> None:
+    joined = [image(n, 3) for n in range(3)]
+    script = [
+        *whole_series(2),
+        start(2, 9),
+        start(4, 9),
+        *joined,
+        *whole_series(2, 5)[:-1],
+        1.2,
+        lambda: None,
+        start(6),
+    ]
+    ended = Scrapes(bundle, script).run().samples()["cxls_series_ended_total"]
+    assert ended == {
+        ("end message",): 1,
+        ("new start",): 2,
+        ("another series runs",): 1,
+        ("last announced image",): 1,
+        ("source ended",): 1,
+    }
+
+
+def test_a_series_is_open_from_its_start_to_its_end(bundle: Bundle) -> None:
+    seen: list[float] = []
+    script: list[Any] = []
+    scrapes = Scrapes(bundle, [])
+
+    def look() -> None:
+        seen.append(scrapes.samples()["cxls_series_open"][()])
+
+    script += [look, start(1, 2), look, image(0), look, image(1), end(), look, start(2, 1), look, start(3, 1), look]
+    scrapes.front.source = ScriptedSource(script)
+    scrapes.run()
+    assert seen == [0, 1, 1, 0, 1, 1]
+    assert scrapes.samples()["cxls_series_open"][()] == 0
+
+
+@pytest.mark.parametrize(("period_s", "rate"), [(0.002, 500.0), (None, math.nan), (0.0, math.nan), (-1.0, math.nan)])
+def test_the_detectors_rate_is_what_its_header_promises(bundle: Bundle, period_s: float | None, rate: float) -> None:
+    samples = Scrapes(bundle, [start(1, 1, frame_time_s=period_s), image(0), end()]).run().samples()
+    assert samples["cxls_detector_frame_rate_hertz"][()] == pytest.approx(rate, nan_ok=True)
+
+
+def test_times_of_the_last_image_result_and_beam_follow_each_other(bundle: Bundle) -> None:
+    began = time.time()
+    dark = [image(n, pixels=water(0.0)) for n in (1, 2)]
+    script = [start(1, 3), image(0), 0.3, *dark, end()]
+    samples = Scrapes(bundle, script).run().samples()
+    frame, result, beam = (samples[f"cxls_last_{what}_timestamp_seconds"][()] for what in ("frame", "result", "beam"))
+    assert began <= beam < frame <= result <= time.time()
+    assert result - beam > 0.2
+
+
+def test_without_beam_there_is_no_time_of_it(bundle: Bundle) -> None:
+    samples = Scrapes(bundle, [start(1, 1), image(0, pixels=water(0.0)), end()]).run().samples()
+    assert "cxls_last_result_timestamp_seconds" in samples
+    assert "cxls_last_beam_timestamp_seconds" not in samples
+    assert samples["cxls_hit_probability_count"][()] == 0
+
+
+def test_a_reset_keeps_what_prometheus_counts(bundle: Bundle) -> None:
+    scrapes = Scrapes(bundle, eventful()).run()
+    before = scrapes.samples()
+    scrapes.front.running.reset()
+    scrapes.front.products.reset()
+    after = scrapes.samples()
+    assert "cxls_background_photons" not in after
+    for name in before:
+        if name.startswith("cxls_") and name.endswith(("_total", "_count", "_sum", "_bucket", "_timestamp_seconds")):
+            assert after[name] == before[name], name
+
+
+def test_the_queue_says_how_much_it_holds_and_could_hold(bundle: Bundle) -> None:
+    scrapes = Scrapes(bundle, [], ring_bytes=1 << 20, ring_frames=7)
+    kept = frame(water(0.05))
+    assert scrapes.front.ring.put(kept)
+    samples = scrapes.samples()
+    assert samples["cxls_queue_capacity_frames"] == {("frames",): 7}
+    assert samples["cxls_queue_capacity_bytes"] == {("frames",): 1 << 20}
+    assert samples["cxls_queue_bytes"] == {("frames",): kept.held_bytes}
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_the_reader_waits_for_room_only_where_it_blocks(bundle: Bundle, block: bool) -> None:
+    scrapes = Scrapes(bundle, whole_series(60), block=block, ring_frames=1, batch_frames=1)
+    samples = scrapes.run().samples()
+    waited, dropped = samples["cxls_backpressure_seconds_total"][()], samples["cxls_frames_dropped_total"]
+    assert (waited > 0) == block
+    assert (dropped["queue_full",] > 0) != block
+
+
+def test_every_worker_is_there_and_together_they_took_every_image(bundle: Bundle) -> None:
+    before = Scrapes(bundle, [], workers=3).samples()
+    assert before["cxls_worker_busy_seconds_total"] == {("0",): 0, ("1",): 0, ("2",): 0}
+    samples = Scrapes(bundle, whole_series(50), workers=3).run().samples()
+    assert sum(samples["cxls_worker_frames_total"].values()) == 50
+    assert sum(samples["cxls_worker_busy_seconds_total"].values()) > 0
+
+
+def test_batches_are_counted_by_their_size(bundle: Bundle) -> None:
+    samples = Scrapes(bundle, whole_series(50), workers=2, batch_frames=8, batch_linger_s=0.2).run().samples()
+    cumulative = samples["cxls_batch_frames_bucket"]
+    assert samples["cxls_batch_frames_sum"][()] == 50
+    assert cumulative["+Inf",] == cumulative["8",] == samples["cxls_batch_frames_count"][()] >= 50 / 8
+    assert list(cumulative.values()) == sorted(cumulative.values())
+
+
+def test_probabilities_fall_into_buckets_that_are_finer_at_both_ends(bundle: Bundle) -> None:
+    scrapes = Scrapes(bundle, [])
+    scrapes.front.running.hit_probabilities.observe([0.0, 0.0005, 0.15, 0.5, 0.9995, 1.0])
+    cumulative = scrapes.samples()["cxls_hit_probability_bucket"]
+    assert {edge: cumulative[edge,] for edge in ("0.001", "0.1", "0.2", "0.5", "0.999", "1.0", "+Inf")} == {
+        "0.001": 2, "0.1": 2, "0.2": 3, "0.5": 4, "0.999": 4, "1.0": 6, "+Inf": 6,
+    }  # fmt: skip
 
 
 # --- the scores -------------------------------------------------------------------------

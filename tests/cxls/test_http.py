@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import urllib.error
@@ -95,6 +96,39 @@ def test_the_metrics_are_prometheus_text(live: Live) -> None:
     assert kind.startswith("text/plain")
     assert re.search(r"^cxls_frames_received_total 3\.0$", text, re.M)
     assert re.search(r'^cxls_build_info{.*bundle="random-[0-9a-f]{12}".*} 1\.0$', text, re.M)
+
+
+def test_the_metrics_tell_of_the_series_the_workers_the_disk_and_the_process(live: Live) -> None:
+    live.analyse(5)
+    live.sender.send(*Wire("v2").start(2, 9))
+    wait_for(lambda: "cxls_series_open 1.0" in get(live.address, "/metrics")[2])
+    text = get(live.address, "/metrics")[2]
+    assert 'cxls_series_ended_total{why="end message"} 1.0' in text
+    taken = re.findall(r'^cxls_worker_frames_total{worker="([01])"} (\d)\.0$', text, re.M)
+    assert [worker for worker, _ in taken] == ["0", "1"]
+    assert sum(int(frames) for _, frames in taken) == 5
+    assert re.search(r'^cxls_disk_free_bytes{output="results"} [1-9]', text, re.M)
+    assert not re.search(r'^cxls_disk_\w+{output="hits"}', text, re.M), "only outputs in use"
+    assert re.search(r"^process_resident_memory_bytes [1-9]", text, re.M)
+    assert "cxls_gpu_" not in text
+
+
+def test_a_results_folder_that_vanishes_breaks_no_scrape(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analyzer.metrics.disk.LOOK_S", 0.0)
+    folder = tmp_path / "results"
+    folder.mkdir()
+    with Sender() as sender:
+        live = Live(sender, Analysis([sender.endpoint], bundle_folder, folder / "r.jsonl"))
+        live.analysis.start()
+        live.analyse(2)
+        shutil.rmtree(folder)
+        code, _, text = get(live.address, "/metrics")
+        assert code == 200
+        assert 'cxls_disk_free_bytes{output="results"} NaN' in text
+        assert "cxls_frames_received_total 2.0" in text
+        live.analysis.stop()
 
 
 def test_the_live_page_has_a_script_and_needs_nothing_from_elsewhere(live: Live) -> None:
