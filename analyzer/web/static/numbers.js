@@ -3,7 +3,7 @@
 import { $, element, say } from "./dom.js";
 import { clock, count, left, milliseconds, percent, rate, withSigma } from "./format.js";
 
-const SOURCES = { bragg: ["Bragg spots", "hits"], all: ["water", "frames"], misses: ["water", "frames without hits"] };
+const SOURCES = { bragg: ["Bragg spots", "hits"], all: ["water", "frames"], misses: ["water", "misses"] };
 
 function header(status) {
   const run = status.run, series = status.series_id == null ? "no series yet" : `series ${status.series_id}`;
