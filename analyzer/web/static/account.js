@@ -14,7 +14,7 @@ export function show(status) {
   say("accountIdentity", account.identity);
   const peaks = status.controls?.peaks;
   fillRows($("facts"), [
-    ["frames analysed", `${rate(rates.frames_hz)} /s`],
+    ["frames analysed", `${rate(rates.analysed_hz)} /s`],
     ["arrival to result", `${milliseconds(rates.latency_p50_s)} median, ${milliseconds(rates.latency_p99_s)} p99`],
     ["waiting", `${count(status.queue_frames)} frames`],
     ["sampling", sampling.every > 1 ? `one image in ${sampling.every}${sampling.adaptive ? ", by load" : ""}` : "every image"],

@@ -1,11 +1,10 @@
 // What the user has to know now: alarms of the analysis, and a page that hears nothing.
 
-import { $, element } from "./dom.js";
+import { $, element, refill } from "./dom.js";
 import { canUnpack } from "./socket.js";
 
 const STALE_S = 3;
 const SIGNS = { critical: "✖", warning: "▲", info: "●" };
-let shown = "";
 
 // Seconds since the analysis was heard, or null before the first word.
 const silence = live => (live.heardAt == null ? null : (Date.now() - live.heardAt) / 1000);
@@ -23,11 +22,8 @@ function lines(live, status) {
 }
 
 export function show(live, status) {
-  const found = lines(live, status), key = JSON.stringify(found), state = $("state"), quiet = silence(live);
-  if (key !== shown) {
-    shown = key;
-    $("banner").replaceChildren(...found.map(([severity, text]) => element("div", { class: severity }, element("b", { "aria-hidden": "true" }, SIGNS[severity] ?? SIGNS.warning), ` ${text}`)));
-  }
+  const found = lines(live, status), state = $("state"), quiet = silence(live);
+  refill($("banner"), found, () => found.map(([severity, text]) => element("div", { class: severity }, element("b", { "aria-hidden": "true" }, SIGNS[severity] ?? SIGNS.warning), ` ${text}`)));
   const [text, kind] = !live.connected ? [quiet == null ? "no answer" : `no answer for ${Math.floor(quiet)} s`, "bad"]
     : quiet == null ? ["connecting", "waiting"] : quiet >= STALE_S ? [`no word for ${Math.floor(quiet)} s`, "bad"]
     : !status ? ["connecting", "waiting"] : !status.ready ? ["getting ready", "waiting"] : status.connected ? ["live", "good"] : ["detector not connected", "bad"];

@@ -1,6 +1,6 @@
 // The settings: what can be changed while frames arrive, with the token that allows it.
 
-import { $, confirmed, element, say } from "./dom.js";
+import { $, confirmed, element, refill, say } from "./dom.js";
 import { clock } from "./format.js";
 
 const TOKEN = "cxls-token";
@@ -97,8 +97,10 @@ export function show(now) {
 }
 
 function showChanges(changes) {
-  const rows = [...changes].reverse().map(change => element("li", {}, element("time", {}, clock(change.time)), ` ${change.text}`));
-  $("changes").replaceChildren(...(rows.length ? rows : [element("li", {}, "none yet")]));
+  refill($("changes"), changes, () => {
+    const rows = [...changes].reverse().map(change => element("li", {}, element("time", {}, clock(change.time)), ` ${change.text}`));
+    return rows.length ? rows : [element("li", {}, "none yet")];
+  });
 }
 
 function changedPeaks() {

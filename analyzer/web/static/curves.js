@@ -12,7 +12,7 @@ const words = seconds => (seconds < 120 ? `${seconds} s` : `${seconds / 60} min`
 
 const QUEUE_S = 900;
 const waiting = [[], []]; // Unix seconds and frames, since the page was opened
-let latest = null, span = "time", detectorRate = null, threshold = 0.5, plots = null;
+let latest = null, span = "time", detectorRate = null, isHit = () => false, plots = null;
 
 const ratePlot = (id, options) => new Plot(id, {
   series: [...banded("hits", "hit"), ...banded("indexable", "indexable", [6, 4])],
@@ -46,7 +46,7 @@ export function start() {
 }
 
 export function useStatus(status) {
-  threshold = status.threshold;
+  isHit = hitRule(status);
   const frameTime = status.header?.frame_time_s;
   detectorRate = frameTime > 0 ? 1 / frameTime : null;
   waiting[0].push(status.time);
@@ -54,6 +54,15 @@ export function useStatus(status) {
   while (waiting[0][0] < status.time - QUEUE_S) waiting.forEach(values => values.shift());
   say("queueNote", `since this page was opened; room for ${count(status.queue_capacity_frames)}`);
   say("detectorRate", detectorRate ? `the detector takes ${rate(detectorRate)}/s` : "the detector's rate is not known");
+}
+
+// Whether a point [image, peaks, probability or null] is a hit by the rule in force.
+function hitRule({ threshold, controls }) {
+  const { hit_rule: rule = "network", min_peaks: least = Infinity } = controls?.peaks ?? {};
+  const byNetwork = ([, , probability]) => probability != null && probability >= threshold, byPeaks = ([, peaks]) => peaks >= least;
+  if (rule === "peaks") return byPeaks;
+  if (rule === "either") return point => byNetwork(point) || byPeaks(point);
+  return rule === "both" ? point => byNetwork(point) && byPeaks(point) : byNetwork;
 }
 
 export function take(message) {
@@ -98,7 +107,7 @@ function rateByImage({ width, first, beam, hits, indexable }) {
 }
 
 function peaksByImage(scatter) {
-  const points = [...scatter].sort((one, other) => one[0] - other[0]), isHit = point => point[2] != null && point[2] >= threshold;
+  const points = [...scatter].sort((one, other) => one[0] - other[0]);
   plots.peaks.set([points.map(point => point[0]), points.map(point => (isHit(point) ? point[1] : null)), points.map(point => (isHit(point) ? null : point[1]))]);
 }
 

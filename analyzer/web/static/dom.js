@@ -7,6 +7,14 @@ export function say(id, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+// A number and, smaller, its unit.
+export function sayQuantity(id, [number, unit]) {
+  const text = `${number} ${unit}`.trim();
+  if ($(id).textContent === text) return;
+  $(id).replaceChildren(...(unit ? [`${number} `, element("span", { class: "unit" }, unit)] : [number]));
+  $(id).title = text;
+}
+
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -17,9 +25,23 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+// New children where `of`, what they are made of, has changed: what stays can be selected and is not read out again.
+const madeOf = new WeakMap();
+export function refill(parent, of, make) {
+  const now = JSON.stringify(of);
+  if (madeOf.get(parent) === now) return;
+  madeOf.set(parent, now);
+  parent.replaceChildren(...make());
+}
+
 // Rows of texts into a table's body.
 export function fillRows(table, rows) {
-  table.tBodies[0].replaceChildren(...rows.map(cells => element("tr", {}, ...cells.map(cell => element("td", {}, String(cell))))));
+  const body = table.tBodies[0];
+  if (body.rows.length !== rows.length) body.replaceChildren(...rows.map(cells => element("tr", {}, ...cells.map(() => element("td")))));
+  rows.forEach((cells, n) => cells.forEach((cell, place) => {
+    const field = body.rows[n].cells[place], text = String(cell);
+    if (field.textContent !== text) field.textContent = text;
+  }));
 }
 
 // A canvas sized to its box, ready to draw in CSS pixels; null while it is not shown.

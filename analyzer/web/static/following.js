@@ -59,6 +59,7 @@ export function take(image) {
   const peaks = head.peak_count == null ? "" : ` · ${head.peak_count} ${head.peak_count === 1 ? "peak" : "peaks"}` + (head.resolution_angstrom ? ` to ${head.resolution_angstrom.toFixed(2)} Å` : "");
   const text = `series ${head.series_id}, image ${head.image_id} · ${words[head.decision] ?? "not judged"}${probability}${peaks} · ${clock(head.received_at)}` + (head.bin > 1 ? ` · largest of ${head.bin} × ${head.bin} pixels` : " · every pixel");
   say("caption", text);
+  $("caption").title = text;
   $("detector").setAttribute("aria-label", `Detector image: ${text}`);
   mark();
 }
@@ -102,7 +103,8 @@ export function start(sender, isVisible) {
   $("earlier").addEventListener("click", () => step(-1));
   $("later").addEventListener("click", () => step(1));
   $("pause").addEventListener("click", hold);
-  $("strip").addEventListener("click", event => {
+  // Not the click: bars are made anew while the button is down.
+  $("strip").addEventListener("pointerdown", event => {
     const bar = event.target.closest("[data-key]");
     if (bar) open(bar.dataset.key);
   });

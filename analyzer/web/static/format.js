@@ -24,7 +24,7 @@ export function milliseconds(seconds) {
 // A duration as h:mm, short ones in words.
 export function left(seconds) {
   if (seconds == null || !isFinite(seconds)) return "–";
-  if (seconds < 60) return "less than a minute";
+  if (seconds < 60) return "< 1 min";
   const minutes = Math.ceil(seconds / 60);
   return `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, "0")} h`;
 }
@@ -40,11 +40,12 @@ export function clock(time, withSeconds = true) {
 const digitsOf = (sigma, least) =>
   sigma > 0 ? Math.min(6, Math.max(least, 1 - Math.floor(Math.log10(sigma)))) : least;
 
+// A value with its standard deviation: [number, unit].
 export function withSigma(value, sigma, unit, least = 0) {
-  if (value == null) return "not determined";
-  if (sigma == null) return `${value.toFixed(least)} ${unit}`;
+  if (value == null) return ["not determined", ""];
+  if (sigma == null) return [value.toFixed(least), unit];
   const digits = digitsOf(sigma, least);
-  return `${value.toFixed(digits)} ± ${sigma.toFixed(digits)} ${unit}`;
+  return [`${value.toFixed(digits)} ± ${sigma.toFixed(digits)}`, unit];
 }
 
 // Round numbers between two ends, at most so many steps.

@@ -17,7 +17,7 @@ export function axes(context, frame, x, y) {
   context.fillText(x.label, (left + right) / 2, bottom + 23);
   if (!y) return;
   context.textAlign = "right";
-  for (const value of ticks(y.low, y.high, Math.max(2, (bottom - top) / 30))) context.fillText(y.text?.(value) ?? value, left - 5, y.at(value));
+  for (const value of ticks(y.low, y.high, Math.max(2, (bottom - top) / 42))) context.fillText(y.text?.(value) ?? value, left - 5, y.at(value));
   context.save();
   context.translate(9, (top + bottom) / 2);
   context.rotate(-Math.PI / 2);

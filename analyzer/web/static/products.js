@@ -2,7 +2,7 @@
 
 import { colourAt, css } from "./colours.js";
 import { $, canvas, element, say } from "./dom.js";
-import { compact, count, ticks } from "./format.js";
+import { compact, count, percent, ticks } from "./format.js";
 import { axes, colourBar } from "./heat.js";
 import { line, Plot } from "./plot.js";
 import { ink, onTheme } from "./theme.js";
@@ -37,7 +37,9 @@ setInterval(() => {
 }, 1000);
 
 // Before the first frame there is nothing to ask for.
-export function useStatus({ account }) {
+export function useStatus({ account, indexing }) {
+  const ratio = indexing?.indexed_ratio;
+  say("indexedNote", ratio?.all == null ? "" : `indexed: ${percent(ratio["100"])} of the last 100 hits, ${percent(ratio.all)} of all`);
   const before = any;
   any = Object.values(account.processed).some(number => number > 0);
   if (any && !before) refresh();

@@ -70,7 +70,7 @@ function drawMap() {
   toCell = null;
   if (!map?.cells.length) {
     say("mapNote", "");
-    return known && explain("map", map ? [`no frame with the tags ${map.tags.join(" and ")} yet`] : ["Not asked for.", "cxls analyze --map-tags x y maps it against two tags."]);
+    return known && explain("map", map ? [`no frame with the tags ${map.tags.join(" and ")} yet`] : ["Not asked for.", "cxls analyze --map-tags x,y maps it against two tags."]);
   }
   const surface = canvas("map");
   if (!surface) return;
