@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from analyzer.drift import ALARM_RATIO
 from analyzer.front import Front
 from analyzer.metrics.disk import Room
 from analyzer.running import WINDOWS
@@ -34,7 +35,7 @@ class Thresholds:
     stuck_frames: int = 1000
     collapsed_to: float = 0.2
     collapsed_expected: float = 20.0
-    drift_ratio: float = 0.05
+    drift_ratio: float = ALARM_RATIO
     disk_free_ratio: float = 0.1
 
 

@@ -124,31 +124,33 @@ class _Studio:
         self._renderer = Renderer()
         self._lock = asyncio.Lock()
         self._made: dict[tuple[str, Region | None, int], tuple[Look, bytes]] = {}
-        self._ready_s, self._took_s = 0.0, 0.0
+        self._made_s, self._cost_s = 0.0, 0.0
 
-    async def picture(self, look: Look, wish: Wish, moved: bool) -> bytes | None:
-        """The picture, or ``None`` when it is too early for another one."""
-        if self._lock.locked():
-            return None
+    async def picture(self, look: Look, client: _Client) -> tuple[Look, bytes] | None:
+        """A picture of ``look``, or of one that was made for another browser since this one's last; ``None`` when it is
+        too early for a new one."""
+        wish = client.wish
         key = (wish.show, wish.part, wish.most_px)
         made = self._made.get(key)
         if made is not None and made[0] is look:
-            return made[1]
-        wait = max(TICK_S, self._took_s * (MOVED_COST if moved else PICTURE_COST))
-        if time.monotonic() < self._ready_s + wait:
-            return None
-        async with self._lock:
-            began = time.monotonic()
-            message = await run_in_threadpool(self._make, look, wish)
-            self._ready_s = time.monotonic()
-            self._took_s = self._ready_s - began
-            self._made[key] = (look, message)
-            while len(self._made) > MOST_CLIENTS:
-                del self._made[next(iter(self._made))]
-            return message
+            return made
+        wait = max(TICK_S, self._cost_s * (MOVED_COST if client.moved else PICTURE_COST))
+        if not self._lock.locked() and time.monotonic() >= self._made_s + wait:
+            async with self._lock:
+                made = self._made[key] = (look, await run_in_threadpool(self._make, look, wish))
+                self._made_s = time.monotonic()
+                while len(self._made) > MOST_CLIENTS:
+                    del self._made[next(iter(self._made))]
+            return made
+        follows = wish.show in ("latest", "hit")
+        return made if made is not None and follows and (client.moved or made[0] is not client.shown) else None
 
     def _make(self, look: Look, wish: Wish) -> bytes:
-        return encode(look, self._renderer.render(look, wish.part, wish.most_px), wish.show)
+        # CPU, not time: on a busy machine a picture takes long and costs no more.
+        began = time.thread_time()
+        message = encode(look, self._renderer.render(look, wish.part, wish.most_px), wish.show)
+        self._cost_s = time.thread_time() - began
+        return message
 
 
 class LiveSocket(Collector):
@@ -268,13 +270,13 @@ class LiveSocket(Collector):
         if look is None or client.allowance <= 0 or (look is client.shown and not moved):
             return
         try:
-            message = await self._studio.picture(look, wish, moved)
+            made = await self._studio.picture(look, client)
         except UndecodableImage:
             log.exception("live page: a frame that was analysed cannot be unpacked again")
             return
-        if message is None:
+        if made is None:
             return
-        client.shown = look
+        client.shown, message = made
         # Another wish may have come meanwhile, which this picture does not answer.
         client.moved = client.wish != wish
         await self._send(client, "image", message)
