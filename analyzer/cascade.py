@@ -351,7 +351,7 @@ class Analyser:
     def _prepare(self, frame: Frame, image: ImageData) -> _Prepared:
         series = frame.series
         dtype = image.dtype.newbyteorder("=")
-        key = (series.ordinal, id(series.metadata), image.shape, dtype)
+        key = (series.ordinal, id(series.metadata), image.shape, dtype, frame.channel)
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= _PLANS_KEPT:

@@ -28,10 +28,11 @@ from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Running
 from analyzer.sampling import Load, Sampler
 from analyzer.sinks import HitOutput, Reporting, Sink
+from analyzer.tallies import Tallies
 from analyzer.warm import FrameKind
 from analyzer.worker_load import WorkerLoad
 from streamer.account import Account
-from streamer.frames import Frame, make_frame
+from streamer.frames import DIFFERENCE, Frame, make_frame
 from streamer.messages import ImageData, InvalidMessage
 from streamer.receiver import Received
 from streamer.ring import DEFAULT_RING_BYTES, DEFAULT_RING_FRAMES, FrameRing
@@ -60,6 +61,8 @@ class Forget(StrEnum):
 
     JUDGEMENTS = "judgements"
     """what follows from the bundle and the threshold"""
+    PEAKS = "peaks"
+    """what follows from peaks and judgements; not the sums of diffuse scattering"""
     EVERYTHING = "everything"
     """windows, profiles and the rest; never the account"""
 
@@ -124,18 +127,23 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Worker:
-    """``analyser`` judges the next batch, ``busy`` is judging the one in hand."""
+    """``analyser`` judges the next batch, ``busy`` is judging the one in hand, after ``ended`` others."""
 
     analyser: Analyser
     busy: Analyser | None = None
     load: WorkerLoad = field(default_factory=WorkerLoad)
+    ended: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Reset:
-    """Takes its turn among the results: what comes before it is forgotten, what comes after is not."""
+    """Takes its turn among the results: what comes before it is forgotten, what comes after is not.
+
+    ``before`` is done first, by the publisher.
+    """
 
     forget: Forget
+    before: Callable[[], object] | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -149,6 +157,8 @@ class Front:
     ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the frames of which an
     attribute says nothing, by attribute and reason. ``last_frame_at``: when the last image of a running series arrived
     (Unix s). ``blocked_s``: how long the reader has waited for room in the queue. ``over``: everything is published.
+    ``channel`` is the one asked for, ``None`` for the first threshold. ``gathered_since``: when the running products
+    began (Unix s).
     """
 
     def __init__(
@@ -163,6 +173,9 @@ class Front:
         self.account = Account()
         self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
         self.products = Products()
+        self.tallies = Tallies()
+        self.gathered_since = time.time()
+        self.channel = settings.channel
         self.history = History(self.running.place_of)
         self.latest = LatestFrames()
         self.split = TagSplit(settings.split_tag) if settings.split_tag else None
@@ -188,6 +201,7 @@ class Front:
         self._tallies: dict[int, _Tally] = {}
         self.blocked_s = 0.0
         self.last_frame_at: float | None = None
+        self._reads = 0
         # What the reader hands on now and then, so that it wakes nobody for each image.
         self._receive_seconds: list[float] = []
         self._unseen: list[FrameResult] = []
@@ -267,17 +281,57 @@ class Front:
         self._forget(forget)
         return ended
 
-    def reset(self) -> None:
-        """Begin the running products anew; the account and the series go on. Raises ``Ending``."""
+    def reset(self, before: Callable[[], object] | None = None) -> None:
+        """Begin the running products anew; the account and the series go on. Raises ``Ending``.
+
+        ``before`` is called by the publisher right before, when all earlier results are in and no later one.
+        """
         self.refuse_when_ending()
+        self._forget(Forget.EVERYTHING, before)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Those of the latest series that can be analysed; none where its header does not say."""
+        # The reader knows of a series before the publisher does.
+        series = self._tracker.running
+        metadata = self.running.metadata if series is None else series.metadata
+        return () if metadata is None else tuple(name for name in metadata.channels if name != DIFFERENCE)
+
+    def use_channel(self, channel: str | None) -> bool:
+        """Analyse this channel from the next frame on, ``None`` for the first threshold; products begin anew.
+
+        They do when the frames received before are published, so that they hold one channel alone. Returns whether
+        that was within ``HANDOVER_S``. Raises ``Ending``.
+        """
+        self.refuse_when_ending()
+        self.channel, now, reads = channel, time.time(), self._reads
+        deadline = time.monotonic() + HANDOVER_S
+
+        def left() -> bool:
+            oldest = self.ring.oldest_received_at
+            # A round of the reader: the frame in its hand is of the old channel, and not in the ring yet.
+            return self._reads == reads or (oldest is not None and oldest <= now)
+
+        while self._started and not self.stopping and left() and time.monotonic() < deadline:
+            time.sleep(POLL_S / 2)
+        with self._handover:
+            in_hand = [(worker, worker.ended) for worker in self._workers if worker.busy is not None]
+            done = self._handover.wait_for(
+                lambda: all(worker.ended > ended for worker, ended in in_hand),
+                max(0.0, deadline - time.monotonic()),
+            )
         self._forget(Forget.EVERYTHING)
+        return done and not (self._started and left())
 
     def refuse_when_ending(self) -> None:
         if self.stopping:
             raise Ending("the analysis is ending; nothing can be changed any more")
 
-    def _forget(self, forget: Forget) -> None:
-        reset = _Reset(forget)
+    def _forget(self, forget: Forget, before: Callable[[], object] | None = None) -> None:
+        if before is not None and not self._started:
+            before()
+            before = None
+        reset = _Reset(forget, before)
         self._results.put(reset)
         deadline = time.monotonic() + HANDOVER_S
         while self._started and not self.stopping and time.monotonic() < deadline and not reset.done.wait(POLL_S):
@@ -285,6 +339,7 @@ class Front:
 
     def _read(self, stop: threading.Event) -> None:
         while not stop.is_set() and not self._enough:
+            self._reads += 1
             received = self.source.receive(POLL_S)
             now = time.monotonic() - self.blocked_s
             if self.sampler.due(now):
@@ -313,7 +368,7 @@ class Front:
     def _dispatch(self, events: Iterable[Event], received_at: float, stop: threading.Event) -> None:
         for event in events:
             if isinstance(event, ImageAccepted):
-                frame = make_frame(event.series, event.image, received_at, self.settings.channel)
+                frame = make_frame(event.series, event.image, received_at, self.channel)
                 self.last_frame_at = received_at
                 self._receive_seconds.append(max(0.0, time.time() - received_at))
                 if not self.sampler.wants(frame.image_id):
@@ -404,6 +459,7 @@ class Front:
         self._results.put(outcome)
         with self._handover:
             worker.busy = None
+            worker.ended += 1
             self._handover.notify_all()
         frame, result = batch[-1], outcome.results[-1]
         if result.status == Status.OK and isinstance(frame.image, ImageData):
@@ -441,14 +497,25 @@ class Front:
         if isinstance(item, BatchOutcome):
             self._publish_results(item)
         elif isinstance(item, _Reset):
-            (self._reset if item.forget == Forget.EVERYTHING else self.running.forget_judgements)()
-            item.done.set()
+            try:
+                if item.before is not None:
+                    item.before()
+            finally:
+                self._begin_anew(item.forget)
+                item.done.set()
         else:
             self._publish_event(item)
 
-    def _reset(self) -> None:
-        self.running.reset()
+    def _begin_anew(self, forget: Forget) -> None:
+        if forget == Forget.JUDGEMENTS:
+            self.running.forget_judgements()
+            return
         self.products.reset()
+        self.gathered_since = time.time()
+        if forget == Forget.PEAKS:
+            self.running.forget_peaks()
+            return
+        self.running.reset()
         self.latest.reset()
         for gathered in (self.history, self.split, self.map):
             if gathered is not None:
@@ -484,6 +551,7 @@ class Front:
     def _settle(self, results: Sequence[FrameResult]) -> None:
         """Enter results in the account and in the tally of their series."""
         account = self.account
+        self.tallies.add(results)
         for result in results:
             tally = self._tallies.setdefault(result.ordinal, _Tally())
             tally.published += 1

@@ -162,6 +162,17 @@ class Running:
         with self.lock:
             self.hits, self.scores = ImageWindow(max(WINDOWS)), ImageWindow(max(WINDOWS))
 
+    def forget_peaks(self) -> None:
+        """Other peaks are found or asked for from here on."""
+        self.forget_judgements()
+        with self.lock:
+            self.indexable = ImageWindow(max(WINDOWS))
+            if self.spots is not None:
+                self.spots.reset()
+            self.history = []
+            if self.disagreement is not None:
+                self.disagreement.latest.clear()
+
     def compare_finders(self, names: tuple[str, str] | None) -> None:
         """The published finder and its shadow are these from here on; of others nothing is kept."""
         with self.lock:
@@ -171,18 +182,12 @@ class Running:
 
     def reset(self) -> None:
         """Forget what was shown so far; the series, its place and what Prometheus counts go on."""
-        self.forget_judgements()
+        self.forget_peaks()
         with self.lock:
-            self.indexable = ImageWindow(max(WINDOWS))
             self.profile[:] = 0.0
             self.profile_frames = 0.0
             self.sums.reset()
-            if self.spots is not None:
-                self.spots.reset()
             self.relative_flux = self.background_photons = self.last_hit = self.last = None
-            self.history = []
-            if self.disagreement is not None:
-                self.disagreement.latest.clear()
 
     def place_of(self, ordinal: int) -> int | None:
         """Where a series' images begin among all; ``None`` for one of long ago."""

@@ -494,6 +494,19 @@ models.add_command(
 )
 
 
+cli.add_command(
+    _command(
+        "control",
+        "cxls.commands.control:change",
+        [click.Argument(["action"]), click.Argument(["values"], nargs=-1, metavar="[VALUE]...")],
+        "Examples, all with --token ~/.cxls-token and --at http://127.0.0.1:8080: cxls control threshold 0.6; cxls "
+        "control peaks min_peaks=8 finder=peakfinder8 pf8_min_snr=5.5; cxls control channel threshold_2; cxls control "
+        "mask hot-pixels; cxls control reset; cxls control run number=13 sample='lysozyme, batch 4'; cxls control run "
+        "new notes='jet moved'; cxls control target hits=5000 indexed=none. A bundle: cxls models use --help",
+    )
+)
+
+
 def listening(name: str, address: str) -> None:
     """Say on stderr where something can be reached; HOST:PORT, as the option has it, for HTTP."""
     click.echo(f"listening {name} {address.removeprefix('http://')}", err=True)

@@ -214,6 +214,7 @@ class ReplaySettings(_Settings):
 
 _WATCHING = "Watching"
 _INDEXING = "Indexing and others that listen"
+_RUN = "Runs and reports"
 _CELL = "Known crystal"
 _PEAKS = "Peak finder (pf8: as CrystFEL's options of these names)"
 
@@ -308,6 +309,13 @@ class AnalyzeSettings(_Settings):
     control_token: Path | None = Field(
         None, description="file of mode 0600 whose token allows POST /control/... (default: no control)"
     )
+    reports: Path | None = _in(
+        _RUN, None, "write run-0012.html and a row of runs.csv into this folder when a run ends, and at the end"
+    )
+    run_number: int | None = _in(
+        _RUN, None, "number to begin with; the page and POST /control/run change it", ge=0, le=999_999_999
+    )
+    sample_name: str = _in(_RUN, "", "what is measured, to begin with", max_length=200)
     index_listen: str | None = _in(
         _INDEXING,
         None,
@@ -462,6 +470,25 @@ class TrainSettings(_Settings):
 
 class ModelsUseSettings(_Settings):
     """Give a running analysis another model bundle; it loses no frame. The bundle is checked here first."""
+
+    at: str = Field("http://127.0.0.1:8080", description="address of the analysis, as it said after: listening http")
+    token: Path | None = Field(None, description="file of mode 0600 with the token of its --control-token")
+
+
+class ControlSettings(_Settings):
+    """Change a running analysis; it loses no frame.
+
+    \b
+    ACTION and VALUE are one of
+      threshold   a hit probability from 0 to 1, or none for the calibration's or the bundle's own
+      peaks       KEY=VALUE..., keys of min_peaks indexable_peaks hit_rule finder pf8_threshold pf8_min_snr
+                  pf8_min_pix_count pf8_max_pix_count pf8_local_bg_radius pf8_min_res pf8_max_res
+      channel     a channel of the series, or none for the first threshold
+      mask        a mask file on the analyser's machine, hot-pixels for the running map, or none
+      reset       nothing: running sums, windows and history begin anew
+      run         KEY=VALUE..., keys of number sample notes; the word new ends the run and begins another
+      target      KEY=VALUE..., hits and indexed patterns to collect; none for no target
+    """
 
     at: str = Field("http://127.0.0.1:8080", description="address of the analysis, as it said after: listening http")
     token: Path | None = Field(None, description="file of mode 0600 with the token of its --control-token")
@@ -701,6 +728,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "view": ViewSettings,
     "train": TrainSettings,
     "models use": ModelsUseSettings,
+    "control": ControlSettings,
     "calibrate": CalibrateSettings,
     "evaluate": EvaluateSettings,
     "evaluate parameters": EvaluateParametersSettings,

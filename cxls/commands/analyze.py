@@ -7,10 +7,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -30,7 +31,7 @@ from analyzer.cuda.engine import DevicePrograms, open_programs
 from analyzer.drift import score_drift, score_histogram
 from analyzer.front import Front, FrontSettings, SeriesReport, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
-from analyzer.indexing.outcomes import Outcome
+from analyzer.indexing import IndexServer
 from analyzer.judge import Judge
 from analyzer.live.socket import LiveSocket
 from analyzer.live.status import StatusReport, View
@@ -39,16 +40,20 @@ from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import DiskSpace, GpuLoad, make_registry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
 from analyzer.parameters.running import RunEstimate, RunEstimator
-from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind, Peakfinder8Finder
-from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
+from analyzer.peak_finder import FinderKind
+from analyzer.peak_parameters import Pf8Options, finder_of
 from analyzer.product_files import ProductFiles, ProductsExist
 from analyzer.product_files import prepare as prepare_products
+from analyzer.reports import BadReports, ReportFiles
+from analyzer.reports import prepare as prepare_reports
 from analyzer.results import Decision, HitRule
 from analyzer.running import WINDOWS
+from analyzer.runs import BadRun, RunInfo, Runs
 from analyzer.sinks import DetachedSink, HitOutput, Sink, open_results
 from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
 from analyzer.web.products import ProductEndpoints
+from analyzer.web.reports import ReportEndpoints
 from analyzer.web.server import WebServer, bind
 from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
@@ -140,8 +145,11 @@ class Session:
             check_geometry(cascade.geometry, self._files.first)
         if where.live:
             _check_addresses(sources)
+        info = _run_info(settings)
         if settings.products:
             _prepare_products(settings.products, settings.overwrite)
+        if settings.reports:
+            _prepare_reports(settings.reports)
         token = _read_token(settings, where)
         bound = _bind(where.listen) if where.listen else None
         broadcast = open_broadcast(settings, lambda result: self.front.running.header_of(result.ordinal))
@@ -193,8 +201,24 @@ class Session:
             on_series=self._report_series,
             hit_outputs=hit_outputs,
         )
+        indexed = _indexed_by(indexing)
+        self.run_reports = None if settings.reports is None else ReportFiles(settings.reports)
+        runs = Runs(
+            self.front,
+            info,
+            self.running_estimate,
+            lambda: self.report.gathered(),
+            indexed,
+            lambda capture: None if self.run_reports is None else self.run_reports.write(capture),
+        )
         self.control = Control(
-            self.front, judge, lambda new: makers.make(new, bool(self.front.device_faults)), load_bundle, self._follow
+            self.front,
+            judge,
+            lambda new: makers.make(new, bool(self.front.device_faults)),
+            load_bundle,
+            self._follow,
+            _pf8_options(settings),
+            runs,
         )
         self.parameters = RunEstimator(
             self.front.running.diffuse_sums,
@@ -213,14 +237,10 @@ class Session:
         disks = DiskSpace(_folders(settings))
         self._load = [disks, *([GpuLoad.of(device)] if device != "cpu" else [])]
         self.front.latest.keeping = bound is not None
-        followed = None if indexing is None or indexing.follower is None else indexing.outcomes
-        self.front.targets = Targets(
-            lambda: self.front.account.processed[Decision.HIT],
-            lambda: None if followed is None else followed.counts[Outcome.INDEXED],
-        )
+        self.front.targets = Targets(lambda: self.front.account.processed[Decision.HIT], indexed)
         self.front.targets.set(hits=settings.target_hits, indexed=settings.target_indexed)
         alarms = Alarms(self.front, self.running_estimate, self._drift, disks.rooms)
-        self.report = StatusReport(self.front, alarms)
+        self.report = StatusReport(self.front, alarms, self._control_facts)
         self._live_socket = LiveSocket(self.report, self.front.latest)
         self.report.view = self._view(judge)
         self.web: WebServer | None = None
@@ -229,6 +249,7 @@ class Session:
                 self._live_socket.route,
                 *self._endpoints.routes,
                 *ProductEndpoints(self.front.products).routes,
+                *ReportEndpoints(self.control).routes,
             ]
             self.web = WebServer(bound, self.report, routes)
             listening("http", self.web.address)
@@ -252,14 +273,17 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
-        for collector in (self._live_socket, *self._load):
-            registry.register(collector)
-        if self._product_files is not None:
-            registry.register(self._product_files)
+        for collector in (self._live_socket, *self._load, self._product_files, self.run_reports):
+            if collector is not None:
+                registry.register(collector)
         for output in self.front.reporting:
             registry.register(output)
         facts = judge.facts | {"control": self._endpoints.enabled}
         return View(registry, self.running_estimate, facts, lambda: self.parameters.curve)
+
+    def _control_facts(self) -> dict[str, Any]:
+        facts = self.control.facts
+        return facts | {"controls": {"enabled": self._endpoints.enabled} | facts["controls"]}
 
     def _drift(self) -> float | None:
         """How far the misses' scores are from the calibration's, if there is one."""
@@ -304,6 +328,8 @@ class Session:
             watcher.join()
             if self._product_files is not None:
                 self._product_files.close()
+            if self.run_reports is not None:
+                self.run_reports.close(lambda: self.control.capture(over=True))
             if self.web is not None:
                 self.web.close()
             self.front.source.close()
@@ -381,6 +407,28 @@ class Session:
                 )
 
 
+def _indexed_by(indexing: IndexServer | None) -> Callable[[], int | None]:
+    return (lambda: None) if indexing is None else (lambda: indexing.indexed)
+
+
+def _run_info(settings: AnalyzeSettings) -> RunInfo:
+    try:
+        return RunInfo(number=settings.run_number, sample=settings.sample_name)
+    except BadRun as error:
+        raise BadSettings(f"--sample-name: {error}") from None
+
+
+def _prepare_reports(folder: Path) -> None:
+    try:
+        prepare_reports(folder)
+    except BadReports as error:
+        raise BadSettings(f"--reports {error}") from None
+    except OSError as error:
+        raise BadSettings(
+            f"--reports {folder}: {error.strerror or error}; choose a folder that can be written"
+        ) from None
+
+
 def _bind(listen: str) -> socket.socket:
     try:
         return bind(listen)
@@ -420,6 +468,7 @@ def _folders(settings: AnalyzeSettings) -> dict[str, Path]:
         "results": settings.results and settings.results.absolute().parent,
         "hits": settings.hits,
         "products": settings.products,
+        "reports": settings.reports,
     }
     return {output: place for output, place in places.items() if place is not None}
 
@@ -485,27 +534,14 @@ def _all_tags(settings: AnalyzeSettings) -> tuple[str, ...]:
 
 
 def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
-    for known in (BY_BUNDLE, BUILT_IN, LEARNED):
-        if name == known.name:
-            return known
-    # Photons are counted, so that with their own statistics no count is too low, and chance alone decides.
-    counted = name == "peakfinder8-poisson"
-    threshold, min_snr = settings.pf8_threshold, settings.pf8_min_snr
     try:
-        return Peakfinder8Finder(
-            Peakfinder8Settings(
-                threshold=(0.0 if counted else 3.0) if threshold is None else threshold,
-                min_snr=(6.0 if counted else 5.0) if min_snr is None else min_snr,
-                min_pix_count=settings.pf8_min_pix_count,
-                max_pix_count=settings.pf8_max_pix_count,
-                local_bg_radius=settings.pf8_local_bg_radius,
-                min_res=settings.pf8_min_res,
-                max_res=settings.pf8_max_res,
-                statistics=Statistics.POISSON if counted else Statistics.GAUSSIAN,
-            )
-        )
+        return finder_of(name, _pf8_options(settings))
     except ValueError as error:
         raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
+
+
+def _pf8_options(settings: AnalyzeSettings) -> Pf8Options:
+    return Pf8Options(**{field.name: getattr(settings, field.name) for field in fields(Pf8Options)})
 
 
 class _Makers:
