@@ -12,12 +12,13 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from streamer import stream_v2
-from streamer.messages import ImageData
+from streamer.messages import ImageData, ImageMessage
 from tests.analyzer.builders import image, image_data, metadata
 from tests.cxls.browser import Served, Watched, chromium, free_port, write_token
 from tests.cxls.programs import Sender, cxls
@@ -31,7 +32,7 @@ def record(folder: Path) -> tuple[list[ImageData], list[ImageData]]:
     """Packed frames with a crystal and without."""
     done = cxls(
         "simulate", folder / "jet", "--frames", FRAMES, "--condition", 2, "--crystal", "lysozyme", "--seed", 3,
-        "--jitter-pulse-energy", 0.2,
+        "--jitter-pulse-energy", 0.3, "--jitter-crystal", 7e-6, "--workers", 1,
     )  # fmt: skip
     if done.returncode:
         sys.exit(done.stderr)
@@ -39,7 +40,9 @@ def record(folder: Path) -> tuple[list[ImageData], list[ImageData]]:
     with h5py.File(master) as file:
         hits = file["entry/truth/hit"][()].astype(bool)
     frames = [image_data(pixels) for pixels in read_pixels(master)]
-    return [f for f, hit in zip(frames, hits, strict=True) if hit], [f for f, hit in zip(frames, hits, strict=True) if not hit]
+    return [f for f, hit in zip(frames, hits, strict=True) if hit], [
+        f for f, hit in zip(frames, hits, strict=True) if not hit
+    ]
 
 
 class Jet(threading.Thread):
@@ -53,7 +56,7 @@ class Jet(threading.Thread):
 
     def run(self) -> None:
         shape = self._water[0].shape
-        facts = {
+        facts: dict[str, Any] = {
             "shape": shape, "beam_center_x_px": shape[1] / 2, "beam_center_y_px": shape[0] / 2,
             "frame_time_s": 1 / RATE_HZ, "count_time_s": 1e-3,
         }  # fmt: skip
@@ -68,7 +71,7 @@ class Jet(threading.Thread):
             if self.stop.wait(max(0.0, began + shot / RATE_HZ - time.monotonic())):
                 return
 
-    def _shot(self, shot: int, series: int, number: int) -> object:
+    def _shot(self, shot: int, series: int, number: int) -> ImageMessage:
         place = shot * 5 % (COLUMNS * ROWS)
         x, y = place % COLUMNS, place // COLUMNS
         laser = shot % 2 == 0
@@ -122,10 +125,9 @@ def take(url: str, out: Path) -> None:
         dark.page.keyboard.press("h")
         dark.page.keyboard.press("ArrowLeft")
         dark.page.wait_for_timeout(500)
-        dark.page.keyboard.press("g")
-        dark.page.mouse.move(250, 300)
+        dark.page.mouse.move(520, 170)
         dark.page.mouse.wheel(0, -200)
-        dark.page.mouse.wheel(0, -100)
+        dark.page.mouse.wheel(0, -60)
         shoot(dark, out / "live-page-dark.png")
 
 

@@ -1,6 +1,7 @@
 """The live page in a browser, on a simulated series in a loop."""
 
 import re
+import signal
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ import pytest
 
 from analyzer.geometry import Geometry
 from analyzer.intervals import wilson
-from tests.cxls.programs import cxls, replaying
+from tests.analyzer.builders import image
+from tests.cxls.programs import Analysis, Sender, cxls, replaying
+from tests.cxls.test_live import Wire
 from tests.support import read_pixels, require
 
 pytest.importorskip("playwright", reason="playwright is not installed")
@@ -23,7 +26,9 @@ from playwright.sync_api import Browser
 from tests.cxls.browser import Served, Watched, chromium, free_port, write_token
 
 FRAMES, VIEWS = 8, ("now", "run", "scan", "performance", "settings")
-READOUT = re.compile(r"fs (\d+) · ss (\d+) · (masked|[\d\u202f]+ counts?)(?:, most of (\d+) × \d+)? · q (\S+) Å⁻¹ · d (\S+) Å")
+READOUT = re.compile(
+    r"fs (\d+) · ss (\d+) · (masked|[\d\u202f]+ counts?)(?:, most of (\d+) × \d+)? · q (\S+) Å⁻¹ · d (\S+) Å"
+)
 CAPTION = re.compile(r"series \d+, image (\d+) · (hit|no hit)")
 
 
@@ -74,11 +79,18 @@ def hold_a_hit(watched: Watched) -> int:
     watched.wait("document.querySelectorAll('#strip [data-key]').length > 1")
     watched.page.keyboard.press("h")
     watched.page.keyboard.press("ArrowLeft")
-    watched.wait("document.querySelector('#strip [aria-selected=true]') && document.getElementById('pause').textContent === 'Go on'")
+    watched.wait("document.querySelector('#strip [aria-selected=true]') !== null")
+    watched.wait("document.getElementById('pause').textContent === 'Go on'")
     watched.page.wait_for_timeout(600)
     found = CAPTION.match(watched.text("caption"))
-    assert found and found[2] == "hit", watched.text("caption")
+    assert found, watched.text("caption")
+    assert found[2] == "hit"
     return int(found[1])
+
+
+def asked_region(watched: Watched) -> Any:
+    """The part of the detector that the page asked for last."""
+    return watched.wishes[-1]["region"]
 
 
 def place_of(watched: Watched, fs: float, ss: float, shape: tuple[int, ...]) -> tuple[float, float]:
@@ -121,21 +133,24 @@ def test_every_view_fits_its_window_and_shows_what_the_run_has(watched: Watched)
 def test_no_text_of_the_main_view_is_cut_off_at_1280_pixels(watched: Watched) -> None:
     watched.wait("document.getElementById('indexableRate').textContent.endsWith('%')")
     cut = watched.page.evaluate(
-        "() => [...document.querySelectorAll('.tiles *, #collected *, .toolbar button, #caption')]"
-        ".filter(each => each.scrollWidth > each.clientWidth + 1 && each.clientWidth).map(each => each.textContent)"
+        "async () => { const { sayQuantity } = await import(new URL('static/dom.js', location));"
+        "sayQuantity('energy', ['7.095 ± 0.056', 'keV']); sayQuantity('cameraLength', ['251.94 ± 0.72', 'mm']);"
+        "sayQuantity('ratio', ['21.415 ± 0.033', 'mm/keV']);"
+        "return [...document.querySelectorAll('.tiles *, #collected *, .toolbar button, #caption')]"
+        ".filter(each => each.scrollWidth > each.clientWidth + 1 && each.clientWidth).map(each => each.textContent); }"
     )
     assert cut == []
 
 
-@pytest.mark.parametrize("key", ["p", "r", "g", "c", "m"])
-def test_a_key_changes_what_is_drawn_and_changes_it_back(watched: Watched, key: str) -> None:
+def test_keys_change_what_is_drawn_and_change_it_back(watched: Watched) -> None:
     hold_a_hit(watched)
     before = picture(watched)
-    watched.page.keyboard.press(key)
-    assert picture(watched) != before
-    for _ in range(2 if key == "c" else 1):
+    for key, times in {"p": 2, "r": 2, "g": 2, "m": 2, "c": 3}.items():
         watched.page.keyboard.press(key)
-    assert picture(watched) == before
+        assert picture(watched) != before, key
+        for _ in range(times - 1):
+            watched.page.keyboard.press(key)
+        assert picture(watched) == before, key
 
 
 def test_zooming_asks_for_the_region_and_reads_out_the_pixels_of_the_file(
@@ -143,7 +158,7 @@ def test_zooming_asks_for_the_region_and_reads_out_the_pixels_of_the_file(
 ) -> None:
     image = pixels[hold_a_hit(watched)]
     shape = image.shape
-    assert watched.wishes[-1]["region"] is None
+    assert asked_region(watched) is None
     counted = np.where(image < np.iinfo(image.dtype).max, image, 0)
     ss, fs = np.unravel_index(int(counted.argmax()), shape)
     x, y = place_of(watched, float(fs), float(ss), shape)
@@ -151,7 +166,7 @@ def test_zooming_asks_for_the_region_and_reads_out_the_pixels_of_the_file(
     for _ in range(4):
         watched.page.mouse.wheel(0, -200)
     watched.wait("document.getElementById('caption').textContent.endsWith('every pixel')")
-    region = watched.wishes[-1]["region"]
+    region = asked_region(watched)
     assert region[0] <= fs < region[0] + region[2] < shape[1]
     assert region[1] <= ss < region[1] + region[3] < shape[0]
     geometry = Geometry(shape, 1033.5, 1080.5, 75e-6, camera_length_m=0.25, photon_energy_eV=7000.0)
@@ -166,7 +181,8 @@ def test_zooming_asks_for_the_region_and_reads_out_the_pixels_of_the_file(
         assert found[3] == f"{image[at]:_} count{'s' * int(image[at] != 1)}".replace("_", "\u202f")
         radius = float(np.hypot(at[1] - 1033.5, at[0] - 1080.5))
         q = geometry.q_at(radius)
-        assert q is not None and float(found[5]) == pytest.approx(float(q), abs=6e-4)
+        assert q is not None
+        assert float(found[5]) == pytest.approx(float(q), abs=6e-4)
         assert float(found[6]) == pytest.approx(geometry.resolution_at(radius), rel=2e-3, abs=6e-3)
         seen.add(at)
     assert len(seen) >= 5
@@ -263,15 +279,24 @@ def test_a_new_run_is_confirmed_and_named(watched: Watched) -> None:
 def test_the_page_computes_as_the_analysis_does(watched: Watched) -> None:
     for k, n in [(0, 10), (3, 10), (10, 10), (211, 9000)]:
         found = watched.page.evaluate(
-            "async ([k, n]) => (await import(new URL('static/statistics.js', location)).then(m => m.wilson(k, n)))", [k, n]
+            "async ([k, n]) => (await import(new URL('static/statistics.js', location)).then(m => m.wilson(k, n)))",
+            [k, n],
         )
         assert found == pytest.approx(wilson(k, n))
 
 
-def test_the_banner_says_when_the_analysis_is_gone_and_leaves_when_it_is_back(browser: Browser, served: Served) -> None:
+def test_the_banner_says_when_the_analysis_is_silent_or_gone_and_leaves_when_it_is_back(
+    browser: Browser, served: Served
+) -> None:
     watched = Watched(browser, served.url)
     watched.wait_for_image()
     assert watched.text("banner") == ""
+    served.program.process.send_signal(signal.SIGSTOP)
+    try:
+        watched.wait("/no word from the analysis for [34] s/.test(document.getElementById('banner').textContent)")
+    finally:
+        served.program.process.send_signal(signal.SIGCONT)
+    watched.wait("document.getElementById('state').textContent === 'live'")
     served.kill()
     watched.wait("/does not answer/.test(document.getElementById('banner').textContent)")
     watched.wait("document.getElementById('state').textContent.startsWith('no answer for')")
@@ -280,6 +305,37 @@ def test_the_banner_says_when_the_analysis_is_gone_and_leaves_when_it_is_back(br
     watched.wait("document.getElementById('banner').textContent === ''")
     watched.wait("document.getElementById('state').textContent === 'live'")
     watched.page.close()
+
+
+def test_a_run_without_a_frame_is_shown_and_then_its_tags(
+    browser: Browser, bundle_folder: Path, tmp_path: Path
+) -> None:
+    with Sender() as sender:
+        results = tmp_path / "r.jsonl"
+        analysis = Analysis([sender.endpoint], bundle_folder, results, split_tag="laser", map_tags="x,y").start()
+        assert analysis.session.web is not None
+        watched = Watched(browser, f"http://{analysis.session.web.address}/")
+        watched.wait("document.getElementById('seriesName').textContent.startsWith('no series yet')")
+        for view in VIEWS:
+            watched.view(view)
+            watched.page.wait_for_timeout(100)
+        assert watched.page.locator("#controlOff").is_visible()
+        wire = Wire("v2")
+        sender.send(*wire.start(1, 40))
+        for n in range(40):
+            sender.send(*wire.image(image(n, user_data={"laser": n % 2, "x": n % 5, "y": n // 5})))
+        watched.view("scan")
+        watched.wait("document.getElementById('splitNote').textContent === 'with 95 % intervals'")
+        watched.wait("document.getElementById('mapNote').textContent.startsWith('x, y in steps of 1, 1')")
+        box = watched.page.locator("#map").bounding_box()
+        assert box is not None
+        watched.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert re.match(r"x 2, y [34]: \d hits of 1 frames with beam", watched.text("mapReadout"))
+        watched.view("now")
+        watched.wait_for_image()
+        assert watched.errors == []
+        watched.page.close()
+        analysis.stop()
 
 
 class Prefixed(socketserver.BaseRequestHandler):

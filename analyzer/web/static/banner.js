@@ -13,7 +13,7 @@ function lines(live, status) {
   const found = [], quiet = silence(live);
   if (!live.connected) found.push(["critical", quiet == null ? "no answer from the analysis; trying again" : `the analysis does not answer for ${Math.floor(quiet)} s; trying again`]);
   else if (quiet != null && quiet >= STALE_S) found.push(["critical", `no word from the analysis for ${Math.floor(quiet)} s; what is shown is old`]);
-  if (!canUnpack) found.push(["warning", "this browser cannot unpack images; Chrome or Edge 80, Firefox 113, Safari 16.4 and later can"]);
+  if (!canUnpack) found.push(["warning", "this browser cannot unpack images; Chrome or Edge 97, Firefox 113, Safari 16.4 and later can"]);
   if (live.connected && status) {
     for (const alarm of status.alarms ?? []) found.push([alarm.severity, alarm.text]);
     if (status.sampling.every > 1) found.push(["info", `one image in ${status.sampling.every} is analysed${status.sampling.adaptive ? ", as many as the machine keeps up with" : ""}`]);

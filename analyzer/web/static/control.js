@@ -64,8 +64,11 @@ function peakField(name, value) {
 // Fields follow the analysis only where nobody has changed them.
 function follow(field, value) {
   const text = value == null ? "" : String(value);
-  if (document.activeElement === field || (field.dataset.seen !== undefined && field.value !== field.dataset.seen)) return;
-  field.value = text;
+  if (field.value !== text) {
+    const edited = field.dataset.seen !== undefined && field.value !== field.dataset.seen;
+    if (edited || document.activeElement === field) return;
+    field.value = text;
+  }
   field.dataset.seen = text;
 }
 

@@ -2,7 +2,7 @@
 
 import { say } from "./dom.js";
 import { count, milliseconds, percent, rate } from "./format.js";
-import { banded, fill, line, marking, percentRange, Plot, timeAxis, toNow } from "./plot.js";
+import { banded, countRange, fill, line, marking, percentRange, Plot, timeAxis, toNow } from "./plot.js";
 import { bands, runningSums, wilson } from "./statistics.js";
 import { ink } from "./theme.js";
 
@@ -36,7 +36,7 @@ export function start() {
     latency: new Plot("latency", {
       time: true, xRange: toNow, x: timeAxis, log: true, series: [line("slowest", "hit", { value: (plot, value) => value == null ? "" : milliseconds(value) })], y: { values: (plot, splits) => splits.map(value => (value == null ? "" : milliseconds(value))), size: 52 },
     }),
-    queue: new Plot("queue", { time: true, xRange: toNow, x: timeAxis, series: [line("waiting", "hit", { paths: window.uPlot.paths.stepped({ align: 1 }), fill: () => `color-mix(in srgb, ${ink("hit")} 18%, transparent)` })] }),
+    queue: new Plot("queue", { time: true, xRange: toNow, x: timeAxis, range: countRange, series: [line("waiting", "hit", { paths: window.uPlot.paths.stepped({ align: 1 }), fill: () => `${ink("hit")}2e` })] }),
   };
   for (const button of document.querySelectorAll("[data-span]")) button.addEventListener("click", () => {
     span = button.dataset.span;

@@ -14,6 +14,7 @@ export const toNow = (plot, low, high) => (low == null ? [Date.now() / 1000 - 60
 
 // Percent from 0 to what the bands need.
 export const percentRange = (plot, low, high) => [0, Math.min(100, Math.max(RATIO_FLOOR, 1.06 * (high ?? 0)))];
+export const countRange = (plot, low, high) => [0, Math.max(5, 1.08 * (high ?? 0))];
 export const zeroRange = (plot, low, high) => [0, Math.max(1, 1.08 * (high ?? 0))];
 
 const axis = more => ({
@@ -33,7 +34,7 @@ export function line(label, colour, more = {}) {
 }
 
 // The filled band between series low and high (1-based places among the series).
-export const fill = (low, high, colour) => ({ series: [high, low], fill: () => `color-mix(in srgb, ${ink(colour)} 22%, transparent)` });
+export const fill = (low, high, colour) => ({ series: [high, low], fill: () => `${ink(colour)}38` });
 
 // Vertical marks: `marks()` gives [[x, text], …].
 export const marking = marks => plot => {
@@ -72,7 +73,7 @@ export class Plot {
       series: [{ label: x.label ?? "x", class: "edge", value: () => "" }, ...series], bands,
       axes: [axis({ size: 20, values: (plot, splits) => splits.map(each => (each == null ? "" : count(each, true))), ...x }), axis({ size: 46, space: 24, ...y })],
       scales: { x: { time, ...(xRange ? { range: xRange } : {}) }, y: log ? { distr: 3, range: (plot, low, high) => [Math.max(1e-4, 0.8 * (low ?? 0.01)), Math.max(1e-3, 1.3 * (high ?? 1))] } : { range } },
-      hooks: { draw }, cursor: { drag: { x: false, y: false }, points: { size: 6 } }, padding: [8, 14, 0, 0],
+      hooks: { draw }, cursor: { drag: { x: false, y: false }, points: { size: 6 } }, padding: [8, 22, 0, 0],
       legend: { show: legend, live: true, mount: (plot, table) => this.legend.replaceChildren(table) },
     };
     this.data = null;

@@ -50,21 +50,33 @@ export async function refresh() {
   asked = Date.now();
   const get = async name => {
     const answer = await fetch(name, { cache: "no-store" });
-    if (!answer.ok) throw new Error(`${name}: ${answer.status}`);
-    return answer.json();
+    return answer.ok ? answer.json() : null;
   };
   try {
     const index = await get("products");
+    if (!index) return forget();
     useRings(index.geometry.panels > 1 ? index.rings : null);
     if (!visible()) return;
-    peakogram = await get("products/peakogram.json");
+    const [intensities, counts, resolutions] = await Promise.all(["peakogram", "peak_counts", "resolution"].map(name => get(`products/${name}.json`)));
+    if (!intensities || !counts || !resolutions) return forget();
+    peakogram = intensities;
     drawPeakogram();
-    showCounts(await get("products/peak_counts.json"));
-    showResolutions(await get("products/resolution.json"));
+    showCounts(counts);
+    showResolutions(resolutions);
     showPowder(index);
   } catch {
-    // No frame yet, or no answer, which the banner says.
+    // No answer, which the banner says.
   }
+}
+
+// They began anew, and no frame has come since.
+function forget() {
+  peakogram = null;
+  canvas("peakogram");
+  $("powder").hidden = true;
+  for (const id of ["powderNote", "peakogramNote"]) say(id, "no frame yet");
+  plots.counts.set([[], [], []]);
+  plots.resolutions.set([[], []]);
 }
 
 function showPowder(index) {

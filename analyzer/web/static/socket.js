@@ -13,7 +13,7 @@ async function unpack(buffer) {
   return { head, pixels };
 }
 
-// `handlers` has a function for each kind of message. `status` may be read at any time.
+// `handlers` has a function for each kind of message. `connected` and `heardAt` (ms, null before) say how it stands.
 export class Live {
   constructor(handlers) {
     this.handlers = handlers;

@@ -18,7 +18,8 @@ const apply = () => {
   listeners.forEach(changed => changed());
 };
 
-export const ink = name => getComputedStyle(root).getPropertyValue(`--${name}`);
+// A colour as #rrggbb.
+export const ink = name => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
 export const onTheme = changed => listeners.push(changed);
 
 export function toggleTheme() {
