@@ -2,9 +2,11 @@
 
 import re
 import signal
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -344,19 +346,20 @@ class Prefixed(socketserver.BaseRequestHandler):
     target = ("", 0)
 
     def handle(self) -> None:
-        import socket
-
         with socket.create_connection(self.target) as server:
             back = threading.Thread(target=self._back, args=(server,), daemon=True)
             back.start()
-            while data := self.request.recv(65536):
-                server.sendall(data.replace(b"GET /beam/", b"GET /", 1))
-            server.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                while data := self.request.recv(65536):
+                    server.sendall(data.replace(b"GET /beam/", b"GET /", 1))
+                server.shutdown(socket.SHUT_RDWR)
             back.join()
 
     def _back(self, server: Any) -> None:
-        while data := server.recv(65536):
-            self.request.sendall(data)
+        # A browser that closes its page cuts the connection short.
+        with suppress(OSError):
+            while data := server.recv(65536):
+                self.request.sendall(data)
 
 
 def test_the_page_works_behind_a_proxy_with_a_prefix(browser: Browser, served: Served) -> None:
