@@ -28,6 +28,7 @@ from analyzer.cuda.program import DeviceFault
 from analyzer.frame_peaks import FramePeaks, describe_peaks, frame_peaks
 from analyzer.frame_view import FrameView, saw_no_beam
 from analyzer.geometry import Geometry
+from analyzer.logs import Repeats
 from analyzer.networks import coarse_profile, profile_features, profile_index
 from analyzer.panels import GivenGeometry, place
 from analyzer.parameters.claims import claimed
@@ -43,6 +44,7 @@ from streamer.series import Series
 from streamer.validity import Validity, saturation_of, series_validity
 
 log = logging.getLogger(__name__)
+_repeats = Repeats(log)
 
 STAGES = ("receive", "decode", "reduce", "infer", "peaks", "publish")
 _PLANS_KEPT = 4
@@ -495,7 +497,7 @@ def _compare_with_shadow(
         return compare(published, shadow.find(prepared.workspace, reduced))
     except Exception:
         # Only looked at, so a fault of it costs no frame.
-        log.exception("the shadow finder failed on a frame")
+        _repeats.exception("the shadow finder failed on a frame", "shadow_finder_failed")
         return None
 
 

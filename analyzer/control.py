@@ -20,6 +20,7 @@ from analyzer.changes import ChangeLog
 from analyzer.front import Forget, Front
 from analyzer.hot_pixels import NAME
 from analyzer.judge import Judge
+from analyzer.logs import event
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.peak_parameters import Pf8Options, changed, peaks_in_force
 from analyzer.runs import Capture, Judging, RunInfo, Runs, RunSummary
@@ -194,6 +195,8 @@ class Control:
             judging, fields = self.judging, runs.estimate_fields()
             changes = self.changes.during(old.began_at)
             self._front.reset(lambda: runs.turn(following, judging, changes, fields))
+            if runs.info is old:
+                self._front.refuse_when_ending()
             text = f"run {old.name} ended, run {_number(following)} began"
             return self._done("run", _shown(old), _shown(following), True, began, text)
 
@@ -278,7 +281,8 @@ class Control:
         """Log and keep what was done; without a ``text`` there is nothing to tell, as all was so before."""
         judge, seconds = self.judge, round(time.monotonic() - began, 3)
         if text is not None:
-            log.info("control: %s (%.2f s)", text, seconds)
+            fields = event("control_change", action=action, old=old, new=new, seconds=seconds)
+            log.info("control: %s (%.2f s)", text, seconds, extra=fields)
             self.changes.add(action, old, new, text)
         return Change(
             action=action,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
+from analyzer import logs
 from analyzer.attribute_cascade import Unsaid
 from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
 from analyzer.live.frames import LatestFrames
@@ -36,7 +37,7 @@ from streamer.frames import DIFFERENCE, Frame, make_frame
 from streamer.messages import ImageData, InvalidMessage
 from streamer.receiver import Received
 from streamer.ring import DEFAULT_RING_BYTES, DEFAULT_RING_FRAMES, FrameRing
-from streamer.series import Event, ImageAccepted, SeriesClosed, SeriesOpened, SeriesTracker, SeriesUpdated
+from streamer.series import Event, ImageAccepted, Series, SeriesClosed, SeriesOpened, SeriesTracker, SeriesUpdated
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ _MOST_HELD = 64
 _REPORTS_KEPT = 1000
 DRAIN_S = 8.0
 """How long a stopped run goes on with what it has already received."""
+
+SERIES_LINES = 20
+"""Series that begin, or change what they say of themselves, in ten seconds with a line of the log each."""
 
 HANDOVER_S = 30.0
 """How long a change waits for the batches in hand: far longer than any batch takes."""
@@ -158,7 +162,7 @@ class Front:
     attribute says nothing, by attribute and reason. ``last_frame_at``: when the last image of a running series arrived
     (Unix s). ``blocked_s``: how long the reader has waited for room in the queue. ``over``: everything is published.
     ``channel`` is the one asked for, ``None`` for the first threshold. ``gathered_since``: when the running products
-    began (Unix s).
+    began (Unix s); ``beginnings``: how often all of them were begun anew.
     """
 
     def __init__(
@@ -175,6 +179,7 @@ class Front:
         self.products = Products()
         self.tallies = Tallies()
         self.gathered_since = time.time()
+        self.beginnings = 0
         self.channel = settings.channel
         self.history = History(self.running.place_of)
         self.latest = LatestFrames()
@@ -206,7 +211,8 @@ class Front:
         self._receive_seconds: list[float] = []
         self._unseen: list[FrameResult] = []
         self._handed_s = 0.0
-        self._last_warning: dict[str, float] = {}
+        self._repeats = logs.Repeats(log)
+        self._series_lines = logs.Repeats(log, burst=SERIES_LINES)
         self._faults: dict[int, str] = {}
         self.stopping = self.over = False
 
@@ -244,6 +250,8 @@ class Front:
             self._results.put(None)
             publisher.join()
             self.over = True
+            self._repeats.close()
+            self._series_lines.close()
 
     @property
     def workers(self) -> int:
@@ -359,7 +367,10 @@ class Front:
                 self._dispatch(self._tracker.handle(received.message, now), received.received_at, stop)
             except InvalidMessage as error:
                 self.account.refuse_message(error.reason)
-                self._warn(error.reason, f"message refused ({error.reason}): {error}")
+                self._repeats.warning(
+                    f"refused {error.reason}", f"message refused ({error.reason}): {error}", "message_refused",
+                    reason=error.reason,
+                )  # fmt: skip
 
     @property
     def _enough(self) -> bool:
@@ -397,7 +408,10 @@ class Front:
             ),
         )
         if self.sampler.every != before:
-            log.info("analysing one image in %d, before one in %d", self.sampler.every, before)
+            log.info(
+                "analysing one image in %d, before one in %d", self.sampler.every, before,
+                extra=logs.event("sampling", every=self.sampler.every, before=before),
+            )  # fmt: skip
         if grew:
             for frame in self.ring.thin(lambda frame: self.sampler.keeps_waiting(frame.image_id)):
                 self._leave_out(frame, "sampled")
@@ -471,7 +485,7 @@ class Front:
             return analyser.process(batch)
         except Exception:
             # A fault of ours must not cost the account its frames, nor the run the rest.
-            log.exception("analysis of %d frames failed", len(batch))
+            self._repeats.exception("analysis of a batch failed", "analysis_failed", frames=len(batch))
             return BatchOutcome([undecodable(frame, "failed", "internal error, see the log") for frame in batch])
 
     def _hand_out(self, frames: Sequence[Frame], results: Sequence[FrameResult]) -> None:
@@ -487,7 +501,7 @@ class Front:
                 self._publish_one(item)
             except Exception:
                 # Whatever one item does, the next ones are published and the outputs closed.
-                log.exception("publishing failed")
+                self._repeats.exception("publishing failed", "publishing_failed")
         for sink in self.sinks:
             sink.close()
         for output in self.hit_outputs:
@@ -516,6 +530,7 @@ class Front:
             self.running.forget_peaks()
             return
         self.running.reset()
+        self.beginnings += 1
         self.latest.reset()
         for gathered in (self.history, self.split, self.map):
             if gathered is not None:
@@ -544,7 +559,9 @@ class Front:
                     gathered.add(results)
             for seen in outcome.peaks:
                 if unfit := seen.plan.geometry.unfit:
-                    self._warn("geometry", f"geometry: {unfit}; the header's geometry is used instead")
+                    self._repeats.warning(
+                        "geometry", f"geometry: {unfit}; the header's geometry is used instead", "geometry_unfit"
+                    )
         finally:
             self._settle(results)
 
@@ -564,10 +581,11 @@ class Front:
                 reason = result.reason or "failed"
                 account.undecodable[reason] = account.undecodable.get(reason, 0) + 1
                 tally.undecodable += 1
-                self._warn(
+                self._repeats.warning(
                     f"undecodable {reason}",
                     f"series {result.series_id} image {result.image_id} is undecodable: {result.status_text}",
-                )
+                    "image_undecodable", series_id=result.series_id, image_id=result.image_id, reason=reason,
+                )  # fmt: skip
             else:
                 account.drop(result.reason or "shutdown")
         self._finish_complete()
@@ -578,7 +596,11 @@ class Front:
             self.nulls[key] = self.nulls.get(key, 0) + 1
             if text:
                 where = f"series {result.series_id} image {result.image_id}"
-                self._warn(f"attribute {name} {reason}", f"{where}: attribute {name} is null ({reason}): {text}")
+                self._repeats.warning(
+                    f"attribute {name} {reason}", f"{where}: attribute {name} is null ({reason}): {text}",
+                    "attribute_null", series_id=result.series_id, image_id=result.image_id, attribute=name,
+                    reason=reason,
+                )  # fmt: skip
 
     def _publish_event(self, event: SeriesOpened | SeriesUpdated | SeriesClosed) -> None:
         series = event.series
@@ -590,15 +612,26 @@ class Front:
         self.running.begin(series)
         self.history.begin_series(series.series_id, series.ordinal, time.time())
         for problem in series.metadata.problems:
-            self._warn(f"header {problem[:40]}", f"series {series.series_id}: {problem}")
-        if isinstance(event, SeriesOpened):
-            announced = series.metadata.number_of_images
-            log.info(
-                "series %d %s, %s images announced",
-                series.series_id,
-                "joined" if series.joined else "began",
-                "no" if announced is None else announced,
-            )
+            self._repeats.warning(
+                f"header {problem[:40]}", f"series {series.series_id}: {problem}", "header_problem",
+                series_id=series.series_id,
+            )  # fmt: skip
+        self._tell_series(event, series)
+
+    def _tell_series(self, happened: SeriesOpened | SeriesUpdated, series: Series) -> None:
+        images = series.metadata.number_of_images
+        if isinstance(happened, SeriesUpdated):
+            kind, what = "series_metadata", "has new metadata"
+        else:
+            kind, what = ("series_joined", "joined") if series.joined else ("series_began", "began")
+        self._series_lines.say(
+            logging.INFO,
+            kind,
+            f"series {series.series_id} {what}, {'no' if images is None else images} images announced",
+            kind,
+            series_id=series.series_id,
+            images=images,
+        )
 
     def _finish_complete(self) -> None:
         """Report series that are over and published, in the order they were measured."""
@@ -621,10 +654,3 @@ class Front:
         del self.reports[:-_REPORTS_KEPT]
         self._on_series(report)
         self.finished += 1
-
-    def _warn(self, kind: str, text: str) -> None:
-        """One line a kind in 10 seconds; the counters have them all."""
-        now = time.monotonic()
-        if now - self._last_warning.get(kind, -1e9) >= 10.0:
-            self._last_warning[kind] = now
-            log.warning(text)

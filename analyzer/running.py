@@ -104,7 +104,8 @@ def _smoothed(before: float | None, values: Sequence[float | None]) -> float | N
 class Running:
     """Running products of a run. ``began_at``: when the latest series did (Unix s). ``disagreement``: of a shadow
     finder, ``None`` without one; ``spots``: of hits, ``None`` where the crystals' cell is not known. ``last_result_at``
-    and ``last_beam_at``: when the last image analysed was published, and the last that saw beam (Unix s)."""
+    and ``last_beam_at``: when the last image analysed was published, and the last that saw beam (Unix s).
+    ``indexable_frames``: since the program began, whatever is reset."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     hits: ImageWindow = field(default_factory=lambda: ImageWindow(max(WINDOWS)))
@@ -123,6 +124,7 @@ class Running:
     relative_flux: float | None = None
     background_photons: float | None = None
     hit_probabilities: Histogram = field(default_factory=lambda: Histogram(PROBABILITY_BUCKETS))
+    indexable_frames: int = 0
     last_result_at: float | None = None
     last_beam_at: float | None = None
     last_hit: FrameResult | None = None
@@ -277,13 +279,14 @@ class Running:
             return self.sums.copy()
 
     def _add_one(self, result: FrameResult) -> None:
+        counted = result.decision != Decision.NO_BEAM
         if result.hit:
             self.last_hit = result
+        self.indexable_frames += counted and bool(result.indexable)
         if result.image_id >= MOST_IMAGES:
             return
         place = self._place_series(result.ordinal) + result.image_id
         self._next_offset = max(self._next_offset, place + 1)
-        counted = result.decision != Decision.NO_BEAM
         self.hits.add(place, int(bool(result.hit)) if counted else -1)
         self.indexable.add(place, int(bool(result.indexable)) if counted else -1)
         if result.hit_probability is not None:

@@ -15,7 +15,10 @@ from typing import Any, NoReturn
 import click
 from pydantic.fields import FieldInfo
 
+from analyzer import logs
 from cxls.settings import COMMANDS, BadSettings, resolve, resolve_all
+
+log = logging.getLogger(__name__)
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -84,6 +87,8 @@ def _command(
         config = given.pop("config")
         positional = {key: given.pop(key) for key in own if key is not None}
         resolved = resolve(model, given, config)
+        if log_format := getattr(resolved.settings, "log_format", None):
+            logs.configure(log_format, detached=True)
         module, function = run.split(":")
         if compiles:
             # Before the kernels are imported, which compiles them where they never were.
@@ -226,6 +231,15 @@ cli.add_command(
         "SOURCE is tcp://HOST:PORT of a detector (v2: 31001, v1: 9999), or Eiger master, data, CXI or single-image "
         "HDF5 files, globs and .lst lists. Example: cxls analyze tcp://detector:31001 --results run12.jsonl",
         compiles=True,
+    )
+)
+cli.add_command(
+    _command(
+        "watch",
+        "cxls.commands.watch:run",
+        [click.Argument(["address"], metavar="http://HOST:PORT", default="http://127.0.0.1:8080")],
+        "The address is what the analysis said after: listening http. Without a terminal each look is a line. "
+        "Example: ssh -t beamline cxls watch http://127.0.0.1:8080",
     )
 )
 cli.add_command(
@@ -509,7 +523,11 @@ cli.add_command(
 
 def listening(name: str, address: str) -> None:
     """Say on stderr where something can be reached; HOST:PORT, as the option has it, for HTTP."""
-    click.echo(f"listening {name} {address.removeprefix('http://')}", err=True)
+    where = address.removeprefix("http://")
+    if logs.as_json():
+        log.info("listening %s %s", name, where, extra=logs.event("listening", name=name, address=where))
+    else:
+        click.echo(f"listening {name} {where}", err=True)
 
 
 def stop_on_signals(*stops: threading.Event) -> list[int]:
@@ -533,7 +551,11 @@ def stop_on_signals(*stops: threading.Event) -> list[int]:
 
 
 def _end(text: str, code: int) -> NoReturn:
-    click.echo(f"cxls: {text}", err=True)
+    if logs.as_json():
+        log.error("%s", text, extra=logs.event("ended", code=code))
+    logs.settle()
+    if not logs.as_json():
+        click.echo(f"cxls: {text}", err=True)
     sys.exit(code)
 
 
@@ -544,7 +566,7 @@ def _terminated(number: int, frame: types.FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Run the program; exit codes as documented in the README."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logs.configure()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name in any language, a terminal of few letters
     # A shell that starts us in the background leaves SIGINT ignored; we still answer to it.

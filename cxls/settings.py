@@ -25,6 +25,7 @@ RESERVED = ("CXLS_CRYSTALS", "CXLS_CONFIG")
 Protocol = Literal["v1", "v2"]
 OnFull = Literal["drop", "block"]
 Device = Literal["auto", "cpu", "cuda"]
+LogFormat = Literal["text", "json"]
 FinderName = Literal["bundle", "poisson", "learned", "peakfinder8", "peakfinder8-poisson"]
 
 
@@ -210,12 +211,14 @@ class ReplaySettings(_Settings):
     rest: str | None = Field(
         None, description="serve SIMPLON here, for instance 127.0.0.1:8000, and wait for arm and trigger"
     )
+    log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
 
 
 _WATCHING = "Watching"
 _INDEXING = "Indexing and others that listen"
 _RUN = "Runs and reports"
 _CELL = "Known crystal"
+_EPICS = "Control system"
 _PEAKS = "Peak finder (pf8: as CrystFEL's options of these names)"
 
 
@@ -341,11 +344,19 @@ class AnalyzeSettings(_Settings):
     broadcast: str | None = _in(
         _INDEXING, None, "publish every record here, for instance tcp://127.0.0.1:12321 (docs/broadcast.md)"
     )
+    epics: str | None = _in(
+        _EPICS, None, "serve values as process variables PREFIX:HitRate100 and so on over PVAccess (docs/epics.md)"
+    )
+    epics_interface: str = _in(
+        _EPICS, "127.0.0.1", "address of this machine to serve them on, with :PORT where 5075 is not meant"
+    )
+    epics_reset: bool = _in(_EPICS, False, "a put of 1 to PREFIX:Reset begins windows and profiles anew")
     series: int | None = Field(None, ge=1, description="end after so many series")
     workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core, or three for a GPU")
     batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
     queue_mib: int = Field(512, ge=16, description="most compressed frames held in memory, MiB")
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
+    log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
 
 
 class ViewSettings(_Settings):
@@ -361,6 +372,7 @@ class ViewSettings(_Settings):
     tags: str = Field("", description="keys of user data or image appendix to keep, comma separated")
     split_tag: str | None = Field(None, description="tag that splits the hit ratio")
     map_tags: str | None = Field(None, description="two tags, such as stage_x,stage_y: the hit ratio as a map")
+    log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
 
 
 class DemoSettings(SimulationOptions):
@@ -371,6 +383,7 @@ class DemoSettings(SimulationOptions):
     exit: bool = Field(False, description="end with the series instead of looping until Ctrl-C")
     listen: str = Field("127.0.0.1:8080", description="where metrics and the live page are served")
     stream: Protocol = Field("v2", description="protocol between the parts")
+    log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
 
 
 _FINETUNE = "Adaptation (hit --finetune)"
@@ -492,6 +505,13 @@ class ControlSettings(_Settings):
 
     at: str = Field("http://127.0.0.1:8080", description="address of the analysis, as it said after: listening http")
     token: Path | None = Field(None, description="file of mode 0600 with the token of its --control-token")
+
+
+class WatchSettings(_Settings):
+    """Show a running analysis in a terminal: hit rate, frame rate, energy, camera length, account, alarms."""
+
+    interval: float = Field(1.0, ge=0.2, le=60, description="between two looks, s")
+    once: bool = Field(False, description="print what there is once, and end; exit code 1 without an answer")
 
 
 class CalibrateSettings(_Settings):
@@ -729,6 +749,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "train": TrainSettings,
     "models use": ModelsUseSettings,
     "control": ControlSettings,
+    "watch": WatchSettings,
     "calibrate": CalibrateSettings,
     "evaluate": EvaluateSettings,
     "evaluate parameters": EvaluateParametersSettings,

@@ -33,6 +33,7 @@ from analyzer.hits.places import (
 )
 from analyzer.hits.recover import Recovery, recover, settle
 from analyzer.hits.writer import JournalWriter
+from analyzer.logs import Repeats
 from analyzer.results import FrameResult
 from streamer.frames import Frame
 from streamer.messages import ImageData
@@ -48,7 +49,6 @@ CLOSE_S = 60.0
 _LIST_SHARE = 50
 """Of the time between two writings of the lists, one part in so many is spent on it."""
 _WHAT = {"journal": "hits", "files": "files of hits", "lists": "lists of hits"}
-_WARN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ class HitFolder:
         self._writer = JournalWriter(folder, self._run_name)
         self._retry_at = 0.0
         self._steps = 0
-        self._warned = -_WARN_S
+        self._repeats = Repeats(log)
         self._thread = threading.Thread(target=self._run, name="hits", daemon=True)
         self._thread.start()
 
@@ -129,9 +129,10 @@ class HitFolder:
                 return
             else:
                 self.lost["disk" if "journal" in self._faults else "queue_full"] += 1
-            if self._faults or not self._may_warn():
+            if self._faults:
                 return
-        log.warning("%s: hits come faster than they can be written; those lost are counted", self.folder)
+        text = f"{self.folder}: hits come faster than they can be written; those lost are counted"
+        self._repeats.warning("behind", text, "hits_behind")
 
     @property
     def lost_hits(self) -> int:
@@ -239,8 +240,7 @@ class HitFolder:
         except Exception:
             # A fault of ours must not cost the hits behind this one.
             good = False
-            if self._may_warn():
-                log.exception("a hit could not be written")
+            self._repeats.exception("a hit could not be written", "hit_failed")
         self._step()
         with self._changed:
             # In one step, so that at any moment each hit is in one place.
@@ -254,13 +254,6 @@ class HitFolder:
     def _step(self) -> None:
         """Something was written; the end of the run waits on."""
         self._steps += 1
-
-    def _may_warn(self) -> bool:
-        """Whether the log has been spared for a while."""
-        if time.monotonic() - self._warned < _WARN_S:
-            return False
-        self._warned = time.monotonic()
-        return True
 
     def _append(self, item: _Waiting) -> None:
         if not self._writer.has_room(item.frame, item.image):
@@ -356,6 +349,7 @@ class HitFolder:
             log.warning("%s: hits are written again; %d were lost until now", self.folder, self.lost_hits)
 
     def _end(self) -> None:
+        self._repeats.close()
         left = self._journaled
         for current in self._writer.left:
             current.journal.close()

@@ -35,6 +35,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: anywhere; }
 th { font-weight: 600; color: var(--soft); font-size: .85rem; }
+.narrow td:first-child { white-space: nowrap; width: 1%; padding-right: 1.6rem; }
 td.n, th.n { text-align: right; padding-right: 1.6rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: .3rem 0; }
 img { max-width: 100%; height: auto; display: block; }
@@ -124,7 +125,7 @@ def _numbers(run: RunSummary) -> str:
     ]
     cells = [f"<div><b>{value}</b><span>{text}</span></div>" for text, value in tiles]
     if rate is not None:
-        cells[2] = f"<div><b>{rate[0]:.1%}</b><span>hit rate, {rate[1]:.1%} to {rate[2]:.1%} at 95 %</span></div>"
+        cells[2] = f"<div><b>{rate[0]:.1%}</b><span>hit rate, {rate[1]:.1%} to {rate[2]:.1%} at 95 %</span></div>"
     return f"<div class='numbers'>{''.join(cells)}</div>"
 
 
@@ -165,7 +166,7 @@ def _estimate(name: str, estimate: Estimate, factor: float, places: int) -> tupl
     def shown(value: float | None) -> str:
         return "–" if value is None else f"{value * factor:.{places}f}"
 
-    pull = "–" if estimate.pull is None else f"{estimate.pull:+.1f}"
+    pull = "–" if estimate.pull is None else f"{round(estimate.pull, 1) + 0.0:+.1f}"
     return name, shown(estimate.value), shown(estimate.sigma), shown(estimate.header), pull
 
 
@@ -219,7 +220,8 @@ def _judging(run: RunSummary) -> str:
 
 def _changes(changes: Iterable[Changed]) -> str:
     rows = [(_clock(changed.time), changed.text) for changed in changes]
-    return _table(("time", "change"), rows, numbers=False) if rows else "<p class='soft'>None.</p>"
+    table = _table(("time", "change"), rows, numbers=False)
+    return f"<div class='narrow'>{table}</div>" if rows else "<p class='soft'>None.</p>"
 
 
 def _table(head: Iterable[str], rows: Iterable[tuple[str, ...]], numbers: bool = True) -> str:

@@ -9,12 +9,9 @@ import asyncio
 import hashlib
 import hmac
 import logging
-import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -27,6 +24,8 @@ from starlette.routing import Route
 from analyzer.bundle import BadBundle
 from analyzer.control import ACTIONS, BadChange, Busy, Change, Control
 from analyzer.front import Ending
+from analyzer.live.socket import same_origin
+from analyzer.logs import Repeats
 from analyzer.mask_file import BadMask
 from analyzer.peak_parameters import BadPeaks
 from analyzer.runs import MOST_NUMBER, BadRun
@@ -35,7 +34,6 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 << 10
 BODY_TIMEOUT_S = 10.0
-STRANGERS_S = 10.0
 OUTCOMES = ("done", "refused", "busy", "unauthorised", "failed")
 OFF = "control is off here; start cxls analyze with --control-token FILE"
 
@@ -114,7 +112,7 @@ class ControlEndpoints(Collector):
         self._control = control
         # Digests: of equal length, so that comparing them says nothing of the token's.
         self._token = hashlib.sha256(token.encode()).digest() if token is not None else None
-        self._last_stranger = -math.inf
+        self._repeats = Repeats(log)
         self._counts = {(action, outcome): 0 for action in ACTIONS for outcome in OUTCOMES}
 
     @property
@@ -164,13 +162,10 @@ class ControlEndpoints(Collector):
         return refused.outcome, PlainTextResponse(refused.text + "\n", refused.status, headers)
 
     def _complain(self, action: str, refused: _Refusal) -> None:
-        """Strangers get a line in ``STRANGERS_S``, so that they cannot fill the log; the counter has them all."""
-        if refused.outcome == "unauthorised":
-            now = time.monotonic()
-            if now - self._last_stranger < STRANGERS_S:
-                return
-            self._last_stranger = now
-        log.warning("control: %s refused (%d): %s", action, refused.status, refused.text)
+        """Strangers get a line in a while, so that they cannot fill the log; the counter has them all."""
+        kind = refused.outcome if refused.outcome == "unauthorised" else f"{action} {refused.status} {refused.text}"
+        text = f"control: {action} refused ({refused.status}): {refused.text}"
+        self._repeats.warning(kind, text, "control_refused", action=action, status=refused.status)
 
     def _authorise(self, request: Request) -> None:
         if self._token is None:
@@ -219,14 +214,7 @@ class ControlEndpoints(Collector):
 
 def _refuse_strangers(request: Request) -> None:
     """A page from another host may not ask, whatever it has: a browser sends its ``Origin`` along."""
-    origin = request.headers.get("origin")
-    if origin is None:
-        return
-    try:
-        served = urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower() != ""
-    except ValueError:
-        served = False
-    if not served:
+    if not same_origin(request.headers.get("origin"), request.headers.get("host")):
         raise _Refusal(403, "unauthorised", "asked by a page of another host; only this one's page may change anything")
 
 

@@ -65,6 +65,7 @@ class WebServer:
         )
         config = uvicorn.Config(
             app,
+            log_config=None,
             log_level="warning",
             lifespan="off",
             access_log=False,

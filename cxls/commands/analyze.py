@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from analyzer import logs
 from analyzer.alarms import Alarms
 from analyzer.attribute_cascade import open_models
 from analyzer.attribute_model import AttributeModel
@@ -29,13 +30,14 @@ from analyzer.control import Control
 from analyzer.cuda.compiler import default_cache
 from analyzer.cuda.engine import DevicePrograms, open_programs
 from analyzer.drift import score_drift, score_histogram
-from analyzer.front import Front, FrontSettings, SeriesReport, Source
+from analyzer.front import SERIES_LINES, Front, FrontSettings, SeriesReport, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
 from analyzer.indexing import IndexServer
 from analyzer.judge import Judge
 from analyzer.live.socket import LiveSocket
 from analyzer.live.status import StatusReport, View
 from analyzer.live.targets import Targets
+from analyzer.logs.counting import LogCounts
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import DiskSpace, GpuLoad, make_registry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
@@ -57,6 +59,7 @@ from analyzer.web.reports import ReportEndpoints
 from analyzer.web.server import WebServer, bind
 from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
+from cxls.commands.epics import check_epics, open_epics
 from cxls.commands.indexing import open_broadcast, open_indexing
 from cxls.compilation import compilation
 from cxls.given_cell import read_known_cell
@@ -136,6 +139,8 @@ class Session:
         self.stop = threading.Event()
         self._stay = stay
         self._done = threading.Event()
+        self._series_lines = logs.Repeats(log, burst=SERIES_LINES)
+        self._log_counts = LogCounts()
         self._live = where.live
         # What can be refused is looked at before anything is written or slow.
         self._files = None if where.live else FileSource(sources)
@@ -150,6 +155,7 @@ class Session:
             _prepare_products(settings.products, settings.overwrite)
         if settings.reports:
             _prepare_reports(settings.reports)
+        check_epics(settings)
         token = _read_token(settings, where)
         bound = _bind(where.listen) if where.listen else None
         broadcast = open_broadcast(settings, lambda result: self.front.running.header_of(result.ordinal))
@@ -226,6 +232,7 @@ class Session:
             lambda: self.control.judge.bundle.scattering,
             lambda: None if self.bragg is None else self.bragg.latest,
         )
+        self._looked = 0
         self.bragg: BraggWatch | None = None
         if cell is not None:
             self.front.running.spots = HitSpots()
@@ -236,7 +243,7 @@ class Session:
         )
         disks = DiskSpace(_folders(settings))
         self._load = [disks, *([GpuLoad.of(device)] if device != "cpu" else [])]
-        self.front.latest.keeping = bound is not None
+        self.front.latest.keeping = bound is not None or settings.epics is not None
         self.front.targets = Targets(lambda: self.front.account.processed[Decision.HIT], indexed)
         self.front.targets.set(hits=settings.target_hits, indexed=settings.target_indexed)
         alarms = Alarms(self.front, self.running_estimate, self._drift, disks.rooms)
@@ -253,6 +260,7 @@ class Session:
             ]
             self.web = WebServer(bound, self.report, routes)
             listening("http", self.web.address)
+        self.epics = open_epics(settings, self.report.snapshot, self.front.latest.latest, self.control.reset)
 
     @property
     def problems(self) -> list[str]:
@@ -273,7 +281,8 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
-        for collector in (self._live_socket, *self._load, self._product_files, self.run_reports):
+        collectors = (self._log_counts, self._live_socket, *self._load, self._product_files, self.run_reports)
+        for collector in collectors:
             if collector is not None:
                 registry.register(collector)
         for output in self.front.reporting:
@@ -300,7 +309,8 @@ class Session:
         """Photon energy and camera length of the run so far, and what of the header they contradict."""
         if self.control.judge.bundle.scattering is not None:
             estimate = self.parameters.latest
-            return {} if estimate is None else estimate.facts
+            # One from before a reset is not of what came since.
+            return {} if estimate is None or self._looked != self.front.beginnings else estimate.facts
         running = self.front.running
         with running.lock:
             profile, frames = running.profile.astype(np.float32), running.profile_frames
@@ -308,6 +318,11 @@ class Session:
 
     def run(self) -> None:
         """Run to the end; every output is complete when it returns."""
+        with self._log_counts:
+            self._run()
+            self._series_lines.close()
+
+    def _run(self) -> None:
         talker = threading.Thread(target=self._talk, name="status", daemon=True)
         talker.start()
         watcher = threading.Thread(target=self._watch_parameters, name="parameters", daemon=True)
@@ -316,6 +331,8 @@ class Session:
             # Not waited for: an estimate in hand at the end may take its seconds.
             threading.Thread(target=self.bragg.watch, args=(self._done,), name="bragg", daemon=True).start()
         self.report.ready = True
+        if self.epics is not None:
+            self.epics.start()
         try:
             self.front.run(self.stop)
             self._finish_bragg()
@@ -330,6 +347,8 @@ class Session:
                 self._product_files.close()
             if self.run_reports is not None:
                 self.run_reports.close(lambda: self.control.capture(over=True))
+            if self.epics is not None:
+                self.epics.close()
             if self.web is not None:
                 self.web.close()
             self.front.source.close()
@@ -343,11 +362,11 @@ class Session:
             pause = max(PARAMETERS_S, PARAMETERS_PAUSES * (time.thread_time() - began))
             wrong = {} if estimate is None else {each.quantity.value: each.text for each in estimate.mismatches}
             for quantity in wrong.keys() - told:
-                log.warning("%s", wrong[quantity])
+                log.warning("%s", wrong[quantity], extra=logs.event("header_mismatch", quantity=quantity))
             told = set(wrong)
             disagreement = None if estimate is None else estimate.disagreement
             if disagreement is not None and not contradicted:
-                log.warning("%s", disagreement)
+                log.warning("%s", disagreement, extra=logs.event("parameters_disagree"))
             contradicted = disagreement is not None
 
     def _finish_bragg(self) -> None:
@@ -364,11 +383,14 @@ class Session:
         if found is not None and found.reason is not None:
             log.info("nothing from the Bragg spots of the known cell: %s", found.reason)
         if estimate is not None:
-            log.info("run: %s", estimate.text)
+            log.info("run: %s", estimate.text, extra=logs.event("run_parameters", **_numbers(estimate)))
 
     def _look(self) -> RunEstimate | None:
+        beginnings = self.front.beginnings
         try:
-            return self.parameters.look()
+            estimate = self.parameters.look()
+            self._looked = beginnings
+            return estimate
         except Exception:
             # Only shown, so a fault of it costs no frame.
             log.exception("the running photon energy and camera length failed")
@@ -376,7 +398,24 @@ class Session:
 
     def _report_series(self, report: SeriesReport) -> None:
         estimate = self._look()
-        log.info("%s", _series_text(report) + (f"; {estimate.text}" if estimate is not None else ""))
+        text = _series_text(report) + (f"; {estimate.text}" if estimate is not None else "")
+        closed = report.closed
+        self._series_lines.say(
+            logging.INFO,
+            "series_over",
+            text,
+            "series_over",
+            series_id=closed.series.series_id,
+            why=closed.why,
+            images=closed.accepted,
+            announced=closed.announced,
+            analysed=report.analysed,
+            hits=report.hits,
+            undecodable=report.undecodable,
+            missing=closed.missing,
+            suspect_pixels=report.suspect_pixels,
+            **_numbers(estimate),
+        )
 
     def _talk(self) -> None:
         """A bar for files on a terminal, else a line every ``STATUS_LINE_S`` seconds."""
@@ -388,12 +427,22 @@ class Session:
             received, now = account.received, time.monotonic()
             rate = (received - last) / (now - then)
             last, then = received, now
+            waiting = len(self.front.ring)
             log.info(
                 "%s | %.1f frames/s | queue %d | %s",
                 _hit_text(self.front),
                 rate,
-                len(self.front.ring),
+                waiting,
                 account.identity(),
+                extra=logs.event(
+                    "status",
+                    frames_hz=round(rate, 3),
+                    queue_frames=waiting,
+                    received=received,
+                    processed=dict(account.processed),
+                    dropped=dict(account.dropped),
+                    undecodable=dict(account.undecodable),
+                ),
             )
 
     def _bar(self) -> None:
@@ -624,8 +673,17 @@ def _series_text(report: SeriesReport) -> str:
     return text
 
 
+def _numbers(estimate: RunEstimate | None) -> dict[str, object]:
+    """Photon energy and camera length of the run, for the log's event."""
+    if estimate is None:
+        return {}
+    names = ("photon_energy_eV", "photon_energy_sigma_eV", "camera_length_m", "camera_length_sigma_m")
+    return {name: estimate.facts.get(name) for name in names}
+
+
 def print_summary(front: Front) -> None:
-    """The end of a run on stdout."""
+    """The end of a run on stdout, after what is left of the log."""
+    logs.settle()
     account = front.account
     analysed = sum(account.processed.values())
     hits = account.processed["hit"]

@@ -3,16 +3,16 @@
 import http.client
 import json
 import math
-import ssl
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 import click
 
 from cxls.cli import Failed
+from cxls.http_address import open_connection, parse_address
 from cxls.settings import BadSettings, ControlSettings, ModelsUseSettings, Resolved
 from cxls.token_file import read_token
 
@@ -33,7 +33,7 @@ def use(resolved: Resolved[ModelsUseSettings], folder: Path) -> None:
     from analyzer.bundle import load_bundle
 
     settings = resolved.settings
-    where = _address(settings.at)
+    where = parse_address(settings.at, "--at")
     token = read_token(settings.token, "--token") if settings.token else None
     bundle = load_bundle(folder)
     began = time.monotonic()
@@ -54,7 +54,7 @@ def change(resolved: Resolved[ControlSettings], action: str, values: Sequence[st
             f"{action!a} is no action; known are {', '.join(_BODIES)}, and `cxls models use` for a bundle"
         )
     content = body(list(values))
-    where = _address(settings.at)
+    where = parse_address(settings.at, "--at")
     token = read_token(settings.token, "--token") if settings.token else None
     done = _post(where, f"/control/{action}", content, token)
     click.echo(str(done.get("text", action)))
@@ -134,13 +134,15 @@ def _plain(text: str) -> int | float | str | None:
     """A value as JSON has it: none, a number where it reads as one, else the text."""
     if text == "none":
         return None
-    for kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            continue
-        return value if math.isfinite(value) else text
-    return text
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return value if math.isfinite(value) else text
 
 
 _BODIES: dict[str, Callable[[list[str]], dict[str, Any]]] = {
@@ -155,29 +157,13 @@ _BODIES: dict[str, Callable[[list[str]], dict[str, Any]]] = {
 """What a control endpoint is told, made from the words of the command line."""
 
 
-def _address(at: str) -> SplitResult:
-    where = urlsplit(at if "://" in at else f"http://{at}")
-    try:
-        known = where.scheme in ("http", "https") and where.hostname and (where.port or True)
-    except ValueError:
-        known = False
-    if not known or not at.isprintable():
-        raise BadSettings(f"--at {at!a}: not an address; for instance http://127.0.0.1:8080")
-    return where
-
-
 def _post(where: SplitResult, path: str, content: dict[str, Any], token: str | None) -> dict[str, Any]:
     """The answer of a control endpoint. Goes straight there: a token is for no proxy and follows no redirection.
 
     Raises ``BadSettings`` where the request is refused, ``Failed`` where there is no good answer.
     """
-    assert where.hostname is not None
     at = f"{where.scheme}://{where.netloc}"
-    connection: http.client.HTTPConnection = (
-        http.client.HTTPSConnection(where.hostname, where.port, timeout=TIMEOUT_S, context=ssl.create_default_context())
-        if where.scheme == "https"
-        else http.client.HTTPConnection(where.hostname, where.port, timeout=TIMEOUT_S)
-    )
+    connection = open_connection(where, TIMEOUT_S)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     try:
         connection.request("POST", where.path.rstrip("/") + path, json.dumps(content), headers)

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from analyzer.bundle import load_bundle
+from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.control import ACTIONS
 from analyzer.peak_parameters import FINDERS, RANGES
 from cxls.settings import FinderName
@@ -543,6 +543,20 @@ def test_runs_are_named_ended_and_told(live: Controlled) -> None:
     assert live.fetch("/report")[1].count("Run 0021") == 2, "the kept one is of another run"
 
 
+def test_an_estimate_of_before_is_not_told_of_the_next_run(token_file: Path, tmp_path: Path) -> None:
+    with Sender() as sender:
+        analysis = Analysis([sender.endpoint], DEFAULT_BUNDLE, tmp_path / "r.jsonl", control_token=token_file).start()
+        live = Controlled(sender, analysis)
+        live.analyse(12)
+        wait_for(lambda: live.status["estimate"] != {})
+        assert live.ask("run", {"new": True})[0] == 200
+        assert live.status["estimate"] == {}
+        live.analyse(12, 2)
+        wait_for(lambda: live.status["estimate"] != {})
+        assert live.status["estimate"]["frames"] == 12
+        analysis.stop()
+
+
 def test_a_report_is_made_once_for_many(live: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[float] = []
 
@@ -666,7 +680,9 @@ def test_a_mask_from_the_command_line_has_its_whole_path(
         (["run", "sample"], "KEY=VALUE"), (["run", "sample=a", "sample=b"], "given twice"),
         (["run", "sample=a\nb"], "control character"), (["peaks"], "say what changes"),
         (["peaks", "min_peaks=none"], "min_peaks is None; give a whole number"), (["peaks", "what=1"], "known are"),
-        (["target", "hits=many"], "400"),
+        (["target", "hits=many"], "400"), (["target", "hits=" + "9" * 400], "400"),
+        (["peaks", "min_peaks=" + "9" * 400], "min_peaks is too large"),
+        (["peaks", "pf8_min_snr=1e999"], "pf8_min_snr is '1e999'; give a number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused_in_one_line(

@@ -1,0 +1,1 @@
+"""The terminal view of a running analysis: asking for its ``/status``, reading it, drawing it."""
