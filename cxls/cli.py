@@ -28,7 +28,7 @@ class Failed(Exception):
 
 
 class Interrupted(BaseException):
-    """The work was stopped by a signal, with everything received written. No ``except Exception`` on its way holds it."""
+    """The work was stopped by a signal, with everything received written; no ``except Exception`` is to hold it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)

@@ -100,8 +100,7 @@ def test_workers_killed_one_after_the_other_under_load_lose_no_frame(
         wait_for(lambda: site.ready(3), 90)
         before = site.processed
         wait_for(lambda: site.processed > before + 40, 60)
-        facts = status(site.http)["crew"]
-        assert facts["lost_workers"] == 4
+        wait_for(lambda: status(site.http)["crew"]["lost_workers"] == 4)
         assert site.front.end(signal.SIGINT) == 130
         found = assert_whole(site.results, site.front, ("shutdown",))
     assert {each["status"] for each in found} <= {"ok", "dropped"}
