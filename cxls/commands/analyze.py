@@ -49,7 +49,7 @@ from cxls.commands.indexing import open_broadcast, open_indexing
 from cxls.compilation import compilation
 from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
-from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
+from cxls.settings import AnalyzeSettings, BadSettings, FinderName, JudgeSettings, Resolved
 from cxls.token_file import read_token
 from streamer.files import FileSource
 from streamer.frames import DIFFERENCE
@@ -109,21 +109,30 @@ def _where(settings: AnalyzeSettings, sources: list[str]) -> _Where:
     return _Where(live, on_full == "block", settings.listen or (DEFAULT_LISTEN if live else None))
 
 
+def refuse_difference(settings: JudgeSettings) -> None:
+    """Raises ``BadSettings`` where the threshold difference is to be analysed."""
+    if settings.channel == DIFFERENCE:
+        raise BadSettings(
+            "--channel difference: negative results read as all ones there; analyse threshold_1 or threshold_2"
+        )
+
+
 class Session:
     """An analysis made from settings: checked and warm when constructed, run once."""
 
     def __init__(self, settings: AnalyzeSettings, sources: list[str]) -> None:
         where = _where(settings, sources)
-        if settings.channel == DIFFERENCE:
-            raise BadSettings(
-                "--channel difference: negative results read as all ones there; analyse threshold_1 or threshold_2"
-            )
+        refuse_difference(settings)
         self.stop = threading.Event()
         self._done = threading.Event()
         self._live = where.live
         # What can be refused is looked at before anything is written or slow.
         self._files = None if where.live else FileSource(sources)
-        cascade = _cascade_settings(settings)
+        cascade = replace(
+            cascade_settings(settings),
+            tags=tuple(tag.strip() for tag in settings.tags.split(",") if tag.strip()),
+            shadow=_finder(settings, settings.shadow_finder) if settings.shadow_finder else None,
+        )
         cell = read_known_cell(settings.cell, settings.space_group)
         if self._files is not None:
             check_geometry(cascade.geometry, self._files.first)
@@ -144,11 +153,11 @@ class Session:
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
         models = open_models([Path(folder) for folder in settings.model], device)
         cascade = replace(cascade, models=models)
-        judge = Judge(bundle, cascade, _read_calibration(settings, bundle.label))
+        judge = Judge(bundle, cascade, read_calibration(settings, bundle.label))
         finder, shadow = judge.finders
         if cascade.shadow is not None and shadow is None:
             raise BadSettings(f"--shadow-finder {finder.name}: the published peaks are its own; name another")
-        makers = _Makers(device, models, [Path(folder) for folder in settings.model])
+        makers = Makers(device, models, [Path(folder) for folder in settings.model])
         on_device = makers.reduces_there(judge)
         workers = settings.workers or (DEVICE_WORKERS if on_device else os.cpu_count() or 1)
         analysers = [makers.make(judge) for _ in range(workers)]
@@ -398,7 +407,8 @@ def _prepare_products(folder: Path, overwrite: bool) -> None:
         ) from None
 
 
-def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
+def cascade_settings(settings: JudgeSettings) -> CascadeSettings:
+    """How frames are judged, by what the user gave. Raises ``BadSettings``."""
     mask = _read_mask(settings.mask) if settings.mask else None
     return CascadeSettings(
         hit_rule=HitRule(settings.hit_rule),
@@ -407,13 +417,11 @@ def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
         threshold=settings.threshold,
         mask=mask,
         geometry=read_given_geometry(settings.geometry, mask),
-        tags=tuple(tag.strip() for tag in settings.tags.split(",") if tag.strip()),
         finder=_finder(settings, settings.peak_finder),
-        shadow=_finder(settings, settings.shadow_finder) if settings.shadow_finder else None,
     )
 
 
-def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
+def _finder(settings: JudgeSettings, name: FinderName) -> FinderKind:
     for known in (BY_BUNDLE, BUILT_IN, LEARNED):
         if name == known.name:
             return known
@@ -437,7 +445,7 @@ def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
         raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
 
 
-class _Makers:
+class Makers:
     """Makes the analysers of a run: for the CPU, or for a device with one for the CPU that takes over from it.
 
     ``models`` are on the device. The judges' bundle is on the CPU; the device's copy is made here.
@@ -490,7 +498,8 @@ def _read_mask(path: Path) -> Validity:
         raise BadSettings(f"--mask {error}") from None
 
 
-def _read_calibration(settings: AnalyzeSettings, bundle: str) -> Calibration | None:
+def read_calibration(settings: JudgeSettings, bundle: str) -> Calibration | None:
+    """The calibration given, which is to be of this bundle. Raises ``BadSettings``."""
     try:
         return load_calibration(settings.calibration, bundle) if settings.calibration else None
     except BadCalibration as error:
