@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -18,7 +18,7 @@ from analyzer.batch.shares import By
 from streamer.files import MAX_STACK_IMAGES, BadInput, Member, grouped
 
 MANIFEST = "manifest.json"
-FORMAT = "cxls-batch-1"
+FORMAT: Final = "cxls-batch-1"
 _HEAD_BYTES = 1 << 16
 _MAX_BYTES = 1 << 30
 MAX_SHARDS = 100_000
@@ -179,6 +179,8 @@ def read_manifest(folder: Path) -> Manifest:
         if group.first < position or group.first + group.files > len(found.sources):
             raise BadInput(f"{path}: damaged: a series names files that it does not list; choose another folder")
         position = group.first + group.files
+    if any(each.file >= len(found.sources) for each in found.unreadable):
+        raise BadInput(f"{path}: damaged: it tells of a file that it does not list; choose another folder")
     return found
 
 
