@@ -21,12 +21,12 @@ from cxls.commands.analyze import choose_device
 from cxls.progress import interruptible_progress
 from cxls.settings import BadSettings, TrainSettings
 from training.dataset.paper import parse_datasets
-from training.loop.distributed import Ranks, ranks
+from training.loop.distributed import Ranks, ranks, started_again
 from training.loop.judging import metric_name
 from training.loop.opening import Sides, shared_sides, simulated_sides, split_sides
 from training.loop.record import RUN, Epoch
 from training.loop.simulated import Simulation
-from training.loop.train import Conduct, Diverged, Job, Trained, started_from, train
+from training.loop.train import CHECKPOINT, Conduct, Diverged, Job, Trained, started_from, train
 from training.loop.tune import tune
 
 MODEL = "model"
@@ -52,7 +52,7 @@ def run(settings: TrainSettings, attribute: Attribute) -> None:
         conduct = Conduct(
             folder=folder,
             ranks=here,
-            resume=settings.resume,
+            resume=settings.resume or (started_again() and (folder / CHECKPOINT).exists()),
             micro_batch=settings.micro_batch,
             workers=_readers(settings, here),
             checkpoint_s=settings.checkpoint_s,

@@ -3,6 +3,9 @@
 The gradient is that of the whole batch, whatever the number of ranks: every sample's loss is divided by the size of
 the whole batch before it is summed. What is not the same with another number of ranks: dropout, whose random numbers
 are drawn rank by rank, and batch normalisation on CPUs, which sees a rank's part (on CUDA it is synchronised).
+
+Ranks may be on several nodes, which share the run's folder. When one dies `torchrun` ends the others and starts all of
+them again; SLURM does the same with a whole job.
 """
 
 import os
@@ -79,6 +82,11 @@ class Ranks:
 def world_size() -> int:
     """How many processes `torchrun` has started, as the environment says; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def started_again() -> bool:
+    """Whether `torchrun` or SLURM has started this training before and it was cut short, as the environment says."""
+    return any(int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 @contextmanager
