@@ -5,7 +5,7 @@ the whole batch before it is summed. What is not the same with another number of
 are drawn rank by rank, and batch normalisation on CPUs, which sees a rank's part (on CUDA it is synchronised).
 
 Ranks may be on several nodes, which share the run's folder. When one dies `torchrun` ends the others and starts all of
-them again; SLURM does the same with a whole job.
+them again. Which restart that is its agents count differently (pytorch issue 108158); the job's name they agree on.
 """
 
 import os
@@ -84,9 +84,10 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def started_again() -> bool:
-    """Whether `torchrun` or SLURM has started this training before and it was cut short, as the environment says."""
-    return any(int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+def job_name() -> str | None:
+    """What `torchrun` calls this job, the same on every node and after every restart; None where it has no name."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if name == "none" else name
 
 
 @contextmanager
