@@ -28,9 +28,12 @@ class Parts:
     def path(self, chunk: Chunk) -> Path:
         return self._folder / chunk.name
 
-    def prepare(self, chunks: Sequence[Chunk]) -> None:
-        """Make the folder, and remove what a killed process left unfinished of these chunks. Raises ``OSError``."""
+    def prepare(self) -> None:
+        """Make the folder. Raises ``OSError``."""
         self._folder.mkdir(exist_ok=True)
+
+    def clean(self, chunks: Sequence[Chunk]) -> None:
+        """Remove what killed processes left unfinished of these chunks. Raises ``OSError``."""
         ours = {chunk.name for chunk in chunks}
         for entry in self._folder.glob(".*.tmp"):
             if entry.name[1:].split("~")[0] in ours:

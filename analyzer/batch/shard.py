@@ -53,11 +53,16 @@ class _Waiting:
 
 
 @contextmanager
-def held(folder: Path, shard: int, shards: int) -> Iterator[None]:
-    """Hold a shard while it is worked on; killed in any way, it is free again. Raises ``BadInput`` for a second."""
+def held(folder: Path, shard: int, shards: int) -> Iterator[bool]:
+    """Hold a shard while it is worked on; however its process ends, it is free again.
+
+    Yields whether nobody else can be at work on it, False where the file system has no locks. Raises ``BadInput`` when
+    it is held.
+    """
     path = folder / LOCKS / f"shard-{shard}-of-{shards}"
     path.parent.mkdir(exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    alone = True
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,7 +73,8 @@ def held(folder: Path, shard: int, shards: int) -> Iterator[None]:
         except OSError as error:
             # Parts are put in place whole and are equal whoever makes them: a second process only wastes its time.
             log.warning("%s: the file system has no locks (%s); see that nobody else works on this shard", path, error)
-        yield
+            alone = False
+        yield alone
     finally:
         os.close(fd)
 
@@ -79,19 +85,22 @@ def analyse_shard(
     shard: int,
     analysers: Sequence[Analyser],
     *,
+    alone: bool,
     channel: str | None,
     batch_frames: int,
     stop: threading.Event,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Done:
-    """Analyse what is not done yet of a shard, which the caller holds.
+    """Analyse what is not done yet of a shard, which the caller holds, ``alone`` or not.
 
     A series that cannot be read any more costs itself, in ``failed``. ``on_progress`` is called with frames done and
     frames in all. When ``stop`` is set the chunks in hand are left. Raises ``OSError`` where a part cannot be written.
     """
     chunks = shares(manifest.images, manifest.by, manifest.shards, manifest.chunk_frames)[shard]
     parts = Parts(folder, manifest.identity)
-    parts.prepare(chunks)
+    parts.prepare()
+    if alone:
+        parts.clean(chunks)
     total = sum(map(len, chunks))
     missing = [chunk for chunk in chunks if not parts.done(chunk)]
     done = Done(before=total - sum(map(len, missing)))

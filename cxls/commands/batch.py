@@ -56,16 +56,16 @@ _ELSEWHERE = ("bundle", "model", "device")
 def run(resolved: Resolved[BatchSettings], source: Sequence[str]) -> None:
     """Work on one shard until it is done or a signal comes."""
     settings = resolved.settings
-    stop = threading.Event()
-    interrupted = stop_on_signals(stop)
     shard, shards = parse_shard(settings.shard, os.environ)
     refuse_difference(settings)
+    if stream := next((each for each in source if "://" in each), None):
+        raise BadSettings(f"{stream}: a batch is of files; cxls analyze takes a stream")
     files = named_files(source)
     crew = _crew(settings)
     folder = settings.out
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with held(folder, shard, shards):
+        with held(folder, shard, shards) as alone:
             known = read_manifest(folder) if (folder / MANIFEST).exists() else None
             ours = survey(files, crew.analysis, settings.by, shards, settings.chunk, known)
             if known is None:
@@ -75,12 +75,15 @@ def run(resolved: Resolved[BatchSettings], source: Sequence[str]) -> None:
             manifest = settle(folder, ours)
             for problem in manifest.problems_of(shard):
                 log.warning("%s", problem)
+            stop = threading.Event()
+            interrupted = stop_on_signals(stop)
             with _progress(f"shard {shard}/{shards}") as on_progress:
                 done = analyse_shard(
                     folder,
                     manifest,
                     shard,
                     crew.analysers,
+                    alone=alone,
                     channel=settings.channel,
                     batch_frames=crew.batch_frames,
                     stop=stop,

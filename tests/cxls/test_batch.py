@@ -1,5 +1,6 @@
 """``cxls batch`` and its merge: the same records however they were shared, killed and resumed; what is refused."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -204,12 +205,25 @@ def test_a_second_process_on_a_shard_is_refused_and_another_shard_is_not(
     out = tmp_path / "out"
     out.mkdir()
     common = ["batch", *good, "--out", out, "--bundle", bundle_folder]
-    with held(out, 0, 2):
+    with held(out, 0, 2) as alone:
+        assert alone
         assert refusal(*common, "--shard", "0/2") == (
             f"cxls: {out}: another process is at work on shard 0/2; wait for it, or give another --shard"
         )
         ran(*common[1:], "--shard", "1/2")
     ran(*common[1:], "--shard", "0/2")
+
+
+def test_without_locks_a_shard_is_worked_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)  # no file system here is without them
+    with held(tmp_path, 0, 1) as alone:
+        assert not alone
+    assert "the file system has no locks" in caplog.text
 
 
 def test_shards_started_at_once_agree_on_one_manifest(good: list[str], bundle_folder: Path, tmp_path: Path) -> None:
@@ -278,12 +292,13 @@ def test_an_undecodable_image_has_its_record_and_its_line_in_the_report(bundle_f
         (["*.cbf"], "no file matches"),
         (["nothing.lst"], "the list cannot be read"),
         (["gone_master.h5"], "no such file; none of 1 files can be read"),
+        (["tcp://127.0.0.1:1"], "a batch is of files; cxls analyze takes a stream"),
     ],
 )
 def test_a_batch_of_nothing_is_refused_before_anything_is_written(
     bundle_folder: Path, tmp_path: Path, sources: list[str], said: str
 ) -> None:
-    named = [tmp_path / source for source in sources]
+    named = [source if "://" in source else tmp_path / source for source in sources]
     assert said in refusal("batch", *named, "--out", tmp_path / "out", "--bundle", bundle_folder)
     assert not list(tmp_path.glob("out/*.*"))
 
