@@ -84,7 +84,7 @@ def test_a_job_array_on_two_nodes_and_its_merge_give_the_bytes_of_one_process(sl
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
-def test_a_task_that_was_killed_is_missed_by_the_merge_and_the_same_command_finishes_the_batch(
+def test_a_task_that_failed_is_missed_by_the_merge_and_the_same_command_finishes_the_batch(
     slurm: Cluster, tmp_path: Path
 ) -> None:
     bundle = write_bundle(tmp_path / "bundle")
