@@ -265,6 +265,24 @@ cli.add_command(
 )
 cli.add_command(
     _command(
+        "batch",
+        "cxls.commands.batch:run",
+        [click.Argument(["source"], nargs=-1, required=True)],
+        "SOURCE is files, globs and .lst lists, as for cxls analyze. Example: cxls batch 'runs/*_master.h5' --out again"
+        " --shard 0/2; cxls batch 'runs/*_master.h5' --out again --shard 1/2; cxls batch merge again",
+        {
+            "merge": _command(
+                "batch merge",
+                "cxls.commands.batch:merge",
+                [click.Argument(["folder"], type=click.Path(path_type=Path), metavar="DIR")],
+                "DIR is what cxls batch --out was given. Writes records.parquet, report.json and report.md into it.",
+            )
+        },
+        compiles=True,
+    )
+)
+cli.add_command(
+    _command(
         "train",
         "cxls.commands.train:run",
         [click.Argument(["task"]), click.Argument(["paths"], nargs=-1, metavar="[PATH]...")],
