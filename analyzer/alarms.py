@@ -14,6 +14,7 @@ from typing import Any
 
 from analyzer.drift import ALARM_RATIO
 from analyzer.front import Front
+from analyzer.hits import HitFolder
 from analyzer.metrics.disk import Room
 from analyzer.running import WINDOWS
 
@@ -83,7 +84,10 @@ class Alarms:
 
     def facts(self) -> list[dict[str, Any]]:
         """What is past its threshold, the gravest first: ``name``, ``severity``, ``text`` and ``since`` (Unix s)."""
-        with self._lock:
+        # Who comes while another looks gets the last look: nobody waits, whatever a look waits for.
+        if not self._lock.acquire(blocking=False):
+            return self._kept[1]
+        try:
             now = time.time()
             at, kept = self._kept
             if 0.0 <= now - at < _LOOK_S:
@@ -96,10 +100,12 @@ class Alarms:
             ]
             self._kept = now, facts
             return facts
+        finally:
+            self._lock.release()
 
     def _look(self, now: float) -> Iterator[Alarm]:
         yield from self._of_stream(now)
-        yield from self._of_counts(now)
+        yield from self._of_counts()
         yield from self._of_load(now)
         yield from self._of_science()
         yield from self._of_machine()
@@ -127,27 +133,27 @@ class Alarms:
                     "CxlsNoBeam", WARNING, f"No beam in the images of the last {dark:.0f} s: check shutter and source."
                 )
 
-    def _of_counts(self, now: float) -> Iterator[Alarm]:
-        front, account = self._front, self._front.account
+    def _of_counts(self) -> Iterator[Alarm]:
+        account, steady = self._front.account, time.monotonic()
         here = _Counts(
-            now,
+            steady,
             account.dropped["queue_full"],
             account.missing["gap"],
             sum(account.undecodable.values()),
             sum(account.invalid.values()),
-            sum(sink.lost for sink in front.sinks),
+            self._lost(),
         )
         samples = self._samples
-        samples.append(here)
-        while len(samples) > 2 and now - samples[1].at_s >= THRESHOLDS.lost_s:
+        while samples and steady - samples[0].at_s > THRESHOLDS.lost_s:
             samples.popleft()
+        samples.append(here)
         before = samples[0]
-        dropped = next(each for each in samples if now - each.at_s <= THRESHOLDS.dropped_s).dropped
+        dropped = next(each for each in samples if steady - each.at_s <= THRESHOLDS.dropped_s).dropped
         for name, severity, count, text in (
             ("CxlsFramesDropped", CRITICAL, here.dropped - dropped,
              "images dropped in two minutes: analysis is behind; --sample auto follows with fewer images."),
             ("CxlsResultsLost", CRITICAL, here.lost - before.lost,
-             "records could not be written in five minutes: check the disk of --results."),
+             "records or hits could not be written in five minutes: check the disk."),
             ("CxlsFrameGaps", WARNING, here.gaps - before.gaps,
              "images missing within series that ended in five minutes: check the network and other clients."),
             ("CxlsUndecodable", WARNING, here.undecodable - before.undecodable,
@@ -157,6 +163,11 @@ class Alarms:
         ):  # fmt: skip
             if count > 0:
                 yield Alarm(name, severity, f"{count} {text}")
+
+    def _lost(self) -> int:
+        """Records and hits that could not be written."""
+        hits = (each.lost_hits for each in self._front.hit_outputs if isinstance(each, HitFolder))
+        return sum(sink.lost for sink in self._front.sinks) + sum(hits)
 
     def _of_load(self, now: float) -> Iterator[Alarm]:
         front, limits = self._front, THRESHOLDS
@@ -208,9 +219,8 @@ class Alarms:
     def _of_machine(self) -> Iterator[Alarm]:
         faults = self._front.device_faults
         if faults:
-            yield Alarm(
-                "CxlsDeviceFault", WARNING, f"The GPU failed in {len(faults)} worker(s), which use the CPU: {faults[0]}"
-            )
+            text = f"The GPU failed in {len(faults)} worker(s), which use the CPU: {faults[0]}"
+            yield Alarm("CxlsDeviceFault", CRITICAL, text)
         for output, (size, free) in self._rooms().items():
             if size > 0 and free < THRESHOLDS.disk_free_ratio * size:
                 yield Alarm(

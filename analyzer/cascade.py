@@ -559,7 +559,7 @@ def tags_of(user_data: Any, wanted: tuple[str, ...]) -> dict[str, Any] | None:
         value = user_data.get(key)
         if isinstance(value, str):
             kept[key] = value[:_MAX_TAG_CHARACTERS]
-        elif isinstance(value, (int, float, bool)):
+        elif isinstance(value, (int, float, bool)) and not (isinstance(value, int) and value.bit_length() > 63):
             kept[key] = value
     return kept or None
 

@@ -208,9 +208,10 @@ class Control:
         with self._alone() as began:
             targets = self._front.targets
             before = targets.facts()
-            for key in given:
-                if before[key] is None:
+            for key, target in given.items():
+                if before[key] is None and target is not None:
                     raise BadChange(f"{key}: nothing counts them here; --index-stream lets the indexer tell")
+            given = {key: target for key, target in given.items() if before[key] is not None}
             old = {key: before[key]["target"] for key in given}
             targets.set(**given)
             text = "target " + ", ".join(f"{key} {_said(old[key])} → {_said(given[key])}" for key in given)

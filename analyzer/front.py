@@ -515,7 +515,11 @@ class Front:
     def _take_in(self, batch: list[Frame], outcome: BatchOutcome) -> None:
         """A batch is judged, here or elsewhere."""
         self._hand_out(batch, outcome.results)
-        self.latest.add(batch, outcome.results, [seen.plan for seen in outcome.peaks])
+        try:
+            self.latest.add(batch, outcome.results, [seen.plan for seen in outcome.peaks])
+        except Exception:
+            # Only looked at, so a fault of it costs no frame.
+            self._repeats.exception("the latest frames cannot be kept to be looked at", "page_failed")
         self._results.put(outcome)
         frame, result = batch[-1], outcome.results[-1]
         if result.status == Status.OK and isinstance(frame.image, ImageData):

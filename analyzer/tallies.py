@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.results import FrameResult
+from analyzer.results import Decision, FrameResult
 from streamer.account import Account
 
 MOST_PEAKS = 2048
@@ -98,7 +98,7 @@ class Tallies:
                 self._results += 1
                 # Ordered by when a series was first seen; a late result of an earlier one moves nothing.
                 self._series[result.ordinal] = result.series_id, self._results
-                self._indexable += bool(result.indexable)
+                self._indexable += bool(result.indexable) and result.decision != Decision.NO_BEAM
                 if result.hit:
                     self._peaks[min(result.peak_count or 0, MOST_PEAKS)] += 1
                     if (spacing := result.resolution_angstrom) is not None:

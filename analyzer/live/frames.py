@@ -14,6 +14,10 @@ HITS_HELD = 100
 HELD_BYTES = 128 << 20
 """Most memory of packed hits: less than a hundred where they are large."""
 
+_LATEST_S = 60.0
+HEADERS_HELD = 4
+"""Most headers and plans that held hits are of: masks, flat fields and maps of a 4M take far more than its hits."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
@@ -75,7 +79,9 @@ class LatestFrames:
             return
         newest = max(looks, key=lambda look: look.result.received_at)
         with self._lock:
-            if self._latest is None or newest.result.received_at >= self._latest.result.received_at:
+            # A minute back is no late frame but a clock that was set back.
+            late_s = 0.0 if self._latest is None else self._latest.result.received_at - newest.result.received_at
+            if not 0.0 < late_s < _LATEST_S:
                 self._latest = newest
             for look in looks:
                 if look.result.hit:
@@ -86,9 +92,15 @@ class LatestFrames:
         self._hits[look.key] = (look, size)
         self._bytes += size
         self.changes += 1
-        while len(self._hits) > HITS_HELD or (self._bytes > self._most_bytes and len(self._hits) > 1):
+        while len(self._hits) > 1 and (
+            len(self._hits) > HITS_HELD or self._bytes > self._most_bytes or self._headers() > HEADERS_HELD
+        ):
             _, (_, gone) = self._hits.popitem(last=False)
             self._bytes -= gone
+
+    def _headers(self) -> int:
+        looks = [look for look, _ in self._hits.values()]
+        return max(len({id(look.plan) for look in looks}), len({id(look.frame.series.metadata) for look in looks}))
 
     def latest(self) -> Look | None:
         """The good frame that arrived last."""

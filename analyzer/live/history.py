@@ -107,9 +107,7 @@ class ImageBins:
     def columns(self) -> dict[str, Any]:
         """``first`` image of each bin in order, and its counts."""
         order = sorted(self._bins)
-        counts = {
-            name: [self._bins[index][n] for index in order] for n, name in enumerate(("beam", "hits", "indexable"))
-        }
+        counts = {name: [self._bins[index][n] for index in order] for n, name in enumerate(_OF_IMAGES)}
         return {"width": self.width, "first": [index * self.width for index in order], **counts}
 
 

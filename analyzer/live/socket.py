@@ -24,6 +24,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from analyzer.live.frames import LatestFrames, Look
 from analyzer.live.preview import Region, Renderer, encode
 from analyzer.live.status import StatusReport
+from analyzer.logs import Repeats
 from streamer.messages import UndecodableImage
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ SEND_TIMEOUT_S = 20.0
 PICTURE_COST, MOVED_COST = 10.0, 3.0
 """Between two pictures pass so many times as long as the last took; fewer where one was asked for."""
 
+_PICTURES_KEPT = 8
 _POLICY, _TOO_BIG, _TRY_LATER = 1008, 1009, 1013
 _LARGEST = 1 << 20
 
@@ -107,14 +109,23 @@ class _Topic:
         self._make, self._every_s = make, every_s
         self._message: bytes | None = None
         self._due = 0.0
-        self._lock = asyncio.Lock()
+        self._making: asyncio.Task[None] | None = None
 
     async def message(self) -> bytes | None:
-        async with self._lock:
-            if time.monotonic() >= self._due:
-                self._due = time.monotonic() + self._every_s
-                self._message = await run_in_threadpool(self._make)
+        """The latest. Raises what making it raises."""
+        if self._making is None and time.monotonic() >= self._due:
+            self._making = asyncio.create_task(self._renew())
+        if self._making is not None:
+            # Whoever goes meanwhile leaves it to the others.
+            await asyncio.shield(self._making)
         return self._message
+
+    async def _renew(self) -> None:
+        try:
+            self._message = await run_in_threadpool(self._make)
+        finally:
+            self._due = time.monotonic() + self._every_s
+            self._making = None
 
 
 class _Studio:
@@ -122,28 +133,36 @@ class _Studio:
 
     def __init__(self) -> None:
         self._renderer = Renderer()
-        self._lock = asyncio.Lock()
+        self._making: asyncio.Task[None] | None = None
         self._made: dict[tuple[str, Region | None, int], tuple[Look, bytes]] = {}
         self._made_s, self._cost_s = 0.0, 0.0
 
     async def picture(self, look: Look, client: _Client) -> tuple[Look, bytes] | None:
         """A picture of ``look``, or of one that was made for another browser since this one's last; ``None`` when it is
-        too early for a new one."""
+        too early for a new one. Raises ``UndecodableImage``."""
         wish = client.wish
         key = (wish.show, wish.part, wish.most_px)
         made = self._made.get(key)
         if made is not None and made[0] is look:
             return made
         wait = max(TICK_S, self._cost_s * (MOVED_COST if client.moved else PICTURE_COST))
-        if not self._lock.locked() and time.monotonic() >= self._made_s + wait:
-            async with self._lock:
-                made = self._made[key] = (look, await run_in_threadpool(self._make, look, wish))
-                self._made_s = time.monotonic()
-                while len(self._made) > MOST_CLIENTS:
-                    del self._made[next(iter(self._made))]
-            return made
+        if self._making is None and time.monotonic() >= self._made_s + wait:
+            self._making = asyncio.create_task(self._work(look, wish))
+            # The work goes on when the browser that asked for it goes.
+            await asyncio.shield(self._making)
+            return self._made.get(key)
         follows = wish.show in ("latest", "hit")
         return made if made is not None and follows and (client.moved or made[0] is not client.shown) else None
+
+    async def _work(self, look: Look, wish: Wish) -> None:
+        try:
+            message = await run_in_threadpool(self._make, look, wish)
+            self._made[wish.show, wish.part, wish.most_px] = (look, message)
+            while len(self._made) > _PICTURES_KEPT:
+                del self._made[next(iter(self._made))]
+        finally:
+            self._made_s = time.monotonic()
+            self._making = None
 
     def _make(self, look: Look, wish: Wish) -> bytes:
         # CPU, not time: on a busy machine a picture takes long and costs no more.
@@ -160,6 +179,7 @@ class LiveSocket(Collector):
         self._frames = frames
         self._clients: set[_Client] = set()
         self._studio = _Studio()
+        self._repeats = Repeats(log)
         self._topics = (
             _Topic("state", report.state, STATE_S),
             _Topic("curves", report.curves, CURVES_S),
@@ -197,9 +217,13 @@ class LiveSocket(Collector):
             self._refused[Refused.TOO_MANY] += 1
             await socket.close(_TRY_LATER)
             return
-        await socket.accept()
         client = _Client(socket)
         self._clients.add(client)
+        try:
+            await socket.accept()
+        except BaseException:
+            self._clients.discard(client)
+            raise
         listening, talking = (asyncio.create_task(part(client)) for part in (self._listen, self._talk))
         try:
             await asyncio.wait((listening, talking), return_when=asyncio.FIRST_COMPLETED)
@@ -259,7 +283,7 @@ class LiveSocket(Collector):
             # The browser went while it was written to.
             return
         except Exception:
-            log.exception("live page: a browser is no longer served")
+            self._repeats.exception("live page: a browser is no longer served", "page_failed")
 
     async def _send_picture(self, client: _Client) -> None:
         now = time.monotonic()
@@ -272,7 +296,8 @@ class LiveSocket(Collector):
         try:
             made = await self._studio.picture(look, client)
         except UndecodableImage:
-            log.exception("live page: a frame that was analysed cannot be unpacked again")
+            self._repeats.exception("live page: a frame that was analysed cannot be unpacked again", "page_failed")
+            client.shown, client.moved = look, False
             return
         if made is None:
             return

@@ -1,5 +1,6 @@
 """Hits by what a frame is tagged with: one tag's values (pump laser on or off), or two numbers (scan position)."""
 
+import itertools
 import math
 import threading
 from collections.abc import Sequence
@@ -116,8 +117,10 @@ class TagMap:
 
 
 def _spacing(places: set[float]) -> float:
-    """Between neighbours, where places are spaced evenly."""
-    return (max(places) - min(places)) / (len(places) - 1) if len(places) > 1 else 0.0
+    """The usual distance between neighbours."""
+    order = sorted(places)
+    gaps = sorted(after - before for before, after in itertools.pairwise(order))
+    return gaps[len(gaps) // 2] if gaps else 0.0
 
 
 def _label(value: Any) -> str:

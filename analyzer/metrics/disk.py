@@ -16,6 +16,8 @@ LOOK_S = 5.0
 STALE_S = 60.0
 """A look that takes longer, as at a file server that does not answer, leaves its disk unknown."""
 
+_PATIENCE_S = 0.1
+
 Room = tuple[float, float]
 _UNKNOWN = (math.nan, math.nan)
 
@@ -44,15 +46,24 @@ class DiskSpace(Collector):
         yield size
 
     def rooms(self) -> Mapping[str, Room]:
-        """Size and free bytes of each output's disk, as last looked at; NaN, or no entry, where they are not known."""
-        if self._looking.acquire(blocking=False):
-            try:
-                if time.monotonic() - self._looked_s >= LOOK_S:
-                    self._rooms = {output: _room(folder) for output, folder in self._folders.items()}
-                    self._looked_s = time.monotonic()
-            finally:
-                self._looking.release()
+        """Size and free bytes of each output's disk, as last looked at; NaN, or no entry, where they are not known.
+
+        Returns at once: a look at a file server that does not answer waits in a thread of its own.
+        """
+        now = time.monotonic()
+        if self._folders and now - self._looked_s >= LOOK_S and self._looking.acquire(blocking=False):
+            look = threading.Thread(target=self._look, name="disks", daemon=True)
+            look.start()
+            # A disk at hand answers at once, and a first scrape is to have it.
+            look.join(_PATIENCE_S)
         return self._rooms if time.monotonic() - self._looked_s < STALE_S else {}
+
+    def _look(self) -> None:
+        try:
+            self._rooms = {output: _room(folder) for output, folder in self._folders.items()}
+            self._looked_s = time.monotonic()
+        finally:
+            self._looking.release()
 
 
 def _room(folder: Path) -> Room:

@@ -94,10 +94,10 @@ def peaks(products: Products) -> Iterator[Metric]:
 
 def disagreement(running: Running) -> Iterator[Metric]:
     """A shadow finder's peaks beside the published ones; nothing without one."""
-    if running.disagreement is None:
-        return
     with running.lock:
         of = running.disagreement
+        if of is None:
+            return
         names = {"published": of.published, "shadow": of.shadow}
         frames, failed, peaks, matched = of.frames, of.failed, tuple(of.peaks), of.matched
         means, fraction = of.mean_peaks, of.matched_fraction

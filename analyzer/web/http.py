@@ -8,6 +8,8 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
+from analyzer.web.guard import Guard, Refusals
+
 _STOP_S = 3.0
 _MOST_SOCKET_BYTES = 8192
 _SEND_BUFFER_BYTES = 256 << 10
@@ -16,13 +18,13 @@ _MOST_CONNECTIONS = 500
 
 
 class HttpServer:
-    """Serves ``routes`` until ``close``. ``address`` is HOST:PORT as bound."""
+    """Serves ``routes`` until ``close``. ``address`` is HOST:PORT as bound; ``refusals`` counts what is turned away."""
 
-    def __init__(self, bound: socket.socket, routes: Sequence[BaseRoute]) -> None:
+    def __init__(self, bound: socket.socket, routes: Sequence[BaseRoute], refusals: Refusals) -> None:
         host, port = bound.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         config = uvicorn.Config(
-            Starlette(routes=list(routes)),
+            Guard(Starlette(routes=list(routes)), host, refusals),
             log_config=None,
             log_level="warning",
             lifespan="off",

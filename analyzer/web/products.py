@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from analyzer.logs import Repeats
 from analyzer.product_arrays import IN_JSON, PRODUCTS, edges_of, facts_of, geometry_of, plain, rings_of
 from analyzer.product_figures import FIGURES, draw
 from analyzer.products import Products, Snapshot
@@ -41,6 +42,7 @@ class ProductEndpoints:
     """The endpoints of one run's products."""
 
     def __init__(self, products: Products) -> None:
+        self._repeats = Repeats(log)
         self._products = products
         self._kept: dict[str, _Kept] = {}
         self._making = threading.Lock()
@@ -86,7 +88,7 @@ class ProductEndpoints:
             try:
                 body = make(snapshot)
             except Exception:
-                log.exception("products: %s could not be made", key)
+                self._repeats.exception(f"products: {key} could not be made", "product_failed")
                 return PlainTextResponse("could not be made, see the log of the analysis\n", 500, headers)
             now = time.monotonic()
             if kept:

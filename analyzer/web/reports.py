@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from analyzer.control import Control
+from analyzer.logs import Repeats
 from analyzer.reports import header_line, make_page, row_line
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class ReportEndpoints:
     """The endpoints of what ``control`` knows of its runs."""
 
     def __init__(self, control: Control) -> None:
+        self._repeats = Repeats(log)
         self._control = control
         self._making = threading.Lock()
         self._kept = b""
@@ -54,7 +56,7 @@ class ReportEndpoints:
                     info = self._control.runs.info
                     self._kept, self._of = make_page(self._control.capture()), info
                 except Exception:
-                    log.exception("the report could not be made")
+                    self._repeats.exception("the report could not be made", "report_failed")
                     return PlainTextResponse("could not be made, see the log of the analysis\n", 500, _HEADERS)
                 now = time.monotonic()
                 self._until = now + max(KEPT_S, COST * (now - began))

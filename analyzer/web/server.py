@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from analyzer.live.status import StatusReport
+from analyzer.web.guard import Refusals
 from analyzer.web.http import HttpServer
 
 _HEADERS = {
@@ -24,7 +25,6 @@ _MEDIA_TYPES = {
     "html": "text/html",
     "css": "text/css",
     "js": "text/javascript",
-    "svg": "image/svg+xml",
     "LICENSE": "text/plain",
 }
 
@@ -32,7 +32,9 @@ _MEDIA_TYPES = {
 class WebServer(HttpServer):
     """Serves one run's ``report``, which says when it is ready; ``routes`` are served besides its own."""
 
-    def __init__(self, bound: socket.socket, report: StatusReport, routes: Sequence[BaseRoute] = ()) -> None:
+    def __init__(
+        self, bound: socket.socket, report: StatusReport, refusals: Refusals, routes: Sequence[BaseRoute] = ()
+    ) -> None:
         self._report = report
         static = files("analyzer.web") / "static"
         self._static = {
@@ -51,6 +53,7 @@ class WebServer(HttpServer):
                 Route("/static/{name}", self._file),
                 *routes,
             ],
+            refusals,
         )
 
     async def _index(self, request: Request) -> Response:

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from analyzer.crew.worker import Worker
 from analyzer.metrics.families import gauge
 from analyzer.metrics.load import of_loads
+from analyzer.web.guard import Refusals
 from analyzer.web.http import HttpServer
 
 
@@ -37,6 +38,8 @@ class WorkerServer(HttpServer):
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_WorkerCollector(worker))
         ProcessCollector(registry=self._registry)
+        refusals = Refusals()
+        self._registry.register(refusals)
         super().__init__(
             bound,
             [
@@ -44,6 +47,7 @@ class WorkerServer(HttpServer):
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
             ],
+            refusals,
         )
 
     def _metrics(self, request: Request) -> Response:

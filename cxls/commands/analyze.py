@@ -1,5 +1,6 @@
 """``cxls analyze``: one analysis, live or of files."""
 
+import ipaddress
 import logging
 import os
 import platform
@@ -51,6 +52,7 @@ from analyzer.runs import BadRun, RunInfo, Runs
 from analyzer.sinks import DetachedSink, HitOutput, Sink, open_results
 from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
+from analyzer.web.guard import Refusals
 from analyzer.web.http import bind
 from analyzer.web.products import ProductEndpoints
 from analyzer.web.reports import ReportEndpoints
@@ -261,6 +263,7 @@ class Session:
         self.front.targets.set(hits=settings.target_hits, indexed=settings.target_indexed)
         alarms = Alarms(self.front, self.running_estimate, self._drift, disks.rooms)
         self.report = StatusReport(self.front, alarms, self._control_facts)
+        self._refusals = Refusals()
         self._live_socket = LiveSocket(self.report, self.front.latest)
         self.report.view = self._view(judge)
         self.web: WebServer | None = None
@@ -271,7 +274,7 @@ class Session:
                 *ProductEndpoints(self.front.products).routes,
                 *ReportEndpoints(self.control).routes,
             ]
-            self.web = WebServer(bound, self.report, routes)
+            self.web = WebServer(bound, self.report, self._refusals, routes)
             listening("http", self.web.address)
         self.epics = open_epics(settings, self.report.snapshot, self.front.latest.latest, self.control.reset)
 
@@ -294,7 +297,9 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
-        collectors = (self._log_counts, self._live_socket, *self._load, self._product_files, self.run_reports)
+        collectors = (
+            self._log_counts, self._live_socket, self._refusals, *self._load, self._product_files, self.run_reports
+        )  # fmt: skip
         for collector in collectors:
             if collector is not None:
                 registry.register(collector)
@@ -500,11 +505,15 @@ def _prepare_reports(folder: Path) -> None:
 
 
 def bind_or_refuse(listen: str) -> socket.socket:
-    """The socket of ``--listen``. Raises ``BadSettings``."""
+    """The socket of ``--listen``; an address that others reach is warned of. Raises ``BadSettings``."""
     try:
-        return bind(listen)
+        bound = bind(listen)
     except (OSError, ValueError) as error:
         raise BadSettings(f"--listen {listen}: {error}; choose another HOST:PORT") from None
+    if not ipaddress.ip_address(bound.getsockname()[0]).is_loopback:
+        text = "--listen %s: whoever reaches this address may see what this run shows; changes need the token"
+        log.warning(text, listen, extra=logs.event("http_open", address=listen))
+    return bound
 
 
 def _read_token(settings: AnalyzeSettings, where: _Where) -> str | None:

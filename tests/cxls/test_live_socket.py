@@ -234,6 +234,12 @@ def test_more_browsers_than_are_served_are_told_to_come_later(live: Live) -> Non
     wait_for(lambda: "cxls_web_clients 0.0" in get(live.address, "/metrics")[2])
 
 
+def test_a_page_that_asks_by_a_stranger_s_name_is_refused(live: Live) -> None:
+    with pytest.raises(InvalidStatus) as refused, browser(live, additional_headers={"Host": "evil.example"}):
+        pass
+    assert refused.value.response.status_code == 403
+
+
 # --- slow ones --------------------------------------------------------------------------
 
 

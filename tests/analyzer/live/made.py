@@ -1,11 +1,14 @@
 """Results and looks for the tests of what is watched."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from analyzer.live.frames import Look
+from analyzer.reduction import FramePlan
 from analyzer.results import Decision, FrameResult
+from streamer.series import Series
 from tests.analyzer.builders import CHANNEL, frame, plan, series
 
 
@@ -18,8 +21,14 @@ def result(image_id: int, decision: Decision = Decision.MISS, at: float = 1000.0
     return FrameResult(**(fields | changes))
 
 
+@cache
+def _made(shape: tuple[int, int]) -> tuple[Series, FramePlan]:
+    return series(shape=shape), plan(shape)
+
+
 def look(pixels: np.ndarray[Any, Any], image_id: int = 0, **changes: Any) -> Look:
+    """A frame of the one series of its shape."""
     shape = pixels.shape
     assert len(shape) == 2
-    of = series(shape=shape)
-    return Look(frame(pixels, image_id, of), result(image_id, **changes), plan(shape))
+    of, made = _made((shape[0], shape[1]))
+    return Look(frame(pixels, image_id, of), result(image_id, **changes), made)

@@ -1,10 +1,12 @@
 """Frames kept to be looked at: by reference, the newest, a bounded number and bounded bytes of hits."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from analyzer.live.frames import HITS_HELD, LatestFrames, Look
+from analyzer.live.frames import HEADERS_HELD, HITS_HELD, LatestFrames, Look
 from analyzer.results import Decision, Status
-from tests.analyzer.builders import water
+from tests.analyzer.builders import series, water
 from tests.analyzer.live.made import look, result
 
 
@@ -71,6 +73,28 @@ def test_large_hits_are_fewer() -> None:
     add(giant, hit(1))
     add(giant, hit(2))
     assert [each.result.image_id for each in giant.hits()] == [2], "one is always held"
+
+
+def test_hits_of_many_headers_are_fewer_because_their_masks_are_kept_with_them() -> None:
+    held = keeping()
+    for ordinal in range(20):
+        one = hit(ordinal)
+        of = series(ordinal)
+        held.add([replace(one.frame, series=of)], [replace(one.result, ordinal=ordinal)], [one.plan])
+    assert len(held.hits()) == HEADERS_HELD
+
+
+def test_a_clock_that_was_set_back_leaves_the_latest_frame_the_latest() -> None:
+    held = keeping()
+    add(held, hit(1, at=5000.0))
+    add(held, hit(2, at=4990.0))
+    latest = held.latest()
+    assert latest is not None
+    assert latest.result.image_id == 1, "a late frame"
+    add(held, hit(3, at=1400.0))
+    latest = held.latest()
+    assert latest is not None
+    assert latest.result.image_id == 3, "an hour back is the clock"
 
 
 def test_frames_that_did_not_decode_are_passed_over() -> None:

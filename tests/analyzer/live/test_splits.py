@@ -63,6 +63,13 @@ def test_a_scan_is_mapped_where_it_was() -> None:
     assert all(cell[2] == 3 and math.isclose(cell[1], -2.5e5 * cell[0], abs_tol=1e-2) for cell in on_diagonal)
 
 
+def test_one_wild_reading_does_not_paint_over_a_scan() -> None:
+    grid = TagMap("x", "y")
+    for x in [*(0.001 * n for n in range(11)), 9e8]:
+        grid.add([tagged({"x": x, "y": 0.0})])
+    assert grid.facts()["step"][0] == pytest.approx(0.001, rel=1e-3)
+
+
 def test_a_map_of_places_that_never_repeat_becomes_coarser_and_loses_none() -> None:
     grid, places = TagMap("x", "y"), random.Random(1)
     for _ in range(20):
