@@ -105,7 +105,11 @@ class LocalWorkers:
                     log.warning("worker %s ended (%d) after %.0f s; again in %.0f s", place.name, code, lasted, pause)
                 elif place.process is None and now >= place.due_s:
                     self.restarts += 1
-                    self._fill(place)
+                    try:
+                        self._fill(place)
+                    except OSError as error:
+                        place.due_s = now + _PAUSES_S[-1]
+                        log.warning("worker %s cannot be started: %s", place.name, error)
 
 
 def _after(listen: str | None, number: int) -> str | None:

@@ -4,11 +4,12 @@ One thread owns the socket and the table; another takes frames from the front's 
 that what nobody has room for stays where it is counted and, if need be, dropped.
 """
 
+import contextlib
 import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,10 +37,11 @@ from analyzer.crew.wire import (
     pack_series,
 )  # fmt: skip
 from analyzer.judge import Judge
+from analyzer.logs import Repeats
 from analyzer.reduction import Coverage, FramePlan
 from analyzer.worker_load import WorkerLoad
 from streamer.frames import Frame
-from streamer.messages import ImageData, UndecodableImage
+from streamer.messages import ImageData, SeriesMetadata, UndecodableImage
 from streamer.ring import FrameRing
 from streamer.series import Series
 
@@ -58,6 +60,10 @@ SWITCH_S = 60.0
 _COVERAGE_S = 3.0
 _TELL_S = 10.0
 _LINGER_MS = 500
+_END_S = 10.0
+_PAUSE_S = 2.0
+_AT_ONCE = 1024
+_MOST_NAME, _MOST_TEXT = 100, 500
 _POLL_MS = 100
 _MOST_WORKERS = 256
 _MOST_CREDITS = 4096
@@ -76,8 +82,11 @@ class _Member:
     room: int
     ready: int = 0
     unfit: str = ""
-    stalled: bool = False
+    leaving: bool = False
+    answered_s: float = 0.0
+    late: dict[int, Batch] = field(default_factory=dict)
     series: set[int] = field(default_factory=set)
+    ordinals: set[int] = field(default_factory=set)
     slots: Slots | None = None
     frames: int = 0
     busy_s: float = 0.0
@@ -109,7 +118,8 @@ class Crew:
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         # Bounded by what workers say they have room for.
         self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 30)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 128 << 20)
+        self._socket.setsockopt(zmq.IPV6, int("[" in address))
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
@@ -129,11 +139,13 @@ class Crew:
         self._inbox: deque[Callable[[], None]] = deque()
         self._series: OrderedDict[int, tuple[Series, int]] = OrderedDict()
         self._series_numbers = 0
-        self._known_plans: OrderedDict[tuple[Any, ...], FramePlan] = OrderedDict()
+        self._known_plans: OrderedDict[tuple[Any, ...], tuple[SeriesMetadata, FramePlan]] = OrderedDict()
         self._awaited: dict[int, _Awaited] = {}
         self._lost = self._bad = 0
         self._bytes = {"wire": 0, "shared": 0}
-        self._closing = self._fed = False
+        self._closing = self._fed = self._closed = False
+        self._turned_s = time.monotonic()
+        self._repeats = Repeats(log)
         self._batch = 1
         self._beat_s = 0.0
         self._deliver: Deliver = lambda frames, outcome: None
@@ -160,7 +172,19 @@ class Crew:
 
     def use(self, judge: Judge) -> bool:
         """Judge so from the next batch on; returns whether all workers were ready for it in time and none holds an
-        older batch. Raises ``BadBundle`` where a worker refuses the bundle, ``CannotShare``."""
+        older batch. Raises ``BadBundle`` where a worker refuses the bundle, and all judge as before.
+
+        Raises ``CannotShare`` too."""
+        before = self._judges[self._setup]
+        settled = self._change(judge)
+        with self._changed:
+            unfit = [member.unfit for member in self._members.values() if member.unfit]
+        if unfit:
+            self._change(before)
+            raise BadBundle(f"a worker refuses it: {unfit[0]}")
+        return settled
+
+    def _change(self, judge: Judge) -> bool:
         parts = pack_setup(self._setup + 1, judge)
 
         def change() -> None:
@@ -168,16 +192,12 @@ class Crew:
             # The one before, too: its batches are still on their way.
             self._judges = {self._setup - 1: self._judges[self._setup - 1], self._setup: judge}
             for member in list(self._members.values()):
+                member.unfit = ""
                 self._tell(member, parts)
 
         self._do(change)
-        deadline = time.monotonic() + SWITCH_S
         with self._changed:
-            settled = self._changed.wait_for(self._settled, deadline - time.monotonic())
-            unfit = [member.unfit for member in self._members.values() if member.unfit]
-        if unfit:
-            raise BadBundle(f"a worker refuses it: {unfit[0]}")
-        return settled
+            return self._changed.wait_for(self._settled, SWITCH_S)
 
     def _settled(self) -> bool:
         """Whether everybody judges, and has judged, as the latest setup says."""
@@ -190,9 +210,11 @@ class Crew:
         awaited = _Awaited(set())
 
         def ask() -> None:
-            awaited.waiting.update(m.identity for m in self._members.values() if not m.stalled)
+            served = [m for m in self._members.values() if series.ordinal in m.ordinals]
+            awaited.waiting.update(member.identity for member in served if not member.late)
             self._awaited[series.ordinal] = awaited
-            for member in list(self._members.values()):
+            for member in served:
+                member.ordinals.discard(series.ordinal)
                 self._tell(member, message(Kind.FORGET, series.ordinal))
             if not awaited.waiting:
                 awaited.done.set()
@@ -200,7 +222,8 @@ class Crew:
         if not self._closing:
             self._do(ask)
             awaited.done.wait(_COVERAGE_S)
-        self._awaited.pop(series.ordinal, None)
+        with self._changed:
+            self._awaited.pop(series.ordinal, None)
         return awaited.found
 
     def drain(self, patient: Callable[[], bool]) -> list[Frame]:
@@ -236,13 +259,9 @@ class Crew:
 
         self._do(end)
         for thread in self._threads:
-            thread.join(2.0)
-        self._closing = True
-        for each in (self._socket, self._wake_in, self._wake_out):
-            each.close(_LINGER_MS)
-        for member in self._members.values():
-            if member.slots is not None:
-                member.slots.close()
+            thread.join(_END_S)
+        if not self._threads:
+            self._close_sockets()
 
     def facts(self) -> dict[str, Any]:
         """Plain values for the status page."""
@@ -278,7 +297,7 @@ class Crew:
         states = GaugeMetricFamily(
             "cxls_crew_workers", "Workers of other processes and hosts, by state", labels=["state"]
         )
-        for state in ("ready", "starting", "stalled", "unfit"):
+        for state in ("ready", "starting", "stalled", "leaving", "unfit"):
             states.add_metric([state], sum(each["state"] == state for each in facts["workers"]))
         yield states
         yield GaugeMetricFamily(
@@ -321,8 +340,12 @@ class Crew:
     def _do(self, work: Callable[[], None]) -> None:
         """Have the socket's thread do something."""
         with self._wake_lock:
+            if self._closed:
+                return
             self._inbox.append(work)
-            self._wake_in.send(b"", zmq.DONTWAIT)
+            # One that does not fit finds others before it that wake the thread as well.
+            with contextlib.suppress(zmq.Again):
+                self._wake_in.send(b"", zmq.DONTWAIT)
 
     # --- the socket's thread ------------------------------------------------------------
 
@@ -332,35 +355,67 @@ class Crew:
         poller.register(self._wake_out, zmq.POLLIN)
         while not self._closing:
             try:
-                ready = dict(poller.poll(_POLL_MS))
+                poller.poll(_POLL_MS)
                 with self._changed:
-                    self._turn(ready)
+                    self._turn()
                     self._changed.notify_all()
             except Exception:
                 # A fault of ours must not end the run: frames in flight are looked after by the next turn.
-                log.exception("crew: a turn failed")
+                self._repeats.exception("crew: a turn failed", "crew_failed")
+        self._close_sockets()
 
-    def _turn(self, ready: Container[Any]) -> None:
-        if self._wake_out in ready:
+    def _close_sockets(self) -> None:
+        with self._wake_lock:
+            self._closed = True
+            for each in (self._socket, self._wake_in, self._wake_out):
+                each.close(_LINGER_MS)
+        for member in self._members.values():
+            if member.slots is not None:
+                member.slots.close()
+
+    def _turn(self) -> None:
+        self._forgive_pause()
+        while self._wake_out.poll(0):
             self._wake_out.recv()
         while self._inbox:
-            self._inbox.popleft()()
-        if self._socket in ready:
-            self._receive()
-        self._look_after()
-        self._send_out()
+            work = self._inbox.popleft()
+            self._guarded(work)
+        caught_up = self._receive()
+        self._guarded(lambda: self._look_after(caught_up))
+        self._guarded(self._send_out)
 
-    def _receive(self) -> None:
-        for _ in range(256):
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """A fault of one thing must not keep the next from its turn."""
+        try:
+            work()
+        except Exception:
+            self._repeats.exception("crew: a part of a turn failed", "crew_failed")
+
+    def _forgive_pause(self) -> None:
+        """Nobody was silent while this process stood still."""
+        now = time.monotonic()
+        paused, self._turned_s = now - self._turned_s, now
+        if paused > _PAUSE_S:
+            for member in self._members.values():
+                member.heard_s += paused
+                for batch in self._table.held_by(member.identity):
+                    batch.sent_s += paused
+
+    def _receive(self) -> bool:
+        """Take what came; returns whether that was all."""
+        for _ in range(_AT_ONCE):
             try:
                 identity, *parts = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
-                return
+                return True
             try:
                 self._heard(bytes(identity), parts)
-            except BadMessage as error:
+            except Exception as error:
                 self._bad += 1
-                log.warning("crew: a message was refused: %s", error)
+                self._repeats.warning(
+                    "refused", f"crew: a message was refused: {_line(error)}", "worker_message_refused"
+                )
+        return False
 
     def _heard(self, identity: bytes, parts: Sequence[Any]) -> None:
         kind = kind_of(parts)
@@ -376,8 +431,15 @@ class Crew:
         if kind == Kind.READY:
             member.ready, member.unfit = header_of(parts, Told).number, ""
             log.info("worker %s on %s is ready", member.hello.name, member.hello.host)
+        elif kind == Kind.REFUSED:
+            self._refused(member, header_of(parts, Told))
+        elif kind == Kind.LEAVING:
+            member.leaving = True
         elif kind == Kind.UNFIT:
-            member.unfit = header_of(parts, Told).text[:500] or "no reason given"
+            told = header_of(parts, Told)
+            if told.number not in (0, self._setup):
+                return
+            member.unfit = told.text[:_MOST_TEXT] or "no reason given"
             log.warning("worker %s on %s refuses: %s", member.hello.name, member.hello.host, member.unfit)
         elif kind == Kind.OUTCOME:
             self._landed(member, parts)
@@ -389,11 +451,15 @@ class Crew:
             raise BadMessage(f"{kind.name} from a worker")
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
-        if hello.protocol != PROTOCOL:
-            raise BadMessage(f"worker {hello.name} speaks protocol {hello.protocol}, this is {PROTOCOL}; update it")
-        if not 0 < hello.batch <= hello.credits <= _MOST_CREDITS:
-            raise BadMessage(f"worker {hello.name} takes {hello.batch} frames at once and holds {hello.credits}")
-        if (old := self._members.get(identity)) is not None:
+        old = self._members.get(identity)
+        if old is not None and old.hello == hello and not self._table.held_by(identity) and not old.late:
+            # Said again, because this front was not heard for a while.
+            old.heard_s = time.monotonic()
+            return
+        if (why := _unwelcome(hello)) is not None:
+            self._send(identity, message(Kind.UNFIT, Told(0, why)))
+            raise BadMessage(f"worker {hello.name[:_MOST_NAME]!r}: {why}")
+        if old is not None:
             self._part_from(old, "began anew")
         if len(self._members) >= _MOST_WORKERS:
             raise BadMessage(f"more than {_MOST_WORKERS} workers")
@@ -401,54 +467,81 @@ class Crew:
         self._members[identity] = member
         log.info("worker %s on %s attached, room for %d images", hello.name, hello.host, hello.credits)
         if hello.shared:
-            member.slots = Slots(hello.credits)
-            self._tell(member, message(Kind.HELLO, member.slots.facts))
+            try:
+                member.slots = Slots(hello.credits)
+                self._tell(member, message(Kind.HELLO, member.slots.facts))
+            except OSError as error:
+                log.warning("images go to worker %s over the wire: no memory to share: %s", hello.name, error)
         self._tell(member, self._setup_parts)
 
     def _landed(self, member: _Member, parts: Sequence[Any]) -> None:
         done = header_of(parts, Done)
+        member.answered_s = time.monotonic()
         batch = self._table.land(member.identity, done.batch)
         if batch is None:
-            member.stalled = False
-            member.room = member.hello.credits - sum(len(b.frames) for b in self._table.held_by(member.identity))
+            if (late := member.late.pop(done.batch, None)) is not None:
+                self._free(member, late)
+                member.room += len(late.frames)
             return
         self._free(member, batch)
-        member.stalled = False
         member.room += len(batch.frames)
         try:
             outcome = read_outcome(done, parts[2:], batch.frames, lambda frame: self._plan(frame, batch.setup))
-        except BadMessage as error:
+        except Exception as error:
+            # Whatever is wrong with what it says, its frames are not lost for it.
             self._bad += 1
-            member.unfit = f"answers what cannot be used: {error}"
-            log.warning("worker %s %s; it gets no more images", member.hello.name, member.unfit)
+            member.unfit = f"answers what cannot be used: {_line(error)}"
+            self._repeats.warning(
+                "unfit", f"worker {member.hello.name} {member.unfit}; it gets no more images", "worker_unfit"
+            )
             self._give_up(self._table.fail(batch))
             return
         member.frames += len(batch.frames)
         member.busy_s += done.busy_s
         if done.fault is not None and member.fault is None:
-            member.fault = done.fault
-            log.warning("worker %s: its device failed, it uses the CPU: %s", member.hello.name, done.fault)
+            member.fault = done.fault[:_MOST_TEXT]
+            log.warning("worker %s: its device failed, it uses the CPU: %s", member.hello.name, member.fault)
         self.load.add(batch.frames, outcome.results, done.busy_s)
-        self._deliver(batch.frames, outcome)
+        self._hand_back(batch.frames, outcome)
+
+    def _refused(self, member: _Member, told: Told) -> None:
+        """A worker could not take a batch: it is told of the series anew."""
+        batch = self._table.land(member.identity, told.number)
+        if batch is None:
+            return
+        member.series.clear()
+        self._free(member, batch)
+        member.room += len(batch.frames)
+        text = f"worker {member.hello.name} could not take a batch: {told.text[:_MOST_TEXT]}"
+        self._repeats.warning("batch refused", text, "worker_refused")
+        self._give_up(self._table.fail(batch))
+
+    def _hand_back(self, frames: list[Frame], outcome: BatchOutcome) -> None:
+        try:
+            self._deliver(frames, outcome)
+        except Exception:
+            log.exception("crew: an outcome cannot be taken in")
+            text = "internal error, see the log"
+            self._deliver(frames, BatchOutcome([undecodable(each, "failed", text, self._tags) for each in frames]))
 
     def _plan(self, frame: Frame, setup: int) -> FramePlan:
         """The plan of a frame that a worker analysed, as the worker made it."""
         assert isinstance(frame.image, ImageData)
         dtype = frame.image.dtype.newbyteorder("=")
         key = (frame.series.ordinal, setup, id(frame.series.metadata), frame.channel, frame.image.shape, dtype)
-        plan = self._known_plans.get(key)
-        if plan is None:
+        held, plan = self._known_plans.get(key, (None, None))
+        if plan is None or held is not frame.series.metadata:
             try:
                 plan = plan_of(self._judges[setup].settings, self._plans, frame, frame.image.shape, dtype)
             except UndecodableImage as error:
                 raise BadMessage(str(error)) from None
-            self._known_plans[key] = plan
+            self._known_plans[key] = (frame.series.metadata, plan)
             while len(self._known_plans) > _SERIES_KEPT:
                 self._known_plans.popitem(last=False)
         return plan
 
     def _covered(self, member: _Member, parts: Sequence[Any]) -> None:
-        ordinal, found = read_coverage(parts, list(self._known_plans.items()))
+        ordinal, found = read_coverage(parts, [(key, plan) for key, (_, plan) in self._known_plans.items()])
         awaited = self._awaited.get(ordinal)
         if awaited is None:
             return
@@ -459,18 +552,20 @@ class Crew:
 
     # --- who is there -------------------------------------------------------------------
 
-    def _look_after(self) -> None:
+    def _look_after(self, caught_up: bool) -> None:
         now = time.monotonic()
         for member in list(self._members.values()):
-            if now - member.heard_s > SILENT_S:
+            # What is not read yet may be its word.
+            if caught_up and now - member.heard_s > SILENT_S:
                 self._part_from(member, f"said nothing for {now - member.heard_s:.0f} s")
                 continue
             held = self._table.held_by(member.identity)
-            if held and not member.stalled and now - min(batch.sent_s for batch in held) > STALL_S:
-                member.stalled = True
+            since = max(min((batch.sent_s for batch in held), default=now), member.answered_s)
+            if held and now - since > STALL_S:
                 self._lost += 1
-                log.warning("worker %s holds images for %.0f s; others get them", member.hello.name, STALL_S)
+                log.warning("worker %s holds images for %.0f s; others get them", member.hello.name, now - since)
                 # Their bytes stay where they are: it may still be reading them.
+                member.late.update((batch.number, batch) for batch in held)
                 self._give_up(self._table.lose(member.identity))
         if now - self._beat_s >= BEAT_S:
             self._beat_s = now
@@ -482,7 +577,8 @@ class Crew:
         held = sum(len(batch.frames) for batch in self._table.held_by(member.identity))
         if why != "left" or held:
             self._lost += 1
-            log.warning("worker %s on %s %s with %d images in hand", member.hello.name, member.hello.host, why, held)
+            text = f"worker {member.hello.name} on {member.hello.host} {why} with {held} images in hand"
+            self._repeats.warning(f"lost {member.hello.name}", text, "worker_lost")
         else:
             log.info("worker %s on %s left", member.hello.name, member.hello.host)
         self._give_up(self._table.lose(member.identity))
@@ -503,8 +599,10 @@ class Crew:
     def _state(self, member: _Member) -> str:
         if member.unfit:
             return "unfit"
-        if member.stalled:
+        if member.late:
             return "stalled"
+        if member.leaving:
+            return "leaving"
         return "ready" if member.ready == self._setup else "starting"
 
     def _usable(self, member: _Member) -> bool:
@@ -527,10 +625,34 @@ class Crew:
             self._give(member, taken)
 
     def _give(self, member: _Member, batch: Batch) -> None:
+        """Send a batch. In flight before the first message, so that whatever fails then, its frames come back."""
+        batch.setup = self._setup
+        number = self._table.fly(member.identity, batch, time.monotonic())
+        member.room -= len(batch.frames)
+        try:
+            told, work = self._packed(member, batch, number)
+        except Exception:
+            self._repeats.exception("crew: frames cannot be packed", "crew_failed")
+            self._table.land(member.identity, number)
+            self._free(member, batch)
+            member.room += len(batch.frames)
+            self._give_up(batch.frames)
+            return
+        for series_number, parts in told:
+            member.series.add(series_number)
+            self._tell(member, parts)
+        if self._members.get(member.identity) is member:
+            self._tell(member, work)
+
+    def _packed(self, member: _Member, batch: Batch, number: int) -> tuple[list[tuple[int, list[Any]]], list[Any]]:
+        """Messages of the series that the worker does not know yet, and of the batch."""
         parts: list[Any] = []
-        facts = []
+        facts, told = [], {}
         for frame in batch.frames:
-            number = self._number_of(member, frame.series)
+            series_number = self._number_of(frame.series)
+            member.ordinals.add(frame.series.ordinal)
+            if series_number not in member.series and series_number not in told:
+                told[series_number] = pack_series(frame.series, series_number)
             tags = tags_of(frame.user_data, self._tags)
             place = None
             if isinstance(frame.image, ImageData):
@@ -541,23 +663,17 @@ class Crew:
                     parts.append(frame.image.data)
                 else:
                     batch.places.append(place)
-            facts.append(frame_facts(frame, number, tags, len(parts) - 1 if place is None else -1, place))
-        member.room -= len(batch.frames)
-        batch.setup = self._setup
-        batch_number = self._table.fly(member.identity, batch, time.monotonic())
-        self._tell(member, message(Kind.WORK, Work(batch_number, self._setup, facts), parts))
+            facts.append(frame_facts(frame, series_number, tags, len(parts) - 1 if place is None else -1, place))
+        return list(told.items()), message(Kind.WORK, Work(number, batch.setup, facts), parts)
 
-    def _number_of(self, member: _Member, series: Series) -> int:
-        """The number of a series' header, which the worker is told first."""
+    def _number_of(self, series: Series) -> int:
+        """The number by which workers know a series' header."""
         known = self._series.get(id(series))
         if known is None or known[0] is not series:
             self._series_numbers += 1
             known = self._series[id(series)] = (series, self._series_numbers)
             while len(self._series) > _SERIES_KEPT:
                 self._series.popitem(last=False)
-        if known[1] not in member.series:
-            member.series.add(known[1])
-            self._tell(member, pack_series(series, known[1]))
         return known[1]
 
     def _free(self, member: _Member, batch: Batch) -> None:
@@ -575,3 +691,19 @@ class Crew:
         except zmq.ZMQError:
             return False
         return True
+
+
+def _unwelcome(hello: Hello) -> str | None:
+    """Why a worker cannot work here, ``None`` where it can."""
+    if hello.protocol != PROTOCOL:
+        return f"it speaks protocol {hello.protocol}, the front {PROTOCOL}; install the same version"
+    if not 0 < hello.batch <= hello.credits <= _MOST_CREDITS or not 0 < hello.threads <= hello.credits:
+        return f"batches of {hello.batch} and room for {hello.credits} images in {hello.threads} threads are too many"
+    names = (hello.name, hello.host)
+    if not all(0 < len(each) <= _MOST_NAME and each.isprintable() for each in names):
+        return f"names are printable and of at most {_MOST_NAME} characters"
+    return None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:_MOST_TEXT]

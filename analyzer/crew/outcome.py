@@ -1,19 +1,21 @@
 """Outcomes of batches as messages, and back: records and the arrays that running products are made of."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from analyzer.cascade import BatchOutcome
+from analyzer.cascade import STAGES, BatchOutcome
 from analyzer.crew.wire import ArrayFacts, BadMessage, Done, Item, Kind, describe, header_of, message, read_array
 from analyzer.frame_peaks import FramePeaks
 from analyzer.kernels import PEAK_DTYPE
 from analyzer.peak_finder import Comparison
 from analyzer.reduction import Coverage, FramePlan, FrameProfile
-from analyzer.results import FrameResult, Status
+from analyzer.results import Decision, FrameResult, Status
 from streamer.frames import Frame
+from streamer.messages import UNDECODABLE_REASONS, Defect
 
 _ROWS = 3
 _DTYPES: tuple[np.dtype[Any], ...] = (
@@ -46,9 +48,14 @@ def read_outcome(
     for frame, result in zip(frames, done.results, strict=True):
         if _which(result) != (frame.series.ordinal, frame.series.series_id, frame.image_id, frame.received_at):
             raise BadMessage(f"image {result.image_id} of series {result.series_id}, not {frame.image_id}")
+    for frame, result in zip(frames, done.results, strict=True):
+        _check(frame, result)
+    _check_times(done)
     good = [frame for frame, result in zip(frames, done.results, strict=True) if result.status == Status.OK]
     if len(done.items) != len(good) or len(parts) != 5 * len(good):
         raise BadMessage(f"{len(done.items)} items and {len(parts)} arrays of {len(good)} good frames")
+    if len(done.comparisons) not in (0, len(good)):
+        raise BadMessage(f"{len(done.comparisons)} comparisons of {len(good)} good frames")
     outcome = BatchOutcome(list(done.results), stage_seconds=dict(done.stage_seconds))
     outcome.comparisons = [None if each is None else Comparison(*each) for each in done.comparisons]
     for place, (frame, item) in enumerate(zip(good, done.items, strict=True)):
@@ -63,7 +70,8 @@ def read_outcome(
                 strict=True,
             )
         )
-        if diffuse.shape != (_ROWS, plan.sectors.bins) or not len(peaks) == len(pixel) == len(lone):
+        alike = len(peaks) == len(pixel) == len(lone)
+        if profile.shape[0] != 2 or diffuse.shape != (_ROWS, plan.sectors.bins) or not alike:
             raise BadMessage("arrays that do not belong together")
         if pixel.size and not (pixel.min() >= 0 and pixel.max() < plan.inside.size):
             raise BadMessage("a peak outside the image")
@@ -72,6 +80,27 @@ def read_outcome(
         outcome.peaks.append(FramePeaks(plan, peaks, radius, plan.geometry.q_at(radius), pixel, lone))
         outcome.diffuse.append(FrameProfile(plan, diffuse, item.pairs))
     return outcome
+
+
+def _check(frame: Frame, result: FrameResult) -> None:
+    """What the account and the metrics count by has to be of the few values that it can have. Raises ``BadMessage``."""
+    if result.channel != frame.channel or result.nulls or result.attributes:
+        raise BadMessage(f"image {result.image_id} with what no worker says")
+    if result.status == Status.UNDECODABLE:
+        if result.reason not in UNDECODABLE_REASONS or result.decision is not None or result.hit is not None:
+            raise BadMessage(f"image {result.image_id} is undecodable for {str(result.reason)[:40]!r}")
+        return
+    said = result.decision is not None and result.hit is (result.decision == Decision.HIT)
+    if result.status != Status.OK or not said or isinstance(frame.image, Defect):
+        raise BadMessage(f"image {result.image_id} is {result.status}, {result.decision}")
+    if result.hit_probability is None or not 0.0 <= result.hit_probability <= 1.0:
+        raise BadMessage(f"image {result.image_id} is a hit with probability {result.hit_probability}")
+
+
+def _check_times(done: Done) -> None:
+    times = [*done.stage_seconds.values(), done.busy_s]
+    if not set(done.stage_seconds) <= set(STAGES) or not all(math.isfinite(each) and each >= 0 for each in times):
+        raise BadMessage("times that are none")
 
 
 def _which(result: FrameResult) -> tuple[int, int, int, float]:

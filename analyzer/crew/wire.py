@@ -38,6 +38,10 @@ class Kind(StrEnum):
     """what its frames of a series covered"""
     BEAT = "B"
     """either side is alive"""
+    REFUSED = "N"
+    """a batch could not be taken, and why"""
+    LEAVING = "L"
+    """it wants no more, and hands back what it holds"""
     BYE = "X"
     """it takes no more, and holds none"""
     SETUP = "S"
@@ -71,7 +75,7 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class Told(msgspec.Struct, frozen=True):
-    """About setup ``number``: ready for it, or why not."""
+    """About setup or batch ``number``: ready for it, or why not."""
 
     number: int
     text: str = ""
@@ -192,7 +196,8 @@ def describe(array: npt.NDArray[Any]) -> ArrayFacts:
 def read_array(facts: ArrayFacts, data: Any, dtype: np.dtype[Any], ndim: int) -> npt.NDArray[Any]:
     """The array, of the type and dimensions that it has to have; a view. Raises ``BadMessage``."""
     wanted = dtype.descr if dtype.fields else dtype.str
-    given = [tuple(each) for each in facts.dtype] if isinstance(facts.dtype, list) else facts.dtype
+    fields = isinstance(facts.dtype, list) and all(isinstance(each, list) for each in facts.dtype)
+    given = [tuple(each) for each in facts.dtype] if fields else facts.dtype
     if given != wanted or len(facts.shape) != ndim or any(not 0 <= side < 1 << 31 for side in facts.shape):
         raise BadMessage(f"an array of {facts.dtype} and {facts.shape}, not of {wanted} in {ndim} dimensions")
     if math.prod(facts.shape) * dtype.itemsize != len(memoryview(data)):

@@ -3,6 +3,7 @@
 The thread that owns the socket never computes, so that the front hears from it every second whatever the others do.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -11,7 +12,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ from analyzer.crew.wire import (
     read_series,
 )  # fmt: skip
 from analyzer.judge import Judge
+from analyzer.logs import Repeats
 from analyzer.warm import warm_up
 from analyzer.worker_load import WorkerLoad
 from streamer.frames import Frame
@@ -51,7 +53,17 @@ SILENT_S = 10.0
 _POLL_MS = 100
 _SERIES_KEPT = 16
 _LINGER_MS = 500
+_ONCE_S = 60.0
+_SETTLE_S = 0.5
+_LEAVE_S = 10.0
+"""How long a worker that is to end goes on with what it holds; half a second at least, for what is on its way."""
+
 _LOCAL = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://")
+
+
+class Refused(RuntimeError):
+    """The front wants no such worker, or this one cannot go on: one line."""
+
 
 Make = Callable[[Judge], Analyser]
 
@@ -104,56 +116,91 @@ class Worker:
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._out: queue.Queue[list[Any]] = queue.Queue()
         self._held = 0
-        self._making, self._waking = threading.Lock(), threading.Lock()
+        self._making, self._waking, self._counting = threading.Lock(), threading.Lock(), threading.Lock()
+        self._wanted: list[Any] | None = None
+        self._failure: str | None = None
+        self._heard_s = self._greeted_s = time.monotonic()
+        self._repeats = Repeats(log)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._context = context
         self._wake_in, self._wake_out = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
         inner = f"inproc://worker-{id(self)}"
         self._wake_out.bind(inner)
         self._wake_in.connect(inner)
-        self._over = False
+        self._over = self._closed = False
 
     def run(self, stop: threading.Event) -> None:
-        """Work until ``stop`` is set, or with ``once`` until the front's run is over; hands back what it holds."""
+        """Work until ``stop`` is set, or with ``once`` until the front's run is over or it is silent for long; hands
+        back what it holds. Raises ``OSError`` for an address that is none, and ``Refused`` where the front wants no such
+        worker, or a thread of this one failed."""
         names = [f"worker-{number}" for number in range(self._threads)]
         threads = [
             threading.Thread(target=self._work, args=(number,), name=name, daemon=True)
             for number, name in enumerate(names)
         ]
+        self._dealer = self._connect()
         for thread in threads:
             thread.start()
-        dealer = self._connect()
         try:
-            self._serve(dealer, stop)
-            dealer.send_multipart(message(Kind.BYE))
+            self._serve(stop)
+            self._dealer.send_multipart(message(Kind.BYE))
         finally:
             for _ in threads:
                 self._jobs.put(None)
             for thread in threads:
                 thread.join(5.0)
-            dealer.close(_LINGER_MS)
-            self._wake_in.close(0)
-            self._wake_out.close(0)
+            self._dealer.close(_LINGER_MS)
+            with self._waking:
+                self._closed = True
+                self._wake_in.close(0)
+                self._wake_out.close(0)
+        if self._failure is not None:
+            raise Refused(self._failure)
 
-    def _serve(self, dealer: "zmq.Socket[bytes]", stop: threading.Event) -> None:
+    def _serve(self, stop: threading.Event) -> None:
         poller = zmq.Poller()
         poller.register(self._wake_out, zmq.POLLIN)
-        poller.register(dealer, zmq.POLLIN)
-        heard = beaten = time.monotonic()
-        while not self._over and not (stop.is_set() and self._held == 0 and self._out.empty()):
-            heard = max(heard, self._turn(dealer, dict(poller.poll(_POLL_MS))))
+        poller.register(self._dealer, zmq.POLLIN)
+        beaten = self._heard_s = time.monotonic()
+        leaving_s: float | None = None
+        while not self._over and self._failure is None:
+            poller.poll(_POLL_MS)
+            self._turn()
             now = time.monotonic()
-            if now - beaten >= BEAT_S:
+            if stop.is_set() and leaving_s is None:
+                leaving_s = now
+                self._dealer.send_multipart(message(Kind.LEAVING))
+            if leaving_s is not None and (now - leaving_s > _LEAVE_S or (now - leaving_s > _SETTLE_S and self._idle)):
+                return
+            if now - beaten >= BEAT_S and self._heard_s > self._greeted_s:
+                # Not before the front has answered: beats to nobody would wait for the next one.
                 beaten = now
-                dealer.send_multipart(message(Kind.BEAT))
-            if now - heard > SILENT_S:
-                heard, self.ready = now, False
-                dealer.send_multipart(self._hello())
+                self._dealer.send_multipart(message(Kind.BEAT))
+            if now - max(self._heard_s, self._greeted_s) > SILENT_S:
+                self._greet_anew(poller)
+            if self._once and now - self._heard_s > _ONCE_S:
+                self._failure = f"no front at {self._address} for {_ONCE_S:.0f} s"
+
+    @property
+    def _idle(self) -> bool:
+        with self._counting:
+            return self._held == 0 and self._out.empty()
+
+    def _greet_anew(self, poller: zmq.Poller) -> None:
+        """Over another connection: what waits in the old one is for a front that is gone."""
+        poller.unregister(self._dealer)
+        self._dealer.close(0)
+        self.ready = False
+        self._series.clear()
+        self._setups.clear()
+        self._dealer = self._connect()
+        poller.register(self._dealer, zmq.POLLIN)
 
     def _connect(self) -> "zmq.Socket[bytes]":
         dealer = self._context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.IDENTITY, b"w" + secrets.token_bytes(15))
         dealer.setsockopt(zmq.MAXMSGSIZE, 1 << 30)
+        dealer.setsockopt(zmq.IPV6, int("[" in self._address))
         # Bounded by the room that this worker says it has.
         dealer.setsockopt(zmq.SNDHWM, 0)
         dealer.setsockopt(zmq.RCVHWM, 0)
@@ -165,6 +212,7 @@ class Worker:
             dealer.close(0)
             raise OSError(f"{self._address}: {error}") from None
         dealer.send_multipart(self._hello())
+        self._greeted_s = time.monotonic()
         return dealer
 
     def _hello(self) -> list[Any]:
@@ -180,24 +228,24 @@ class Worker:
         )
         return message(Kind.HELLO, hello)
 
-    def _turn(self, dealer: "zmq.Socket[bytes]", ready: Container[Any]) -> float:
-        """Take what came and send what is done; returns when the front was last heard, 0 where it was not."""
-        heard = 0.0
-        if self._wake_out in ready:
+    def _turn(self) -> None:
+        """Take what came and send what is done."""
+        while self._wake_out.poll(0):
             self._wake_out.recv()
         while not self._out.empty():
-            dealer.send_multipart(self._out.get(), copy=False)
+            self._dealer.send_multipart(self._out.get(), copy=False)
         for _ in range(64):
             try:
-                frames = dealer.recv_multipart(zmq.DONTWAIT, copy=False)
+                frames = self._dealer.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
-                break
-            heard = time.monotonic()
+                return
+            self._heard_s = time.monotonic()
             try:
                 self._heard([frame.buffer for frame in frames])
-            except BadMessage as error:
-                log.warning("the front at %s sends what cannot be used: %s", self._address, error)
-        return heard
+            except Exception as error:
+                # Whatever one message does, the next ones are read and the front hears of this worker.
+                text = f"the front at {self._address} sends what cannot be used: {error}"
+                self._repeats.warning("front", text, "front_message_refused")
 
     def _heard(self, parts: list[Any]) -> None:
         kind = kind_of(parts)
@@ -205,18 +253,23 @@ class Worker:
             self._greeted(parts)
         elif kind == Kind.SETUP:
             self.ready = False
-            threading.Thread(target=self._set_up, args=(parts,), name="setup", daemon=True).start()
+            with self._counting:
+                self._wanted = parts
+            threading.Thread(target=self._set_up, name="setup", daemon=True).start()
         elif kind == Kind.SERIES:
             number, series = read_series(parts)
             self._series[number] = series
-            while len(self._series) > _SERIES_KEPT:
+            while len(self._series) > _SERIES_KEPT + self._credits:
                 self._series.popitem(last=False)
         elif kind == Kind.WORK:
             self._take(parts)
         elif kind == Kind.FORGET:
             self._forget(header_of(parts, int))
+        elif kind == Kind.UNFIT:
+            self._failure = f"the front at {self._address}: {header_of(parts, Told).text}"
         elif kind == Kind.END:
             self.ready, self._over = False, self._once
+            self._setups.clear()
         elif kind != Kind.BEAT:
             raise BadMessage(f"{kind.name} from a front")
 
@@ -224,7 +277,11 @@ class Worker:
         """Where frames are shared; or, by a front that does not know this worker, the question who it is."""
         facts: SharedFacts | None = header_of(parts, SharedFacts | None)  # type: ignore[arg-type]
         if facts is None:
-            self._say(self._hello())
+            # Asked by each message that a front does not know the sender of: once is enough.
+            if time.monotonic() - self._greeted_s > BEAT_S:
+                self._greeted_s = time.monotonic()
+                self._series.clear()
+                self._say(self._hello())
             return
         try:
             self._slots = SlotView(facts)
@@ -235,11 +292,17 @@ class Worker:
 
     def _take(self, parts: list[Any]) -> None:
         work = header_of(parts, Work)
-        setup = self._setups.get(work.setup)
-        if setup is None:
-            raise BadMessage(f"a batch for setup {work.setup}, which is not known here")
-        frames = [self._frame(facts, parts[2:]) for facts in work.frames]
-        self._held += 1
+        try:
+            setup = self._setups.get(work.setup)
+            if setup is None:
+                raise BadMessage(f"a batch for setup {work.setup}, which is not known here")
+            frames = [self._frame(facts, parts[2:]) for facts in work.frames]
+        except BadMessage as error:
+            # Said, so that the front gives the frames to another at once.
+            self._say(message(Kind.REFUSED, Told(work.batch, str(error))))
+            raise
+        with self._counting:
+            self._held += 1
         self._jobs.put(_Job(work.batch, setup, frames))
 
     def _frame(self, facts: FrameFacts, parts: Sequence[Any]) -> Frame:
@@ -260,7 +323,7 @@ class Worker:
     def _forget(self, ordinal: int) -> None:
         """Tell what frames of a series covered, and let go of it."""
         known = [(number, series) for number, series in self._series.items() if series.ordinal == ordinal]
-        analysers = [analyser for setup in self._setups.values() for analyser in setup.analysers]
+        analysers = [analyser for setup in list(self._setups.values()) for analyser in setup.analysers]
         covered = [each for analyser in analysers for _, series in known[-1:] for each in analyser.covered(series)]
         self._say(pack_coverage(ordinal, covered))
         for number, series in known:
@@ -270,8 +333,13 @@ class Worker:
 
     # --- other threads ------------------------------------------------------------------
 
-    def _set_up(self, parts: list[Any]) -> None:
+    def _set_up(self) -> None:
         with self._making:
+            with self._counting:
+                # Only the latest of those that came meanwhile.
+                parts, self._wanted = self._wanted, None
+            if parts is None:
+                return
             number = 0
             try:
                 number, judge = read_setup(parts)
@@ -293,23 +361,35 @@ class Worker:
             self._say(message(Kind.READY, Told(number)))
 
     def _work(self, place: int) -> None:
-        while (job := self._jobs.get()) is not None:
-            began = time.monotonic()
-            analyser = job.setup.analysers[place]
-            try:
-                outcome = analyser.process(job.frames)
-            except Exception:
-                log.exception("analysis of %d frames failed", len(job.frames))
-                tags = job.setup.judge.settings.tags
-                text = "internal error, see the worker's log"
-                outcome = BatchOutcome([undecodable(frame, "failed", text, tags) for frame in job.frames])
-            busy_s = time.monotonic() - began
-            self.fault = analyser.fault or self.fault
-            self.load.add(job.frames, outcome.results, busy_s)
-            self._say(pack_outcome(job.batch, outcome, busy_s, analyser.fault))
+        try:
+            while (job := self._jobs.get()) is not None:
+                self._answer(job, place)
+        except Exception as error:
+            # A worker that lives and does not work would hold its frames for long: it ends, and is started again.
+            log.exception("a thread of this worker failed")
+            self._failure = f"a thread of this worker failed: {type(error).__name__}"
+
+    def _answer(self, job: _Job, place: int) -> None:
+        began = time.monotonic()
+        analyser = job.setup.analysers[place]
+        try:
+            outcome = analyser.process(job.frames)
+        except Exception:
+            log.exception("analysis of %d frames failed", len(job.frames))
+            tags = job.setup.judge.settings.tags
+            text = "internal error, see the worker's log"
+            outcome = BatchOutcome([undecodable(frame, "failed", text, tags) for frame in job.frames])
+        busy_s = time.monotonic() - began
+        self.fault = analyser.fault or self.fault
+        self.load.add(job.frames, outcome.results, busy_s)
+        self._say(pack_outcome(job.batch, outcome, busy_s, analyser.fault))
+        with self._counting:
             self._held -= 1
 
     def _say(self, parts: list[Any]) -> None:
         self._out.put(parts)
         with self._waking:
-            self._wake_in.send(b"")
+            if not self._closed:
+                # One that does not fit finds others before it that wake the thread as well.
+                with contextlib.suppress(zmq.Again):
+                    self._wake_in.send(b"", zmq.DONTWAIT)

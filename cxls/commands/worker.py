@@ -10,10 +10,10 @@ import click
 import torch
 
 from analyzer.cascade import MOST_FRAMES
-from analyzer.crew.worker import Worker
+from analyzer.crew.worker import Refused, Worker
 from analyzer.web.worker_server import WorkerServer
 from cxls import allocator
-from cxls.cli import Interrupted, listening, stop_on_signals
+from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.analyze import CPU_BATCH, DEVICE_WORKERS, bind_or_refuse, choose_device
 from cxls.compilation import compilation
 from cxls.crew import LocalWorkers
@@ -31,7 +31,8 @@ def run(resolved: Resolved[WorkerSettings], address: str) -> None:
     if not _ADDRESS.fullmatch(address):
         raise BadSettings(f"{address}: give the front's address for workers, for instance tcp://front:31100")
     device = choose_device(settings.device)
-    processes = settings.processes or (1 if device == "cuda" else os.cpu_count() or 1)
+    alone = device == "cuda" or settings.once
+    processes = settings.processes or (1 if alone else len(os.sched_getaffinity(0)))
     stop = threading.Event()
     interrupted = stop_on_signals(stop)
     if processes > 1:
@@ -78,6 +79,8 @@ def _work(settings: WorkerSettings, address: str, device: str, stop: threading.E
         worker.run(stop)
     except OSError as error:
         raise BadSettings(f"{error}; give the front's address for workers") from None
+    except Refused as error:
+        raise Failed(str(error)) from None
     finally:
         compilation.done()
         if server is not None:
