@@ -16,10 +16,14 @@ class State(StrEnum):
     """connected, and no series is open"""
     RUNNING = "running"
     """a series began that is not over"""
+    OVER = "over"
+    """nothing will come any more, and everything is published"""
 
 
 def state_of(status: Mapping[str, Any]) -> State:
     """The state; a key that is missing says nothing against the run."""
+    if status.get("over") is True:
+        return State.OVER
     if status.get("ready", True) is not True:
         return State.NOT_READY
     if status.get("connected", True) is not True:

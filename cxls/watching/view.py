@@ -15,7 +15,13 @@ MINUTES_S = 300.0
 
 _RATE_S = 10.0
 _MOST_ALARMS, _MOST_CHANGES = 5, 3
-SIGNS = {State.RUNNING: "[>]", State.IDLE: "[ ]", State.NOT_READY: "[.]", State.DISCONNECTED: "[x]"}
+SIGNS = {
+    State.RUNNING: "[>]",
+    State.IDLE: "[ ]",
+    State.NOT_READY: "[.]",
+    State.DISCONNECTED: "[x]",
+    State.OVER: "[=]",
+}
 ALARM_SIGNS = {"critical": "[!!]", "warning": "[! ]"}
 NO_ANSWER = "[??]"
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-:=+*#"

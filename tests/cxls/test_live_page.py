@@ -1,12 +1,14 @@
 """The live page in a browser, on a simulated series in a loop."""
 
+import queue
 import re
 import signal
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 from analyzer.geometry import Geometry
 from analyzer.intervals import wilson
 from tests.analyzer.builders import image
-from tests.cxls.programs import Analysis, Sender, cxls, replaying
+from tests.cxls.programs import Analysis, Child, Sender, cxls, replaying
 from tests.cxls.test_live import Wire
 from tests.support import read_pixels, require
 
@@ -278,6 +280,56 @@ def test_a_new_run_is_confirmed_and_named(watched: Watched) -> None:
     watched.wait("document.getElementById('runName').textContent === 'Run 12 · lysozyme <b>& salt</b>'")
 
 
+def begin_a_run(watched: Watched) -> None:
+    watched.page.locator("#newRun").click()
+    watched.page.locator("#confirmYes").click()
+    watched.wait("document.getElementById('answer').textContent === 'run: done'")
+
+
+def test_notes_of_a_run_stay_with_it_and_a_number_that_is_cleared_is_none(watched: Watched) -> None:
+    watched.view("settings")
+    number, sample, notes = (watched.page.locator(f"#runForm [name={name}]") for name in ("number", "sample", "notes"))
+    watched.page.locator("#token").fill("a-token-for-tests")
+    number.fill("40")
+    sample.fill("thaumatin")
+    notes.fill("nozzle clogged\nat 10:12")
+    watched.page.locator("#runForm button").first.click()
+    watched.wait("document.getElementById('identity').title === 'nozzle clogged\\nat 10:12'")
+    watched.page.wait_for_timeout(600)
+    begin_a_run(watched)
+    watched.wait("document.getElementById('runName').textContent === 'Run 41 · thaumatin'")
+    watched.wait("document.getElementById('identity').title === ''")
+    assert notes.input_value() == ""
+    notes.fill("a new nozzle")
+    number.fill("")
+    begin_a_run(watched)
+    watched.wait("document.getElementById('identity').title === 'a new nozzle'")
+    assert re.fullmatch(r"Run since \d\d:\d\d · thaumatin", watched.text("runName"))
+    number.fill("7")
+    watched.page.locator("#runForm button").first.click()
+    watched.wait("document.getElementById('runName').textContent === 'Run 7 · thaumatin'")
+    watched.page.wait_for_timeout(600)
+    number.fill("")
+    watched.page.locator("#runForm button").first.click()
+    watched.wait("document.getElementById('runName').textContent.startsWith('Run since')")
+
+
+def test_a_target_of_hits_is_set_where_no_indexer_is_followed(watched: Watched) -> None:
+    watched.view("settings")
+    hits, indexed = (watched.page.locator(f"#targetForm [name={name}]") for name in ("hits", "indexed"))
+    assert indexed.is_disabled()
+    assert "--index-stream" in (indexed.get_attribute("title") or "")
+    watched.page.locator("#token").fill("a-token-for-tests")
+    for target in (250_000, 100_000):
+        hits.fill(str(target))
+        watched.page.locator("#targetForm button").click()
+        watched.wait("document.getElementById('answer').textContent === 'target: done'")
+        shown = f"{target:_}".replace("_", "\u202f")
+        watched.wait("text => document.getElementById('collected').textContent.includes(text)", f"of {shown}")
+    watched.view("now")
+    watched.wait(r"/\d \S+ left/.test(document.querySelector('#collected .left').textContent)")
+
+
 def test_the_page_computes_as_the_analysis_does(watched: Watched) -> None:
     for k, n in [(0, 10), (3, 10), (10, 10), (211, 9000)]:
         found = watched.page.evaluate(
@@ -285,6 +337,29 @@ def test_the_page_computes_as_the_analysis_does(watched: Watched) -> None:
             [k, n],
         )
         assert found == pytest.approx(wilson(k, n))
+
+
+def test_the_age_of_what_is_seen_needs_no_clocks_that_agree(watched: Watched) -> None:
+    ages = watched.page.evaluate(
+        "async messages => { const { Age } = await import(new URL('static/age.js', location)); const age = new Age();"
+        "const each = ([said, heard]) => { age.take(said, heard); return age.seconds(heard); };"
+        "return [age.seconds(1), ...messages.map(each)]; }",
+        # Said and heard: half a minute apart, late by 4 s, in time, the clock set back an hour, late by 5 s.
+        [[1000, 30], [1001, 31.2], [1001.5, 35.5], [1006, 36], [-2594, 36.5], [-2593, 42.5]],
+    )
+    assert ages == pytest.approx([0, 0, 0.2, 4, 0, 0, 5], abs=2e-3)
+
+
+def test_a_curve_begins_anew_when_the_clock_is_set_back(watched: Watched) -> None:
+    kept = watched.page.evaluate(
+        "async times => { const { keep } = await import(new URL('static/curves.js', location)); const curve = [[], []];"
+        "return times.map(time => { keep(curve, time, 2 * time); return curve.map(values => values.slice()); }); }",
+        [5000, 5001, 5901, 3000, 3000, 3001],
+    )
+    assert [times for times, _ in kept] == [
+        [5000], [5000, 5001], [5001, 5901], [3000], [3000, 3000], [3000, 3000, 3001],
+    ]  # fmt: skip
+    assert all(values == [2 * time for time in times] for times, values in kept)
 
 
 def test_the_banner_says_when_the_analysis_is_silent_or_gone_and_leaves_when_it_is_back(
@@ -340,8 +415,21 @@ def test_a_run_without_a_frame_is_shown_and_then_its_tags(
         analysis.stop()
 
 
-class Prefixed(socketserver.BaseRequestHandler):
-    """Hands what asks for ``/beam/…`` on to a server that knows ``/…``."""
+def test_files_that_are_over_are_said_to_be(browser: Browser, recorded: Path) -> None:
+    with Child("view", recorded, "--listen", "127.0.0.1:0") as child:
+        address = child.listening("http")
+        watched = Watched(browser, f"http://{address}/")
+        watched.wait("document.getElementById('state').textContent === 'over'")
+        assert watched.page.locator("#state").get_attribute("class") == "good"
+        assert watched.text("banner") == ""
+        said = cxls("watch", f"http://{address}", "--once").stdout
+        assert said.startswith("state     [=] over")
+        watched.page.close()
+        assert child.end(signal.SIGINT) == 130
+
+
+class Relay(socketserver.BaseRequestHandler):
+    """Hands bytes on to a server and back."""
 
     target = ("", 0)
 
@@ -351,27 +439,112 @@ class Prefixed(socketserver.BaseRequestHandler):
             back.start()
             with suppress(OSError):
                 while data := self.request.recv(65536):
-                    server.sendall(data.replace(b"GET /beam/", b"GET /", 1))
+                    server.sendall(self._ahead(data))
                 server.shutdown(socket.SHUT_RDWR)
             back.join()
+
+    def _ahead(self, data: bytes) -> bytes:
+        return data
 
     def _back(self, server: Any) -> None:
         # A browser that closes its page cuts the connection short.
         with suppress(OSError):
             while data := server.recv(65536):
-                self.request.sendall(data)
+                self._hand_back(data)
+
+    def _hand_back(self, data: bytes) -> None:
+        self.request.sendall(data)
 
 
-def test_the_page_works_behind_a_proxy_with_a_prefix(browser: Browser, served: Served) -> None:
+class Prefixed(Relay):
+    """Hands what asks for ``/beam/…`` on to a server that knows ``/…``."""
+
+    def _ahead(self, data: bytes) -> bytes:
+        return data.replace(b"GET /beam/", b"GET /", 1)
+
+
+class Tunnel(Relay):
+    """Answers come ``way.late_s`` later, in their order; of connections in ``way.lost`` nothing comes any more."""
+
+    way: "Way"
+
+    def setup(self) -> None:
+        self._sending: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        self.way.open.add(self)
+        self._sender = threading.Thread(target=self._send, daemon=True)
+        self._sender.start()
+
+    def finish(self) -> None:
+        self._sending.put((0.0, b""))
+        self._sender.join()
+
+    def _hand_back(self, data: bytes) -> None:
+        self._sending.put((time.monotonic() + self.way.late_s, data))
+
+    def _send(self) -> None:
+        with suppress(OSError):
+            while (then := self._sending.get())[1]:
+                due_s, data = then
+                time.sleep(max(0.0, due_s - time.monotonic()))
+                if self not in self.way.lost:
+                    self.request.sendall(data)
+
+
+class Way:
+    """How a tunnel is: how late, which connections it has and which it lost."""
+
+    def __init__(self) -> None:
+        self.late_s = 0.0
+        self.open: set[Tunnel] = set()
+        self.lost: set[Tunnel] = set()
+
+
+@contextmanager
+def relayed(kind: type[Relay], served: Served, **attributes: object) -> Iterator[str]:
+    """The address of a relay of the page's."""
     host, port = served.url.split("/")[2].split(":")
-    handler = type("Handler", (Prefixed,), {"target": (host, int(port))})
+    handler = type("Handler", (kind,), {"target": (host, int(port)), **attributes})
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as proxy:
         proxy.daemon_threads = True
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        watched = Watched(browser, f"http://127.0.0.1:{proxy.server_address[1]}/beam/")
+        yield f"http://127.0.0.1:{proxy.server_address[1]}/"
+        proxy.shutdown()
+
+
+def test_the_page_works_behind_a_proxy_with_a_prefix(browser: Browser, served: Served) -> None:
+    with relayed(Prefixed, served) as url:
+        watched = Watched(browser, f"{url}beam/")
         watched.wait_for_image()
         watched.view("run")
         watched.wait("document.getElementById('powder').naturalWidth > 100")
         assert watched.errors == []
         watched.page.close()
-        proxy.shutdown()
+
+
+def test_a_slow_tunnel_is_told_by_the_age_of_what_comes(browser: Browser, served: Served) -> None:
+    way = Way()
+    with relayed(Tunnel, served, way=way) as url:
+        watched = Watched(browser, url)
+        watched.wait_for_image()
+        watched.page.wait_for_timeout(1000)
+        assert watched.text("banner") == ""
+        way.late_s = 4.0
+        watched.wait("/what you see is 4 s old/.test(document.getElementById('banner').textContent)")
+        assert watched.text("state") == "4 s behind"
+        way.late_s = 0.0
+        watched.wait("document.getElementById('banner').textContent === ''")
+        assert watched.text("state") == "live"
+        assert watched.errors == []
+        watched.page.close()
+
+
+def test_a_connection_that_went_silent_is_given_up_for_another(browser: Browser, served: Served) -> None:
+    way = Way()
+    with relayed(Tunnel, served, way=way) as url:
+        watched = Watched(browser, url)
+        watched.wait_for_image()
+        way.lost |= way.open
+        watched.wait("/no word from the analysis for \\d s/.test(document.getElementById('banner').textContent)")
+        watched.wait("document.getElementById('banner').textContent === ''")
+        watched.wait("document.getElementById('state').textContent === 'live'")
+        watched.page.close()

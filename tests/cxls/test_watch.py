@@ -332,6 +332,13 @@ def test_nothing_from_a_server_steers_the_terminal() -> None:
     assert all(letter.isprintable() or letter == "\n" for letter in done.stdout)
 
 
+def test_files_that_were_read_to_their_end_are_over_and_not_unready() -> None:
+    status: dict[str, object] = {"over": True, "ready": False, "connected": False, "series_open": False}
+    assert text_of(status).startswith("state [=] over\n")
+    assert " over | " in one_line(status, Memory())
+    assert text_of(status | {"over": "yes"}).startswith("state [.] not ready\n")
+
+
 def test_alarms_have_signs_and_come_first() -> None:
     status = {
         "alarms": [

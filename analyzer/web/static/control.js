@@ -14,7 +14,7 @@ const NAMES = {
   pf8_local_bg_radius: "pf8 background (px)", pf8_min_res: "pf8 least radius (px)", pf8_max_res: "pf8 largest radius (px)",
 };
 const WHOLE = ["min_peaks", "indexable_peaks", "pf8_min_pix_count", "pf8_max_pix_count", "pf8_local_bg_radius"];
-let status = null, fieldsOf = "", channelsOf = "", filled = false;
+let status = null, fieldsOf = "", channelsOf = "";
 
 async function post(action, body) {
   const answer = $("answer");
@@ -48,9 +48,10 @@ async function askThenPost(text, yes, action, body) {
   if (await confirmed(text, yes)) await post(action, body);
 }
 
-const runOf = fields => ({
-  ...(fields.number.value === "" ? {} : { number: Number(fields.number.value) }), sample: fields.sample.value, notes: fields.notes.value,
-});
+const runOf = fields => ({ number: numberOrNull(fields.number.value), sample: fields.sample.value, notes: fields.notes.value });
+
+// Of a new run only what the user wrote: the analysis counts the number on, keeps the sample and begins empty notes.
+const newRunOf = fields => Object.fromEntries(Object.entries(runOf(fields)).filter(([name]) => isEdited(fields[name])));
 
 // A field a setting, of the kind of its value.
 function peakField(name, value) {
@@ -61,12 +62,14 @@ function peakField(name, value) {
   return element("label", {}, `${NAMES[name] ?? name} `, field);
 }
 
+// Whether the user has changed what the analysis said.
+const isEdited = field => field.dataset.seen !== undefined && field.value !== field.dataset.seen;
+
 // Fields follow the analysis only where nobody has changed them.
 function follow(field, value) {
   const text = value == null ? "" : String(value);
   if (field.value !== text) {
-    const edited = field.dataset.seen !== undefined && field.value !== field.dataset.seen;
-    if (edited || document.activeElement === field) return;
+    if (isEdited(field) || document.activeElement === field) return;
     field.value = text;
   }
   field.dataset.seen = text;
@@ -77,7 +80,9 @@ export function show(now) {
   const controls = now.controls;
   $("controlOff").hidden = !controls || controls.enabled;
   $("tokenForm").hidden = Boolean(controls && !controls.enabled);
-  for (const field of document.querySelectorAll("#settings .forms :is(input, select, textarea, button)")) field.disabled = !controls?.enabled;
+  const indexed = $("targetForm").elements.indexed, uncounted = now.targets?.indexed == null;
+  for (const field of document.querySelectorAll("#settings .forms :is(input, select, textarea, button)")) field.disabled = !controls?.enabled || (field === indexed && uncounted);
+  indexed.title = uncounted ? "No indexer is followed: start cxls analyze with --index-stream" : "";
   if (!controls) return;
   const run = $("runForm").elements, peaks = controls.peaks ?? {};
   for (const name of ["number", "sample", "notes"]) follow(run[name], now.run?.[name]);
@@ -121,11 +126,13 @@ export function start() {
   $("tokenForm").addEventListener("submit", event => event.preventDefault());
   onSubmit("runForm", fields => post("run", runOf(fields)));
   $("newRun").addEventListener("click", () => {
-    const fields = runOf($("runForm").elements), same = fields.number === status?.run?.number;
-    if (same) delete fields.number;
+    const fields = newRunOf($("runForm").elements);
     askThenPost(`End run ${status?.run?.number ?? ""} and begin another? Its report is finished and the products begin at zero.`, "Begin a new run", "run", { ...fields, new: true });
   });
-  onSubmit("targetForm", fields => post("target", { hits: numberOrNull(fields.hits.value), indexed: numberOrNull(fields.indexed.value) }));
+  onSubmit("targetForm", fields => {
+    const indexed = fields.indexed.disabled ? {} : { indexed: numberOrNull(fields.indexed.value) };
+    post("target", { hits: numberOrNull(fields.hits.value), ...indexed });
+  });
   onSubmit("thresholdForm", fields => post("threshold", { value: Number(fields.value.value) }));
   $("ownThreshold").addEventListener("click", () => post("threshold", { value: null }));
   onSubmit("peaksForm", () => post("peaks", changedPeaks()));

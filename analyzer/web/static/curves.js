@@ -45,13 +45,19 @@ export function start() {
   });
 }
 
+// One more value at `time`; nothing from before the clock was set back, as the times of a curve have to ascend.
+export function keep([times, values], time, value) {
+  if (time < times.at(-1)) times.length = values.length = 0;
+  times.push(time);
+  values.push(value);
+  while (times[0] < time - QUEUE_S) [times, values].forEach(each => each.shift());
+}
+
 export function useStatus(status) {
   isHit = hitRule(status);
   const frameTime = status.header?.frame_time_s;
   detectorRate = frameTime > 0 ? 1 / frameTime : null;
-  waiting[0].push(status.time);
-  waiting[1].push(status.queue_frames);
-  while (waiting[0][0] < status.time - QUEUE_S) waiting.forEach(values => values.shift());
+  keep(waiting, status.time, status.queue_frames);
   say("queueNote", `since this page was opened; room for ${count(status.queue_capacity_frames)}`);
   say("detectorRate", detectorRate ? `the detector takes ${rate(detectorRate)}/s` : "the detector's rate is not known");
 }

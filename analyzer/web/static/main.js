@@ -47,6 +47,7 @@ detector.start();
 const live = new Live({
   state(message) {
     status = message.status;
+    banner.useStatus(status);
     curves.useStatus(status);
     products.useStatus(status);
     if (!document.hidden) showStatus();

@@ -1,6 +1,8 @@
 // The live socket: messages in, wishes out, and coming back when it is lost.
 
 const FIRST_WAIT_S = 0.5, LONGEST_WAIT_S = 5, LEAST_BETWEEN_MS = 100;
+const LONGEST_SILENCE_S = 10; // the analysis says something twice a second
+const now = () => performance.now() / 1000; // a clock that is never set
 
 export const canUnpack = "DecompressionStream" in window;
 
@@ -13,12 +15,13 @@ async function unpack(buffer) {
   return { head, pixels };
 }
 
-// `handlers` has a function for each kind of message. `connected` and `heardAt` (ms, null before) say how it stands.
+// `handlers` has a function for each kind of message. `connected` and `heardAt` (s of performance.now, null before) say how it stands.
 export class Live {
   constructor(handlers) {
     this.handlers = handlers;
     this.connected = false;
     this.heardAt = null;
+    this.triedAt = null;
     this.wish = null;
     this.sentAt = 0;
     this.sent = "";
@@ -27,6 +30,7 @@ export class Live {
     this.unpacking = false;
     this.wait_s = FIRST_WAIT_S;
     this.connect();
+    setInterval(() => this.watch(), 1000);
   }
 
   connect() {
@@ -34,6 +38,7 @@ export class Live {
     url.protocol = url.protocol.replace("http", "ws");
     const socket = this.socket = new WebSocket(url);
     socket.binaryType = "arraybuffer";
+    this.triedAt = now();
     socket.onopen = () => {
       this.connected = true;
       this.wait_s = FIRST_WAIT_S;
@@ -41,17 +46,29 @@ export class Live {
       this.send();
     };
     socket.onmessage = event => {
-      this.heardAt = Date.now();
+      this.heardAt = now();
       if (typeof event.data === "string") {
         const message = JSON.parse(event.data);
         this.handlers[message.kind]?.(message);
       } else this.take(event.data);
     };
-    socket.onclose = () => {
-      this.connected = false;
-      setTimeout(() => this.connect(), 1e3 * this.wait_s);
-      this.wait_s = Math.min(LONGEST_WAIT_S, 1.6 * this.wait_s);
-    };
+    socket.onclose = () => this.lost();
+  }
+
+  lost() {
+    this.connected = false;
+    this.triedAt = null;
+    setTimeout(() => this.connect(), 1e3 * this.wait_s);
+    this.wait_s = Math.min(LONGEST_WAIT_S, 1.6 * this.wait_s);
+  }
+
+  // A connection whose other end has gone without a word looks open for minutes.
+  watch() {
+    if (this.triedAt == null || now() - Math.max(this.triedAt, this.heardAt ?? 0) < LONGEST_SILENCE_S) return;
+    const socket = this.socket;
+    socket.onopen = socket.onmessage = socket.onclose = null; // its close may be told much later
+    socket.close();
+    this.lost();
   }
 
   // Only the newest image waits while another is unpacked.
