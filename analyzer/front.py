@@ -24,6 +24,7 @@ from analyzer.live.splits import TagMap, TagSplit
 from analyzer.live.targets import Targets
 from analyzer.peak_finder import Disagreement
 from analyzer.products import Products
+from analyzer.pulse import Pulse
 from analyzer.reduction import suspect_pixels
 from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Running
@@ -153,6 +154,7 @@ class Front:
     ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the frames of which an
     attribute says nothing, by attribute and reason. ``last_frame_at``: when the last image of a running series arrived
     (Unix s). ``blocked_s``: how long the reader has waited for room in the queue. ``over``: everything is published.
+    ``pulse``: whether its threads get on.
     """
 
     def __init__(
@@ -178,6 +180,7 @@ class Front:
         self.ring = FrameRing(settings.ring_bytes, settings.ring_frames)
         self.sampler = Sampler(settings.sample, len(analysers))
         self.reports: list[SeriesReport] = []
+        self.pulse = Pulse()
         self.nulls = {(name, reason): 0 for name in settings.attributes for reason in Unsaid}
         self.finished = 0
         self._closed = 0
@@ -227,6 +230,7 @@ class Front:
         try:
             self._read(stop)
         finally:
+            self.pulse.rest()
             self.stopping = True
             self._dispatch(self._tracker.finish(), time.time(), stop)
             self._hand_on()
@@ -292,6 +296,7 @@ class Front:
 
     def _read(self, stop: threading.Event) -> None:
         while not stop.is_set() and not self._enough:
+            self.pulse.beat()
             received = self.source.receive(POLL_S)
             now = time.monotonic() - self.blocked_s
             if self.sampler.due(now):
@@ -382,6 +387,7 @@ class Front:
         placed = False
         while self.settings.block and not placed and not stop.is_set():
             placed = self.ring.put(frame, POLL_S)
+            self.pulse.beat()
             # While we wait, so does the sender: that time must not end a series.
             now = time.monotonic()
             self.blocked_s, began = self.blocked_s + now - began, now
@@ -402,7 +408,9 @@ class Front:
         while not self.ring.finished:
             batch = self.ring.take(settings.batch_frames, settings.batch_linger_s, POLL_S)
             if batch:
+                self.pulse.beat()
                 self._judge(worker, batch)
+                self.pulse.rest()
 
     def _judge(self, worker: _Worker, batch: list[Frame]) -> None:
         with self._handover:
@@ -440,11 +448,13 @@ class Front:
 
     def _publish(self) -> None:
         while (item := self._results.get()) is not None:
+            self.pulse.beat()
             try:
                 self._publish_one(item)
             except Exception:
                 # Whatever one item does, the next ones are published and the outputs closed.
                 self._repeats.exception("publishing failed", "publishing_failed")
+            self.pulse.rest()
         for sink in self.sinks:
             sink.close()
         for output in self.hit_outputs:

@@ -59,6 +59,7 @@ from cxls.commands.indexing import open_broadcast, open_indexing
 from cxls.compilation import compilation
 from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
+from cxls.service import open_notifier
 from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
 from cxls.token_file import read_token
 from streamer.files import FileSource
@@ -304,6 +305,7 @@ class Session:
             # Not waited for: an estimate in hand at the end may take its seconds.
             threading.Thread(target=self.bragg.watch, args=(self._done,), name="bragg", daemon=True).start()
         self.report.ready = True
+        notifier = open_notifier(lambda: self.report.is_ready, self.front.pulse.longest, self._line)
         if self.epics is not None:
             self.epics.start()
         try:
@@ -323,6 +325,12 @@ class Session:
             if self.web is not None:
                 self.web.close()
             self.front.source.close()
+            if notifier is not None:
+                notifier.close()
+
+    def _line(self) -> str:
+        """What the service manager shows."""
+        return f"{_hit_text(self.front)} | queue {len(self.front.ring)} | {self.front.account.identity()}"
 
     def _watch_parameters(self) -> None:
         told: set[str] = set()
