@@ -51,8 +51,8 @@ def manager_of(environment: Mapping[str, str] | None = None) -> Manager | None:
 class Notifier:
     """Reports to a manager in a thread, from ``start`` to ``close``.
 
-    ``ready`` says when work can begin and, by turning false, when the program ends, ``longest`` which thread has been longest at one piece of work, ``status`` what
-    the program does, in a line.
+    ``ready`` says when work can begin and, by turning false, when the program ends, ``longest`` which thread has been
+    longest at one piece of work, ``status`` what the program does, in a line.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ def unknown_options(words: Sequence[str]) -> list[str]:
 
 
 def problem(words: Sequence[str]) -> str | None:
-    """Why the program would refuse ``words`` (without ``cxls``) before it does anything; ``None`` where it would not."""
+    """Why the program would refuse ``words`` (without ``cxls``) before it does anything; ``None`` if it takes them."""
     try:
         command, rest = command_of(words)
     except ValueError as error:
