@@ -218,6 +218,7 @@ _WATCHING = "Watching"
 _INDEXING = "Indexing and others that listen"
 _CELL = "Known crystal"
 _EPICS = "Control system"
+_CHECKING = "Site check"
 _PEAKS = "Peak finder (pf8: as CrystFEL's options of these names)"
 
 
@@ -349,6 +350,23 @@ class AnalyzeSettings(_Settings):
     queue_mib: int = Field(512, ge=16, description="most compressed frames held in memory, MiB")
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
     log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
+
+
+class DoctorSettings(AnalyzeSettings):
+    """Check this machine, and the detector, for what `cxls analyze` with the same settings needs.
+
+    A line a check: ok, warn, or FAIL with what to do. Nothing is changed anywhere; the detector hands us no image.
+    """
+
+    rest: str | None = _in(
+        _CHECKING, None, "ask the detector's control unit what it is set to, for instance http://192.0.2.10 (SIMPLON)"
+    )
+    rehearse: float | None = _in(
+        _CHECKING, None, "replay simulated frames over loopback into an analysis for so many seconds", gt=0, le=600
+    )
+    rate: float | None = _in(
+        _CHECKING, None, "frames a second of --rehearse (default: the detector's, by --rest)", gt=0, le=100_000
+    )
 
 
 class ViewSettings(_Settings):
@@ -718,6 +736,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "crystfel import": CrystfelImportSettings,
     "replay": ReplaySettings,
     "analyze": AnalyzeSettings,
+    "doctor": DoctorSettings,
     "view": ViewSettings,
     "train": TrainSettings,
     "models use": ModelsUseSettings,

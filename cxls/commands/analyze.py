@@ -619,6 +619,17 @@ def _read_calibration(settings: AnalyzeSettings, bundle: str) -> Calibration | N
         raise BadSettings(f"--calibration {error}") from None
 
 
+def check_files(settings: AnalyzeSettings) -> None:
+    """Read every file that the settings name, as a run does first. Raises ``BadSettings``."""
+    bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
+    _cascade_settings(settings)
+    read_known_cell(settings.cell, settings.space_group)
+    _read_calibration(settings, bundle.label)
+    if settings.control_token is not None:
+        read_token(settings.control_token, "--control-token")
+    open_models([Path(folder) for folder in settings.model], "cpu")
+
+
 def _series_text(report: SeriesReport) -> str:
     closed = report.closed
     missing = sum(closed.missing.values())
