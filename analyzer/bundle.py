@@ -6,8 +6,9 @@ builds the networks the card names and refuses whatever does not match.
 """
 
 import hashlib
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True):
 class Bundle:
     """A loaded bundle. ``label`` (name and hash) goes into every record.
 
-    ``peaks`` and ``scattering`` are None where the card has none.
+    ``peaks`` and ``scattering`` are None where the card has none. ``files`` are its bytes by name, card first.
     """
 
     card: BundleCard
@@ -125,6 +126,7 @@ class Bundle:
     parameters: nn.Module
     peaks: nn.Module | None = None
     scattering: Scattering | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     def copy_on(self, device: torch.device | str) -> "Bundle":
         """The same with networks of its own on a device."""
@@ -146,13 +148,16 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
     if card.format != FORMAT:
         raise BadBundle(f"{path}: format {card.format}, this program reads format {FORMAT}")
     digest = hashlib.sha256(raw).hexdigest()
+    named = [each for each in (card.hit, card.parameters, card.peaks, card.scattering) if each is not None]
+    files = {CARD: raw} | {each.weights: _checked(folder, each) for each in named}
     return Bundle(
         card,
         f"{card.name}-{digest[:12]}",
-        _load(folder, card.hit, device),
-        _load(folder, card.parameters, device),
-        None if card.peaks is None else _load(folder, card.peaks, device),
-        None if card.scattering is None else _load_scattering(folder, card.scattering),
+        _load(folder, card.hit, files, device),
+        _load(folder, card.parameters, files, device),
+        None if card.peaks is None else _load(folder, card.peaks, files, device),
+        None if card.scattering is None else _load_scattering(folder, card.scattering, files),
+        files,
     )
 
 
@@ -190,17 +195,17 @@ def _tensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
         raise BadBundle(f"{path}: not a safetensors file: {first_line(error)}; get the bundle again") from None
 
 
-def _load_scattering(folder: Path, card: ScatteringCard) -> Scattering:
+def _load_scattering(folder: Path, card: ScatteringCard, files: Mapping[str, bytes]) -> Scattering:
     path = folder / card.weights
     try:
-        return scattering(_tensors(_checked(folder, card), path))
+        return scattering(_tensors(files[card.weights], path))
     except ValueError as error:
         raise error if isinstance(error, BadBundle) else BadBundle(f"{path}: {error}; get the bundle again") from None
 
 
-def _load(folder: Path, card: ModelCard, device: torch.device | str) -> nn.Module:
+def _load(folder: Path, card: ModelCard, files: Mapping[str, bytes], device: torch.device | str) -> nn.Module:
     path = folder / card.weights
-    data = _checked(folder, card)
+    data = files[card.weights]
     network = network_on_meta(card.network, card.settings, folder / CARD)
     state = _tensors(data, path)
     if reason := misfit(state, network.state_dict()):

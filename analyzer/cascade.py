@@ -133,6 +133,19 @@ class PlanCache:
             return plan
 
 
+def plan_of(
+    settings: CascadeSettings, plans: PlanCache, frame: Frame, shape: tuple[int, int], dtype: np.dtype[Any]
+) -> FramePlan:
+    """The plan of frames of this shape and type of a series. Raises ``UndecodableImage`` for masks of another shape."""
+    metadata = frame.series.metadata
+    try:
+        geometry, mask = place(settings.geometry, settings.mask, metadata, shape)
+        validity = series_validity(metadata, shape, frame.channel, mask)
+    except ValueError as error:
+        raise UndecodableImage("size_mismatch", str(error)) from None
+    return plans.get(geometry, validity, saturation_of(metadata, dtype))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Look:
     """A good frame as it was reduced, on its own. ``logit`` (1,): what the hit network says, where it did already.
@@ -353,7 +366,7 @@ class Analyser:
     def _prepare(self, frame: Frame, image: ImageData) -> _Prepared:
         series = frame.series
         dtype = image.dtype.newbyteorder("=")
-        key = (series.ordinal, id(series.metadata), image.shape, dtype)
+        key = (series.ordinal, id(series.metadata), image.shape, dtype, frame.channel)
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= _PLANS_KEPT:
@@ -363,12 +376,8 @@ class Analyser:
 
     def _make(self, frame: Frame, shape: tuple[int, int], dtype: np.dtype[Any]) -> _Prepared:
         metadata = frame.series.metadata
-        try:
-            geometry, mask = place(self._settings.geometry, self._settings.mask, metadata, shape)
-            validity = series_validity(metadata, shape, frame.channel, mask)
-        except ValueError as error:
-            raise UndecodableImage("size_mismatch", str(error)) from None
-        plan = self._plans.get(geometry, validity, saturation_of(metadata, dtype))
+        plan = plan_of(self._settings, self._plans, frame, shape, dtype)
+        geometry = plan.geometry
         workspace = Workspace(plan, dtype)
         shadow = self._settings.shadow
         return _Prepared(
@@ -520,7 +529,7 @@ def _image(frame: Frame) -> ImageData:
 
 def _identity(frame: Frame, tags: tuple[str, ...]) -> dict[str, Any]:
     return {
-        "tags": _tags(frame.user_data, tags),
+        "tags": tags_of(frame.user_data, tags),
         "series_id": frame.series.series_id,
         "image_id": frame.image_id,
         "channel": frame.channel,
@@ -541,7 +550,7 @@ def dropped(frame: Frame, reason: str, tags: tuple[str, ...] = ()) -> FrameResul
     return FrameResult(**_identity(frame, tags), status=Status.DROPPED, status_text=reason, reason=reason)
 
 
-def _tags(user_data: Any, wanted: tuple[str, ...]) -> dict[str, Any] | None:
+def tags_of(user_data: Any, wanted: tuple[str, ...]) -> dict[str, Any] | None:
     """The chosen keys of an image's user data, cut to a length that fits a record."""
     if not wanted or not isinstance(user_data, dict):
         return None

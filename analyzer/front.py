@@ -18,6 +18,7 @@ from typing import Protocol
 from analyzer import logs
 from analyzer.attribute_cascade import Unsaid
 from analyzer.cascade import Analyser, BatchOutcome, dropped, undecodable
+from analyzer.judge import Judge
 from analyzer.live.frames import LatestFrames
 from analyzer.live.history import History
 from analyzer.live.splits import TagMap, TagSplit
@@ -25,15 +26,16 @@ from analyzer.live.targets import Targets
 from analyzer.peak_finder import Disagreement
 from analyzer.products import Products
 from analyzer.pulse import Pulse
-from analyzer.reduction import suspect_pixels
+from analyzer.reduction import Coverage, suspect_pixels
 from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Running
 from analyzer.sampling import Load, Sampler
 from analyzer.sinks import HitOutput, Reporting, Sink
+from analyzer.tallies import Tallies
 from analyzer.warm import FrameKind
 from analyzer.worker_load import WorkerLoad
 from streamer.account import Account
-from streamer.frames import Frame, make_frame
+from streamer.frames import DIFFERENCE, Frame, make_frame
 from streamer.messages import ImageData, InvalidMessage
 from streamer.receiver import Received
 from streamer.ring import DEFAULT_RING_BYTES, DEFAULT_RING_FRAMES, FrameRing
@@ -65,8 +67,35 @@ class Forget(StrEnum):
 
     JUDGEMENTS = "judgements"
     """what follows from the bundle and the threshold"""
+    PEAKS = "peaks"
+    """what follows from peaks and judgements; not the sums of diffuse scattering"""
     EVERYTHING = "everything"
     """windows, profiles and the rest; never the account"""
+
+
+class Elsewhere(Protocol):
+    """Workers of other processes and hosts (``analyzer.crew.dispatch.Crew``)."""
+
+    load: WorkerLoad
+
+    @property
+    def threads(self) -> int: ...
+
+    def start(
+        self,
+        ring: FrameRing,
+        linger_s: float,
+        tags: tuple[str, ...],
+        deliver: Callable[[list[Frame], BatchOutcome], None],
+    ) -> None: ...
+
+    def use(self, judge: Judge) -> bool: ...
+
+    def covered(self, series: Series) -> list[Coverage]: ...
+
+    def drain(self, patient: Callable[[], bool]) -> list[Frame]: ...
+
+    def close(self) -> None: ...
 
 
 class Source(Protocol):
@@ -129,18 +158,23 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Worker:
-    """``analyser`` judges the next batch, ``busy`` is judging the one in hand."""
+    """``analyser`` judges the next batch, ``busy`` is judging the one in hand, after ``ended`` others."""
 
     analyser: Analyser
     busy: Analyser | None = None
     load: WorkerLoad = field(default_factory=WorkerLoad)
+    ended: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Reset:
-    """Takes its turn among the results: what comes before it is forgotten, what comes after is not."""
+    """Takes its turn among the results: what comes before it is forgotten, what comes after is not.
+
+    ``before`` is done first, by the publisher.
+    """
 
     forget: Forget
+    before: Callable[[], object] | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -155,6 +189,8 @@ class Front:
     attribute says nothing, by attribute and reason. ``last_frame_at``: when the last image of a running series arrived
     (Unix s). ``blocked_s``: how long the reader has waited for room in the queue. ``over``: everything is published.
     ``pulse``: whether its threads get on.
+    ``channel`` is the one asked for, ``None`` for the first threshold. ``gathered_since``: when the running products
+    began (Unix s); ``beginnings``: how often all of them were begun anew.
     """
 
     def __init__(
@@ -165,10 +201,15 @@ class Front:
         settings: FrontSettings,
         on_series: Callable[[SeriesReport], None] = lambda report: None,
         hit_outputs: Sequence[HitOutput] = (),
+        crew: Elsewhere | None = None,
     ) -> None:
         self.account = Account()
         self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
         self.products = Products()
+        self.tallies = Tallies()
+        self.gathered_since = time.time()
+        self.beginnings = 0
+        self.channel = settings.channel
         self.history = History(self.running.place_of)
         self.latest = LatestFrames()
         self.split = TagSplit(settings.split_tag) if settings.split_tag else None
@@ -186,6 +227,7 @@ class Front:
         self._closed = 0
         self.kind: FrameKind | None = None
         self._workers = [_Worker(analyser) for analyser in analysers]
+        self._crew = crew
         self._handover = threading.Condition()
         self._started = False
         self.settings = settings
@@ -195,6 +237,7 @@ class Front:
         self._tallies: dict[int, _Tally] = {}
         self.blocked_s = 0.0
         self.last_frame_at: float | None = None
+        self._reads = 0
         # What the reader hands on now and then, so that it wakes nobody for each image.
         self._receive_seconds: list[float] = []
         self._unseen: list[FrameResult] = []
@@ -226,6 +269,8 @@ class Front:
         publisher = threading.Thread(target=self._publish, name="publisher", daemon=True)
         for thread in (*workers, publisher):
             thread.start()
+        if self._crew is not None:
+            self._crew.start(self.ring, self.settings.batch_linger_s, self.settings.tags, self._take_in)
         self._started = True
         try:
             self._read(stop)
@@ -238,6 +283,8 @@ class Front:
             self._drain(workers, stop)
             self._results.put(None)
             publisher.join()
+            if self._crew is not None:
+                self._crew.close()
             self.over = True
             self._repeats.close()
             self._series_lines.close()
@@ -249,7 +296,7 @@ class Front:
     @property
     def worker_loads(self) -> list[WorkerLoad]:
         """What each worker has done."""
-        return [worker.load for worker in self._workers]
+        return [worker.load for worker in self._workers] + ([self._crew.load] if self._crew is not None else [])
 
     @property
     def series_open(self) -> bool:
@@ -261,14 +308,16 @@ class Front:
         """Of each worker whose device failed in this run, the error's first line."""
         return list(self._faults.values())
 
-    def replace_analysers(self, analysers: Sequence[Analyser], forget: Forget) -> bool:
-        """Judge with these from the next batch on, one a worker; batches in hand end with the old ones.
+    def replace_analysers(self, analysers: Sequence[Analyser], judge: Judge, forget: Forget) -> bool:
+        """Judge with these from the next batch on, one a worker, and elsewhere as ``judge`` says; batches in hand end
+        with the old ones.
 
         Frames stay where they are, so none is lost and none judged twice. Then the running products
-        of the old ones are forgotten. Returns whether the old ones ended within ``HANDOVER_S``.
-        Raises ``Ending``.
+        of the old ones are forgotten. Returns whether the old ones ended in time. Raises ``Ending``, and ``BadBundle``
+        where a worker elsewhere refuses the bundle.
         """
         self.refuse_when_ending()
+        settled = self._crew is None or self._crew.use(judge)
         with self._handover:
             for worker, analyser in zip(self._workers, analysers, strict=True):
                 worker.analyser = analyser
@@ -276,19 +325,59 @@ class Front:
                 lambda: all(worker.busy in (None, worker.analyser) for worker in self._workers), HANDOVER_S
             )
         self._forget(forget)
-        return ended
+        return ended and settled
 
-    def reset(self) -> None:
-        """Begin the running products anew; the account and the series go on. Raises ``Ending``."""
+    def reset(self, before: Callable[[], object] | None = None) -> None:
+        """Begin the running products anew; the account and the series go on. Raises ``Ending``.
+
+        ``before`` is called by the publisher right before, when all earlier results are in and no later one.
+        """
         self.refuse_when_ending()
+        self._forget(Forget.EVERYTHING, before)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Those of the latest series that can be analysed; none where its header does not say."""
+        # The reader knows of a series before the publisher does.
+        series = self._tracker.running
+        metadata = self.running.metadata if series is None else series.metadata
+        return () if metadata is None else tuple(name for name in metadata.channels if name != DIFFERENCE)
+
+    def use_channel(self, channel: str | None) -> bool:
+        """Analyse this channel from the next frame on, ``None`` for the first threshold; products begin anew.
+
+        They do when the frames received before are published, so that they hold one channel alone. Returns whether
+        that was within ``HANDOVER_S``. Raises ``Ending``.
+        """
+        self.refuse_when_ending()
+        self.channel, now, reads = channel, time.time(), self._reads
+        deadline = time.monotonic() + HANDOVER_S
+
+        def left() -> bool:
+            oldest = self.ring.oldest_received_at
+            # A round of the reader: the frame in its hand is of the old channel, and not in the ring yet.
+            return self._reads == reads or (oldest is not None and oldest <= now)
+
+        while self._started and not self.stopping and left() and time.monotonic() < deadline:
+            time.sleep(POLL_S / 2)
+        with self._handover:
+            in_hand = [(worker, worker.ended) for worker in self._workers if worker.busy is not None]
+            done = self._handover.wait_for(
+                lambda: all(worker.ended > ended for worker, ended in in_hand),
+                max(0.0, deadline - time.monotonic()),
+            )
         self._forget(Forget.EVERYTHING)
+        return done and not (self._started and left())
 
     def refuse_when_ending(self) -> None:
         if self.stopping:
             raise Ending("the analysis is ending; nothing can be changed any more")
 
-    def _forget(self, forget: Forget) -> None:
-        reset = _Reset(forget)
+    def _forget(self, forget: Forget, before: Callable[[], object] | None = None) -> None:
+        if before is not None and not self._started:
+            before()
+            before = None
+        reset = _Reset(forget, before)
         self._results.put(reset)
         deadline = time.monotonic() + HANDOVER_S
         while self._started and not self.stopping and time.monotonic() < deadline and not reset.done.wait(POLL_S):
@@ -297,6 +386,7 @@ class Front:
     def _read(self, stop: threading.Event) -> None:
         while not stop.is_set() and not self._enough:
             self.pulse.beat()
+            self._reads += 1
             received = self.source.receive(POLL_S)
             now = time.monotonic() - self.blocked_s
             if self.sampler.due(now):
@@ -328,7 +418,7 @@ class Front:
     def _dispatch(self, events: Iterable[Event], received_at: float, stop: threading.Event) -> None:
         for event in events:
             if isinstance(event, ImageAccepted):
-                frame = make_frame(event.series, event.image, received_at, self.settings.channel)
+                frame = make_frame(event.series, event.image, received_at, self.channel)
                 self.last_frame_at = received_at
                 self._receive_seconds.append(max(0.0, time.time() - received_at))
                 if not self.sampler.wants(frame.image_id):
@@ -345,14 +435,16 @@ class Front:
 
     def _adapt(self, now: float) -> None:
         """Let the sampling follow the load."""
-        workers, oldest = self._workers, self.ring.oldest_received_at
+        loads, oldest = self.worker_loads, self.ring.oldest_received_at
+        if self._crew is not None:
+            self.sampler.workers = len(self._workers) + max(1, self._crew.threads)
         before = self.sampler.every
         grew = self.sampler.look(
             now,
             Load(
                 self.account.accepted,
-                sum(worker.load.frames for worker in workers),
-                sum(worker.load.seconds for worker in workers),
+                sum(load.frames for load in loads),
+                sum(load.seconds for load in loads),
                 0.0 if oldest is None else max(0.0, time.time() - oldest),
             ),
         )
@@ -398,8 +490,10 @@ class Front:
         for worker in workers:
             while worker.is_alive() and (not stop.is_set() or time.monotonic() < deadline):
                 worker.join(POLL_S)
-        while left := self.ring.take(_MOST_HELD, 0.0, 0.0):
+        left = self._crew.drain(lambda: not stop.is_set() or time.monotonic() < deadline) if self._crew else []
+        while left := left or self.ring.take(_MOST_HELD, 0.0, 0.0):
             self._results.put(BatchOutcome([dropped(frame, "shutdown", self.settings.tags) for frame in left]))
+            left = []
         for worker in workers:
             worker.join()
 
@@ -420,12 +514,17 @@ class Front:
         if (fault := analyser.fault) is not None:
             self._faults[id(worker)] = fault
         worker.load.add(batch, outcome.results, time.monotonic() - began)
+        self._take_in(batch, outcome)
+        with self._handover:
+            worker.busy = None
+            worker.ended += 1
+            self._handover.notify_all()
+
+    def _take_in(self, batch: list[Frame], outcome: BatchOutcome) -> None:
+        """A batch is judged, here or elsewhere."""
         self._hand_out(batch, outcome.results)
         self.latest.add(batch, outcome.results, [seen.plan for seen in outcome.peaks])
         self._results.put(outcome)
-        with self._handover:
-            worker.busy = None
-            self._handover.notify_all()
         frame, result = batch[-1], outcome.results[-1]
         if result.status == Status.OK and isinstance(frame.image, ImageData):
             dtype = frame.image.dtype.newbyteorder("=")
@@ -464,14 +563,26 @@ class Front:
         if isinstance(item, BatchOutcome):
             self._publish_results(item)
         elif isinstance(item, _Reset):
-            (self._reset if item.forget == Forget.EVERYTHING else self.running.forget_judgements)()
-            item.done.set()
+            try:
+                if item.before is not None:
+                    item.before()
+            finally:
+                self._begin_anew(item.forget)
+                item.done.set()
         else:
             self._publish_event(item)
 
-    def _reset(self) -> None:
-        self.running.reset()
+    def _begin_anew(self, forget: Forget) -> None:
+        if forget == Forget.JUDGEMENTS:
+            self.running.forget_judgements()
+            return
         self.products.reset()
+        self.gathered_since = time.time()
+        if forget == Forget.PEAKS:
+            self.running.forget_peaks()
+            return
+        self.running.reset()
+        self.beginnings += 1
         self.latest.reset()
         for gathered in (self.history, self.split, self.map):
             if gathered is not None:
@@ -509,6 +620,7 @@ class Front:
     def _settle(self, results: Sequence[FrameResult]) -> None:
         """Enter results in the account and in the tally of their series."""
         account = self.account
+        self.tallies.add(results)
         for result in results:
             tally = self._tallies.setdefault(result.ordinal, _Tally())
             tally.published += 1
@@ -585,6 +697,8 @@ class Front:
     def _finish(self, tally: _Tally, closed: SeriesClosed) -> None:
         analysers = [worker.analyser for worker in self._workers]
         covered = [each for analyser in analysers for each in analyser.covered(closed.series)]
+        if self._crew is not None:
+            covered += self._crew.covered(closed.series)
         alike = [each for each in covered if each.plan.geometry == covered[0].plan.geometry]
         suspects = len(suspect_pixels(alike)) if alike else 0
         for analyser in analysers:

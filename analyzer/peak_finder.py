@@ -131,7 +131,7 @@ class Peakfinder8Finder:
 
     def __init__(self, settings: Peakfinder8Settings) -> None:
         self.name = "peakfinder8" if settings.statistics == Statistics.GAUSSIAN else "peakfinder8-poisson"
-        self._settings = settings
+        self.settings = settings
         self._made: deque[tuple[FramePlan, np.dtype[Any], torch.device, Peakfinder8]] = deque(maxlen=_FINDERS_KEPT)
         self._lock = threading.Lock()
 
@@ -144,7 +144,7 @@ class Peakfinder8Finder:
             for of, *rest, finder in self._made:
                 if of is plan and rest == [dtype, device]:
                     return _Peakfinder8OfFrames(finder)
-            finder = Peakfinder8(plan.geometry, plan.validity, dtype, plan.saturation, self._settings, device)
+            finder = Peakfinder8(plan.geometry, plan.validity, dtype, plan.saturation, self.settings, device)
             self._made.append((plan, dtype, device, finder))
             return _Peakfinder8OfFrames(finder)
 

@@ -20,21 +20,32 @@ DOTS_PER_INCH = 90.0
 _MOST_POINTS = 300
 """Squares a side of the powder's picture: smaller ones are hard to see."""
 
-_HIT, _MISS, _RING, _INK = "#0072b2", "#b9c4ce", "#d55e00", "#1b2733"
-_TITLE: Any = {"fontsize": 9, "color": _INK, "loc": "left"}
+HIT, MISS, RING, INK = "#0072b2", "#b9c4ce", "#d55e00", "#1b2733"
+"""Colours that people of any sight can tell apart (Okabe and Ito 2008)."""
+
+TITLE: Any = {"fontsize": 9, "color": INK, "loc": "left"}
 
 
-def draw(name: str, products: Snapshot) -> bytes:
-    """The PNG of a product of ``FIGURES``. Raises ``KeyError`` for another name."""
+def draw(name: str, products: Snapshot, dots_per_inch: float = DOTS_PER_INCH, scale: float = 1.0) -> bytes:
+    """The PNG of a product of ``FIGURES``, ``scale`` times its size beside the same letters.
+
+    Raises ``KeyError`` for another name.
+    """
+    draw_on, (width, height) = FIGURES[name]
+    size = scale * width, scale * height
+    return picture(lambda figure, axes: draw_on(figure, axes, products), size, dots_per_inch)
+
+
+def picture(draw_on: Callable[["Figure", "Axes"], None], size: tuple[float, float], dots_per_inch: float) -> bytes:
+    """The PNG of what is drawn on one pair of axes; ``size`` in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    draw_on, size = FIGURES[name]
-    figure = Figure(figsize=size, layout="constrained", dpi=DOTS_PER_INCH)
+    figure = Figure(figsize=size, layout="constrained", dpi=dots_per_inch)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.tick_params(labelsize=8, colors=_INK)
-    draw_on(figure, axes, products)
+    axes.tick_params(labelsize=8, colors=INK)
+    draw_on(figure, axes)
     image = io.BytesIO()
     figure.savefig(image, format="png", metadata={"Software": None})
     return image.getvalue()
@@ -56,14 +67,14 @@ def _powder(figure: "Figure", axes: "Axes", products: Snapshot) -> None:
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     for ring in products.geometry.rings():
         for line in ring.lines:
-            axes.plot(line[:, 0], line[:, 1], color=_RING, lw=0.8, alpha=0.8)
+            axes.plot(line[:, 0], line[:, 1], color=RING, lw=0.8, alpha=0.8)
         at = max(ring.lines, key=len)
         fs, ss = at[len(at) // (2 if len(ring.lines) > 1 else 8)]
-        axes.text(fs, ss, f"{ring.spacing_angstrom:g} Å", color=_RING, fontsize=7, clip_on=True)
+        axes.text(fs, ss, f"{ring.spacing_angstrom:g} Å", color=RING, fontsize=7, clip_on=True)
     axes.plot(products.geometry.beam_center_fs, products.geometry.beam_center_ss, "+", color="white", ms=6)
     axes.set_xlabel("fs (px)", fontsize=8)
     axes.set_ylabel("ss (px)", fontsize=8)
-    axes.set_title(f"Virtual powder: peaks of {products.frames['hit']} hits", **_TITLE)
+    axes.set_title(f"Virtual powder: peaks of {products.frames['hit']} hits", **TITLE)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
     bar.set_label(f"photons in {bin_px} x {bin_px} px", fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -101,11 +112,11 @@ def _peakogram(figure: "Figure", axes: "Axes", products: Snapshot) -> None:
         marks = [mark for mark in axes.get_xticks() if 0 < mark <= axis.edges[-1]]
         above.set_xticks(marks, [f"{spacing_of(mark):.2g}" for mark in marks])
         above.set_xlabel("d (Å)", fontsize=8)
-        above.tick_params(labelsize=8, colors=_INK)
-        axes.set_title("Peakogram", **_TITLE, pad=12)
+        above.tick_params(labelsize=8, colors=INK)
+        axes.set_title("Peakogram", **TITLE, pad=12)
     else:
         axes.set_xlabel("radius (px); no camera length or photon energy is known", fontsize=8)
-        axes.set_title("Peakogram", **_TITLE)
+        axes.set_title("Peakogram", **TITLE)
     bar = figure.colorbar(drawn, ax=axes)
     bar.set_label("peaks of hits", fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -117,25 +128,25 @@ def _peak_counts(figure: "Figure", axes: "Axes", products: Snapshot) -> None:
     filled = np.flatnonzero(misses + hits)
     end = int(filled[-1]) + 2 if len(filled) else 10
     at = np.arange(end)
-    axes.bar(at, misses[:end], width=1.0, color=_MISS, label="no hits")
-    axes.bar(at, hits[:end], width=1.0, bottom=misses[:end], color=_HIT, label="hits")
+    axes.bar(at, misses[:end], width=1.0, color=MISS, label="no hits")
+    axes.bar(at, hits[:end], width=1.0, bottom=misses[:end], color=HIT, label="hits")
     axes.set_yscale("symlog", linthresh=10)
     axes.set_xlabel(f"peaks a frame ({len(hits) - 1} and more in the last bin)", fontsize=8)
     axes.set_ylabel("frames with beam", fontsize=8)
-    axes.set_title("Peaks a frame", **_TITLE)
+    axes.set_title("Peaks a frame", **TITLE)
     axes.legend(fontsize=8, frameon=False)
 
 
 def _resolution(figure: "Figure", axes: "Axes", products: Snapshot) -> None:
     del figure
     counts, edges = products.resolution, SPACING_EDGES_ANGSTROM
-    axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=_HIT)
+    axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=HIT)
     filled = np.flatnonzero(counts)
     low, high = (edges[filled[0]], edges[filled[-1] + 1]) if len(filled) else (1.0, 5.0)
     axes.set_xlim(high + 0.2, max(0.0, low - 0.2))
     axes.set_xlabel("resolution estimate d (Å), finest to the right", fontsize=8)
     axes.set_ylabel("hits", fontsize=8)
-    axes.set_title(f"Resolution estimates of {int(counts.sum())} hits", **_TITLE)
+    axes.set_title(f"Resolution estimates of {int(counts.sum())} hits", **TITLE)
 
 
 def _hot_pixels(figure: "Figure", axes: "Axes", products: Snapshot) -> None:
@@ -143,12 +154,12 @@ def _hot_pixels(figure: "Figure", axes: "Axes", products: Snapshot) -> None:
     rows, columns = hot.shape
     ss, fs = np.divmod(hot.pixel, columns)
     share = hot.firings / max(1, hot.frames)
-    drawn = axes.scatter(fs, ss, c=share, s=14, cmap="autumn_r", vmin=0, vmax=1, edgecolors=_INK, linewidths=0.4)
+    drawn = axes.scatter(fs, ss, c=share, s=14, cmap="autumn_r", vmin=0, vmax=1, edgecolors=INK, linewidths=0.4)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal")
     axes.set_xlabel("fs (px)", fontsize=8)
     axes.set_ylabel("ss (px)", fontsize=8)
     tied = f", {hot.tied} left out as tied to other peaks" if hot.tied else ""
-    axes.set_title(f"{len(hot.pixel)} hot pixels in {hot.frames} distinct frames{tied}", **_TITLE)
+    axes.set_title(f"{len(hot.pixel)} hot pixels in {hot.frames} distinct frames{tied}", **TITLE)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
     bar.set_label("share of the frames", fontsize=8)
     bar.ax.tick_params(labelsize=7)

@@ -104,7 +104,8 @@ def _smoothed(before: float | None, values: Sequence[float | None]) -> float | N
 class Running:
     """Running products of a run. ``began_at``: when the latest series did (Unix s). ``disagreement``: of a shadow
     finder, ``None`` without one; ``spots``: of hits, ``None`` where the crystals' cell is not known. ``last_result_at``
-    and ``last_beam_at``: when the last image analysed was published, and the last that saw beam (Unix s)."""
+    and ``last_beam_at``: when the last image analysed was published, and the last that saw beam (Unix s).
+    ``indexable_frames``: since the program began, whatever is reset."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     hits: ImageWindow = field(default_factory=lambda: ImageWindow(max(WINDOWS)))
@@ -123,6 +124,7 @@ class Running:
     relative_flux: float | None = None
     background_photons: float | None = None
     hit_probabilities: Histogram = field(default_factory=lambda: Histogram(PROBABILITY_BUCKETS))
+    indexable_frames: int = 0
     last_result_at: float | None = None
     last_beam_at: float | None = None
     last_hit: FrameResult | None = None
@@ -162,6 +164,17 @@ class Running:
         with self.lock:
             self.hits, self.scores = ImageWindow(max(WINDOWS)), ImageWindow(max(WINDOWS))
 
+    def forget_peaks(self) -> None:
+        """Other peaks are found or asked for from here on."""
+        self.forget_judgements()
+        with self.lock:
+            self.indexable = ImageWindow(max(WINDOWS))
+            if self.spots is not None:
+                self.spots.reset()
+            self.history = []
+            if self.disagreement is not None:
+                self.disagreement.latest.clear()
+
     def compare_finders(self, names: tuple[str, str] | None) -> None:
         """The published finder and its shadow are these from here on; of others nothing is kept."""
         with self.lock:
@@ -171,18 +184,12 @@ class Running:
 
     def reset(self) -> None:
         """Forget what was shown so far; the series, its place and what Prometheus counts go on."""
-        self.forget_judgements()
+        self.forget_peaks()
         with self.lock:
-            self.indexable = ImageWindow(max(WINDOWS))
             self.profile[:] = 0.0
             self.profile_frames = 0.0
             self.sums.reset()
-            if self.spots is not None:
-                self.spots.reset()
             self.relative_flux = self.background_photons = self.last_hit = self.last = None
-            self.history = []
-            if self.disagreement is not None:
-                self.disagreement.latest.clear()
 
     def place_of(self, ordinal: int) -> int | None:
         """Where a series' images begin among all; ``None`` for one of long ago."""
@@ -259,7 +266,7 @@ class Running:
 
     def _of_another_header(self, result: FrameResult, plan: FramePlan) -> bool:
         """Whether a frame is a late one of a series with another header."""
-        return result.ordinal < self._ordinal and plan.sectors is not self.sums.sectors
+        return result.ordinal < self._ordinal and self.sums.sectors not in (None, plan.sectors)
 
     def hit_spots(self) -> BraggSpots | None:
         """Those kept of this geometry's hits, another object when they begin anew."""
@@ -272,13 +279,14 @@ class Running:
             return self.sums.copy()
 
     def _add_one(self, result: FrameResult) -> None:
+        counted = result.decision != Decision.NO_BEAM
         if result.hit:
             self.last_hit = result
+        self.indexable_frames += counted and bool(result.indexable)
         if result.image_id >= MOST_IMAGES:
             return
         place = self._place_series(result.ordinal) + result.image_id
         self._next_offset = max(self._next_offset, place + 1)
-        counted = result.decision != Decision.NO_BEAM
         self.hits.add(place, int(bool(result.hit)) if counted else -1)
         self.indexable.add(place, int(bool(result.indexable)) if counted else -1)
         if result.hit_probability is not None:

@@ -61,7 +61,7 @@ class Sampler:
         """``every``: k from 1 to ``MOST_EVERY``, or ``None`` for one that follows the load of so many ``workers``."""
         self.every = every or 1
         self.adaptive = every is None
-        self._workers = workers
+        self.workers = workers
         self._last = self._calm = Load(0, 0, 0.0, 0.0)
         self._last_s: float | None = None
         self._came: deque[tuple[int, float]] = deque(maxlen=_LOOKS)
@@ -112,7 +112,7 @@ class Sampler:
             self._late = 0
             self._calm_s += now_s - last_s
             if self._calm_s >= CALM_S:
-                self._fall((load.busy_s - self._calm.busy_s) / (self._workers * self._calm_s))
+                self._fall((load.busy_s - self._calm.busy_s) / (self.workers * self._calm_s))
                 self._start_calm(load)
         return False
 
@@ -122,7 +122,7 @@ class Sampler:
         if self._cost:
             arrived, took_s = map(sum, zip(*self._came, strict=True))
             analysed, busy_s = map(sum, zip(*self._cost, strict=True))
-            most = min(most, math.ceil(arrived / took_s * busy_s / analysed / self._workers))
+            most = min(most, math.ceil(arrived / took_s * busy_s / analysed / self.workers))
         self.every = min(max(before + 1, most), MOST_EVERY)
         return self.every > before
 

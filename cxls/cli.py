@@ -255,6 +255,17 @@ cli.add_command(
 )
 cli.add_command(
     _command(
+        "worker",
+        "cxls.commands.worker:run",
+        [click.Argument(["address"])],
+        "ADDRESS is where the front listens for workers. Nothing is needed on this machine's disk: bundle, mask and "
+        "geometry come from the front. Example: cxls analyze tcp://detector:31001 --worker-listen tcp://0.0.0.0:31100 "
+        "on one host, cxls worker tcp://FRONT:31100 on others",
+        compiles=True,
+    )
+)
+cli.add_command(
+    _command(
         "view",
         "cxls.commands.view:run",
         [click.Argument(["files"], nargs=-1, required=True)],
@@ -515,6 +526,19 @@ models.add_command(
         [click.Argument(["folder"], type=click.Path(path_type=Path), metavar="DIR")],
         "The analysis reads DIR itself: it has to be there under the same absolute path. Example: cxls models use "
         "runs/bundle --at http://127.0.0.1:8080 --token ~/.cxls-token",
+    )
+)
+
+
+cli.add_command(
+    _command(
+        "control",
+        "cxls.commands.control:change",
+        [click.Argument(["action"]), click.Argument(["values"], nargs=-1, metavar="[VALUE]...")],
+        "Examples, all with --token ~/.cxls-token and --at http://127.0.0.1:8080: cxls control threshold 0.6; cxls "
+        "control peaks min_peaks=8 finder=peakfinder8 pf8_min_snr=5.5; cxls control channel threshold_2; cxls control "
+        "mask hot-pixels; cxls control reset; cxls control run number=13 sample='lysozyme, batch 4'; cxls control run "
+        "new notes='jet moved'; cxls control target hits=5000 indexed=none. A bundle: cxls models use --help",
     )
 )
 

@@ -215,7 +215,9 @@ class ReplaySettings(_Settings):
 
 
 _WATCHING = "Watching"
+_ELSEWHERE = "Workers of other processes and hosts"
 _INDEXING = "Indexing and others that listen"
+_RUN = "Runs and reports"
 _CELL = "Known crystal"
 _EPICS = "Control system"
 _CHECKING = "Site check"
@@ -312,6 +314,13 @@ class AnalyzeSettings(_Settings):
     control_token: Path | None = Field(
         None, description="file of mode 0600 whose token allows POST /control/... (default: no control)"
     )
+    reports: Path | None = _in(
+        _RUN, None, "write run-0012.html and a row of runs.csv into this folder when a run ends, and at the end"
+    )
+    run_number: int | None = _in(
+        _RUN, None, "number to begin with; the page and POST /control/run change it", ge=0, le=999_999_999
+    )
+    sample_name: str = _in(_RUN, "", "what is measured, to begin with", max_length=200)
     index_listen: str | None = _in(
         _INDEXING,
         None,
@@ -345,7 +354,24 @@ class AnalyzeSettings(_Settings):
     )
     epics_reset: bool = _in(_EPICS, False, "a put of 1 to PREFIX:Reset begins windows and profiles anew")
     series: int | None = Field(None, ge=1, description="end after so many series")
-    workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core, or three for a GPU")
+    workers: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="analysis threads; 0 takes one a core, three for a GPU, none with --processes or --worker-listen",
+    )
+    processes: int = _in(
+        _ELSEWHERE,
+        0,
+        "worker processes on this machine, started again when they end: a crash of one costs no frame",
+        ge=0,
+        le=256,
+    )
+    worker_listen: str | None = _in(
+        _ELSEWHERE,
+        None,
+        "let workers of other hosts attach here (`cxls worker`), for instance tcp://0.0.0.0:31100",
+    )
     batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
     queue_mib: int = Field(512, ge=16, description="most compressed frames held in memory, MiB")
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
@@ -367,6 +393,20 @@ class DoctorSettings(AnalyzeSettings):
     rate: float | None = _in(
         _CHECKING, None, "frames a second of --rehearse (default: the detector's, by --rest)", gt=0, le=100_000
     )
+
+
+class WorkerSettings(_Settings):
+    """Analyse frames for a front on this or another machine: cxls analyze --worker-listen."""
+
+    name: str = Field("", max_length=100, description="what the front calls it (default: this host and process)")
+    device: Device = Field("auto", description="where frames are analysed")
+    processes: int = Field(0, ge=0, le=256, description="worker processes; 0 takes one a core, one for a GPU")
+    threads: int = Field(0, ge=0, le=64, description="analysis threads of each; 0 takes one, or three for a GPU")
+    batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
+    listen: str | None = Field(
+        None, description="serve /metrics, /healthz and /readyz here; further processes at the ports after it"
+    )
+    once: bool = Field(False, description="end with the front's run; else wait for the next front at the same address")
 
 
 class ViewSettings(_Settings):
@@ -493,6 +533,25 @@ class TrainSettings(_Settings):
 
 class ModelsUseSettings(_Settings):
     """Give a running analysis another model bundle; it loses no frame. The bundle is checked here first."""
+
+    at: str = Field("http://127.0.0.1:8080", description="address of the analysis, as it said after: listening http")
+    token: Path | None = Field(None, description="file of mode 0600 with the token of its --control-token")
+
+
+class ControlSettings(_Settings):
+    """Change a running analysis; it loses no frame.
+
+    \b
+    ACTION and VALUE are one of
+      threshold   a hit probability from 0 to 1, or none for the calibration's or the bundle's own
+      peaks       KEY=VALUE..., keys of min_peaks indexable_peaks hit_rule finder pf8_threshold pf8_min_snr
+                  pf8_min_pix_count pf8_max_pix_count pf8_local_bg_radius pf8_min_res pf8_max_res
+      channel     a channel of the series, or none for the first threshold
+      mask        a mask file on the analyser's machine, hot-pixels for the running map, or none
+      reset       nothing: running sums, windows and history begin anew
+      run         KEY=VALUE..., keys of number sample notes; the word new ends the run and begins another
+      target      KEY=VALUE..., hits and indexed patterns to collect; none for no target
+    """
 
     at: str = Field("http://127.0.0.1:8080", description="address of the analysis, as it said after: listening http")
     token: Path | None = Field(None, description="file of mode 0600 with the token of its --control-token")
@@ -738,8 +797,10 @@ COMMANDS: dict[str, type[_Settings]] = {
     "analyze": AnalyzeSettings,
     "doctor": DoctorSettings,
     "view": ViewSettings,
+    "worker": WorkerSettings,
     "train": TrainSettings,
     "models use": ModelsUseSettings,
+    "control": ControlSettings,
     "watch": WatchSettings,
     "calibrate": CalibrateSettings,
     "evaluate": EvaluateSettings,

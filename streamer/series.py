@@ -132,7 +132,8 @@ class SeriesTracker:
 
     @property
     def running(self) -> Series | None:
-        return self._running.series if self._running else None
+        running = self._running  # once: other threads ask too
+        return running.series if running else None
 
     @property
     def pending(self) -> int:

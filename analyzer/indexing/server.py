@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from analyzer.indexing.follower import StreamFollower
 from analyzer.indexing.hits import HitQueue, WaitingHit, event_id
 from analyzer.indexing.live_geometry import LiveGeometryFile
-from analyzer.indexing.outcomes import Outcomes
+from analyzer.indexing.outcomes import Outcome, Outcomes
 from analyzer.indexing.packing import FrameDecoder, pack_hit
 from analyzer.indexing.router import Router
 from analyzer.panels import GivenGeometry
@@ -125,6 +125,11 @@ class IndexServer:
             return not result.indexable
         # In an image an indexer may find peaks of its own; of no peaks alone it can make nothing.
         return not result.peaks and not self._settings.images
+
+    @property
+    def indexed(self) -> int | None:
+        """Hits of this run that the indexer has indexed, ``None`` where its stream is not followed."""
+        return None if self.follower is None else self.outcomes.counts[Outcome.INDEXED]
 
     @property
     def fates(self) -> dict[str, int]:

@@ -105,7 +105,7 @@ class StatusReport:
             made_s, message = self._curves
             if message and time.monotonic() - made_s < _CURVES_S:
                 return message
-            message = msgspec.json.encode({"kind": "curves", **self._gathered()})
+            message = msgspec.json.encode({"kind": "curves", **self.gathered()})
             self._curves = time.monotonic(), message
             return message
 
@@ -113,7 +113,8 @@ class StatusReport:
         """The message of the hits that can be looked at."""
         return msgspec.json.encode({"kind": "hits", "held": [look.facts for look in self._front.latest.hits()]})
 
-    def _gathered(self) -> dict[str, Any]:
+    def gathered(self) -> dict[str, Any]:
+        """What is drawn as curves, as plain values."""
         front = self._front
         with front.running.lock:
             scatter = front.running.latest_history()

@@ -47,8 +47,13 @@ def queue(front: Front) -> Iterator[Metric]:
 
 
 def workers(front: Front) -> Iterator[Metric]:
-    """What each worker did."""
-    loads = front.worker_loads
+    """What each worker did; those of other processes together are one."""
+    yield from of_loads(front.worker_loads)
+    yield gauge("cxls_device_faults", "Workers whose device failed, that use the CPU now", len(front.device_faults))
+
+
+def of_loads(loads: Sequence[WorkerLoad]) -> Iterator[Metric]:
+    """What workers did, by their place."""
     busy = CounterMetricFamily("cxls_worker_busy_seconds", "Time that a worker spent on frames", labels=["worker"])
     frames = CounterMetricFamily("cxls_worker_frames", "Images that a worker took", labels=["worker"])
     for number, load in enumerate(loads):
@@ -62,7 +67,6 @@ def workers(front: Front) -> Iterator[Metric]:
         sum(load.decoded_bytes for load in loads),
     )
     yield _batches(loads)
-    yield gauge("cxls_device_faults", "Workers whose device failed, that use the CPU now", len(front.device_faults))
 
 
 def _batches(loads: Sequence[WorkerLoad]) -> HistogramMetricFamily:

@@ -47,6 +47,8 @@ def traffic(front: Front) -> Iterator[Metric]:
         account.missing,
     )
     yield counters("cxls_messages_invalid", "Messages refused, by reason", "reason", INVALID_REASONS, invalid)
+    collected = {"hits": processed.get(Decision.HIT, 0), "indexable": front.running.indexable_frames}
+    yield counters("cxls_collected", "Images worth keeping, by kind", "of", tuple(collected), collected)
     if front.nulls:
         nulls = CounterMetricFamily(
             "cxls_attributes_null",

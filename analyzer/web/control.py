@@ -1,7 +1,8 @@
 """``POST /control/…``: changes to a running analysis, for whoever holds the token.
 
 The token is looked at before anything is read, a body is bounded in bytes and time, and the work
-is done in a thread: pages and metrics are served meanwhile.
+is done in a thread: pages and metrics are served meanwhile. A browser that shows a page from
+elsewhere may not ask for changes, even with the token, nor send what needs no asking beforehand.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import hmac
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -21,10 +22,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from analyzer.bundle import BadBundle
-from analyzer.control import ACTIONS, Busy, Change, Control
+from analyzer.control import ACTIONS, BadChange, Busy, Change, Control
 from analyzer.front import Ending
+from analyzer.live.socket import same_origin
 from analyzer.logs import Repeats
 from analyzer.mask_file import BadMask
+from analyzer.peak_parameters import BadPeaks
+from analyzer.runs import MOST_NUMBER, BadRun
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,31 @@ class MaskRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     path: PathText | msgspec.UnsetType | None = msgspec.UNSET
     mask: Literal["hot-pixels"] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChannelRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The channel to analyse; null: the first threshold."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None
+
+
+class RunRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What the run is called; only what is given changes. ``new``: end the run and begin the one described."""
+
+    number: Annotated[int, msgspec.Meta(ge=0, le=MOST_NUMBER)] | msgspec.UnsetType | None = msgspec.UNSET
+    sample: str | msgspec.UnsetType = msgspec.UNSET
+    notes: str | msgspec.UnsetType = msgspec.UNSET
+    new: bool = False
+
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+
+
+class TargetRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Hits and indexed patterns to collect, null for no target; only what is given changes."""
+
+    hits: Count | msgspec.UnsetType | None = msgspec.UNSET
+    indexed: Count | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class ResetRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,8 +138,11 @@ class ControlEndpoints(Collector):
 
     async def _answer(self, action: str, request: Request) -> tuple[str, Response]:
         try:
+            _refuse_strangers(request)
             self._authorise(request)
-            work = self._work(action, await _body(request))
+            body = await _body(request)
+            _refuse_other_types(request, body)
+            work = self._work(action, body)
             change = await run_in_threadpool(work)
         except _Refusal as refusal:
             refused = refusal
@@ -118,7 +150,7 @@ class ControlEndpoints(Collector):
             refused = _Refusal(409, "busy", str(error))
         except Ending as error:
             refused = _Refusal(503, "refused", str(error))
-        except (BadBundle, BadMask) as error:
+        except (BadBundle, BadChange, BadMask, BadPeaks, BadRun) as error:
             refused = _Refusal(422, "refused", str(error))
         except Exception:
             log.exception("control: %s failed", action)
@@ -152,6 +184,21 @@ class ControlEndpoints(Collector):
         if action == "threshold":
             value = _decoded(body, ThresholdRequest).value
             return lambda: control.use_threshold(value)
+        if action == "peaks":
+            changes = _decoded(body, dict[str, Any])
+            return lambda: control.use_peaks(changes)
+        if action == "channel":
+            name = _decoded(body, ChannelRequest).name
+            return lambda: control.use_channel(name)
+        if action == "run":
+            run = _given(_decoded(body, RunRequest))
+            new = run.pop("new", False)
+            return lambda: control.use_run(run, new)
+        if action == "target":
+            targets = _given(_decoded(body, TargetRequest))
+            if not targets:
+                raise _Refusal(400, "refused", "not the JSON that is wanted here: give hits or indexed, or both")
+            return lambda: control.use_targets(targets)
         if action == "mask":
             request = _decoded(body, MaskRequest)
             text = request.path
@@ -163,6 +210,24 @@ class ControlEndpoints(Collector):
             return lambda: control.use_mask(mask)
         _decoded(body or b"{}", ResetRequest)
         return control.reset
+
+
+def _refuse_strangers(request: Request) -> None:
+    """A page from another host may not ask, whatever it has: a browser sends its ``Origin`` along."""
+    if not same_origin(request.headers.get("origin"), request.headers.get("host")):
+        raise _Refusal(403, "unauthorised", "asked by a page of another host; only this one's page may change anything")
+
+
+def _refuse_other_types(request: Request, body: bytes) -> None:
+    """Of a page only JSON: text and forms a browser sends without asking first. curl and scripts may say anything."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if "origin" in request.headers and kind != "application/json" and (body or kind):
+        raise _Refusal(415, "refused", "a body of another type; send Content-Type: application/json")
+
+
+def _given(request: msgspec.Struct) -> dict[str, Any]:
+    """The fields that a request has."""
+    return {name: value for name, value in msgspec.structs.asdict(request).items() if value is not msgspec.UNSET}
 
 
 async def _body(request: Request) -> bytes:

@@ -7,10 +7,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -21,17 +22,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from analyzer import logs
 from analyzer.alarms import Alarms
 from analyzer.attribute_cascade import open_models
-from analyzer.attribute_model import AttributeModel
-from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.calibration import BadCalibration, Calibration, load_calibration
-from analyzer.cascade import MOST_FRAMES, Analyser, CascadeSettings, PlanCache, asks_for_pixels
+from analyzer.cascade import MOST_FRAMES, CascadeSettings
 from analyzer.control import Control
-from analyzer.cuda.compiler import default_cache
-from analyzer.cuda.engine import DevicePrograms, open_programs
 from analyzer.drift import score_drift, score_histogram
 from analyzer.front import SERIES_LINES, Front, FrontSettings, SeriesReport, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
-from analyzer.indexing.outcomes import Outcome
+from analyzer.indexing import IndexServer
 from analyzer.judge import Judge
 from analyzer.live.socket import LiveSocket
 from analyzer.live.status import StatusReport, View
@@ -41,24 +39,31 @@ from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import DiskSpace, GpuLoad, make_registry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
 from analyzer.parameters.running import RunEstimate, RunEstimator
-from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind, Peakfinder8Finder
-from analyzer.peakfinder8 import Peakfinder8Settings, Statistics
+from analyzer.peak_finder import FinderKind
+from analyzer.peak_parameters import Pf8Options, finder_of
 from analyzer.product_files import ProductFiles, ProductsExist
 from analyzer.product_files import prepare as prepare_products
+from analyzer.reports import BadReports, ReportFiles
+from analyzer.reports import prepare as prepare_reports
 from analyzer.results import Decision, HitRule
 from analyzer.running import WINDOWS
+from analyzer.runs import BadRun, RunInfo, Runs
 from analyzer.sinks import DetachedSink, HitOutput, Sink, open_results
 from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
+from analyzer.web.http import bind
 from analyzer.web.products import ProductEndpoints
-from analyzer.web.server import WebServer, bind
+from analyzer.web.reports import ReportEndpoints
+from analyzer.web.server import WebServer
 from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.epics import check_epics, open_epics
 from cxls.commands.indexing import open_broadcast, open_indexing
 from cxls.compilation import compilation
+from cxls.crew import open_crew
 from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
+from cxls.makers import Makers
 from cxls.service import open_notifier
 from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
 from cxls.token_file import read_token
@@ -146,11 +151,14 @@ class Session:
             check_geometry(cascade.geometry, self._files.first)
         if where.live:
             _check_addresses(sources)
+        info = _run_info(settings)
         if settings.products:
             _prepare_products(settings.products, settings.overwrite)
+        if settings.reports:
+            _prepare_reports(settings.reports)
         check_epics(settings)
         token = _read_token(settings, where)
-        bound = _bind(where.listen) if where.listen else None
+        bound = bind_or_refuse(where.listen) if where.listen else None
         broadcast = open_broadcast(settings, lambda result: self.front.running.header_of(result.ordinal))
         indexing = open_indexing(settings, lambda: self.control.judge.cascade.mask, cascade.geometry)
         if indexing is not None:
@@ -166,12 +174,15 @@ class Session:
         finder, shadow = judge.finders
         if cascade.shadow is not None and shadow is None:
             raise BadSettings(f"--shadow-finder {finder.name}: the published peaks are its own; name another")
-        makers = _Makers(device, models, [Path(folder) for folder in settings.model])
+        makers = Makers(device, models, [Path(folder) for folder in settings.model])
         on_device = makers.reduces_there(judge)
-        workers = settings.workers or (DEVICE_WORKERS if on_device else os.cpu_count() or 1)
-        analysers = [makers.make(judge) for _ in range(workers)]
-        warm_up(analysers[0], judge)
+        batch_frames = settings.batch or (MOST_FRAMES if on_device else CPU_BATCH)
+        warm_up(makers.make(judge), judge)
         compilation.done()
+        self.crew = open_crew(settings, judge, makers.plans)
+        own = DEVICE_WORKERS if on_device else os.cpu_count() or 1
+        workers = settings.workers or (own if self.crew is None else 0)
+        analysers = [makers.make(judge) for _ in range(workers)]
         # What is there is touched only now that all else is known to be in order.
         self.hits = _open_hits(settings)
         sinks: list[Sink] = [_open_results(settings)] if settings.results else []
@@ -186,7 +197,7 @@ class Session:
             sinks,
             FrontSettings(
                 block=where.block,
-                batch_frames=settings.batch or (MOST_FRAMES if on_device else CPU_BATCH),
+                batch_frames=batch_frames,
                 ring_bytes=settings.queue_mib << 20,
                 channel=settings.channel,
                 series=settings.series,
@@ -199,9 +210,26 @@ class Session:
             ),
             on_series=self._report_series,
             hit_outputs=hit_outputs,
+            crew=None if self.crew is None else self.crew.dispatch,
+        )
+        indexed = _indexed_by(indexing)
+        self.run_reports = None if settings.reports is None else ReportFiles(settings.reports)
+        runs = Runs(
+            self.front,
+            info,
+            self.running_estimate,
+            lambda: self.report.gathered(),
+            indexed,
+            lambda capture: None if self.run_reports is None else self.run_reports.write(capture),
         )
         self.control = Control(
-            self.front, judge, lambda new: makers.make(new, bool(self.front.device_faults)), load_bundle, self._follow
+            self.front,
+            judge,
+            lambda new: makers.make(new, bool(self.front.device_faults)),
+            load_bundle,
+            self._follow,
+            _pf8_options(settings),
+            runs,
         )
         self.parameters = RunEstimator(
             self.front.running.diffuse_sums,
@@ -209,6 +237,7 @@ class Session:
             lambda: self.control.judge.bundle.scattering,
             lambda: None if self.bragg is None else self.bragg.latest,
         )
+        self._looked = 0
         self.bragg: BraggWatch | None = None
         if cell is not None:
             self.front.running.spots = HitSpots()
@@ -220,14 +249,10 @@ class Session:
         disks = DiskSpace(_folders(settings))
         self._load = [disks, *([GpuLoad.of(device)] if device != "cpu" else [])]
         self.front.latest.keeping = bound is not None or settings.epics is not None
-        followed = None if indexing is None or indexing.follower is None else indexing.outcomes
-        self.front.targets = Targets(
-            lambda: self.front.account.processed[Decision.HIT],
-            lambda: None if followed is None else followed.counts[Outcome.INDEXED],
-        )
+        self.front.targets = Targets(lambda: self.front.account.processed[Decision.HIT], indexed)
         self.front.targets.set(hits=settings.target_hits, indexed=settings.target_indexed)
         alarms = Alarms(self.front, self.running_estimate, self._drift, disks.rooms)
-        self.report = StatusReport(self.front, alarms)
+        self.report = StatusReport(self.front, alarms, self._control_facts)
         self._live_socket = LiveSocket(self.report, self.front.latest)
         self.report.view = self._view(judge)
         self.web: WebServer | None = None
@@ -236,6 +261,7 @@ class Session:
                 self._live_socket.route,
                 *self._endpoints.routes,
                 *ProductEndpoints(self.front.products).routes,
+                *ReportEndpoints(self.control).routes,
             ]
             self.web = WebServer(bound, self.report, routes)
             listening("http", self.web.address)
@@ -260,14 +286,22 @@ class Session:
         }
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
-        for collector in (self._log_counts, self._live_socket, *self._load):
-            registry.register(collector)
-        if self._product_files is not None:
-            registry.register(self._product_files)
+        collectors = (self._log_counts, self._live_socket, *self._load, self._product_files, self.run_reports)
+        for collector in collectors:
+            if collector is not None:
+                registry.register(collector)
+        if self.crew is not None:
+            registry.register(self.crew.dispatch)
         for output in self.front.reporting:
             registry.register(output)
         facts = judge.facts | {"control": self._endpoints.enabled}
         return View(registry, self.running_estimate, facts, lambda: self.parameters.curve)
+
+    def _control_facts(self) -> dict[str, Any]:
+        facts = self.control.facts
+        if self.crew is not None:
+            facts = facts | {"crew": self.crew.dispatch.facts()}
+        return facts | {"controls": {"enabled": self._endpoints.enabled} | facts["controls"]}
 
     def _drift(self) -> float | None:
         """How far the misses' scores are from the calibration's, if there is one."""
@@ -284,7 +318,8 @@ class Session:
         """Photon energy and camera length of the run so far, and what of the header they contradict."""
         if self.control.judge.bundle.scattering is not None:
             estimate = self.parameters.latest
-            return {} if estimate is None else estimate.facts
+            # One from before a reset is not of what came since.
+            return {} if estimate is None or self._looked != self.front.beginnings else estimate.facts
         running = self.front.running
         with running.lock:
             profile, frames = running.profile.astype(np.float32), running.profile_frames
@@ -309,17 +344,23 @@ class Session:
         if self.epics is not None:
             self.epics.start()
         try:
+            if self.crew is not None:
+                self.crew.start()
             self.front.run(self.stop)
             self._finish_bragg()
             if self._stay and not self.stop.is_set():
                 log.info("%s; the page stays until Ctrl-C", self.front.account.identity())
                 self.stop.wait()
         finally:
+            if self.crew is not None:
+                self.crew.close()
             self._done.set()
             talker.join()
             watcher.join()
             if self._product_files is not None:
                 self._product_files.close()
+            if self.run_reports is not None:
+                self.run_reports.close(lambda: self.control.capture(over=True))
             if self.epics is not None:
                 self.epics.close()
             if self.web is not None:
@@ -365,8 +406,11 @@ class Session:
             log.info("run: %s", estimate.text, extra=logs.event("run_parameters", **_numbers(estimate)))
 
     def _look(self) -> RunEstimate | None:
+        beginnings = self.front.beginnings
         try:
-            return self.parameters.look()
+            estimate = self.parameters.look()
+            self._looked = beginnings
+            return estimate
         except Exception:
             # Only shown, so a fault of it costs no frame.
             log.exception("the running photon energy and camera length failed")
@@ -432,7 +476,30 @@ class Session:
                 )
 
 
-def _bind(listen: str) -> socket.socket:
+def _indexed_by(indexing: IndexServer | None) -> Callable[[], int | None]:
+    return (lambda: None) if indexing is None else (lambda: indexing.indexed)
+
+
+def _run_info(settings: AnalyzeSettings) -> RunInfo:
+    try:
+        return RunInfo(number=settings.run_number, sample=settings.sample_name)
+    except BadRun as error:
+        raise BadSettings(f"--sample-name: {error}") from None
+
+
+def _prepare_reports(folder: Path) -> None:
+    try:
+        prepare_reports(folder)
+    except BadReports as error:
+        raise BadSettings(f"--reports {error}") from None
+    except OSError as error:
+        raise BadSettings(
+            f"--reports {folder}: {error.strerror or error}; choose a folder that can be written"
+        ) from None
+
+
+def bind_or_refuse(listen: str) -> socket.socket:
+    """The socket of ``--listen``. Raises ``BadSettings``."""
     try:
         return bind(listen)
     except (OSError, ValueError) as error:
@@ -471,6 +538,7 @@ def _folders(settings: AnalyzeSettings) -> dict[str, Path]:
         "results": settings.results and settings.results.absolute().parent,
         "hits": settings.hits,
         "products": settings.products,
+        "reports": settings.reports,
     }
     return {output: place for output, place in places.items() if place is not None}
 
@@ -536,60 +604,14 @@ def _all_tags(settings: AnalyzeSettings) -> tuple[str, ...]:
 
 
 def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
-    for known in (BY_BUNDLE, BUILT_IN, LEARNED):
-        if name == known.name:
-            return known
-    # Photons are counted, so that with their own statistics no count is too low, and chance alone decides.
-    counted = name == "peakfinder8-poisson"
-    threshold, min_snr = settings.pf8_threshold, settings.pf8_min_snr
     try:
-        return Peakfinder8Finder(
-            Peakfinder8Settings(
-                threshold=(0.0 if counted else 3.0) if threshold is None else threshold,
-                min_snr=(6.0 if counted else 5.0) if min_snr is None else min_snr,
-                min_pix_count=settings.pf8_min_pix_count,
-                max_pix_count=settings.pf8_max_pix_count,
-                local_bg_radius=settings.pf8_local_bg_radius,
-                min_res=settings.pf8_min_res,
-                max_res=settings.pf8_max_res,
-                statistics=Statistics.POISSON if counted else Statistics.GAUSSIAN,
-            )
-        )
+        return finder_of(name, _pf8_options(settings))
     except ValueError as error:
         raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
 
 
-class _Makers:
-    """Makes the analysers of a run: for the CPU, or for a device with one for the CPU that takes over from it.
-
-    ``models`` are on the device. The judges' bundle is on the CPU; the device's copy is made here.
-    """
-
-    def __init__(self, device: str, models: tuple[AttributeModel, ...], folders: Sequence[Path]) -> None:
-        self._device, self._models = device, models
-        self._plans = PlanCache()
-        self._spare_models = models if device == "cpu" else open_models(folders, "cpu")
-        self._copy: Bundle | None = None
-        self._programs: DevicePrograms | None = None
-        if device == "cpu":
-            return
-        try:
-            self._programs = open_programs(device, default_cache())
-        except RuntimeError as error:
-            log.warning("frames are unpacked and reduced on the CPU: %s", error)
-
-    def reduces_there(self, judge: Judge) -> bool:
-        """Whether frames are unpacked and reduced on a device."""
-        return self._programs is not None and not asks_for_pixels(judge.settings, judge.bundle)
-
-    def make(self, judge: Judge, failed: bool = False) -> Analyser:
-        """An analyser; of the CPU alone where the device ``failed`` before."""
-        spare = Analyser(judge.bundle, replace(judge.settings, models=self._spare_models), "cpu", self._plans)
-        if self._device == "cpu" or failed:
-            return spare
-        if self._copy is None or self._copy.label != judge.bundle.label:
-            self._copy = judge.bundle.copy_on(self._device)
-        return Analyser(self._copy, judge.settings, self._device, self._plans, self._programs, spare)
+def _pf8_options(settings: AnalyzeSettings) -> Pf8Options:
+    return Pf8Options(**{field.name: getattr(settings, field.name) for field in fields(Pf8Options)})
 
 
 def choose_device(wanted: str) -> str:

@@ -87,7 +87,7 @@ def _without_outputs(settings: AnalyzeSettings) -> AnalyzeSettings:
     """Those of the analysis, on a detector that is simulated: without its mask and geometry, and writing nothing."""
     kept = (
         "bundle", "device", "workers", "batch", "queue_mib", "hit_rule", "min_peaks", "peak_finder", "shadow_finder",
-        "model", "sample",
+        "model", "sample", "processes",
     )  # fmt: skip
     given = {name: getattr(settings, name) for name in kept}
     return AnalyzeSettings(**given, on_full="drop", listen="127.0.0.1:0")

@@ -11,6 +11,7 @@ from panels import (
     SKY,
     Limit,
     Line,
+    Panel,
     Row,
     Text,
     assemble,
@@ -42,7 +43,7 @@ def dashboard(other: tuple[str, str]) -> model.Dashboard:
 
 
 def _now() -> Row:
-    hits = metric("cxls_frames_processed_total", decision="hit")
+    hits = metric("cxls_collected_total", of="hits")
     indexable = metric("cxls_collected_total", of="indexable")
     return Row(
         4,
@@ -60,7 +61,7 @@ def _now() -> Row:
             ),
             number(
                 Text("Collected", "Hits, and images with enough peaks to index, since the analysis started."),
-                "short",
+                "none",
                 [Line(hits, "hits", BLUE), Line(indexable, "indexable", GREEN)],
                 decimals=0,
                 curve=False,
@@ -93,7 +94,7 @@ def _now() -> Row:
     )
 
 
-def _latest_ratio(window: str) -> object:
+def _latest_ratio(window: str) -> Panel:
     return number(
         Text(
             f"Hit rate, latest {window}",
@@ -110,7 +111,7 @@ def _hit_rate() -> Row:
     return Row(8, tuple(_ratio_with_band(window) for window in WINDOWS), heading="Hit rate")
 
 
-def _ratio_with_band(window: str) -> object:
+def _ratio_with_band(window: str) -> Panel:
     def corrected(bound: str) -> str:
         return metric("cxls_hit_ratio_corrected", window=window, bound=bound)
 
@@ -159,7 +160,7 @@ def _rates() -> Row:
                 ),
                 "short",
                 [
-                    Line(f"60 * {rate('cxls_frames_processed_total', decision='hit')}", "hits", BLUE),
+                    Line(f"60 * {rate('cxls_collected_total', of='hits')}", "hits", BLUE),
                     Line(f"60 * {rate('cxls_collected_total', of='indexable')}", "indexable", GREEN),
                 ],
                 decimals=1,
@@ -247,7 +248,7 @@ def _beam() -> Row:
     )
 
 
-def _against_header(title: str, name: str, unit: str, decimals: int) -> object:
+def _against_header(title: str, name: str, unit: str, decimals: int) -> Panel:
     estimate, sigma = metric(name, statistic="estimate"), metric(name, statistic="sigma")
     return curves(
         Text(
@@ -295,7 +296,6 @@ def _trust() -> Row:
                 Text(
                     "Background",
                     "Photons of the scattering a frame, over a batch. It falls with the beam and with the jet.",
-                    alerts=("CxlsNoBeam",),
                 ),
                 "short",
                 [Line(metric("cxls_background_photons"), "photons a frame", SKY)],
@@ -334,16 +334,34 @@ def _series() -> Row:
                     "Images that the detector announced and that came, since the analysis started. At the end of a "
                     "series the two are equal, unless some never came.",
                 ),
-                "short",
+                "none",
                 [Line(announced, "announced", GREY, dashed=True), Line(received, "received", BLUE)],
                 decimals=0,
+            ),
+            curves(
+                Text(
+                    "Time since the last image",
+                    "Since the last image came, and since the last one analysed that saw the beam. If both rise, "
+                    "the detector sends nothing; if the second alone does, the shutter is shut or the source is off.",
+                    alerts=("CxlsNoFramesWhileArmed", "CxlsNoBeam"),
+                ),
+                "s",
+                [
+                    Line(f"clamp_min(time() - {metric('cxls_last_frame_timestamp_seconds')}, 0)", "image", BLUE),
+                    Line(
+                        f"clamp_min(time() - {metric('cxls_last_beam_timestamp_seconds')}, 0)",
+                        "image with beam",
+                        ORANGE,
+                    ),
+                ],
+                decimals=1,
             ),
             number(
                 Text(
                     "Series and images",
                     "Series begun and ended, images announced, received and missing, since the start.",
                 ),
-                "short",
+                "none",
                 [
                     Line(metric("cxls_series_begun_total"), "begun"),
                     Line(f"sum({metric('cxls_series_ended_total')})", "ended"),
@@ -366,7 +384,7 @@ def _series_ends() -> Row:
         (
             bars(
                 Text("How series ended", "Series that are over, by what ended them, since the analysis started."),
-                "short",
+                "none",
                 [Line(metric("cxls_series_ended_total"), "{{why}}")],
                 decimals=0,
             ),
@@ -376,7 +394,7 @@ def _series_ends() -> Row:
                     "Announced images that never came, by their place in the series, counted when it is over.",
                     alerts=("CxlsFrameGaps",),
                 ),
-                "short",
+                "none",
                 [Line(metric("cxls_frames_missing_total"), "{{where}}")],
                 decimals=0,
                 limits=[Limit(1, ORANGE)],

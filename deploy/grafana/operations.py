@@ -56,7 +56,7 @@ def dashboard(other: tuple[str, str]) -> model.Dashboard:
 
 
 def _now() -> Row:
-    age = f"time() - {metric('cxls_last_frame_timestamp_seconds')}"
+    age = f"clamp_min(time() - {metric('cxls_last_frame_timestamp_seconds')}, 0)"
     queue = f"{metric('cxls_queue_frames', queue='frames')} / {metric('cxls_queue_capacity_frames', queue='frames')}"
     return Row(
         4,
@@ -126,7 +126,7 @@ def _now() -> Row:
             ),
             number(
                 Text("Alerts firing", "How many alerts of this analysis fire; the rows below name them."),
-                "short",
+                "none",
                 [Line(f"count({alerts('firing')}) or vector(0)", "firing")],
                 decimals=0,
                 limits=[Limit(1, RED)],
@@ -173,7 +173,7 @@ def _account() -> Row:
                     "Images since the analysis started. Received = processed + dropped + undecodable + waiting, at "
                     "every scrape.",
                 ),
-                "short",
+                "none",
                 [
                     Line(received, "received"),
                     Line(f"sum({metric('cxls_frames_processed_total')})", "processed"),
@@ -250,7 +250,7 @@ def _losses() -> Row:
                     "Announced images that never came, since the analysis started; counted when a series is over.",
                     alerts=("CxlsFrameGaps",),
                 ),
-                "short",
+                "none",
                 [Line(metric("cxls_frames_missing_total"), "{{where}}")],
                 decimals=0,
                 limits=[Limit(1, ORANGE)],
@@ -410,7 +410,7 @@ def _machine() -> Row:
         7,
         (
             curves(
-                Text("Processor", "Cores that the process uses."),
+                Text("Processor", "Cores of the machine that the process uses."),
                 "suffix:cores",
                 [Line(rate("process_cpu_seconds_total"), "cores", BLUE)],
                 decimals=2,

@@ -6,7 +6,7 @@ which people with any kind of colour vision can tell apart (Wong, Nature Methods
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from grafana_foundation_sdk.builders import bargauge, common, dashboard, heatmap, prometheus, stat, statetimeline, table
 from grafana_foundation_sdk.builders import timeseries as series
@@ -14,6 +14,9 @@ from grafana_foundation_sdk.models import common as shapes
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+Panel = series.Panel | stat.Panel | bargauge.Panel | heatmap.Panel | statetimeline.Panel | table.Panel
+P = TypeVar("P", series.Panel, stat.Panel, bargauge.Panel, heatmap.Panel, statetimeline.Panel, table.Panel)
 
 COLUMNS = 24
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -113,8 +116,9 @@ def curves(
         panel.scale_distribution(common.ScaleDistributionConfig().type(shapes.ScaleDistribution.LOG).log(10))
     for place, name in enumerate(named):
         panel.override_by_name(name, [_color(PALETTE[place % len(PALETTE)])])
+    floors = {line.down_to for line in lines}
     for line in lines:
-        _drawn(panel, line)
+        _drawn(panel, line, edge=bool(line.down_to) or line.name in floors)
     return panel
 
 
@@ -227,7 +231,7 @@ class Row:
     """Panels side by side, all as high and as wide, from edge to edge; a ``heading`` stands above."""
 
     height: int
-    panels: tuple[Any, ...]
+    panels: tuple[Panel, ...]
     heading: str = ""
 
 
@@ -251,7 +255,7 @@ def assemble(uid: str, title: str, description: str, other: tuple[str, str], row
     # The analysis serves both itself, at the address that Prometheus scrapes; /metrics says what each metric means.
     made.link(_link("Live page", "http://${instance}/", keep=False))
     made.link(_link("Metrics and their meaning", "http://${instance}/metrics", keep=False))
-    panels: list[Any] = []
+    panels: list[model.Panel | model.RowPanel] = []
     y = 0
     for row in rows:
         width, rest = divmod(COLUMNS, len(row.panels))
@@ -275,7 +279,7 @@ def assemble(uid: str, title: str, description: str, other: tuple[str, str], row
 
 
 def _filled(
-    panel: Any,
+    panel: P,
     text: Text,
     unit: str,
     lines: Sequence[Line],
@@ -283,7 +287,7 @@ def _filled(
     high: float | None,
     decimals: int | None,
     limits: Sequence[Limit],
-) -> Any:
+) -> P:
     """What every kind of panel has."""
     panel.title(text.title).description(text.full).datasource(SOURCE).unit(unit)
     panel.no_value(f"none {text.without}" if text.without else "none yet")
@@ -302,7 +306,8 @@ def _filled(
     return panel
 
 
-def _drawn(panel: series.Panel, line: Line) -> None:
+def _drawn(panel: series.Panel, line: Line, edge: bool) -> None:
+    """How a curve departs from the others; the ``edge`` of a band has neither a line nor a place in the legend."""
     properties = []
     if line.color:
         properties.append(_color(line.color))
@@ -312,17 +317,13 @@ def _drawn(panel: series.Panel, line: Line) -> None:
     if line.down_to:
         properties.append(model.DynamicConfigValue(id_val="custom.fillBelowTo", value=line.down_to))
         properties.append(model.DynamicConfigValue(id_val="custom.fillOpacity", value=20))
-    if line.down_to or any(other == line.name for other in _EDGES):
+    if edge:
         properties.append(model.DynamicConfigValue(id_val="custom.lineWidth", value=0))
         properties.append(model.DynamicConfigValue(id_val="custom.showPoints", value="never"))
         hidden = {"legend": True, "tooltip": False, "viz": False}
         properties.append(model.DynamicConfigValue(id_val="custom.hideFrom", value=hidden))
     if properties:
         panel.override_by_name(line.name, properties)
-
-
-_EDGES = ("low", "estimate − σ")
-"""Names of lower edges of bands, which like the upper ones have no line of their own."""
 
 
 def _legend() -> common.VizLegendOptions:

@@ -20,12 +20,17 @@ from safetensors.torch import load_file, save_file
 from analyzer.bundle import BadBundle, Bundle, load_bundle
 from analyzer.calibration import Calibration
 from analyzer.cascade import Analyser, BatchOutcome, CascadeSettings
-from analyzer.control import Busy, Control
+from analyzer.control import BadChange, Busy, Control
 from analyzer.front import Ending, Front, FrontSettings
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask
+from analyzer.peak_finder import Peakfinder8Finder
+from analyzer.peak_parameters import BadPeaks, Pf8Options, finder_of
+from analyzer.results import FrameResult, HitRule
+from analyzer.runs import BadRun
 from analyzer.warm import warm_up
 from streamer.frames import Frame
+from streamer.messages import ImageMessage, StartMessage
 from streamer.validity import Validity
 from tests.analyzer.builders import (
     SHAPE,
@@ -35,9 +40,12 @@ from tests.analyzer.builders import (
     assert_account_closes,
     end,
     image,
+    image_data,
+    metadata,
     start,
     water,
     whole_series,
+    with_spots,
 )
 
 
@@ -512,3 +520,348 @@ def test_records_do_not_depend_on_how_their_judge_came(bundle: Bundle, bundle_fo
     step = swapped.during(lambda: swapped.control.use_bundle(bundle_folder))
     swapped.run([*spotted[:12], step, *spotted[12:]])
     assert fields(plain) == fields(swapped)
+
+
+# --- peaks ------------------------------------------------------------------------------
+
+
+def spotted(images: int, spots: int = 8) -> list[Step]:
+    """A series whose images all have so many spots."""
+    lit = [with_spots(water(0.05, seed=n), spots=spots) for n in range(images)]
+    return [start(1, images), *(image(n, pixels=pixels) for n, pixels in enumerate(lit)), end()]
+
+
+def by_image(run: Controlled) -> list[FrameResult]:
+    return sorted(run.kept.results, key=lambda r: r.image_id)
+
+
+def test_only_the_keys_given_change(bundle: Bundle) -> None:
+    run = Controlled(bundle, cascade=CascadeSettings(min_peaks=7, hit_rule=HitRule.EITHER))
+    before = run.control.facts["controls"]["peaks"]
+    change = run.control.use_peaks({"indexable_peaks": 3, "pf8_min_snr": 4})
+    assert (change.old, change.new) == (
+        {"indexable_peaks": 10, "pf8_min_snr": None},
+        {"indexable_peaks": 3, "pf8_min_snr": 4},
+    )
+    assert run.control.facts["controls"]["peaks"] == before | {"indexable_peaks": 3, "pf8_min_snr": 4}
+    assert run.control.judge.cascade.min_peaks == 7
+
+
+def test_a_rule_on_peaks_holds_from_the_next_batch(bundle: Bundle) -> None:
+    run = Controlled(bundle, cascade=CascadeSettings(hit_rule=HitRule.PEAKS, min_peaks=5))
+    script = spotted(60)
+    step = run.during(lambda: run.control.use_peaks({"min_peaks": 9, "indexable_peaks": 8}))
+    run.run([*script[:21], step, *script[21:51], run.wait, *script[51:]])
+    assert run.raised == []
+    run.assert_closes(60)
+    found = by_image(run)
+    assert [r.hit for r in found[:15]] == [True] * 15
+    assert [r.hit for r in found[-10:]] == [False] * 10
+    assert [r.indexable for r in found[:15]] == [False] * 15
+    assert [r.indexable for r in found[-10:]] == [True] * 10
+
+
+def test_another_finder_begins_products_and_ratios_anew_and_keeps_the_diffuse_sums(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    frames: list[Any] = []
+
+    def change() -> None:
+        run.control.use_peaks({"finder": "peakfinder8", "pf8_threshold": 2.0})
+        running = run.front.running
+        frames.append((running.indexable.counts(1000)[1], running.profile_frames, run.front.products.snapshot()))
+
+    script = spotted(60)
+    run.run([*script[:41], run.during(change), *script[41:51], run.wait, *script[51:]])
+    assert run.raised == []
+    run.assert_closes(60)
+    (counted, profiles, snapshot) = frames[0]
+    assert counted < 20
+    assert profiles > counted, "what does not depend on peaks goes on"
+    assert snapshot is None or sum(snapshot.frames.values()) < 20
+    assert run.control.judge.facts["peak_finder"] == "peakfinder8"
+    assert [judge.finders[0].name for judge in run.changed] == ["peakfinder8"]
+
+
+def test_numbers_of_peakfinder8_reach_a_finder_in_use_and_its_shadow(bundle: Bundle) -> None:
+    run = Controlled(bundle, cascade=CascadeSettings(shadow=finder_of("peakfinder8", Pf8Options())))
+    run.control.use_peaks({"pf8_min_snr": 11.0})
+    shadow = run.control.judge.cascade.shadow
+    assert isinstance(shadow, Peakfinder8Finder)
+    assert shadow.settings.min_snr == 11.0
+    run.control.use_peaks({"finder": "peakfinder8-poisson"})
+    finder = run.control.judge.cascade.finder
+    assert isinstance(finder, Peakfinder8Finder)
+    assert finder.settings.min_snr == 11.0
+    run.control.use_peaks({"pf8_min_snr": None})
+    assert run.control.judge.cascade.finder.settings.min_snr == 6.0  # type: ignore[attr-defined]
+
+
+BAD_PEAKS: list[tuple[dict[str, Any], str]] = [
+    ({"min_peaks": 0}, "min_peaks is 0; give a whole number from 1 to 100000"),
+    ({"min_peaks": 10**400}, "min_peaks is too large"),
+    ({"min_peaks": 5.0}, "min_peaks is 5.0; give a whole number"),
+    ({"min_peaks": True}, "min_peaks is True"),
+    ({"min_peaks": None}, "min_peaks is None"),
+    ({"min_peaks": "6"}, "min_peaks is '6'"),
+    ({"indexable_peaks": [1]}, "indexable_peaks is [1]"),
+    ({"hit_rule": "all"}, "hit_rule is 'all'; give one of network, peaks, either, both"),
+    ({"finder": "other"}, "finder is 'other'; give one of bundle, poisson, learned, peakfinder8"),
+    ({"finder": {}}, "finder is {}"),
+    ({"pf8_threshold": -0.1}, "pf8_threshold is -0.1; give a number from 0 to 1e+06 or null"),
+    ({"pf8_min_snr": float("nan")}, "pf8_min_snr is no number; give a number from 0.01 to 30 or null"),
+    ({"pf8_min_snr": float("inf")}, "pf8_min_snr is no number"),
+    ({"pf8_local_bg_radius": 21}, "pf8_local_bg_radius is 21; give a whole number from 1 to 20"),
+    ({"pf8_min_pix_count": 300}, "pf8_min_pix_count 300, max_pix_count 200"),
+    ({"pf8_min_res": 100.0, "pf8_max_res": 50.0}, "pf8_max_res 50.0 is not above min_res 100.0"),
+    ({"shadow": "poisson"}, "unknown key 'shadow'; known are min_peaks"),
+    ({"\x1b[31m" * 100: 1}, "unknown key '\\x1b[31m"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), BAD_PEAKS)
+def test_bad_peak_parameters_are_refused_with_key_and_range_and_change_nothing(
+    bundle: Bundle, changes: dict[str, Any], said: str
+) -> None:
+    run = Controlled(bundle)
+    before, facts = run.control.judge, run.control.facts
+    with pytest.raises(BadPeaks) as refused:
+        run.control.use_peaks({"indexable_peaks": 4} | changes)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+    assert run.control.judge is before
+    assert run.control.facts == facts
+
+
+def test_a_finder_that_the_bundle_has_not_is_refused(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    with pytest.raises(BadBundle, match="no learned peak finder"):
+        run.control.use_peaks({"finder": "learned"})
+    assert run.control.facts["controls"]["peaks"]["finder"] == "bundle"
+
+
+# --- channel ----------------------------------------------------------------------------
+
+
+def two_channels(images: int) -> list[Step]:
+    """A series in two channels; in the second all images have spots, in the first none, and masks differ."""
+    masks = {name: np.zeros(SHAPE, np.uint32) for name in ("threshold_1", "threshold_2")}
+    masks["threshold_2"][:, :2] = 1
+    first = StartMessage(1, metadata(images, channels=("threshold_1", "threshold_2"), masks=masks))
+
+    def both(n: int) -> ImageMessage:
+        dark = image(n)
+        lit = image_data(with_spots(water(0.05, seed=n)))
+        return replace(dark, channels={**dark.channels, "threshold_2": lit})
+
+    return [first, *(both(n) for n in range(images)), end()]
+
+
+def test_a_channel_holds_from_the_next_frame_and_products_hold_it_alone(bundle: Bundle) -> None:
+    run = Controlled(bundle, cascade=CascadeSettings(hit_rule=HitRule.PEAKS))
+    script, done = two_channels(80), []
+
+    def change() -> None:
+        done.append(run.control.use_channel("threshold_2"))
+        done.append(run.front.products.snapshot())
+
+    # Two frames a batch and a ring of three: most of what was sent before waits or is in a worker's hand.
+    run.run([*script[:31], run.during(change), *script[31:61], run.wait, *script[61:]])
+    assert run.raised == []
+    run.assert_closes(80)
+    found = by_image(run)
+    channels = [r.channel for r in found]
+    assert channels == sorted(channels), "once the new one, never the old one again"
+    assert channels[:25] == ["threshold_1"] * 25
+    assert channels[-20:] == ["threshold_2"] * 20
+    assert [r.hit for r in found] == [r.channel == "threshold_2" for r in found]
+    assert {r.mask for r in found if r.channel == "threshold_2"} != {
+        r.mask for r in found if r.channel == "threshold_1"
+    }
+    assert done[0].drained
+    assert (done[0].old, done[0].new) == (None, "threshold_2")
+    snapshot = run.front.products.snapshot()
+    assert snapshot is not None
+    assert snapshot.frames["miss"] == 0, "no image of the old channel"
+    assert run.front.running.hits.counts(1000)[0] == run.front.running.hits.counts(1000)[1]
+
+
+def test_a_channel_that_the_series_has_not_is_refused_with_those_it_has(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    script = two_channels(20)
+    run.run([*script[:5], run.during(lambda: run.control.use_channel("threshold_3")), run.wait, *script[5:]])
+    (error,) = run.raised
+    assert isinstance(error, BadChange)
+    assert str(error) == "channel 'threshold_3': the series has 'threshold_1', 'threshold_2'"
+    run.assert_closes(20)
+    assert run.front.channel is None
+
+
+def test_the_difference_is_no_channel_to_analyse(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    with pytest.raises(BadChange, match="all ones"):
+        run.control.use_channel("difference")
+
+
+def test_before_the_first_series_any_channel_may_be_asked_for(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    assert run.control.use_channel("threshold_2").new == "threshold_2"
+    run.run(two_channels(4))
+    assert {r.channel for r in run.kept.results} == {"threshold_2"}
+
+
+def test_the_first_threshold_again(bundle: Bundle) -> None:
+    run = Controlled(bundle, channel="threshold_2")
+    assert run.control.use_channel(None).old == "threshold_2"
+    run.run(two_channels(4))
+    assert {r.channel for r in run.kept.results} == {"threshold_1"}
+
+
+# --- runs -------------------------------------------------------------------------------
+
+
+def test_two_runs_share_out_the_frames_without_rest(bundle: Bundle) -> None:
+    run = Controlled(bundle, cascade=CascadeSettings(threshold=0.0))
+    run.run(series_with(run, lambda: run.control.use_run({"number": 7, "sample": "second"}, new=True), 80, 40))
+    assert run.raised == []
+    run.assert_closes(80)
+    first, second = *run.control.runs.over, run.control.summary()
+    assert first.counts.frames + second.counts.frames == 80
+    assert first.counts.frames > 0
+    assert second.counts.frames > 0
+    assert first.hits + second.hits == 80
+    assert first.over
+    assert first.until == second.info.began_at
+    assert (second.info.number, second.info.sample) == (7, "second")
+    snapshot = run.front.products.snapshot()
+    assert snapshot is not None
+    assert sum(snapshot.frames.values()) == second.counts.frames, "products are those of the run"
+    assert first.counts.series_ids == second.counts.series_ids == (1,)
+
+
+def test_the_next_run_counts_on_keeps_the_sample_and_has_no_notes_yet(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    run.control.use_run({"number": 41, "sample": "lysozyme", "notes": "jet moved"})
+    run.control.use_run({}, new=True)
+    info = run.control.runs.info
+    assert (info.number, info.sample, info.notes) == (42, "lysozyme", "")
+    run.control.use_run({"number": None}, new=True)
+    assert run.control.runs.info.number is None
+    run.control.use_run({}, new=True)
+    assert run.control.runs.info.number is None
+
+
+def test_an_edit_changes_what_is_given_and_neither_counts_nor_time(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    began = run.control.runs.info.began_at
+    run.run(series_with(run, lambda: run.control.use_run({"notes": "a\n\tb"}), 30, 10))
+    assert run.raised == []
+    assert run.control.runs.info.notes == "a\n\tb"
+    assert run.control.runs.info.began_at == began
+    assert run.control.summary().counts.frames == 30
+
+
+BAD_TEXTS = ("\x00", "a\x1b[31mb", "\u202egpj.exe", "a\u2028b", "x\ud800", "\x7f", "\x85")
+
+
+@pytest.mark.parametrize("text", BAD_TEXTS)
+@pytest.mark.parametrize("key", ["sample", "notes"])
+def test_texts_with_control_characters_are_refused(bundle: Bundle, key: str, text: str) -> None:
+    run = Controlled(bundle)
+    for new in (False, True):
+        with pytest.raises(BadRun, match=f"{key} has a control character"):
+            run.control.use_run({key: text}, new=new)
+    assert run.control.runs.info.sample == run.control.runs.info.notes == ""
+    assert run.control.changes.latest(50) == []
+
+
+def test_texts_are_bounded_and_of_any_script(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    for key, most in (("sample", 200), ("notes", 10_000)):
+        with pytest.raises(BadRun, match=f"{key} has {most + 1} characters"):
+            run.control.use_run({key: "x" * (most + 1)})
+        run.control.use_run({key: "ß蛋白质می\u200cخواهم"})
+    with pytest.raises(BadRun, match="sample has a control character"):
+        run.control.use_run({"sample": "a\nb"})
+    with pytest.raises(BadRun, match="number"):
+        run.control.use_run({"number": -1})
+
+
+# --- what was changed -------------------------------------------------------------------
+
+
+def test_changes_are_kept_with_their_time_and_those_refused_are_not(bundle: Bundle, second: Path) -> None:
+    run = Controlled(bundle)
+    began = time.time()
+    run.control.use_threshold(0.25)
+    with pytest.raises(BadPeaks):
+        run.control.use_peaks({"min_peaks": 0})
+    run.control.use_peaks({"min_peaks": 6})
+    run.control.use_peaks({"min_peaks": 6})
+    run.control.use_bundle(second)
+    run.control.use_targets({"hits": 100})
+    run.control.reset()
+    kept = run.control.facts["changes"]
+    assert [(each.action, each.text) for each in kept] == [
+        ("threshold", "threshold 0.5 → 0.25"),
+        ("peaks", "peaks min_peaks 5 → 6"),
+        ("bundle", f"bundle {bundle.label} → {load_bundle(second).label}"),
+        ("target", "target hits none → 100"),
+        ("reset", "running products begun anew"),
+    ]
+    assert began - 1 <= kept[0].time <= kept[-1].time <= time.time()
+    assert run.control.summary().changes == 4, "a target changes nothing of the analysis"
+
+
+def test_the_changes_shown_are_bounded(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    for n in range(1200):
+        run.control.use_run({"notes": str(n)})
+    shown = run.control.facts["changes"]
+    assert len(shown) == 50
+    assert shown[-1].new["notes"] == "1199"
+    assert len(run.control.changes.latest(5000)) == 1000
+
+
+def test_what_is_not_counted_has_no_target(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    assert run.control.use_targets({"hits": 10}).new == {"hits": 10}
+    assert run.front.targets.facts()["hits"]["target"] == 10
+    with pytest.raises(BadChange, match="indexed"):
+        run.control.use_targets({"hits": 20, "indexed": 5})
+    assert run.front.targets.facts()["hits"]["target"] == 10
+
+
+def test_while_one_change_is_made_the_others_are_busy(bundle: Bundle, second: Path) -> None:
+    run = Controlled(bundle)
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(folder: Path) -> Bundle:
+        loading.set()
+        assert go_on.wait(10)
+        return load_bundle(folder)
+
+    run.control._load = load
+    first = threading.Thread(target=run.control.use_bundle, args=(second,))
+    first.start()
+    assert loading.wait(10)
+    for other in (
+        lambda: run.control.use_peaks({"min_peaks": 6}), lambda: run.control.use_channel(None),
+        lambda: run.control.use_run({"number": 1}, new=True), lambda: run.control.use_targets({"hits": 5}),
+    ):  # fmt: skip
+        with pytest.raises(Busy):
+            other()
+    go_on.set()
+    first.join(30)
+
+
+def test_a_run_that_is_ending_takes_no_change_of_any_kind(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    run.run(whole_series(4))
+    for change in (
+        lambda: run.control.use_peaks({"min_peaks": 6}), lambda: run.control.use_channel(None),
+        lambda: run.control.use_run({"number": 1}, new=True), lambda: run.control.use_targets({"hits": 5}),
+    ):  # fmt: skip
+        with pytest.raises(Ending):
+            change()
+    assert run.control.runs.over == []

@@ -55,6 +55,7 @@ CHILDREN = {
         "why",
         {"end message", "last announced image", "new start", "another series runs", "source ended"},
     ),
+    "cxls_collected_total": ("of", {"hits", "indexable"}),
     "cxls_worker_busy_seconds_total": ("worker", {"0"}),
     "cxls_worker_frames_total": ("worker", {"0"}),
 }

@@ -78,6 +78,19 @@ def test_frames_without_beam_leave_the_denominator() -> None:
     assert running.indexable.counts(100) == (0, 2)
 
 
+def test_indexable_images_with_beam_are_counted_for_good() -> None:
+    rows = [
+        result(0, indexable=True),
+        result(1),
+        result(2, Decision.NO_BEAM, indexable=True),
+        result(3, indexable=None),
+    ]
+    running = shown(rows, [result(2**50, indexable=True)])
+    running.reset()
+    assert running.indexable.counts(100) == (0, 0)
+    assert running.indexable_frames == 2
+
+
 def test_the_scores_of_frames_with_beam_are_kept_by_image() -> None:
     results = [result(n, hit_probability=n / 10) for n in range(5)]
     results.append(result(5, Decision.NO_BEAM, hit_probability=0.0))

@@ -1,7 +1,9 @@
 """``POST /control/…`` and ``cxls models use``: who may, what is refused, and that no frame is lost."""
 
+import csv
 import http.client
 import http.server
+import io
 import json
 import os
 import re
@@ -9,14 +11,18 @@ import signal
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from analyzer.bundle import load_bundle
+from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
+from analyzer.control import ACTIONS
+from analyzer.peak_parameters import FINDERS, RANGES
+from cxls.settings import FinderName
 from tests.analyzer.builders import SHAPE, frames_of_a_run, write_bundle, write_series
 from tests.analyzer.test_control import HOW, damaged, renamed
 from tests.cxls.programs import Analysis, Child, Sender, cxls, records, refusal, wait_for
@@ -72,6 +78,11 @@ class Controlled:
     def get(self, path: str) -> str:
         return fetched(self.address, path)
 
+    def fetch(self, path: str) -> tuple[str, str]:
+        """Media type and body of a GET that is answered with 200."""
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=60) as answer:
+            return answer.headers["content-type"], answer.read().decode()
+
     @property
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.get("/status"))
@@ -120,9 +131,13 @@ def live(shared_live: Controlled, bundle_folder: Path) -> Controlled:
 # --- who may ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("action", ["bundle", "threshold", "mask", "reset"])
+@pytest.mark.parametrize("action", ACTIONS)
 def test_without_the_token_nothing_is_changed(live: Controlled, second: Path, action: str) -> None:
-    body = {"bundle": {"path": str(second)}, "threshold": {"value": 0.1}, "mask": {"path": None}, "reset": {}}[action]
+    bodies: dict[str, dict[str, Any]] = {
+        "bundle": {"path": str(second)}, "threshold": {"value": 0.1}, "mask": {"path": None}, "reset": {},
+        "peaks": {"min_peaks": 50}, "channel": {"name": "threshold_1"}, "run": {"sample": "x"}, "target": {"hits": 1},
+    }  # fmt: skip
+    body = bodies[action]
     before, counted = live.status, live.count(action, "unauthorised")
     tokens = (None, "", "wrong", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "Ã¼", "x" * 5000)
     for token in tokens:
@@ -131,9 +146,8 @@ def test_without_the_token_nothing_is_changed(live: Controlled, second: Path, ac
         assert text.count("\n") == 1
         assert TOKEN not in text
     after = live.status
-    assert [after[key] for key in ("bundle", "threshold", "mask")] == [
-        before[key] for key in ("bundle", "threshold", "mask")
-    ]
+    for key in ("bundle", "threshold", "mask", "controls", "run", "changes", "targets"):
+        assert after[key] == before[key]
     assert live.count(action, "unauthorised") == counted + len(tokens)
 
 
@@ -212,6 +226,19 @@ def test_only_posts_are_answered(live: Controlled) -> None:
         ("threshold", b'{"value": true}'), ("threshold", b'{"value": [0.5]}'),
         ("mask", b"{}"), ("mask", b'{"path": 1}'), ("mask", b'{"path": ""}'),
         ("reset", b"[]"), ("reset", b'{"all": true}'),
+        ("peaks", b""), ("peaks", b"[]"), ("peaks", b"null"), ("peaks", b'{"min_peaks": NaN}'),
+        ("peaks", b"{" * 60_000),
+        ("peaks", b'{"min_peaks": 1e999}'), ("peaks", b'{"\xff": 1}'),
+        ("peaks", b'{"a":' * 10_000 + b"1" + b"}" * 10_000),
+        ("channel", b"{}"), ("channel", b'{"name": ""}'), ("channel", b'{"name": 1}'),
+        ("channel", b'{"name": "' + b"x" * 300 + b'"}'),
+        ("run", b"[]"), ("run", b'{"number": -1}'), ("run", b'{"number": 1.5}'), ("run", b'{"number": "1"}'),
+        ("run", b'{"number": ' + b"9" * 4000 + b"}"), ("run", b'{"sample": null}'), ("run", b'{"notes": ["a"]}'),
+        ("run", b'{"new": "yes"}'), ("run", b'{"new": 1}'), ("run", b'{"began_at": 5}'),
+        ("run", b'{"sample": "\\ud800"}'),
+        ("run", b'{"sample": "\xc3"}'),
+        ("target", b"{}"), ("target", b'{"hits": 0}'), ("target", b'{"hits": 1e12}'), ("target", b'{"hits": true}'),
+        ("target", b'{"misses": 5}'),
     ],
 )  # fmt: skip
 def test_a_body_that_is_not_what_is_wanted_is_400_in_one_line(live: Controlled, action: str, body: bytes) -> None:
@@ -220,7 +247,84 @@ def test_a_body_that_is_not_what_is_wanted_is_400_in_one_line(live: Controlled, 
     assert code == 400, text
     assert text.count("\n") == 1
     assert len(text) < 1000
-    assert live.status["threshold"] == before["threshold"]
+    after = live.status
+    for key in ("threshold", "controls", "run", "changes"):
+        assert after[key] == before[key]
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "said"),
+    [
+        ("peaks", {"min_peaks": 0}, "min_peaks is 0; give a whole number from 1 to 100000"),
+        ("peaks", {"hit_rule": "any"}, "one of network, peaks, either, both"),
+        ("peaks", {"indexable_peaks": 3, "pf8_min_snr": 31}, "pf8_min_snr is 31; give a number from 0.01 to 30 or"),
+        ("peaks", {"pf8_max_res": 10**300}, "pf8_max_res is too large"),
+        ("peaks", {"finder": "learned"}, "no learned peak finder"),
+        ("channel", {"name": "difference"}, "all ones"),
+        ("run", {"sample": "a\x1b[2Jb"}, "U+001B"),
+        ("run", {"sample": "\u202e"}, "U+202E"),
+        ("run", {"notes": "a\x00b", "new": True}, "U+0000"),
+        ("run", {"sample": "x" * 201}, "200 at most"),
+        ("run", {"notes": "x" * 10_001}, "10000 at most"),
+        ("target", {"indexed": 5}, "--index-stream"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_422_in_one_line_and_changes_nothing(
+    live: Controlled, action: str, body: dict[str, Any], said: str
+) -> None:
+    before, refused = live.status, live.count(action, "refused")
+    code, text = live.ask(action, body)
+    assert code == 422, text
+    assert said in text
+    assert text.count("\n") == 1
+    after = live.status
+    for key in ("controls", "run", "changes", "targets"):
+        assert after[key] == before[key]
+    assert live.count(action, "refused") == refused + 1
+
+
+# --- pages from elsewhere ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "", "file://", "http://", "http://[", "HOST", "http://HOST.evil.example"]
+)
+def test_a_page_of_another_host_changes_nothing_whatever_it_knows(live: Controlled, origin: str) -> None:
+    before, counted = live.status, live.count("run", "unauthorised")
+    given = origin.replace("HOST", live.address)
+    for kind in ("application/json", "text/plain"):
+        code, text = live.ask("run", {"sample": "theirs"}, Origin=given, **{"Content-Type": kind})
+        assert code == 403, text
+    assert live.status["run"] == before["run"]
+    assert live.count("run", "unauthorised") == counted + 2
+
+
+def test_the_page_itself_may_ask(live: Controlled) -> None:
+    for scheme in ("http", "https"):
+        headers = {"Origin": f"{scheme}://{live.address.upper()}", "Content-Type": "application/json; charset=utf-8"}
+        assert live.ask("reset", {}, **headers)[0] == 200
+    assert live.ask("reset", b"", Origin=f"http://{live.address}")[0] == 200, "nothing to say needs no type"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "x"])
+def test_what_a_browser_sends_unasked_is_415_with_a_page_and_well_with_curl(live: Controlled, kind: str) -> None:
+    given = {"Content-Type": kind} if kind else {}
+    code, text = live.ask("reset", {}, Origin=f"http://{live.address}", **given)
+    assert code == 415, text
+    assert live.ask("reset", {}, **given)[0] == 200
+
+
+def test_a_browser_that_asks_beforehand_is_told_nothing(live: Controlled) -> None:
+    connection = http.client.HTTPConnection(live.address, timeout=10)
+    connection.request("OPTIONS", "/control/reset", headers={
+        "Origin": "http://evil.example", "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    })  # fmt: skip
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    assert answer.status == 405
+    assert not [name for name, _ in answer.getheaders() if name.lower().startswith("access-control")]
 
 
 def test_a_large_body_is_413(live: Controlled) -> None:
@@ -370,6 +474,116 @@ def test_a_second_change_meanwhile_is_409_and_pages_are_served(live: Controlled,
         control._load = load
         go_on.set()
     assert answers[0][0] == 200
+    assert live.count("threshold", "busy") >= 1
+
+
+# --- peaks, channel, runs, targets ------------------------------------------------------
+
+
+def test_peak_parameters_and_what_was_before(live: Controlled) -> None:
+    before = live.status["controls"]["peaks"]
+    assert set(before) == set(RANGES)
+    code, text = live.ask("peaks", {"hit_rule": "peaks", "min_peaks": 1, "finder": "peakfinder8", "pf8_threshold": 1})
+    assert code == 200, text
+    change = json.loads(text)
+    assert change["old"] == {key: before[key] for key in ("hit_rule", "min_peaks", "finder", "pf8_threshold")}
+    live.analyse(6, 80)
+    wait_for(lambda: len([r for r in live.analysis.records if r["series_id"] == 80]) == 6)
+    assert {r["hit_rule"] for r in live.analysis.records if r["series_id"] == 80} == {"peaks"}
+    assert live.status["peak_finder"] == "peakfinder8"
+    assert live.ask("peaks", change["old"])[0] == 200
+    assert live.status["controls"]["peaks"] == before
+    shown = [each["action"] for each in live.status["changes"]]
+    assert shown[-2:] == ["peaks", "peaks"]
+
+
+def test_a_channel_of_the_series_and_one_that_is_not(live: Controlled) -> None:
+    live.analyse(3, 81)
+    assert live.status["controls"]["channels"] == ["threshold_1"]
+    assert live.ask("channel", {"name": "threshold_1"})[0] == 200
+    assert live.status["controls"]["channel"] == "threshold_1"
+    code, text = live.ask("channel", {"name": "threshold_7"})
+    assert (code, text) == (422, "channel 'threshold_7': the series has 'threshold_1'\n")
+    assert live.ask("channel", {"name": None})[0] == 200
+    assert live.status["controls"]["channel"] is None
+
+
+def test_targets_that_hits_count_towards(live: Controlled) -> None:
+    assert live.ask("target", {"hits": 1000})[0] == 200
+    assert live.status["targets"]["hits"]["target"] == 1000
+    assert live.ask("target", {"hits": None})[0] == 200
+    assert live.status["targets"]["hits"]["target"] is None
+
+
+def test_runs_are_named_ended_and_told(live: Controlled) -> None:
+    assert live.ask("run", {"number": 20, "sample": "=cmd()", "notes": "<b>one</b>"})[0] == 200
+    run = live.status["run"]
+    assert (run["number"], run["sample"], run["notes"]) == (20, "=cmd()", "<b>one</b>")
+    assert abs(run["began_at"] - time.time()) < 600
+    live.analyse(5, 82)
+    kind, page = live.fetch("/report")
+    assert kind == "text/html; charset=utf-8"
+    assert "Run 0020: =cmd()" in page
+    assert "<b>one</b>" not in page
+    assert "<script" not in page
+    code, text = live.ask("run", {"new": True})
+    assert code == 200, text
+    assert json.loads(text)["new"] == {"number": 21, "sample": "=cmd()", "notes": ""}
+    assert live.status["hit_ratio"]["100"] is None
+    live.analyse(4, 83)
+    kind, table = live.fetch("/runs.csv")
+    assert kind == "text/csv; charset=utf-8"
+    found = list(csv.DictReader(io.StringIO(table, newline="")))[-2:]
+    assert [(row["run_number"], row["sample"], row["series_ids"]) for row in found] == [
+        ("20", "'=cmd()", found[0]["series_ids"]), ("21", "'=cmd()", "83"),
+    ]  # fmt: skip
+    assert found[0]["series_ids"].endswith("82")
+    assert found[1]["frames"] == "4"
+    assert found[1]["ended_utc"] == ""
+    assert live.fetch("/report")[1].count("Run 0021") == 2, "the kept one is of another run"
+
+
+def test_an_estimate_of_before_is_not_told_of_the_next_run(token_file: Path, tmp_path: Path) -> None:
+    with Sender() as sender:
+        analysis = Analysis([sender.endpoint], DEFAULT_BUNDLE, tmp_path / "r.jsonl", control_token=token_file).start()
+        live = Controlled(sender, analysis)
+        live.analyse(12)
+        wait_for(lambda: live.status["estimate"] != {})
+        assert live.ask("run", {"new": True})[0] == 200
+        assert live.status["estimate"] == {}
+        live.analyse(12, 2)
+        wait_for(lambda: live.status["estimate"] != {})
+        assert live.status["estimate"]["frames"] == 12
+        analysis.stop()
+
+
+def test_a_report_is_made_once_for_many(live: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[float] = []
+
+    def slow(capture: Any) -> bytes:
+        made.append(time.monotonic())
+        time.sleep(0.3)
+        return b"<p>page</p>"
+
+    monkeypatch.setattr("analyzer.web.reports.make_page", slow)
+    live.ask("run", {"notes": f"at {time.time()}"})
+    asking = [threading.Thread(target=live.fetch, args=("/report",)) for _ in range(8)]
+    for thread in asking:
+        thread.start()
+    assert live.get("/healthz") == "alive\n", "others are served meanwhile"
+    for thread in asking:
+        thread.join(30)
+    assert len(made) == 1
+
+
+def test_a_report_that_fails_is_500_and_the_analysis_goes_on(live: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(capture: Any) -> bytes:
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr("analyzer.web.reports.make_page", fails)
+    live.ask("run", {"notes": f"at {time.time()}"})
+    assert "could not be made" in live.get("/report")
+    live.analyse(2, 84)
 
 
 def test_a_change_of_an_analysis_that_ends_is_503(bundle_folder: Path, token_file: Path, tmp_path: Path) -> None:
@@ -378,8 +592,177 @@ def test_a_change_of_an_analysis_that_ends_is_503(bundle_folder: Path, token_fil
         live = Controlled(sender, analysis)
         analysis.session.front.stopping = True
         assert live.ask("reset")[0] == 503
-        assert live.ask("bundle", {"path": str(bundle_folder)})[0] == 503
+        for action, body in (
+            ("bundle", {"path": str(bundle_folder)}), ("peaks", {"min_peaks": 6}), ("channel", {"name": None}),
+            ("run", {"new": True}), ("target", {"hits": 5}),
+        ):  # fmt: skip
+            assert live.ask(action, body)[0] == 503
         analysis.stop()
+
+
+def test_changes_that_come_all_at_once_lose_nothing_and_fail_in_no_other_way(live: Controlled) -> None:
+    """Done or busy, never anything else, while frames are analysed."""
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("threshold", {"value": 0.4}), ("peaks", {"min_peaks": 4}), ("run", {"new": True}), ("reset", {}),
+        ("channel", {"name": None}), ("run", {"notes": "x"}), ("target", {"hits": 7}), ("threshold", {"value": None}),
+    ]  # fmt: skip
+    codes: list[int] = []
+    threads = [threading.Thread(target=lambda each=each: codes.append(live.ask(*each)[0])) for each in asked * 3]  # type: ignore[misc]
+    before = live.status["account"]
+    for thread in threads:
+        thread.start()
+    live.analyse(40, 85)
+    for thread in threads:
+        thread.join(60)
+    assert len(codes) == len(threads)
+    assert set(codes) <= {200, 409}
+    assert 200 in codes
+    after = live.status["account"]
+    assert after["received"] - before["received"] == 40
+    assert after["received"] == sum(after["processed"].values())
+    live.ask("peaks", {"min_peaks": 5})
+
+
+# --- cxls control -----------------------------------------------------------------------
+
+
+def test_the_command_line_and_the_endpoint_know_the_same(live: Controlled) -> None:
+    assert get_args(FinderName) == FINDERS
+    told = re.sub(r"\s+", " ", cxls("control", "--help").stdout)
+    for name in (*RANGES, *ACTIONS[1:]):
+        assert name in told
+
+
+def test_every_change_can_be_made_from_the_command_line(live: Controlled, token_file: Path) -> None:
+    live.ask("run", {"number": 30, "sample": ""})
+    live.ask("target", {"hits": 40})
+    for words, said in (
+        (["threshold", "0.25"], "threshold 0.5 \u2192 0.25"),
+        (["threshold", "none"], "threshold 0.25 \u2192 0.5"),
+        (["peaks", "min_peaks=9", "pf8_max_res=500.5"], "peaks min_peaks 5 \u2192 9, pf8_max_res none \u2192 500.5"),
+        (["peaks", "min_peaks=5", "pf8_max_res=none"], "peaks min_peaks 9 \u2192 5, pf8_max_res 500.5 \u2192 none"),
+        (["channel", "threshold_1"], "channel first threshold \u2192 threshold_1"),
+        (["channel", "none"], "channel threshold_1 \u2192 first threshold"),
+        (["mask", "none"], "mask none \u2192 none"),
+        (["reset"], "running products begun anew"),
+        (["run", "number=31", "sample=a = b"], "run number 30 \u2192 31, sample a = b"),
+        (["run", "new", "notes=two words"], "run 0031 ended, run 0032 began"),
+        (["target", "hits=50"], "target hits 40 \u2192 50"),
+        (["target", "hits=none"], "target hits 50 \u2192 none"),
+        (["target", "hits=none"], "target as before"),
+    ):
+        done = cxls("control", *words, "--at", live.address, "--token", token_file)
+        assert (done.returncode, done.stdout) == (0, said + "\n"), done.stderr
+    run = live.status["run"]
+    assert (run["number"], run["sample"], run["notes"]) == (32, "a = b", "two words")
+
+
+def test_a_mask_from_the_command_line_has_its_whole_path(
+    live: Controlled, token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.analyse(2, 86)
+    np.save(tmp_path / "here.npy", np.zeros(SHAPE, "u1"))
+    monkeypatch.chdir(tmp_path)
+    done = cxls("control", "mask", "here.npy", "--at", live.address, "--token", token_file)
+    assert (done.returncode, done.stdout) == (0, "mask none \u2192 here.npy\n")
+    assert "422" in refusal("control", "mask", "hot-pixels", "--at", live.address, "--token", token_file)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Missing argument"), (["bundle", "x"], "cxls models use"), (["nothing"], "no action"),
+        (["threshold"], "give a probability"), (["threshold", "0.1", "0.2"], "give a probability"),
+        (["threshold", "much"], "give a probability"), (["threshold", "nan"], "give a probability"),
+        (["threshold", "7"], "400"), (["channel"], "give the name"), (["channel", "nope"], "threshold_1"),
+        (["mask"], "give a file"), (["mask", "/nowhere.npy"], "no such file"), (["reset", "all"], "takes no value"),
+        (["run"], "say what changes"), (["run", "number=x"], "give a whole number"), (["run", "what=x"], "KEY one of"),
+        (["run", "sample"], "KEY=VALUE"), (["run", "sample=a", "sample=b"], "given twice"),
+        (["run", "sample=a\nb"], "control character"), (["peaks"], "say what changes"),
+        (["peaks", "min_peaks=none"], "min_peaks is None; give a whole number"), (["peaks", "what=1"], "known are"),
+        (["target", "hits=many"], "400"), (["target", "hits=" + "9" * 400], "400"),
+        (["peaks", "min_peaks=" + "9" * 400], "min_peaks is too large"),
+        (["peaks", "pf8_min_snr=1e999"], "pf8_min_snr is '1e999'; give a number"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_refused_in_one_line(
+    live: Controlled, token_file: Path, words: list[str], said: str
+) -> None:
+    live.analyse(2, 87)
+    before = live.status["changes"]
+    assert said in refusal("control", *words, "--at", live.address, "--token", token_file)
+    assert live.status["changes"] == before
+
+
+def test_without_a_token_the_command_line_says_what_is_wanted(live: Controlled) -> None:
+    assert "--token" in refusal("control", "reset", "--at", live.address)
+
+
+# --- reports on the disk ----------------------------------------------------------------
+
+
+def test_reports_lie_in_their_folder_after_ctrl_c(bundle_folder: Path, token_file: Path, tmp_path: Path) -> None:
+    master = write_series(tmp_path, frames_of_a_run(40))
+    folder = tmp_path / "reports"
+    with Child("replay", master, "--bind", "tcp://127.0.0.1:0", "--rate", 50, "--loop") as replay:
+        source = replay.listening("replay")
+        with Child(
+            "analyze", source, "--bundle", bundle_folder, "--listen", "127.0.0.1:0", "--control-token", token_file,
+            "--reports", folder, "--run-number", 5, "--sample-name", "first sample", "--device", "cpu",
+        ) as analysis:  # fmt: skip
+            address = analysis.listening("http", 120)
+            wait_for(lambda: json.loads(fetched(address, "/status"))["account"]["received"] > 60, 60)
+            done = cxls("control", "run", "new", "notes=the jet moved", "--at", address, "--token", token_file)
+            assert done.returncode == 0, done.stderr
+            wait_for(lambda: (folder / "run-0005.html").exists(), 60)
+            assert "cxls_reports_unwritten_total 0.0" in fetched(address, "/metrics")
+            wait_for(
+                lambda: int(list(csv.DictReader(io.StringIO(fetched(address, "/runs.csv"))))[-1]["frames"]) > 30, 60
+            )
+            assert analysis.end(signal.SIGINT) == 130
+            assert analysis.process.stdout is not None
+            summary = analysis.process.stdout.read()
+    assert sorted(path.name for path in folder.iterdir()) == ["run-0005.html", "run-0006.html", "runs.csv"]
+    found = list(csv.DictReader(io.StringIO((folder / "runs.csv").read_text(), newline="")))
+    assert [(row["run_number"], row["sample"], row["notes"]) for row in found] == [
+        ("5", "first sample", ""), ("6", "first sample", "the jet moved"),
+    ]  # fmt: skip
+    received = re.search(r"received (\d+) =", summary)
+    assert received
+    assert sum(int(row["frames"]) for row in found) == int(received[1]), "the runs share out every frame"
+    assert "the jet moved" in (folder / "run-0006.html").read_text()
+
+
+def test_reports_of_files_are_written_when_they_are_over(master: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    done = cxls(
+        "analyze", master, "--bundle", bundle_folder, "--device", "cpu", "--reports", tmp_path / "r", "--run-number", 3
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "r" / "runs.csv").read_text(), newline=""))
+    assert (row["run_number"], row["frames"], row["series"]) == ("3", "12", "1")
+    assert (tmp_path / "r" / "run-0003.html").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--reports", "FILE"], "--reports FILE: File exists; choose a folder"),
+        (["--reports", "FOREIGN"], "runs.csv: has other columns"),
+        (["--reports", "/proc/nothing"], "choose a folder that can be written"),
+        (["--run-number", "-1"], "run-number"), (["--run-number", "1e3"], "run-number"),
+        (["--sample-name", "a\x07b"], "--sample-name: sample has a control character"),
+        (["--sample-name", "x" * 201], "sample-name"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_written_or_named_is_refused_at_the_start(
+    master: Path, bundle_folder: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    (tmp_path / "FILE").write_text("x")
+    (tmp_path / "FOREIGN").mkdir()
+    (tmp_path / "FOREIGN" / "runs.csv").write_text("sample,run\n1,2\n")
+    given = [str(tmp_path / option) if option in ("FILE", "FOREIGN") else option for option in options]
+    told = refusal("analyze", master, "--bundle", bundle_folder, *given).replace(f"{tmp_path}/", "")
+    assert said in told
 
 
 # --- cxls models use --------------------------------------------------------------------
@@ -496,7 +879,7 @@ def test_a_swap_in_a_running_stream_loses_no_frame(
             wait_for(lambda: settled(address), 60)
             assert analysis.end(signal.SIGINT) == 130
             said = "".join(analysis.errors)
-            assert f"control: bundle {old} -> {new}" in said
+            assert f"control: bundle {old} \u2192 {new}" in said
             assert TOKEN not in said
             assert analysis.process.stdout is not None
             summary = analysis.process.stdout.read()

@@ -1,6 +1,7 @@
 """A page that draws a dashboard, and its picture."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def look(page: Path, picture: Path | None = None) -> list[dict[str, Any]]:
     problems: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-dev-shm-usage"]
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
         )
         try:
             tab = browser.new_page(viewport={"width": WIDTH_PX, "height": 900})

@@ -34,6 +34,8 @@ class Scene:
     """How often each file is sent before the next."""
 
     rate_hz: float
+    flux: float
+    """Photons a pulse. The more, the fewer images tell photon energy and camera length; bundles are made for 3e8."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def watched(folder: Path, scene: Scene) -> Iterator[Watched]:
             stream = replay.listening("replay")
             with Child("analyze", stream, "--listen", instance, "--on-full", "block", *outputs) as analysis:
                 series, sent = _sent(replay)
-                wait_for(lambda: _settled(instance) == sent)
+                wait_for(lambda: _settled(instance) == sent, 120)
+                wait_for(lambda: _status(instance)["estimate"].get("photon_energy_eV") is not None)
                 time.sleep(SETTLED_S)
                 yield Watched(prometheus, analysis, Span(start, time.time(), instance), sent, series)
 
@@ -82,7 +85,7 @@ def _sent(replay: Child) -> tuple[int, int]:
 
 def _simulated(folder: Path, scene: Scene, number: int) -> Path:
     out = folder / f"scene-{number}"
-    options = {"frames": scene.frames, "flux": 3e9, "seed": number, "hit-fraction": scene.hit_fractions[number]}
+    options = {"frames": scene.frames, "flux": scene.flux, "seed": number, "hit-fraction": scene.hit_fractions[number]}
     done = cxls("simulate", out, *(part for name, value in options.items() for part in (f"--{name}", value)))
     assert done.returncode == 0, done.stderr
     master = out.with_name(f"{out.name}_master.h5")
@@ -94,7 +97,8 @@ def _simulated(folder: Path, scene: Scene, number: int) -> Path:
 
 def _settled(instance: str) -> int:
     account = _status(instance)["account"]
-    return sum(account["processed"].values()) + sum(account["dropped"].values())
+    settled: int = sum(account["processed"].values()) + sum(account["dropped"].values())
+    return settled
 
 
 def _status(instance: str) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""Memory that the front and a worker on the same machine share, so that frames are copied once and sent nowhere.
+
+It has no name in any file system: the worker opens it through the front's descriptor, which ends with the front.
+"""
+
+import mmap
+import os
+from typing import Any
+
+import msgspec
+
+SLOT_BYTES = 16 << 20
+"""Of address space; memory is taken as far as the largest frame has reached. A larger frame goes over the wire."""
+
+
+class SharedFacts(msgspec.Struct, frozen=True):
+    """Where a worker finds the memory: a descriptor of process ``pid``, ``slots`` of ``SLOT_BYTES``."""
+
+    pid: int
+    descriptor: int
+    slots: int
+
+
+class Slots:
+    """The front's side: slots that frames are put into. One thread."""
+
+    def __init__(self, slots: int) -> None:
+        self._descriptor = os.memfd_create("cxls-frames", os.MFD_CLOEXEC)
+        os.ftruncate(self._descriptor, slots * SLOT_BYTES)
+        self._map = mmap.mmap(self._descriptor, slots * SLOT_BYTES)
+        self._free = list(range(slots))
+        self.facts = SharedFacts(os.getpid(), self._descriptor, slots)
+
+    def put(self, data: Any) -> tuple[int, int] | None:
+        """Copy bytes into a free slot and return their place, offset and length; ``None`` where they do not fit."""
+        size = memoryview(data).nbytes
+        if not self._free or size > SLOT_BYTES:
+            return None
+        offset = self._free.pop() * SLOT_BYTES
+        self._map[offset : offset + size] = data
+        return offset, size
+
+    def free(self, place: tuple[int, int]) -> None:
+        """A frame at this place is done with."""
+        self._free.append(place[0] // SLOT_BYTES)
+
+    def close(self) -> None:
+        self._map.close()
+        os.close(self._descriptor)
+
+
+class SlotView:
+    """A worker's side, read only. Raises ``OSError`` where the memory cannot be opened from here."""
+
+    def __init__(self, facts: SharedFacts) -> None:
+        descriptor = os.open(f"/proc/{facts.pid}/fd/{facts.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = facts.slots * SLOT_BYTES
+            if os.fstat(descriptor).st_size != size:
+                raise OSError(f"{os.fstat(descriptor).st_size} bytes, not {size}")
+            self._map = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+        self._view = memoryview(self._map)
+
+    def at(self, place: tuple[int, int]) -> memoryview:
+        """The bytes at a place; empty beyond the end."""
+        offset, size = place
+        if offset < 0 or size < 0:
+            return self._view[:0]
+        return self._view[offset : offset + size]

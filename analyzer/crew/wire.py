@@ -1,0 +1,275 @@
+"""What front and workers say to each other: messages of msgpack and arrays, and nothing that could run.
+
+A message is a kind, a header and parts of bytes. Everything from the other side is checked: it may be of another
+version, or no worker at all. ``docs/workers.md`` has the protocol.
+"""
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from analyzer.results import FrameResult
+from streamer.frames import Frame
+from streamer.messages import Algorithm, Defect, ImageData, SeriesMetadata
+from streamer.series import Series
+
+PROTOCOL = 1
+MOST_HEADER_BYTES = 64 << 20
+_MOST_SIDE = 1 << 15
+
+
+class Kind(StrEnum):
+    """What a message is; the first letters are a worker's."""
+
+    HELLO = "H"
+    """a worker is there, or asks to be told everything anew"""
+    READY = "R"
+    """it judges as it was told"""
+    UNFIT = "U"
+    """it cannot"""
+    OUTCOME = "O"
+    """of one batch"""
+    COVERAGE = "C"
+    """what its frames of a series covered"""
+    BEAT = "B"
+    """either side is alive"""
+    BYE = "X"
+    """it takes no more, and holds none"""
+    SETUP = "S"
+    """how to judge"""
+    SERIES = "M"
+    """a series' header"""
+    WORK = "W"
+    """a batch of frames"""
+    FORGET = "G"
+    """a series is over"""
+    END = "E"
+    """take no more, hand back what is done, and go"""
+
+
+class BadMessage(ValueError):
+    """Bytes that are no message of this protocol."""
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """``batch``: frames that it takes at once; ``credits``: frames it can hold; ``shared``: it is on this machine and
+    asks for shared memory."""
+
+    protocol: int
+    name: str
+    host: str
+    pid: int
+    threads: int
+    batch: int
+    credits: int
+    shared: bool = False
+
+
+class Told(msgspec.Struct, frozen=True):
+    """About setup ``number``: ready for it, or why not."""
+
+    number: int
+    text: str = ""
+
+
+class ArrayFacts(msgspec.Struct, frozen=True, array_like=True):
+    """How to read a part: ``dtype`` as numpy's description, ``shape``."""
+
+    dtype: Any
+    shape: tuple[int, ...]
+
+
+class FrameFacts(msgspec.Struct, frozen=True, array_like=True):
+    """A frame but for its bytes, which are part ``part`` of its message, or lie at ``place`` of the shared memory.
+
+    Without bytes ``defect`` says why.
+    """
+
+    series: int
+    image_id: int
+    channel: str
+    start_time_s: float | None
+    exposure_s: float | None
+    received_at: float
+    tags: dict[str, Any] | None
+    shape: tuple[int, int] = (0, 0)
+    dtype: str = ""
+    algorithm: str = ""
+    element_bytes: int = 0
+    part: int = -1
+    place: tuple[int, int] | None = None
+    defect: tuple[str, str] | None = None
+
+
+class Work(msgspec.Struct, frozen=True):
+    """A batch, to be judged as setup ``setup`` says."""
+
+    batch: int
+    setup: int
+    frames: list[FrameFacts]
+
+
+class Item(msgspec.Struct, frozen=True, array_like=True):
+    """Of a good frame: parts of its profile, peaks and diffuse profile, and ``pairs``; see ``BatchOutcome``."""
+
+    profile: ArrayFacts
+    peaks: ArrayFacts
+    pixel: ArrayFacts
+    lone: ArrayFacts
+    diffuse: ArrayFacts
+    pairs: float
+
+
+class Done(msgspec.Struct, frozen=True):
+    """Outcome of a batch: results in its order, items of the good ones, seconds by stage and busy altogether."""
+
+    batch: int
+    results: list[FrameResult]
+    items: list[Item]
+    stage_seconds: dict[str, float]
+    busy_s: float
+    comparisons: list[tuple[int, int, int] | None] = []
+    fault: str | None = None
+
+
+class SeriesFacts(msgspec.Struct, frozen=True):
+    """A series and what of its header an analysis needs. ``number`` names it in frames; masks are parts, as bits."""
+
+    number: int
+    ordinal: int
+    series_id: int
+    unique_id: str | None
+    header: dict[str, Any]
+    raw: dict[str, Any]
+    masks: dict[str, tuple[int, int]]
+
+
+T = TypeVar("T")
+_encoder = msgspec.msgpack.Encoder(enc_hook=str)
+_NUMBERS = (
+    "number_of_images", "beam_center_x_px", "beam_center_y_px", "camera_length_m", "photon_energy_eV",
+    "pixel_size_x_m", "pixel_size_y_m", "count_time_s", "frame_time_s", "saturation_value", "detector_description",
+    "sensor_material", "sensor_thickness_m",
+)  # fmt: skip
+
+
+def message(kind: Kind, header: Any = None, parts: Sequence[Any] = ()) -> list[Any]:
+    """A message's parts: kind, header, and bytes that are sent as they lie."""
+    return [kind.value.encode(), _encoder.encode(header), *parts]
+
+
+def kind_of(parts: Sequence[Any]) -> Kind:
+    """What a message is. Raises ``BadMessage``."""
+    if len(parts) < 2 or len(parts[0]) != 1 or len(parts[1]) > MOST_HEADER_BYTES:
+        raise BadMessage("not a message of workers")
+    try:
+        return Kind(bytes(parts[0]).decode())
+    except ValueError:
+        raise BadMessage(f"kind {bytes(parts[0])!r} is not known") from None
+
+
+def header_of(parts: Sequence[Any], kind: type[T]) -> T:
+    """A message's header. Raises ``BadMessage``."""
+    try:
+        return msgspec.msgpack.decode(parts[1], type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadMessage(f"header: {error}") from None
+
+
+# --- arrays -----------------------------------------------------------------------------
+
+
+def describe(array: npt.NDArray[Any]) -> ArrayFacts:
+    """The facts of an array whose bytes are sent beside them."""
+    return ArrayFacts(array.dtype.descr if array.dtype.fields else array.dtype.str, array.shape)
+
+
+def read_array(facts: ArrayFacts, data: Any, dtype: np.dtype[Any], ndim: int) -> npt.NDArray[Any]:
+    """The array, of the type and dimensions that it has to have; a view. Raises ``BadMessage``."""
+    wanted = dtype.descr if dtype.fields else dtype.str
+    given = [tuple(each) for each in facts.dtype] if isinstance(facts.dtype, list) else facts.dtype
+    if given != wanted or len(facts.shape) != ndim or any(not 0 <= side < 1 << 31 for side in facts.shape):
+        raise BadMessage(f"an array of {facts.dtype} and {facts.shape}, not of {wanted} in {ndim} dimensions")
+    if math.prod(facts.shape) * dtype.itemsize != len(memoryview(data)):
+        raise BadMessage(f"{len(memoryview(data))} bytes are no array of {facts.shape}")
+    return np.frombuffer(data, dtype).reshape(facts.shape)
+
+
+# --- series -----------------------------------------------------------------------------
+
+
+def pack_series(series: Series, number: int) -> list[Any]:
+    """The message that tells a worker of a series."""
+    metadata = series.metadata
+    header = {name: value for name in _NUMBERS if (value := getattr(metadata, name)) is not None}
+    header["channels"] = list(metadata.channels)
+    if metadata.shape is not None:
+        header["shape"] = list(metadata.shape)
+    masks, parts = {}, []
+    for channel, mask in metadata.masks.items():
+        masks[channel] = (mask.shape[0], mask.shape[1])
+        parts.append(np.packbits(mask != 0).tobytes())
+    facts = SeriesFacts(number, series.ordinal, series.series_id, series.unique_id, header, dict(metadata.raw), masks)
+    return message(Kind.SERIES, facts, parts)
+
+
+def read_series(parts: Sequence[Any]) -> tuple[int, Series]:
+    """Its number and the series. Raises ``BadMessage``."""
+    facts = header_of(parts, SeriesFacts)
+    masks: dict[str, npt.NDArray[np.uint32]] = {}
+    for (channel, (rows, columns)), bits in zip(facts.masks.items(), parts[2:], strict=True):
+        if not (0 < rows <= _MOST_SIDE and 0 < columns <= _MOST_SIDE and len(bits) == -(-rows * columns // 8)):
+            raise BadMessage(f"a mask of {rows} x {columns} in {len(bits)} bytes")
+        masks[channel] = (
+            np.unpackbits(np.frombuffer(bits, np.uint8), count=rows * columns).reshape(rows, columns).astype(np.uint32)
+        )
+    header = dict(facts.header)
+    shape = header.pop("shape", None)
+    channels = tuple(header.pop("channels", ()))
+    if unknown := set(header) - set(_NUMBERS):
+        raise BadMessage(f"a series' header with {sorted(unknown)}")
+    metadata = SeriesMetadata(
+        shape=None if shape is None else (int(shape[0]), int(shape[1])), channels=channels, masks=masks, raw=facts.raw,
+        **header,
+    )  # fmt: skip
+    return facts.number, Series(facts.ordinal, facts.series_id, facts.unique_id, metadata)
+
+
+# --- frames -----------------------------------------------------------------------------
+
+
+def frame_facts(
+    frame: Frame, series: int, tags: dict[str, Any] | None, part: int = -1, place: tuple[int, int] | None = None
+) -> FrameFacts:
+    """A frame's facts; ``tags`` are those of its user data that records keep."""
+    common = (series, frame.image_id, frame.channel, frame.start_time_s, frame.exposure_s, frame.received_at, tags)
+    image = frame.image
+    if isinstance(image, Defect):
+        return FrameFacts(*common, defect=(image.reason, image.text))
+    return FrameFacts(
+        *common, image.shape, image.dtype.str, image.algorithm.value, image.element_bytes, part, place
+    )  # fmt: skip
+
+
+def read_frame(facts: FrameFacts, series: Series, data: Any) -> Frame:
+    """The frame, its image a view of ``data``. Raises ``BadMessage``."""
+    image: ImageData | Defect
+    if facts.defect is not None:
+        image = Defect(*facts.defect)
+    else:
+        try:
+            dtype, algorithm = np.dtype(facts.dtype), Algorithm(facts.algorithm)
+        except (TypeError, ValueError) as error:
+            raise BadMessage(f"a frame of {facts.dtype!r} in {facts.algorithm!r}: {error}") from None
+        if dtype.kind not in "ui" or any(not 0 < side <= _MOST_SIDE for side in facts.shape):
+            raise BadMessage(f"a frame of {dtype} and {facts.shape}")
+        image = ImageData(data, facts.shape, dtype, algorithm, facts.element_bytes)
+    return Frame(
+        series, facts.image_id, facts.channel, image, facts.start_time_s, facts.exposure_s, facts.received_at,
+        facts.tags,
+    )  # fmt: skip

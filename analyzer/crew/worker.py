@@ -1,0 +1,306 @@
+"""A worker: takes packed frames from a front, hands back what they show, for as long as it runs.
+
+The thread that owns the socket never computes, so that the front hears from it every second whatever the others do.
+"""
+
+import logging
+import os
+import queue
+import secrets
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from analyzer.bundle import BadBundle
+from analyzer.cascade import Analyser, BatchOutcome, undecodable
+from analyzer.crew.outcome import pack_coverage, pack_outcome
+from analyzer.crew.setup import read_setup
+from analyzer.crew.shared import SharedFacts, SlotView
+from analyzer.crew.wire import (
+    PROTOCOL,
+    BadMessage,
+    FrameFacts,
+    Hello,
+    Kind,
+    Told,
+    Work,
+    header_of,
+    kind_of,
+    message,
+    read_frame,
+    read_series,
+)  # fmt: skip
+from analyzer.judge import Judge
+from analyzer.warm import warm_up
+from analyzer.worker_load import WorkerLoad
+from streamer.frames import Frame
+from streamer.series import Series
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+SILENT_S = 10.0
+"""A front that says nothing for so long is another one, or there is none: it is greeted anew."""
+
+_POLL_MS = 100
+_SERIES_KEPT = 16
+_LINGER_MS = 500
+_LOCAL = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://")
+
+Make = Callable[[Judge], Analyser]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Setup:
+    """What frames are judged with: an analyser a thread."""
+
+    judge: Judge
+    analysers: Sequence[Analyser]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """A batch and the setup it is to be judged with."""
+
+    batch: int
+    setup: _Setup
+    frames: list[Frame]
+
+
+class Worker:
+    """Serves one front at ``address``. ``make`` makes an analyser of what the front says; ``threads`` of them work.
+
+    ``load`` adds up what was done; ``ready``: it judges as the front wants. ``once``: it ends with the front's run.
+    """
+
+    def __init__(
+        self, address: str, make: Make, *, name: str, threads: int = 1, batch_frames: int = 8, once: bool = False
+    ) -> None:
+        self.load = WorkerLoad()
+        self.ready = False
+        self.fault: str | None = None
+        self.name = name
+        self._address, self._make, self._threads, self._once = address, make, threads, once
+        self._batch, self._credits = batch_frames, 2 * batch_frames * threads
+        self._shared = address.startswith(_LOCAL)
+        self._slots: SlotView | None = None
+        self._setups: OrderedDict[int, _Setup] = OrderedDict()
+        self._series: OrderedDict[int, Series] = OrderedDict()
+        self._jobs: queue.Queue[_Job | None] = queue.Queue()
+        self._out: queue.Queue[list[Any]] = queue.Queue()
+        self._held = 0
+        self._making, self._waking = threading.Lock(), threading.Lock()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._context = context
+        self._wake_in, self._wake_out = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+        inner = f"inproc://worker-{id(self)}"
+        self._wake_out.bind(inner)
+        self._wake_in.connect(inner)
+        self._over = False
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until ``stop`` is set, or with ``once`` until the front's run is over; hands back what it holds."""
+        names = [f"worker-{number}" for number in range(self._threads)]
+        threads = [
+            threading.Thread(target=self._work, args=(number,), name=name, daemon=True)
+            for number, name in enumerate(names)
+        ]
+        for thread in threads:
+            thread.start()
+        dealer = self._connect()
+        try:
+            self._serve(dealer, stop)
+            dealer.send_multipart(message(Kind.BYE))
+        finally:
+            for _ in threads:
+                self._jobs.put(None)
+            for thread in threads:
+                thread.join(5.0)
+            dealer.close(_LINGER_MS)
+            self._wake_in.close(0)
+            self._wake_out.close(0)
+
+    def _serve(self, dealer: "zmq.Socket[bytes]", stop: threading.Event) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wake_out, zmq.POLLIN)
+        poller.register(dealer, zmq.POLLIN)
+        heard = beaten = time.monotonic()
+        while not self._over and not (stop.is_set() and self._held == 0 and self._out.empty()):
+            heard = max(heard, self._turn(dealer, dict(poller.poll(_POLL_MS))))
+            now = time.monotonic()
+            if now - beaten >= BEAT_S:
+                beaten = now
+                dealer.send_multipart(message(Kind.BEAT))
+            if now - heard > SILENT_S:
+                heard, self.ready = now, False
+                dealer.send_multipart(self._hello())
+
+    def _connect(self) -> "zmq.Socket[bytes]":
+        dealer = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.IDENTITY, b"w" + secrets.token_bytes(15))
+        dealer.setsockopt(zmq.MAXMSGSIZE, 1 << 30)
+        # Bounded by the room that this worker says it has.
+        dealer.setsockopt(zmq.SNDHWM, 0)
+        dealer.setsockopt(zmq.RCVHWM, 0)
+        dealer.setsockopt(zmq.RECONNECT_IVL, 200)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
+        try:
+            dealer.connect(self._address)
+        except zmq.ZMQError as error:
+            dealer.close(0)
+            raise OSError(f"{self._address}: {error}") from None
+        dealer.send_multipart(self._hello())
+        return dealer
+
+    def _hello(self) -> list[Any]:
+        hello = Hello(
+            PROTOCOL,
+            self.name,
+            socket.gethostname(),
+            os.getpid(),
+            self._threads,
+            self._batch,
+            self._credits,
+            self._shared,
+        )
+        return message(Kind.HELLO, hello)
+
+    def _turn(self, dealer: "zmq.Socket[bytes]", ready: Container[Any]) -> float:
+        """Take what came and send what is done; returns when the front was last heard, 0 where it was not."""
+        heard = 0.0
+        if self._wake_out in ready:
+            self._wake_out.recv()
+        while not self._out.empty():
+            dealer.send_multipart(self._out.get(), copy=False)
+        for _ in range(64):
+            try:
+                frames = dealer.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                break
+            heard = time.monotonic()
+            try:
+                self._heard([frame.buffer for frame in frames])
+            except BadMessage as error:
+                log.warning("the front at %s sends what cannot be used: %s", self._address, error)
+        return heard
+
+    def _heard(self, parts: list[Any]) -> None:
+        kind = kind_of(parts)
+        if kind == Kind.HELLO:
+            self._greeted(parts)
+        elif kind == Kind.SETUP:
+            self.ready = False
+            threading.Thread(target=self._set_up, args=(parts,), name="setup", daemon=True).start()
+        elif kind == Kind.SERIES:
+            number, series = read_series(parts)
+            self._series[number] = series
+            while len(self._series) > _SERIES_KEPT:
+                self._series.popitem(last=False)
+        elif kind == Kind.WORK:
+            self._take(parts)
+        elif kind == Kind.FORGET:
+            self._forget(header_of(parts, int))
+        elif kind == Kind.END:
+            self.ready, self._over = False, self._once
+        elif kind != Kind.BEAT:
+            raise BadMessage(f"{kind.name} from a front")
+
+    def _greeted(self, parts: list[Any]) -> None:
+        """Where frames are shared; or, by a front that does not know this worker, the question who it is."""
+        facts: SharedFacts | None = header_of(parts, SharedFacts | None)  # type: ignore[arg-type]
+        if facts is None:
+            self._say(self._hello())
+            return
+        try:
+            self._slots = SlotView(facts)
+        except (OSError, ValueError, OverflowError) as error:
+            log.info("frames come over the wire: the front's memory cannot be opened from here: %s", error)
+            self._shared, self._slots = False, None
+            self._say(self._hello())
+
+    def _take(self, parts: list[Any]) -> None:
+        work = header_of(parts, Work)
+        setup = self._setups.get(work.setup)
+        if setup is None:
+            raise BadMessage(f"a batch for setup {work.setup}, which is not known here")
+        frames = [self._frame(facts, parts[2:]) for facts in work.frames]
+        self._held += 1
+        self._jobs.put(_Job(work.batch, setup, frames))
+
+    def _frame(self, facts: FrameFacts, parts: Sequence[Any]) -> Frame:
+        series = self._series.get(facts.series)
+        if series is None:
+            raise BadMessage(f"a frame of series {facts.series}, which was not told")
+        data: Any = b""
+        if facts.place is not None:
+            if self._slots is None:
+                raise BadMessage("a frame in shared memory, which is not open here")
+            data = self._slots.at(facts.place)
+        elif facts.defect is None:
+            if not 0 <= facts.part < len(parts):
+                raise BadMessage(f"a frame in part {facts.part} of {len(parts)}")
+            data = parts[facts.part]
+        return read_frame(facts, series, data)
+
+    def _forget(self, ordinal: int) -> None:
+        """Tell what frames of a series covered, and let go of it."""
+        known = [(number, series) for number, series in self._series.items() if series.ordinal == ordinal]
+        analysers = [analyser for setup in self._setups.values() for analyser in setup.analysers]
+        covered = [each for analyser in analysers for _, series in known[-1:] for each in analyser.covered(series)]
+        self._say(pack_coverage(ordinal, covered))
+        for number, series in known:
+            del self._series[number]
+            for analyser in analysers:
+                analyser.forget(series)
+
+    # --- other threads ------------------------------------------------------------------
+
+    def _set_up(self, parts: list[Any]) -> None:
+        with self._making:
+            number = 0
+            try:
+                number, judge = read_setup(parts)
+                analysers = [self._make(judge) for _ in range(self._threads)]
+                warm_up(analysers[0], judge)
+            except (BadMessage, BadBundle) as error:
+                log.warning("cannot judge as the front says: %s", error)
+                self._say(message(Kind.UNFIT, Told(number, str(error))))
+                return
+            except Exception as error:
+                log.exception("cannot judge as the front says")
+                self._say(message(Kind.UNFIT, Told(number, f"{type(error).__name__}, see the worker's log")))
+                return
+            self._setups[number] = _Setup(judge, analysers)
+            while len(self._setups) > 2:
+                self._setups.popitem(last=False)
+            self.ready = True
+            log.info("ready: bundle %s, threshold %.4g", judge.bundle.label, judge.threshold)
+            self._say(message(Kind.READY, Told(number)))
+
+    def _work(self, place: int) -> None:
+        while (job := self._jobs.get()) is not None:
+            began = time.monotonic()
+            analyser = job.setup.analysers[place]
+            try:
+                outcome = analyser.process(job.frames)
+            except Exception:
+                log.exception("analysis of %d frames failed", len(job.frames))
+                tags = job.setup.judge.settings.tags
+                text = "internal error, see the worker's log"
+                outcome = BatchOutcome([undecodable(frame, "failed", text, tags) for frame in job.frames])
+            busy_s = time.monotonic() - began
+            self.fault = analyser.fault or self.fault
+            self.load.add(job.frames, outcome.results, busy_s)
+            self._say(pack_outcome(job.batch, outcome, busy_s, analyser.fault))
+            self._held -= 1
+
+    def _say(self, parts: list[Any]) -> None:
+        self._out.put(parts)
+        with self._waking:
+            self._wake_in.send(b"")

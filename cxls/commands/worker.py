@@ -1,0 +1,82 @@
+"""``cxls worker``: frames of a front on this or another machine."""
+
+import logging
+import os
+import socket
+import threading
+
+import click
+import torch
+
+from analyzer.cascade import MOST_FRAMES
+from analyzer.crew.worker import Worker
+from analyzer.web.worker_server import WorkerServer
+from cxls import allocator
+from cxls.cli import Interrupted, listening, stop_on_signals
+from cxls.commands.analyze import CPU_BATCH, DEVICE_WORKERS, bind_or_refuse, choose_device
+from cxls.compilation import compilation
+from cxls.crew import LocalWorkers
+from cxls.makers import Makers
+from cxls.settings import BadSettings, Resolved, WorkerSettings
+
+log = logging.getLogger(__name__)
+
+
+def run(resolved: Resolved[WorkerSettings], address: str) -> None:
+    """Work until a signal comes, or with ``once`` until the front's run is over."""
+    settings = resolved.settings
+    if not address.startswith(("tcp://", "ipc://")):
+        raise BadSettings(f"{address}: give the front's address for workers, for instance tcp://front:31100")
+    device = choose_device(settings.device)
+    processes = settings.processes or (1 if device == "cuda" else os.cpu_count() or 1)
+    stop = threading.Event()
+    interrupted = stop_on_signals(stop)
+    if processes > 1:
+        _supervise(settings, address, processes, stop)
+    else:
+        _work(settings, address, device, stop)
+    if interrupted:
+        raise Interrupted(interrupted[0])
+
+
+def _supervise(settings: WorkerSettings, address: str, processes: int, stop: threading.Event) -> None:
+    """Processes of one worker each, started again when they end."""
+    if settings.once:
+        raise BadSettings("--once: with --processes 1 only; several are started again when they end")
+    arguments = ["--device", settings.device, "--processes", "1", "--threads", str(settings.threads)]
+    arguments += ["--batch", str(settings.batch)]
+    workers = LocalWorkers(address, processes, arguments, name=settings.name, listen=settings.listen)
+    workers.start()
+    click.echo(f"{processes} workers for {address}; Ctrl-C ends them", err=True)
+    try:
+        stop.wait()
+    finally:
+        workers.close()
+
+
+def _work(settings: WorkerSettings, address: str, device: str, stop: threading.Event) -> None:
+    bound = bind_or_refuse(settings.listen) if settings.listen else None
+    allocator.settle()
+    torch.set_num_threads(1)
+    makers = Makers(device, (), ())
+    worker = Worker(
+        address,
+        makers.make,
+        name=settings.name or f"{socket.gethostname()}-{os.getpid()}",
+        threads=settings.threads or (DEVICE_WORKERS if device == "cuda" else 1),
+        batch_frames=settings.batch or (MOST_FRAMES if device == "cuda" else CPU_BATCH),
+        once=settings.once,
+    )
+    server = None
+    if bound is not None:
+        server = WorkerServer(bound, worker)
+        listening("http", server.address)
+    try:
+        worker.run(stop)
+    except OSError as error:
+        raise BadSettings(f"{error}; give the front's address for workers") from None
+    finally:
+        compilation.done()
+        if server is not None:
+            server.close()
+    log.info("%d images analysed in %.0f s of work", worker.load.frames, worker.load.seconds)

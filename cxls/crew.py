@@ -1,0 +1,155 @@
+"""Workers of other processes and hosts: the front's address for them, and those of this machine."""
+
+import logging
+import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from analyzer.cascade import PlanCache
+from analyzer.crew.dispatch import Crew
+from analyzer.crew.setup import CannotShare
+from analyzer.judge import Judge
+from cxls.cli import listening
+from cxls.settings import AnalyzeSettings, BadSettings
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.2
+_PAUSES_S = (0.0, 1.0, 5.0)
+"""Before a worker that ended is started again; the last one over and over. A run that lasted a minute is none."""
+
+_LASTED_S = 60.0
+_STOP_S = 12.0
+
+
+@dataclass(slots=True)
+class _Place:
+    """One worker's place: the process that fills it, when it began, how often it ended early."""
+
+    name: str
+    listen: str | None = None
+    process: subprocess.Popen[bytes] | None = None
+    began_s: float = 0.0
+    early: int = 0
+    due_s: float = 0.0
+
+
+@dataclass(slots=True)
+class LocalWorkers:
+    """``count`` worker processes for the front at ``address``, started again when they end; ``restarts`` counts that.
+
+    ``listen``: HOST:PORT of the first one's metrics.
+    """
+
+    address: str
+    count: int
+    arguments: Sequence[str] = ()
+    name: str = ""
+    listen: str | None = None
+    restarts: int = 0
+    _places: list[_Place] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start them all, and keep them there."""
+        name = self.name or f"{socket.gethostname()}-{os.getpid()}"
+        self._places = [_Place(f"{name}.{number}", _after(self.listen, number)) for number in range(self.count)]
+        for place in self._places:
+            self._fill(place)
+        self._thread = threading.Thread(target=self._keep, name="local-workers", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End them; what does not end in time is killed."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        processes = [place.process for place in self._places if place.process is not None]
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + _STOP_S
+        for process in processes:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _fill(self, place: _Place) -> None:
+        # A session of its own: Ctrl-C is the front's to hear, which lets workers finish what they hold.
+        command = [sys.executable, "-m", "cxls", "worker", self.address, "--name", place.name, *self.arguments]
+        command += [] if place.listen is None else ["--listen", place.listen]
+        place.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        place.began_s = time.monotonic()
+
+    def _keep(self) -> None:
+        while not self._stop.wait(_LOOK_S):
+            now = time.monotonic()
+            for place in self._places:
+                if place.process is not None and (code := place.process.poll()) is not None:
+                    if code == 0:
+                        # Told that the run is over.
+                        place.process, place.due_s = None, math.inf
+                        continue
+                    lasted = now - place.began_s
+                    place.process, place.early = None, 0 if lasted > _LASTED_S else place.early + 1
+                    pause = _PAUSES_S[min(place.early, len(_PAUSES_S) - 1)]
+                    place.due_s = now + pause
+                    log.warning("worker %s ended (%d) after %.0f s; again in %.0f s", place.name, code, lasted, pause)
+                elif place.process is None and now >= place.due_s:
+                    self.restarts += 1
+                    self._fill(place)
+
+
+def _after(listen: str | None, number: int) -> str | None:
+    """The address ``number`` ports after one; a free one stays that."""
+    if listen is None:
+        return None
+    host, _, port = listen.rpartition(":")
+    return f"{host}:{int(port) + number}" if port.isdigit() and int(port) else listen
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCrew:
+    """The front's side, and the workers of this machine, if there are any."""
+
+    dispatch: Crew
+    local: LocalWorkers | None
+
+    def start(self) -> None:
+        if self.local is not None:
+            self.local.start()
+
+    def close(self) -> None:
+        if self.local is not None:
+            self.local.close()
+
+
+def open_crew(settings: AnalyzeSettings, judge: Judge, plans: PlanCache) -> OpenCrew | None:
+    """What ``--processes`` and ``--worker-listen`` ask for; ``None`` without them. Raises ``BadSettings``."""
+    if not settings.processes and settings.worker_listen is None:
+        return None
+    address = settings.worker_listen or "tcp://127.0.0.1:0"
+    try:
+        dispatch = Crew(address, judge, plans)
+    except (OSError, CannotShare) as error:
+        option = "--processes" if settings.worker_listen is None else "--worker-listen"
+        raise BadSettings(f"{option}: {error}") from None
+    listening("workers", dispatch.address)
+    if not dispatch.address.startswith(("tcp://127.", "tcp://[::1]", "ipc://")):
+        log.warning("%s: whoever reaches it can take images and answer for them; keep it on a private network", address)
+    local = None
+    if settings.processes:
+        # One on all interfaces is reached on the loopback one.
+        here = dispatch.address.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+        arguments = ["--device", settings.device, "--once", "--processes", "1"]
+        arguments += ["--batch", str(settings.batch)] if settings.batch else []
+        local = LocalWorkers(here, settings.processes, arguments)
+    return OpenCrew(dispatch, local)
