@@ -54,13 +54,15 @@ def ours(line: str) -> list[list[str]]:
     lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")
     lexer.whitespace_split = True
     calls: list[list[str]] = []
-    taking = False
+    taking, before = False, ""
     for word in lexer:
         if set(word) <= set("();<>|&"):
             taking = False
         elif taking:
             calls[-1].append(word)
-        elif word == "cxls" or word.endswith("/cxls"):
+        # A user may have the program's name: sudo -u cxls.
+        elif (word == "cxls" and before != "-u") or word.endswith("/cxls"):
             taking = True
             calls.append([])
+        before = word
     return calls

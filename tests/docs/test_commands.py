@@ -1,16 +1,21 @@
 """Every command of ours that a page names is one: its name, its options, and in code blocks its arguments too."""
 
+import os
 import re
+import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.command_lines import command_of, ours, problem, unknown_options
+from tests.cxls.programs import environment
 from tests.support import REPOSITORY
 
 PAGES = sorted([REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("docs/decisions/*.md")])
-_TYPED = re.compile(r"(?:[A-Z_]+=\S+ )*(?:sudo (?:-u \S+ )?|ssh (?:-\S+ )*\S+ |for .*)?(?:\S+/)?cxls ")
+_TYPED = re.compile(r"(?:sudo (?:-u \S+ )?|ssh (?:-\S+ )*\S+ |for .*)?(?:env )?(?:[A-Z_]+=\S+ )*(?:\S+/)?cxls ")
 _INLINE = re.compile(r"(?<!`)`([^`\n]*(?:\n[^`\n]+)?)`(?!`)")
 _ELLIPSIS = ("…", "...")
 
@@ -123,8 +128,46 @@ def test_a_command_that_does_not_exist_is_found(line: str, wrong: str) -> None:
         ("ssh -t beamline cxls watch http://a:1", [["watch", "http://a:1"]]),
         ("CXLS_LOG_FORMAT=json .venv/bin/cxls demo --exit | cat", [["demo", "--exit"]]),
         ("cxls analyze a.h5 --cell '67 67 106 90 90 90'", [["analyze", "a.h5", "--cell", "67 67 106 90 90 90"]]),
+        ("sudo -u cxls env A=b /opt/venv/bin/cxls doctor", [["doctor"]]),
         ("echo cxlsanalyze", []),
     ],
 )
 def test_calls_are_found_in_shell_lines(line: str, found: list[list[str]]) -> None:
     assert ours(line) == found
+
+
+RUNS = re.compile(r"<!-- runs -->\n\n((?:    .*\n)+)")
+
+
+def blocks_to_run() -> list[tuple[str, str]]:
+    """(page, shell text) of every block that is marked as one that runs anywhere."""
+    return [
+        (str(page.relative_to(REPOSITORY)), "".join(line[4:] for line in found[1].splitlines(keepends=True)))
+        for page in PAGES
+        for found in RUNS.finditer(page.read_text())
+    ]
+
+
+def test_pages_have_blocks_that_run() -> None:
+    assert len(blocks_to_run()) >= 3
+
+
+@pytest.mark.parametrize(("page", "block"), blocks_to_run())
+def test_a_block_that_is_marked_to_run_runs(page: str, block: str, tmp_path: Path) -> None:
+    del page
+    program = tmp_path / "bin" / "cxls"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cxls "$@"\n')
+    program.chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    text = block.replace("31001", port).replace("/etc/cxls/cxls.toml", str(REPOSITORY / "deploy/site/cxls.toml"))
+    variables = environment(
+        PATH=f"{program.parent}:{os.environ['PATH']}", PYTHONPATH=str(REPOSITORY),
+        CXLS_LISTEN="127.0.0.1:0", CXLS_BIND=f"tcp://127.0.0.1:{port}",
+    )  # fmt: skip
+    done = subprocess.run(
+        ["timeout", "-k", "5", "150", "bash", "-euo", "pipefail", "-c", text + "\nwait\n"],
+        cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=170,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
