@@ -10,8 +10,11 @@ from cxls.doctor.finding import Finding, ok, warn
 
 _GIB = 1 << 30
 _MIB = 1 << 20
-PROGRAM_BYTES = 1500 * _MIB
-"""What a process takes beside its queues, with torch and a 4M detector's plan and workspaces, rounded up."""
+PROGRAM_BYTES = 600 * _MIB
+"""What a process takes once it is warm, beside its queues and workers (`cxls bench memory`), rounded up."""
+
+WORKER_BYTES = 100 * _MIB
+"""What a worker takes for a 4M detector's geometry, rounded up."""
 
 FEWEST_FILES = 1024
 TCP_BUFFER_BYTES = 6 * _MIB
@@ -31,13 +34,17 @@ def cores() -> Iterator[Finding]:
         yield ok("cores", text)
 
 
-def memory(queues_bytes: int) -> Iterator[Finding]:
-    """What is free against what a run may take, ``queues_bytes`` of it for frames and hits that wait."""
+def memory(queues_bytes: int, threads: int, processes: int) -> Iterator[Finding]:
+    """What is free against what a run may take, ``queues_bytes`` of it for frames and hits that wait.
+
+    ``threads`` of analysis in this process, 0 for one a core where there are no ``processes``, which have one each.
+    """
     available, total = meminfo("MemAvailable"), meminfo("MemTotal")
     if available is None or total is None:
         yield warn("memory", "/proc/meminfo cannot be read", "see with free -m that it suffices")
         return
-    wanted = PROGRAM_BYTES + queues_bytes
+    workers = threads or (0 if processes else len(os.sched_getaffinity(0)))
+    wanted = PROGRAM_BYTES * (1 + processes) + WORKER_BYTES * (workers + processes) + queues_bytes
     text = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB free; a run takes up to {wanted / _GIB:.1f} GiB"
     if available < wanted:
         yield warn("memory", text, "lower --queue-mib or end other programs")

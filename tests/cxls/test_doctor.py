@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +17,13 @@ import pytest
 
 from cxls.doctor import detector, machine, places, software
 from cxls.doctor.finding import Finding, Level, guarded
-from cxls.doctor.rehearsal import Rehearsed, judged
+from cxls.doctor.rehearsal import FRAMES, Rehearsed, judged, repeat
 from cxls.http_get import NoAnswer
 from cxls.settings import AnalyzeSettings, BadSettings
 from sim_replay.replay import Replay, ReplaySettings
 from sim_replay.simplon_http import SimplonServer
+from streamer.files import FileSource
+from tests import support
 from tests.analyzer.builders import frames_of_a_run, write_series
 from tests.cxls.programs import LOOPBACK, Analysis, Sender, cxls, refusal, replaying
 
@@ -215,8 +217,9 @@ def test_cuda_is_a_failure_only_where_it_is_asked_for(monkeypatch: pytest.Monkey
 
 
 def test_memory_is_short_when_the_queues_are_larger_than_it() -> None:
-    assert levels(list(machine.memory(1 << 20))) == {"memory": Level.OK}
-    assert levels(list(machine.memory(1 << 50))) == {"memory": Level.WARN}
+    assert levels(list(machine.memory(1 << 20, 1, 0))) == {"memory": Level.OK}
+    assert levels(list(machine.memory(1 << 50, 1, 0))) == {"memory": Level.WARN}
+    assert levels(list(machine.memory(1 << 20, 1, 10_000))) == {"memory": Level.WARN}
 
 
 def test_the_clock_is_asked_and_never_set() -> None:
@@ -459,6 +462,15 @@ KEPT_UP = Rehearsed(100.0, 10.0, 1000, 995, 0, 0, 0, 0.05)
 )
 def test_a_machine_keeps_up_or_does_not(run: Rehearsed, level: Level) -> None:
     assert judged(run).level == level
+
+
+def test_a_series_is_made_longer_by_links_to_the_same_images(tmp_path: Path) -> None:
+    master = support.write_series(tmp_path, images=FRAMES)
+    size = sum(each.stat().st_size for each in master.parent.iterdir())
+    repeat(master, 50)
+    assert sum(each.stat().st_size for each in master.parent.iterdir()) < 2 * size
+    with closing(FileSource([str(master)])) as files:
+        assert files.first.number_of_images == 50 * FRAMES
 
 
 def test_a_rehearsal_plays_frames_at_the_rate_into_an_analysis(tmp_path: Path) -> None:
