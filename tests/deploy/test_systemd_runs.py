@@ -7,6 +7,7 @@ home folder or in /tmp, is taken out of the unit; the rest is the unit as it is,
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.analyzer.builders import frames_of_a_run, write_series
-from tests.cxls.programs import replaying, wait_for
+from tests.analyzer.builders import frames_of_a_run, write_bundle, write_series
+from tests.cxls.programs import Analysis, replaying, wait_for
 from tests.support import REPOSITORY, require
 
-UNIT = "cxls-analyze.service"
+UNIT, WORKER = "cxls-analyze.service", "cxls-worker@.service"
 NOT_HERE = (
     "User=", "Group=", "MemoryMax=", "MemorySwapMax=", "TasksMax=", "CPUWeight=", "StateDirectory=", "CacheDirectory=",
     "WorkingDirectory=", "Wants=", "After=", "ProtectHome=", "PrivateTmp=",
@@ -38,9 +39,9 @@ wait
 """
 
 
-def unit_text(folder: Path) -> str:
+def unit_text(name: str, folder: Path) -> str:
     """The unit with its places moved into ``folder``."""
-    text = (REPOSITORY / "deploy" / "systemd" / UNIT).read_text()
+    text = (REPOSITORY / "deploy" / "systemd" / name).read_text()
     text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(NOT_HERE))
     moved = {
         "/opt/cxls/venv/bin": f"{folder}/bin",
@@ -49,14 +50,21 @@ def unit_text(folder: Path) -> str:
         # What is compiled already lies beside the sources.
         "NUMBA_CACHE_DIR=/var/cache/cxls/numba ": "",
         "/var/cache/cxls": f"{folder}/cache",
-        "-/data/cxls": f"{folder}/data {folder}/cache {REPOSITORY}",
+        "-/data/cxls": f"{folder}/data",
         "WatchdogSec=3min": "WatchdogSec=6s",
         "TimeoutStopSec=90": "TimeoutStopSec=20\nTimeoutAbortSec=1",
-        "Type=notify\n": f"Type=notify\nStandardOutput=append:{folder}/said\nStandardError=append:{folder}/said\n",
+        "[Service]\n": "\n".join(
+            (
+                "[Service]",
+                f"ReadWritePaths={folder}/cache {REPOSITORY}",
+                f"Environment=TMPDIR={folder}/cache",
+                f"StandardOutput=append:{folder}/said",
+                f"StandardError=append:{folder}/said\n",
+            )
+        ),
         "Environment=OMP": f"Environment=PYTHONPATH={REPOSITORY} OMP",
     }
     for before, after in moved.items():
-        assert before in text, before
         text = text.replace(before, after)
     return text
 
@@ -69,7 +77,8 @@ class Manager:
         self.run.mkdir(mode=0o700)
         units = folder / "home" / ".config" / "systemd" / "user"
         units.mkdir(parents=True)
-        (units / UNIT).write_text(unit_text(folder))
+        for name in (UNIT, WORKER):
+            (units / name).write_text(unit_text(name, folder))
         (units / "default.target").write_text("[Unit]\nDescription=Nothing by itself\n")
         boot = BOOT.format(home=folder / "home", run=self.run)
         self.log = (folder / "log").open("w")
@@ -161,3 +170,22 @@ def test_the_service_is_ready_is_restarted_when_it_hangs_and_ends_in_order(manag
         assert (manager.show("ActiveState"), manager.show("Result")) == ("inactive", "success")
     parts = list((tmp_path / "data").glob("*/results.parquet/part-*.parquet"))
     assert parts
+
+
+def test_a_worker_named_after_its_front_analyses_for_it(manager: Manager, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        front = f"127.0.0.1:{free.getsockname()[1]}"
+    (tmp_path / "etc" / "cxls.env").write_text("WORKER_LISTEN=127.0.0.1:0\nCXLS_PROCESSES=1\n")
+    master = write_series(tmp_path / "series", frames_of_a_run(6))
+    unit = WORKER.replace("@", f"@{front}")
+    assert manager.ctl("start", unit).returncode == 0
+    with replaying(master) as (endpoint, _):
+        bundle = write_bundle(tmp_path / "bundle")
+        elsewhere = {"workers": 0, "worker_listen": f"tcp://{front}", "series": 1}
+        analysis = Analysis([endpoint], bundle, tmp_path / "r.jsonl", **elsewhere)
+        analysis.start().join(60)
+    analysis.assert_closes()
+    assert analysis.account.received == 6, manager.said
+    assert "active" in manager.ctl("is-active", unit).stdout
+    assert manager.ctl("stop", unit).returncode == 0
+    assert manager.ctl("show", unit, "--property=Result").stdout.strip() == "Result=success"
