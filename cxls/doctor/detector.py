@@ -207,6 +207,8 @@ def _set_clock(told: Told, answer: Answer, before: float, after: float) -> None:
     ours, sigma = (before + after) / 2, (after - before) / 2
     try:
         theirs = datetime.fromisoformat(str(_value(answer)))
+        if theirs.tzinfo is None:
+            raise ValueError("a time of which nobody says where")
         at = theirs.timestamp()
     except (ValueError, OverflowError, OSError):
         try:

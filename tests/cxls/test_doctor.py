@@ -356,11 +356,17 @@ def test_a_clock_that_differs_is_told_with_how_well_it_is_known() -> None:
     assert found.level == Level.WARN
 
 
-def test_the_clock_is_read_from_the_http_header_where_there_is_no_other() -> None:
-    date = (
-        b"HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 18\r\n\r\n" + b'{"value": "1.8.0"}'
-    )
-    with server(lambda connection: connection.sendall(date)) as url:
+@pytest.mark.parametrize("time_told", [b"1.8.0", b"2026-11-30T12:00:00"])
+def test_the_clock_is_read_from_the_http_header_where_there_is_no_other(time_told: bytes) -> None:
+    """Such as a time without its zone, which may be any."""
+    asked: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        body = b'{"value": "%s"}' % (time_told if asked else b"1.8.0")
+        asked.append(body)
+        connection.sendall(reply(body).replace(b"OK\r\n", b"OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n"))
+
+    with server(answer) as url:
         told = ask(url)
     assert told.clock_ahead_s is not None
     assert told.clock_ahead_s < -(10**8)
