@@ -27,8 +27,8 @@ class Failed(Exception):
     """The work failed while running; the message says what and what to do."""
 
 
-class Interrupted(Exception):
-    """The work was stopped by a signal, with everything received written."""
+class Interrupted(BaseException):
+    """The work was stopped by a signal, with everything received written; no ``except Exception`` is to hold it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -271,6 +271,24 @@ cli.add_command(
         [click.Argument(["files"], nargs=-1, required=True)],
         "FILE is an Eiger master, data, CXI or single-image HDF5 file, a glob or a .lst list. Nothing is written. "
         "Example: cxls view run12_master.h5, then open http://127.0.0.1:8080",
+        compiles=True,
+    )
+)
+cli.add_command(
+    _command(
+        "batch",
+        "cxls.commands.batch:run",
+        [click.Argument(["source"], nargs=-1, required=True)],
+        "SOURCE is files, globs and .lst lists, as for cxls analyze. Example: cxls batch 'runs/*_master.h5' --out again"
+        " --shard 0/2; cxls batch 'runs/*_master.h5' --out again --shard 1/2; cxls batch merge again",
+        {
+            "merge": _command(
+                "batch merge",
+                "cxls.commands.batch:merge",
+                [click.Argument(["folder"], type=click.Path(path_type=Path), metavar="DIR")],
+                "DIR is what cxls batch --out was given. Writes records.parquet, report.json and report.md into it.",
+            )
+        },
         compiles=True,
     )
 )

@@ -224,10 +224,9 @@ _CHECKING = "Site check"
 _PEAKS = "Peak finder (pf8: as CrystFEL's options of these names)"
 
 
-class AnalyzeSettings(_Settings):
-    """Analyse a live stream or files: hits, peaks, photon energy, camera length."""
+class JudgeSettings(_Settings):
+    """What frames are judged with: all that a record depends on besides its frame."""
 
-    stream: Literal["auto", "v1", "v2"] = Field("auto", description="protocol of the live stream")
     channel: str | None = Field(None, description="channel to analyse (default: the first threshold)")
     device: Device = Field("auto", description="where the networks run")
     bundle: Path | None = Field(None, description="model bundle folder (default: the one shipped)")
@@ -247,9 +246,6 @@ class AnalyzeSettings(_Settings):
         "who finds the peaks of records: whom the bundle chooses, the built-in finder, the bundle's network, or "
         "peakfinder8 with the settings here",
     )
-    shadow_finder: FinderName | None = _in(
-        _PEAKS, None, "another finder that sees the same frames; only how the two differ is reported, in metrics"
-    )
     pf8_threshold: float | None = _in(
         _PEAKS, None, "counts that a pixel of a peak exceeds (default: 3, with poisson tails 0)", ge=0, le=1e6
     )
@@ -266,6 +262,21 @@ class AnalyzeSettings(_Settings):
     pf8_max_res: float | None = _in(
         _PEAKS, None, "largest distance of a peak from the beam, pixels (default: the corners')", gt=0
     )
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="hit probability that makes a hit (default: the calibration's or the bundle's)"
+    )
+    calibration: Path | None = Field(
+        None, description="what `cxls calibrate` wrote of a blank run: threshold, false-hit rate, score distribution"
+    )
+
+
+class AnalyzeSettings(JudgeSettings):
+    """Analyse a live stream or files: hits, peaks, photon energy, camera length."""
+
+    stream: Literal["auto", "v1", "v2"] = Field("auto", description="protocol of the live stream")
+    shadow_finder: FinderName | None = _in(
+        _PEAKS, None, "another finder that sees the same frames; only how the two differ is reported, in metrics"
+    )
     cell: str | None = _in(
         _CELL,
         None,
@@ -273,12 +284,6 @@ class AnalyzeSettings(_Settings):
         "or PDB file: Bragg spots then tell photon energy and camera length too",
     )
     space_group: str | None = _in(_CELL, None, "space group of --cell, such as 'P 43 21 2'")
-    threshold: float | None = Field(
-        None, ge=0, le=1, description="hit probability that makes a hit (default: the calibration's or the bundle's)"
-    )
-    calibration: Path | None = Field(
-        None, description="what `cxls calibrate` wrote of a blank run: threshold, false-hit rate, score distribution"
-    )
     tags: str = Field("", description="keys of user data or image appendix to keep in records, comma separated")
     split_tag: str | None = _in(
         _WATCHING, None, "tag that splits the hit ratio on the live page, such as laser; kept in records too"
@@ -423,6 +428,36 @@ class ViewSettings(_Settings):
     split_tag: str | None = Field(None, description="tag that splits the hit ratio")
     map_tags: str | None = Field(None, description="two tags, such as stage_x,stage_y: the hit ratio as a map")
     log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
+
+
+class BatchSettings(JudgeSettings):
+    """Analyse many files again: one shard of them, in a process of its own.
+
+    All shards write into one folder, each chunk of frames when it is finished; a shard that was killed goes on where
+    it was when it is started again. cxls batch merge DIR makes one table and one report of them.
+    """
+
+    out: Path = Field(Path("runs/batch"), description="folder of the batch, the same for every shard")
+    shard: str = Field(
+        "auto",
+        pattern=r"^([0-9]{1,6}/[0-9]{1,6}|auto)$",
+        description="work on part i of n, i/n counting from 0; auto: the task of a SLURM job array, else 0/1",
+    )
+    by: Literal["frames", "files"] = Field(
+        "frames", description="give shards equal ranges of frames, or whole files so that frames come out about equal"
+    )
+    chunk: int = Field(500, ge=1, le=1 << 20, description="most frames that are finished, or done again, together")
+    workers: int = Field(0, ge=0, le=256, description="analysis threads; 0 takes one a core, or three for a GPU")
+    batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
+
+
+class BatchMergeSettings(_Settings):
+    """Make one Parquet table and one report of the shards of a batch.
+
+    Refused while shards are missing, which are named.
+    """
+
+    partial: bool = Field(False, description="merge what there is")
 
 
 class DemoSettings(SimulationOptions):
@@ -798,6 +833,8 @@ COMMANDS: dict[str, type[_Settings]] = {
     "doctor": DoctorSettings,
     "view": ViewSettings,
     "worker": WorkerSettings,
+    "batch": BatchSettings,
+    "batch merge": BatchMergeSettings,
     "train": TrainSettings,
     "models use": ModelsUseSettings,
     "control": ControlSettings,

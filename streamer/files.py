@@ -82,12 +82,14 @@ class FileSeries:
     """The images of one file as one series.
 
     ``metadata`` is what the file says of the detector; ``problems`` names parts that are
-    announced but cannot be read, such as the data file of a master.
+    announced but cannot be read, such as the data file of a master; ``data_files`` are those
+    it links to, there or not.
     """
 
     def __init__(self, path: Path, events: Sequence[int] | None = None) -> None:
         self.path = path
         self.problems: list[str] = []
+        self.data_files: list[Path] = []
         self._file = _open(path)
         try:
             slots = list(self._find_stacks())
@@ -129,7 +131,8 @@ class FileSeries:
             link = data.get(name, getlink=True)
             try:
                 if isinstance(link, h5py.ExternalLink):
-                    _refuse_special(self.path.parent / link.filename)
+                    self.data_files.append(self.path.parent / link.filename)
+                    _refuse_special(self.data_files[-1])
                 yield _stack(data[name], f"{self.path}:/entry/data/{name}")
             except (KeyError, OSError):
                 target = getattr(link, "filename", name)
@@ -367,9 +370,17 @@ def _dataset(file: h5py.File, path: str) -> h5py.Dataset | None:
 
 
 def expand(sources: Sequence[str]) -> list[Member]:
-    """Files (and, from a list, the events of each) that the given paths, globs and lists name.
+    """As ``named_files``, every one of them there and HDF5. Raises ``BadInput``."""
+    found = named_files(sources)
+    for path, _ in found:
+        _open(path).close()
+    return found
 
-    Raises ``BadInput`` for a glob without a match, a missing file or an empty list.
+
+def named_files(sources: Sequence[str]) -> list[Member]:
+    """Files (and, from a list, the events of each) that the given paths, globs and lists name, whatever they hold.
+
+    Raises ``BadInput`` for a glob without a match and for a list that is empty or cannot be read.
     """
     found: list[Member] = []
     for source in sources:
@@ -382,8 +393,6 @@ def expand(sources: Sequence[str]) -> list[Member]:
             found += [(Path(match), None) for match in _without_parts(matches)]
         else:
             found.append((Path(source), None))
-    for path, _ in found:
-        _open(path).close()
     return found
 
 
@@ -494,7 +503,7 @@ class FileSource:
         self.problems += problems
 
     def _series(self, series_id: int, first: FileSeries, group: Sequence[Member]) -> Iterator[Received]:
-        announced = first.metadata.number_of_images if len(group) == 1 else len(group)
+        announced = announced_images(first, len(group))
         yield _now(StartMessage(series_id, first.metadata.with_changes(number_of_images=announced)))
         ids = count()
         alone = len(group) == 1
@@ -511,21 +520,27 @@ class FileSource:
 
     @staticmethod
     def _image(series_id: int, image_id: int, series: FileSeries, position: int) -> Received:
-        frame_time, count_time = series.metadata.frame_time_s, series.metadata.count_time_s
-        image = series.image_or_defect(position)
-        nbytes = len(image.data) if isinstance(image, ImageData) else 0
-        return Received(
-            ImageMessage(
-                series_id,
-                image_id,
-                {CHANNEL: image},
-                # Whole nanoseconds, as a detector's clock gives them.
-                start_time_s=None if frame_time is None else round(image_id * frame_time, 9),
-                exposure_s=None if count_time is None else round(count_time, 9),
-            ),
-            time.time(),
-            nbytes,
-        )
+        message = image_message(series_id, image_id, series, position)
+        image = message.channels[CHANNEL]
+        return Received(message, time.time(), len(image.data) if isinstance(image, ImageData) else 0)
+
+
+def announced_images(first: FileSeries, files: int) -> int | None:
+    """How many images a series of so many files, this one first, announces."""
+    return first.metadata.number_of_images if files == 1 else files
+
+
+def image_message(series_id: int, image_id: int, series: FileSeries, position: int) -> ImageMessage:
+    """The image at ``position`` of a file as the message of a stream; one that cannot be read is a defect."""
+    frame_time, count_time = series.metadata.frame_time_s, series.metadata.count_time_s
+    return ImageMessage(
+        series_id,
+        image_id,
+        {CHANNEL: series.image_or_defect(position)},
+        # Whole nanoseconds, as a detector's clock gives them.
+        start_time_s=None if frame_time is None else round(image_id * frame_time, 9),
+        exposure_s=None if count_time is None else round(count_time, 9),
+    )
 
 
 def _now(message: StartMessage | EndMessage) -> Received:

@@ -77,10 +77,19 @@ class Worker:
     """Serves one front at ``address``. ``make`` makes an analyser of what the front says; ``threads`` of them work.
 
     ``load`` adds up what was done; ``ready``: it judges as the front wants. ``once``: it ends with the front's run.
+    Without ``shared`` frames come over the wire even on one machine.
     """
 
     def __init__(
-        self, address: str, make: Make, *, name: str, threads: int = 1, batch_frames: int = 8, once: bool = False
+        self,
+        address: str,
+        make: Make,
+        *,
+        name: str,
+        threads: int = 1,
+        batch_frames: int = 8,
+        once: bool = False,
+        shared: bool = True,
     ) -> None:
         self.load = WorkerLoad()
         self.ready = False
@@ -88,7 +97,7 @@ class Worker:
         self.name = name
         self._address, self._make, self._threads, self._once = address, make, threads, once
         self._batch, self._credits = batch_frames, 2 * batch_frames * threads
-        self._shared = address.startswith(_LOCAL)
+        self._shared = shared and address.startswith(_LOCAL)
         self._slots: SlotView | None = None
         self._setups: OrderedDict[int, _Setup] = OrderedDict()
         self._series: OrderedDict[int, Series] = OrderedDict()

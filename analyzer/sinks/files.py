@@ -17,7 +17,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analyzer.results import FrameResult, record, to_json_line
+from analyzer.results import RECORD_FIELDS, FrameResult, record, to_json_line
 from analyzer.sinks.base import ResultsExist, Sink
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ _TYPES = {
     **{name: pa.bool_() for name in ("hit", "indexable")},
     "peaks": pa.list_(_PEAK),
 }
+RECORD_SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in RECORD_FIELDS])
+"""Of every table of records; ``tags`` and ``attributes`` are JSON in it."""
 
 Pair = tuple[int, int]
 _FIRST_FIELD = b'{"series_id":'
@@ -165,7 +167,7 @@ class ParquetSink(_FileSink):
         target = self.path / f"part-{self._part:06d}.parquet"
         temporary = target.with_suffix(".tmp")
         try:
-            pq.write_table(_table(waiting), temporary)
+            pq.write_table(record_table(waiting), temporary)
             temporary.rename(target)
             self._part += 1
         except (OSError, pa.ArrowException) as error:
@@ -175,17 +177,18 @@ class ParquetSink(_FileSink):
         self._flush()
 
 
-def _table(results: Sequence[FrameResult]) -> pa.Table:
+def record_table(results: Sequence[FrameResult]) -> pa.Table:
+    """Records as a table of ``RECORD_SCHEMA``, a row a result."""
     rows = [record(result) for result in results]
-    columns = {}
-    for name in rows[0]:
+    columns = []
+    for name, kind in zip(RECORD_SCHEMA.names, RECORD_SCHEMA.types, strict=True):
         values = [row[name] for row in rows]
         if name == "peaks":
             values = [None if v is None else [{f: getattr(p, f) for f in p.__slots__} for p in v] for v in values]
         elif name in ("tags", "attributes"):
             values = [None if v is None else json.dumps(v) for v in values]
-        columns[name] = pa.array(values, _TYPES.get(name, pa.string()))
-    return pa.table(columns)
+        columns.append(pa.array(values, kind))
+    return pa.table(columns, RECORD_SCHEMA)
 
 
 def _pairs_of_parts(path: Path) -> set[Pair]:

@@ -65,7 +65,7 @@ from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
 from cxls.makers import Makers
 from cxls.service import open_notifier
-from cxls.settings import AnalyzeSettings, BadSettings, FinderName, Resolved
+from cxls.settings import AnalyzeSettings, BadSettings, FinderName, JudgeSettings, Resolved
 from cxls.token_file import read_token
 from streamer.files import FileSource
 from streamer.frames import DIFFERENCE
@@ -125,6 +125,14 @@ def _where(settings: AnalyzeSettings, sources: list[str]) -> _Where:
     return _Where(live, on_full == "block", settings.listen or (DEFAULT_LISTEN if live else None))
 
 
+def refuse_difference(settings: JudgeSettings) -> None:
+    """Raises ``BadSettings`` where the threshold difference is to be analysed."""
+    if settings.channel == DIFFERENCE:
+        raise BadSettings(
+            "--channel difference: negative results read as all ones there; analyse threshold_1 or threshold_2"
+        )
+
+
 class Session:
     """An analysis made from settings: checked and warm when constructed, run once.
 
@@ -133,10 +141,7 @@ class Session:
 
     def __init__(self, settings: AnalyzeSettings, sources: list[str], *, stay: bool = False) -> None:
         where = _where(settings, sources)
-        if settings.channel == DIFFERENCE:
-            raise BadSettings(
-                "--channel difference: negative results read as all ones there; analyse threshold_1 or threshold_2"
-            )
+        refuse_difference(settings)
         self.stop = threading.Event()
         self._stay = stay
         self._done = threading.Event()
@@ -145,7 +150,11 @@ class Session:
         self._live = where.live
         # What can be refused is looked at before anything is written or slow.
         self._files = None if where.live else FileSource(sources)
-        cascade = _cascade_settings(settings)
+        cascade = replace(
+            cascade_settings(settings),
+            tags=_all_tags(settings),
+            shadow=_finder(settings, settings.shadow_finder) if settings.shadow_finder else None,
+        )
         cell = read_known_cell(settings.cell, settings.space_group)
         if self._files is not None:
             check_geometry(cascade.geometry, self._files.first)
@@ -170,7 +179,7 @@ class Session:
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
         models = open_models([Path(folder) for folder in settings.model], device)
         cascade = replace(cascade, models=models)
-        judge = Judge(bundle, cascade, _read_calibration(settings, bundle.label))
+        judge = Judge(bundle, cascade, read_calibration(settings, bundle.label))
         finder, shadow = judge.finders
         if cascade.shadow is not None and shadow is None:
             raise BadSettings(f"--shadow-finder {finder.name}: the published peaks are its own; name another")
@@ -572,7 +581,8 @@ def _prepare_products(folder: Path, overwrite: bool) -> None:
         ) from None
 
 
-def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
+def cascade_settings(settings: JudgeSettings) -> CascadeSettings:
+    """How frames are judged, by what the user gave. Raises ``BadSettings``."""
     mask = _read_mask(settings.mask) if settings.mask else None
     return CascadeSettings(
         hit_rule=HitRule(settings.hit_rule),
@@ -581,9 +591,7 @@ def _cascade_settings(settings: AnalyzeSettings) -> CascadeSettings:
         threshold=settings.threshold,
         mask=mask,
         geometry=read_given_geometry(settings.geometry, mask),
-        tags=_all_tags(settings),
         finder=_finder(settings, settings.peak_finder),
-        shadow=_finder(settings, settings.shadow_finder) if settings.shadow_finder else None,
     )
 
 
@@ -603,14 +611,14 @@ def _all_tags(settings: AnalyzeSettings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tag for tag in named if tag))
 
 
-def _finder(settings: AnalyzeSettings, name: FinderName) -> FinderKind:
+def _finder(settings: JudgeSettings, name: FinderName) -> FinderKind:
     try:
         return finder_of(name, _pf8_options(settings))
     except ValueError as error:
         raise BadSettings(f"--peak-finder {name}: pf8 {error}") from None
 
 
-def _pf8_options(settings: AnalyzeSettings) -> Pf8Options:
+def _pf8_options(settings: JudgeSettings) -> Pf8Options:
     return Pf8Options(**{field.name: getattr(settings, field.name) for field in fields(Pf8Options)})
 
 
@@ -634,22 +642,12 @@ def _read_mask(path: Path) -> Validity:
         raise BadSettings(f"--mask {error}") from None
 
 
-def _read_calibration(settings: AnalyzeSettings, bundle: str) -> Calibration | None:
+def read_calibration(settings: JudgeSettings, bundle: str) -> Calibration | None:
+    """The calibration given, which is to be of this bundle. Raises ``BadSettings``."""
     try:
         return load_calibration(settings.calibration, bundle) if settings.calibration else None
     except BadCalibration as error:
         raise BadSettings(f"--calibration {error}") from None
-
-
-def check_files(settings: AnalyzeSettings) -> None:
-    """Read every file that the settings name, as a run does first. Raises ``BadSettings``."""
-    bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
-    _cascade_settings(settings)
-    read_known_cell(settings.cell, settings.space_group)
-    _read_calibration(settings, bundle.label)
-    if settings.control_token is not None:
-        read_token(settings.control_token, "--control-token")
-    open_models([Path(folder) for folder in settings.model], "cpu")
 
 
 def _series_text(report: SeriesReport) -> str:

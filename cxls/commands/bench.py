@@ -31,6 +31,7 @@ BENCHMARKS = {
     "indexing": "handing hits to indexers, reading their stream, publishing records",
     "hits-to-disk": "what it costs to keep a hit in a file, against packing it anew",
     "metrics": "what counting for /metrics costs a frame, against prometheus_client, and a scrape every second",
+    "workers": "handing frames to worker processes: CPU at a rate, TCP against a bare PUSH, two workers against one",
     "live-page": "what browsers on the live page cost the analysis: one, four, four that never read",
     "simulate": "CPU a simulated frame, and training inputs a second, beside pattern_sim's figures",
 }

@@ -10,7 +10,7 @@ import click
 
 from cxls.cli import Failed
 from cxls.doctor import detector, machine, places
-from cxls.doctor.finding import Finding, Level, fail, guarded, ok
+from cxls.doctor.finding import Finding, Level, fail, guarded
 from cxls.http_address import parse_address
 from cxls.http_get import NoAnswer
 from cxls.settings import BadSettings, DoctorSettings, Resolved
@@ -95,16 +95,7 @@ def _software(settings: DoctorSettings) -> Iterator[Finding]:
 
 
 def _files(settings: DoctorSettings) -> Iterator[Finding]:
-    """The files that the settings name, read as the analysis reads them."""
-    analysis = importlib.import_module("cxls.commands.analyze")
-    named = [name for name in ("mask", "geometry", "calibration", "control_token", "model") if getattr(settings, name)]
-    try:
-        analysis.check_files(settings)
-    except BadSettings as error:
-        yield fail("files", str(error), "see the setting that it names")
-    else:
-        if named:
-            yield ok("files", f"{', '.join(named)} can be read")
+    yield from importlib.import_module("cxls.doctor.files").readable(settings)
 
 
 def _folders(settings: DoctorSettings) -> dict[str, Path]:

@@ -21,12 +21,12 @@ from cxls.commands.analyze import choose_device
 from cxls.progress import interruptible_progress
 from cxls.settings import BadSettings, TrainSettings
 from training.dataset.paper import parse_datasets
-from training.loop.distributed import Ranks, ranks
+from training.loop.distributed import Ranks, job_name, ranks
 from training.loop.judging import metric_name
 from training.loop.opening import Sides, shared_sides, simulated_sides, split_sides
-from training.loop.record import RUN, Epoch
+from training.loop.record import RUN, Epoch, job_of
 from training.loop.simulated import Simulation
-from training.loop.train import Conduct, Diverged, Job, Trained, started_from, train
+from training.loop.train import CHECKPOINT, Conduct, Diverged, Job, Trained, started_from, train
 from training.loop.tune import tune
 
 MODEL = "model"
@@ -52,13 +52,17 @@ def run(settings: TrainSettings, attribute: Attribute) -> None:
         conduct = Conduct(
             folder=folder,
             ranks=here,
-            resume=settings.resume,
+            resume=settings.resume or _cut_short(folder),
             micro_batch=settings.micro_batch,
             workers=_readers(settings, here),
             checkpoint_s=settings.checkpoint_s,
             on_begin=_echo_begin if here.writes else _silent,
             on_epoch=_echo_epochs(job.recipe.epochs, metric_name(attribute)) if here.writes else _silent,
-            note={"command": _command(), "options": msgspec.to_builtins(settings.model_dump(mode="json"))},
+            note={
+                "command": _command(),
+                "options": msgspec.to_builtins(settings.model_dump(mode="json")),
+                "job": job_name(),
+            },
         )
         try:
             with _going(here) as keep_going:
@@ -73,6 +77,12 @@ def run(settings: TrainSettings, attribute: Attribute) -> None:
             raise Failed(str(error)) from None
         if trained is not None and here.writes:
             _save(job, trained, folder, sides, framing)
+
+
+def _cut_short(folder: Path) -> bool:
+    """Whether this very job has begun the run before, so that nobody can give --resume."""
+    name = job_name()
+    return name is not None and name == job_of(folder) and (folder / CHECKPOINT).exists()
 
 
 def _save(job: Job, trained: Trained, folder: Path, sides: Sides, framing: Framing) -> None:

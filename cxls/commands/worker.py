@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 import threading
 
@@ -21,11 +22,13 @@ from cxls.settings import BadSettings, Resolved, WorkerSettings
 
 log = logging.getLogger(__name__)
 
+_ADDRESS = re.compile(r"tcp://[^/\s:]+:[0-9]{1,5}|tcp://\[[0-9a-fA-F:]+\]:[0-9]{1,5}|ipc://.+")
+
 
 def run(resolved: Resolved[WorkerSettings], address: str) -> None:
     """Work until a signal comes, or with ``once`` until the front's run is over."""
     settings = resolved.settings
-    if not address.startswith(("tcp://", "ipc://")):
+    if not _ADDRESS.fullmatch(address):
         raise BadSettings(f"{address}: give the front's address for workers, for instance tcp://front:31100")
     device = choose_device(settings.device)
     processes = settings.processes or (1 if device == "cuda" else os.cpu_count() or 1)

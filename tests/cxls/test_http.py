@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import socket
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import pytest
 from tests.analyzer.builders import image
 from tests.cxls.programs import Analysis, Sender, wait_for
 from tests.cxls.test_live import Wire
-from tests.support import require
 
 
 def get(address: str, path: str) -> tuple[int, str, str]:
@@ -137,30 +135,6 @@ def test_the_live_page_has_a_script_and_needs_nothing_from_elsewhere(live: Live)
     assert kind.startswith("text/html")
     assert "<script" in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
-
-
-def test_the_live_page_runs_without_an_error_in_a_browser(live: Live, tmp_path: Path) -> None:
-    require("chromium")
-    live.analyse(12)
-    shown = subprocess.run(
-        [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=4000",
-            "--dump-dom",
-            f"http://{live.address}/",
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    console = [line for line in shown.stderr.splitlines() if ":CONSOLE" in line]
-    assert console == []
-    assert "<html" in shown.stdout
-    assert "received 12 = processed 12" in shown.stdout, "the page shows the account"
 
 
 def test_a_path_that_is_not_there_is_404_and_a_wrong_method_405(live: Live) -> None:

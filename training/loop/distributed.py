@@ -3,6 +3,9 @@
 The gradient is that of the whole batch, whatever the number of ranks: every sample's loss is divided by the size of
 the whole batch before it is summed. What is not the same with another number of ranks: dropout, whose random numbers
 are drawn rank by rank, and batch normalisation on CPUs, which sees a rank's part (on CUDA it is synchronised).
+
+Ranks may be on several nodes, which share the run's folder. When one dies `torchrun` ends the others and starts all of
+them again. Which restart that is its agents count differently (pytorch issue 108158); the job's name they agree on.
 """
 
 import os
@@ -79,6 +82,12 @@ class Ranks:
 def world_size() -> int:
     """How many processes `torchrun` has started, as the environment says; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def job_name() -> str | None:
+    """What `torchrun` calls this job, the same on every node and after every restart; None where it has no name."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if name == "none" else name
 
 
 @contextmanager

@@ -47,6 +47,15 @@ def write_run(folder: Path, facts: dict[str, Any]) -> None:
     _replace(folder / RUN, json.dumps(facts, indent=1, default=str) + "\n")
 
 
+def job_of(folder: Path) -> str | None:
+    """The job that began the run in a folder, where its record names one."""
+    try:
+        record = json.loads((folder / RUN).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record.get("job") if isinstance(record, dict) else None
+
+
 def surroundings() -> dict[str, Any]:
     """Versions and the time, for the record."""
     packages = ("cxls-analyzer", "torch", "numpy", "safetensors")

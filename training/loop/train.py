@@ -274,6 +274,7 @@ class _Run:
             self._resume()
 
     def run(self) -> Trained | None:
+        self._agree()
         facts = self._facts()
         if self.ranks.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -285,6 +286,16 @@ class _Run:
                 if not self._epoch(wrapped):
                     return None
             return self._end()
+
+    def _agree(self) -> None:
+        """Raises ``BadInput`` where ranks stand at different steps: a node may see a checkpoint before the last."""
+        here = self.position.epoch * self.steps + self.position.step
+        everywhere = self.ranks.gather(np.array([here], np.int64), self.ranks.world)
+        if (everywhere != here).any():
+            raise BadInput(
+                f"{self.folder / CHECKPOINT}: ranks read it at different steps, {sorted(set(everywhere.tolist()))}; "
+                "put the run folder on storage that shows all nodes the same, and start again"
+            )
 
     @property
     def _stale(self) -> bool:

@@ -367,13 +367,9 @@ def test_a_bundle_that_a_worker_refuses_is_refused(bundle: Bundle) -> None:
 
 
 def test_single_models_are_not_for_workers_elsewhere(bundle: Bundle) -> None:
+    judge = Judge(bundle, CascadeSettings(models=(object(),)))  # type: ignore[arg-type]
     with pytest.raises(CannotShare, match="--model"):
-        Crew(
-            LOOPBACK,
-            Judge(bundle, CascadeSettings(models=(object(),))),
-            PlanCache(),
-            4,
-        )  # type: ignore[arg-type]
+        Crew(LOOPBACK, judge, PlanCache())
 
 
 # --- strangers --------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Two processes train what one does."""
 
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,9 @@ from safetensors.torch import load_file
 
 from streamer.files import BadInput
 from tests.support import REPOSITORY
+from tests.training.loop import builders
 from tests.training.loop.builders import SGD_JOB, spots
-from training.loop.distributed import Ranks
+from training.loop.distributed import Ranks, ranks
 from training.loop.record import HISTORY
 from training.loop.train import BEST, CHECKPOINT, Conduct, train
 
@@ -53,3 +56,31 @@ def test_a_batch_too_small_to_share_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="batches of 9 of 48 samples cannot be shared by 10 ranks"):
         train(SGD_JOB, spots(), spots(21, 2), conduct)
     assert not list(tmp_path.iterdir())
+
+
+def stand_elsewhere(rank: int, port: int, folder: Path) -> None:
+    """One of two ranks, whose run stands where its own folder says."""
+    builders.register()
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with pytest.raises(BadInput, match=r"ranks read it at different steps, \[4, 7\]"), ranks("cpu") as here:
+        train(SGD_JOB, spots(), spots(21, 2), Conduct(draws=False, folder=folder, ranks=here, resume=True))
+
+
+def test_ranks_that_see_different_checkpoints_do_not_train_on(tmp_path: Path) -> None:
+    # A file system that shows one node an older checkpoint than another.
+    for steps in (4, 7):
+        conduct = Conduct(draws=False, folder=tmp_path / str(steps), keep_going=lambda done, _, most=steps: done < most)
+        assert train(SGD_JOB, spots(), spots(21, 2), conduct) is None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawned = multiprocessing.get_context("spawn")
+    both = [
+        spawned.Process(target=stand_elsewhere, args=(rank, port, tmp_path / str(steps)))
+        for rank, steps in enumerate((4, 7))
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]

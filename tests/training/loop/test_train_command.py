@@ -20,7 +20,7 @@ from analyzer.single_model import load_model
 from cxls.cli import main
 from cxls.commands.train_attribute import _pairs, _recipe
 from cxls.settings import BadSettings, TrainSettings
-from tests.cxls.programs import cxls
+from tests.cxls.programs import Ended, cxls
 from tests.support import REPOSITORY
 from tests.training.dataset.builders import SHAPE, build_series, build_tree, good_truth
 from tests.training.loop.builders import TinyHit
@@ -255,6 +255,23 @@ def test_energy_is_trained_from_series_that_have_their_header_alone(tmp_path: Pa
     assert done.returncode == 2
     assert "run0_master.h5: no hit in /entry/truth, in a table beside it or in the header" in done.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_that_torchrun_starts_again_goes_on_and_another_job_has_to_say_resume(tmp_path: Path) -> None:
+    series = build_series(tmp_path / "runs", frames=8, truth=good_truth(8))
+    options = ["--size", "20", "--workers", "1", "--run-folder", tmp_path / "r", "--epochs"]
+
+    def train(epochs: int, **variables: str) -> Ended:
+        return cxls("train", "peak", series, *options, epochs, "--recipe", "pos_weight=1", **variables)
+
+    assert train(1, TORCHELASTIC_RUN_ID="17").returncode == 0
+    assert json.loads((tmp_path / "r" / "run.json").read_bytes())["job"] == "17"
+    for variables in ({"TORCHELASTIC_RUN_ID": "18"}, {"TORCHELASTIC_RUN_ID": "none"}, {}):
+        assert "holds a run; give --resume" in train(3, **variables).stderr
+    again = train(3, TORCHELASTIC_RUN_ID="17")
+    assert again.returncode == 0, again.stderr
+    assert "epoch 1/3" not in again.stdout
+    assert "epoch 3/3" in again.stdout
 
 
 def test_torchrun_passes_every_option_on() -> None:

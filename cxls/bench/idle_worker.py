@@ -1,0 +1,52 @@
+"""A worker that answers without looking, so that what is measured is the way there and back.
+
+``python -m cxls.bench.idle_worker ADDRESS shared|wire``.
+"""
+
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+from analyzer.cascade import Analyser, BatchOutcome, PlanCache
+from analyzer.crew.worker import Worker
+from analyzer.judge import Judge
+from streamer.frames import Frame
+
+
+class Idle(Analyser):
+    """Says of every frame what it found in the first of its kind."""
+
+    _first: BatchOutcome | None = None
+
+    def process(self, frames: Sequence[Frame]) -> BatchOutcome:
+        if self._first is None or frames[0].series.ordinal == 0:
+            self._first = super().process(frames[:1])
+            if len(frames) == 1:
+                return self._first
+        first = self._first
+        outcome = BatchOutcome(
+            [
+                replace(
+                    first.results[0],
+                    series_id=frame.series.series_id,
+                    image_id=frame.image_id,
+                    received_at=frame.received_at,
+                    ordinal=frame.series.ordinal,
+                )
+                for frame in frames
+            ],
+            stage_seconds=first.stage_seconds,
+        )
+        outcome.profiles = first.profiles * len(frames)
+        outcome.peaks, outcome.diffuse = first.peaks * len(frames), first.diffuse * len(frames)
+        return outcome
+
+
+def make(judge: Judge) -> Analyser:
+    return Idle(judge.bundle, judge.settings, "cpu", PlanCache())
+
+
+if __name__ == "__main__":
+    shared = sys.argv[2] == "shared"
+    Worker(sys.argv[1], make, name="idle", batch_frames=8, once=True, shared=shared).run(threading.Event())

@@ -1,0 +1,377 @@
+"""The live page in a browser, on a simulated series in a loop."""
+
+import re
+import signal
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from analyzer.geometry import Geometry
+from analyzer.intervals import wilson
+from tests.analyzer.builders import image
+from tests.cxls.programs import Analysis, Sender, cxls, replaying
+from tests.cxls.test_live import Wire
+from tests.support import read_pixels, require
+
+pytest.importorskip("playwright", reason="playwright is not installed")
+
+from playwright.sync_api import Browser
+
+from tests.cxls.browser import Served, Watched, chromium, free_port, write_token
+
+FRAMES, VIEWS = 8, ("now", "run", "scan", "performance", "settings")
+READOUT = re.compile(
+    r"fs (\d+) · ss (\d+) · (masked|[\d\u202f]+ counts?)(?:, most of (\d+) × \d+)? · q (\S+) Å⁻¹ · d (\S+) Å"
+)
+CAPTION = re.compile(r"series \d+, image (\d+) · (hit|no hit)")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A series with crystals in more than half of its frames."""
+    require("chromium")
+    out = tmp_path_factory.mktemp("page") / "run"
+    done = cxls("simulate", out, "--frames", FRAMES, "--condition", 5, "--hit-fraction", 0.7, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    return out.with_name("run_master.h5")
+
+
+@pytest.fixture(scope="module")
+def pixels(recorded: Path) -> npt.NDArray[Any]:
+    return read_pixels(recorded)
+
+
+@pytest.fixture(scope="module")
+def served(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    token, _ = write_token(tmp_path_factory.mktemp("token"))
+    with replaying(recorded, loop=True, rate_hz=6.0) as (endpoint, _):
+        served = Served(endpoint, free_port(), "--control-token", token, "--target-hits", 100_000)
+        yield served
+        served.kill()
+
+
+@pytest.fixture(scope="module")
+def browser(recorded: Path) -> Iterator[Browser]:
+    del recorded
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def watched(browser: Browser, served: Served) -> Iterator[Watched]:
+    """The page with an image, that has done nothing wrong when the test is over."""
+    watched = Watched(browser, served.url)
+    watched.wait_for_image()
+    yield watched
+    assert watched.errors == []
+    assert watched.hosts == {served.url.split("/")[2]}
+    watched.page.close()
+
+
+def hold_a_hit(watched: Watched) -> int:
+    """Hold the last hit; which image it is."""
+    watched.wait("document.querySelectorAll('#strip [data-key]').length > 1")
+    watched.page.keyboard.press("h")
+    watched.page.keyboard.press("ArrowLeft")
+    watched.wait("document.querySelector('#strip [aria-selected=true]') !== null")
+    watched.wait("document.getElementById('pause').textContent === 'Go on'")
+    watched.page.wait_for_timeout(600)
+    found = CAPTION.match(watched.text("caption"))
+    assert found, watched.text("caption")
+    assert found[2] == "hit"
+    return int(found[1])
+
+
+def asked_region(watched: Watched) -> Any:
+    """The part of the detector that the page asked for last."""
+    return watched.wishes[-1]["region"]
+
+
+def place_of(watched: Watched, fs: float, ss: float, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Where a pixel of a fitted image lies on the screen."""
+    box = watched.page.locator("#detector").bounding_box()
+    assert box is not None
+    rows, columns = shape
+    scale = min(box["width"] / columns, box["height"] / rows)
+    left, top = (box["width"] - scale * columns) / 2, (box["height"] - scale * rows) / 2
+    return box["x"] + left + scale * (fs + 0.5), box["y"] + top + scale * (ss + 0.5)
+
+
+def picture(watched: Watched) -> str:
+    """The canvas as it is once it is drawn."""
+    watched.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return str(watched.page.evaluate("document.getElementById('detector').toDataURL()"))
+
+
+def test_every_view_fits_its_window_and_shows_what_the_run_has(watched: Watched) -> None:
+    for view in VIEWS:
+        watched.view(view)
+        watched.page.wait_for_timeout(200)
+        wide, window, high, room = watched.page.evaluate(
+            "() => { const main = document.querySelector('main:not([hidden])'); return "
+            "[document.documentElement.scrollWidth, innerWidth, main.scrollHeight, main.clientHeight]; }"
+        )
+        assert wide <= window, view
+        assert high <= room, view
+    watched.view("performance")
+    assert re.match(r"received \d+ = processed \d+ \+ dropped 0", watched.text("accountIdentity"))
+    watched.view("run")
+    watched.wait("document.getElementById('powder').complete && document.getElementById('powder').naturalWidth > 100")
+    assert re.search(r"\d peaks", watched.text("peakogramNote"))
+    watched.view("now")
+    assert re.fullmatch(r"\d+\.\d %", watched.text("hitRate"))
+    assert re.match(r"header 7\.000 keV", watched.text("energyMore"))
+    assert re.search(r"of 100\u202f000", watched.text("collected"))
+
+
+def test_no_text_of_the_main_view_is_cut_off_at_1280_pixels(watched: Watched) -> None:
+    watched.wait("document.getElementById('indexableRate').textContent.endsWith('%')")
+    cut = watched.page.evaluate(
+        "async () => { const { sayQuantity } = await import(new URL('static/dom.js', location));"
+        "sayQuantity('energy', ['7.095 ± 0.056', 'keV']); sayQuantity('cameraLength', ['251.94 ± 0.72', 'mm']);"
+        "sayQuantity('ratio', ['21.415 ± 0.033', 'mm/keV']);"
+        "return [...document.querySelectorAll('.tiles *, #collected *, .toolbar button, #caption')]"
+        ".filter(each => each.scrollWidth > each.clientWidth + 1 && each.clientWidth).map(each => each.textContent); }"
+    )
+    assert cut == []
+
+
+def test_keys_change_what_is_drawn_and_change_it_back(watched: Watched) -> None:
+    hold_a_hit(watched)
+    before = picture(watched)
+    for key, times in {"p": 2, "r": 2, "g": 2, "m": 2, "c": 3}.items():
+        watched.page.keyboard.press(key)
+        assert picture(watched) != before, key
+        for _ in range(times - 1):
+            watched.page.keyboard.press(key)
+        assert picture(watched) == before, key
+
+
+def test_zooming_asks_for_the_region_and_reads_out_the_pixels_of_the_file(
+    watched: Watched, pixels: npt.NDArray[Any]
+) -> None:
+    image = pixels[hold_a_hit(watched)]
+    shape = image.shape
+    assert asked_region(watched) is None
+    counted = np.where(image < np.iinfo(image.dtype).max, image, 0)
+    ss, fs = np.unravel_index(int(counted.argmax()), shape)
+    x, y = place_of(watched, float(fs), float(ss), shape)
+    watched.page.mouse.move(x, y)
+    for _ in range(4):
+        watched.page.mouse.wheel(0, -200)
+    watched.wait("document.getElementById('caption').textContent.endsWith('every pixel')")
+    region = asked_region(watched)
+    assert region[0] <= fs < region[0] + region[2] < shape[1]
+    assert region[1] <= ss < region[1] + region[3] < shape[0]
+    geometry = Geometry(shape, 1033.5, 1080.5, 75e-6, camera_length_m=0.25, photon_energy_eV=7000.0)
+    seen = set()
+    for dx, dy in [(0, 0), (9, 0), (0, 9), (-9, 9), (40, 3), (-3, -40), (60, -60)]:
+        watched.page.mouse.move(x + dx, y + dy)
+        watched.page.wait_for_timeout(40)
+        found = READOUT.fullmatch(watched.text("readout"))
+        assert found, watched.text("readout")
+        at = int(found[2]), int(found[1])
+        assert found[4] is None, "no bins any more"
+        assert found[3] == f"{image[at]:_} count{'s' * int(image[at] != 1)}".replace("_", "\u202f")
+        radius = float(np.hypot(at[1] - 1033.5, at[0] - 1080.5))
+        q = geometry.q_at(radius)
+        assert q is not None
+        assert float(found[5]) == pytest.approx(float(q), abs=6e-4)
+        assert float(found[6]) == pytest.approx(geometry.resolution_at(radius), rel=2e-3, abs=6e-3)
+        seen.add(at)
+    assert len(seen) >= 5
+    watched.page.keyboard.press("0")
+    watched.wait("/largest of/.test(document.getElementById('caption').textContent)")
+    assert watched.wishes[-1]["region"] is None
+
+
+def test_the_keyboard_zooms_and_pans_and_reads_out_the_middle(watched: Watched) -> None:
+    hold_a_hit(watched)
+    for key in ("+", "+", "+", "Shift+ArrowRight", "Shift+ArrowDown"):
+        watched.page.keyboard.press(key)
+    watched.page.wait_for_timeout(400)
+    region = watched.wishes[-1]["region"]
+    assert region[0] + region[2] / 2 > 2068 / 2
+    assert region[1] + region[3] / 2 > 2162 / 2
+    assert watched.text("readout").startswith("fs ")
+
+
+def test_a_hit_of_the_ring_opens_and_the_next_one_follows(watched: Watched) -> None:
+    watched.wait("document.querySelectorAll('#strip [data-key]').length > 3")
+    bar = watched.page.locator("#strip [data-key]").first
+    key, title = bar.get_attribute("data-key"), bar.get_attribute("title")
+    assert title is not None
+    bar.click()
+    watched.wait("text => document.getElementById('caption').textContent.startsWith(text)", title.split(":")[0])
+    assert watched.wishes[-1]["show"] == "held"
+    assert watched.wishes[-1]["key"] == key
+    watched.page.keyboard.press("ArrowRight")
+    watched.wait("text => !document.getElementById('caption').textContent.startsWith(text)", title.split(":")[0])
+    assert watched.wishes[-1]["key"] != key
+    watched.page.keyboard.press(" ")
+    watched.wait("document.getElementById('pause').textContent === 'Hold'")
+    watched.page.wait_for_timeout(200)
+    assert watched.wishes[-1]["show"] == "latest"
+
+
+def test_a_page_that_nobody_sees_asks_for_no_images(watched: Watched) -> None:
+    watched.view("scan")
+    watched.page.wait_for_timeout(300)
+    assert watched.wishes[-1] == {"show": "none"}
+    watched.view("now")
+    watched.page.wait_for_timeout(300)
+    assert watched.wishes[-1]["show"] == "latest"
+    watched.page.evaluate(
+        "() => { Object.defineProperty(document, 'hidden', {value: true, configurable: true});"
+        "document.dispatchEvent(new Event('visibilitychange')); }"
+    )
+    watched.page.wait_for_timeout(300)
+    assert watched.wishes[-1] == {"show": "none"}
+
+
+def test_the_question_mark_shows_the_keys_and_typing_is_no_key(watched: Watched) -> None:
+    watched.page.keyboard.press("?")
+    assert watched.page.locator("#help").is_visible()
+    assert "latest hit" in watched.text("help")
+    watched.page.keyboard.press("Escape")
+    watched.page.keyboard.press("5")
+    watched.page.locator("#runForm [name=sample]").fill("")
+    watched.page.locator("#token").press_sequentially("1h?")
+    assert watched.page.locator("#settings").is_visible()
+    assert not watched.page.locator("#help").is_visible()
+
+
+def test_a_threshold_set_on_the_page_is_among_the_changes(watched: Watched) -> None:
+    watched.view("settings")
+    field = watched.page.locator("#thresholdForm [name=value]")
+    watched.page.locator("#token").fill("not the token")
+    field.fill("0.625")
+    watched.page.locator("#thresholdForm button").first.click()
+    watched.wait("/token is missing or wrong/.test(document.getElementById('answer').textContent)")
+    watched.errors.clear()
+    watched.page.locator("#token").fill("a-token-for-tests")
+    field.fill("0.625")
+    watched.page.locator("#thresholdForm button").first.click()
+    watched.wait("document.getElementById('answer').textContent === 'threshold: done'")
+    watched.wait("/threshold .* → 0.625/.test(document.getElementById('changes').textContent)")
+    assert re.match(r"\d\d:\d\d:\d\d threshold", watched.text("changes"))
+
+
+def test_a_new_run_is_confirmed_and_named(watched: Watched) -> None:
+    watched.view("settings")
+    watched.page.locator("#token").fill("a-token-for-tests")
+    watched.page.locator("#runForm [name=number]").fill("12")
+    watched.page.locator("#runForm [name=sample]").fill("lysozyme <b>& salt</b>")
+    watched.page.locator("#newRun").click()
+    watched.page.locator("#confirm button[value=no]").click()
+    assert watched.text("answer") == ""
+    watched.page.locator("#newRun").click()
+    watched.page.locator("#confirmYes").click()
+    watched.wait("document.getElementById('runName').textContent === 'Run 12 · lysozyme <b>& salt</b>'")
+
+
+def test_the_page_computes_as_the_analysis_does(watched: Watched) -> None:
+    for k, n in [(0, 10), (3, 10), (10, 10), (211, 9000)]:
+        found = watched.page.evaluate(
+            "async ([k, n]) => (await import(new URL('static/statistics.js', location)).then(m => m.wilson(k, n)))",
+            [k, n],
+        )
+        assert found == pytest.approx(wilson(k, n))
+
+
+def test_the_banner_says_when_the_analysis_is_silent_or_gone_and_leaves_when_it_is_back(
+    browser: Browser, served: Served
+) -> None:
+    watched = Watched(browser, served.url)
+    watched.wait_for_image()
+    assert watched.text("banner") == ""
+    served.program.process.send_signal(signal.SIGSTOP)
+    try:
+        watched.wait("/no word from the analysis for [34] s/.test(document.getElementById('banner').textContent)")
+    finally:
+        served.program.process.send_signal(signal.SIGCONT)
+    watched.wait("document.getElementById('state').textContent === 'live'")
+    served.kill()
+    watched.wait("/does not answer/.test(document.getElementById('banner').textContent)")
+    watched.wait("document.getElementById('state').textContent.startsWith('no answer for')")
+    assert watched.page.locator("#banner").get_attribute("role") == "alert"
+    served.start()
+    watched.wait("document.getElementById('banner').textContent === ''")
+    watched.wait("document.getElementById('state').textContent === 'live'")
+    watched.page.close()
+
+
+def test_a_run_without_a_frame_is_shown_and_then_its_tags(
+    browser: Browser, bundle_folder: Path, tmp_path: Path
+) -> None:
+    with Sender() as sender:
+        results = tmp_path / "r.jsonl"
+        analysis = Analysis([sender.endpoint], bundle_folder, results, split_tag="laser", map_tags="x,y").start()
+        assert analysis.session.web is not None
+        watched = Watched(browser, f"http://{analysis.session.web.address}/")
+        watched.wait("document.getElementById('seriesName').textContent.startsWith('no series yet')")
+        for view in VIEWS:
+            watched.view(view)
+            watched.page.wait_for_timeout(100)
+        assert watched.page.locator("#controlOff").is_visible()
+        wire = Wire("v2")
+        sender.send(*wire.start(1, 40))
+        for n in range(40):
+            sender.send(*wire.image(image(n, user_data={"laser": n % 2, "x": n % 5, "y": n // 5})))
+        watched.view("scan")
+        watched.wait("document.getElementById('splitNote').textContent === 'with 95 % intervals'")
+        watched.wait("document.getElementById('mapNote').textContent.startsWith('x, y in steps of 1, 1')")
+        box = watched.page.locator("#map").bounding_box()
+        assert box is not None
+        watched.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert re.match(r"x 2, y [34]: \d hits of 1 frames with beam", watched.text("mapReadout"))
+        watched.view("now")
+        watched.wait_for_image()
+        assert watched.errors == []
+        watched.page.close()
+        analysis.stop()
+
+
+class Prefixed(socketserver.BaseRequestHandler):
+    """Hands what asks for ``/beam/…`` on to a server that knows ``/…``."""
+
+    target = ("", 0)
+
+    def handle(self) -> None:
+        with socket.create_connection(self.target) as server:
+            back = threading.Thread(target=self._back, args=(server,), daemon=True)
+            back.start()
+            with suppress(OSError):
+                while data := self.request.recv(65536):
+                    server.sendall(data.replace(b"GET /beam/", b"GET /", 1))
+                server.shutdown(socket.SHUT_RDWR)
+            back.join()
+
+    def _back(self, server: Any) -> None:
+        # A browser that closes its page cuts the connection short.
+        with suppress(OSError):
+            while data := server.recv(65536):
+                self.request.sendall(data)
+
+
+def test_the_page_works_behind_a_proxy_with_a_prefix(browser: Browser, served: Served) -> None:
+    host, port = served.url.split("/")[2].split(":")
+    handler = type("Handler", (Prefixed,), {"target": (host, int(port))})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as proxy:
+        proxy.daemon_threads = True
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        watched = Watched(browser, f"http://127.0.0.1:{proxy.server_address[1]}/beam/")
+        watched.wait_for_image()
+        watched.view("run")
+        watched.wait("document.getElementById('powder').naturalWidth > 100")
+        assert watched.errors == []
+        watched.page.close()
+        proxy.shutdown()
