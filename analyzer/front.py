@@ -25,6 +25,7 @@ from analyzer.live.splits import TagMap, TagSplit
 from analyzer.live.targets import Targets
 from analyzer.peak_finder import Disagreement
 from analyzer.products import Products
+from analyzer.pulse import Pulse
 from analyzer.reduction import Coverage, suspect_pixels
 from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Running
@@ -187,6 +188,7 @@ class Front:
     ``kind`` is that of the last frame judged, ``None`` before the first. ``nulls`` counts the frames of which an
     attribute says nothing, by attribute and reason. ``last_frame_at``: when the last image of a running series arrived
     (Unix s). ``blocked_s``: how long the reader has waited for room in the queue. ``over``: everything is published.
+    ``pulse``: whether its threads get on.
     ``channel`` is the one asked for, ``None`` for the first threshold. ``gathered_since``: when the running products
     began (Unix s); ``beginnings``: how often all of them were begun anew.
     """
@@ -219,6 +221,7 @@ class Front:
         self.ring = FrameRing(settings.ring_bytes, settings.ring_frames)
         self.sampler = Sampler(settings.sample, len(analysers))
         self.reports: list[SeriesReport] = []
+        self.pulse = Pulse()
         self.nulls = {(name, reason): 0 for name in settings.attributes for reason in Unsaid}
         self.finished = 0
         self._closed = 0
@@ -272,6 +275,7 @@ class Front:
         try:
             self._read(stop)
         finally:
+            self.pulse.rest()
             self.stopping = True
             self._dispatch(self._tracker.finish(), time.time(), stop)
             self._hand_on()
@@ -381,6 +385,7 @@ class Front:
 
     def _read(self, stop: threading.Event) -> None:
         while not stop.is_set() and not self._enough:
+            self.pulse.beat()
             self._reads += 1
             received = self.source.receive(POLL_S)
             now = time.monotonic() - self.blocked_s
@@ -474,6 +479,7 @@ class Front:
         placed = False
         while self.settings.block and not placed and not stop.is_set():
             placed = self.ring.put(frame, POLL_S)
+            self.pulse.beat()
             # While we wait, so does the sender: that time must not end a series.
             now = time.monotonic()
             self.blocked_s, began = self.blocked_s + now - began, now
@@ -496,7 +502,9 @@ class Front:
         while not self.ring.finished:
             batch = self.ring.take(settings.batch_frames, settings.batch_linger_s, POLL_S)
             if batch:
+                self.pulse.beat()
                 self._judge(worker, batch)
+                self.pulse.rest()
 
     def _judge(self, worker: _Worker, batch: list[Frame]) -> None:
         with self._handover:
@@ -543,11 +551,13 @@ class Front:
 
     def _publish(self) -> None:
         while (item := self._results.get()) is not None:
+            self.pulse.beat()
             try:
                 self._publish_one(item)
             except Exception:
                 # Whatever one item does, the next ones are published and the outputs closed.
                 self._repeats.exception("publishing failed", "publishing_failed")
+            self.pulse.rest()
         for sink in self.sinks:
             sink.close()
         for output in self.hit_outputs:

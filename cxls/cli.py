@@ -235,6 +235,17 @@ cli.add_command(
 )
 cli.add_command(
     _command(
+        "doctor",
+        "cxls.commands.doctor:run",
+        [click.Argument(["source"], required=False), _json_option()],
+        "SOURCE is tcp://HOST:PORT of a detector. Exit code 0 when nothing failed, 1 otherwise. Examples: cxls doctor "
+        "--config /etc/cxls/cxls.toml tcp://192.0.2.10:31001 --rest http://192.0.2.10; cxls doctor --rehearse 10 "
+        "--rate 100",
+        compiles=True,
+    )
+)
+cli.add_command(
+    _command(
         "watch",
         "cxls.commands.watch:run",
         [click.Argument(["address"], metavar="http://HOST:PORT", default="http://127.0.0.1:8080")],

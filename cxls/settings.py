@@ -220,6 +220,7 @@ _INDEXING = "Indexing and others that listen"
 _RUN = "Runs and reports"
 _CELL = "Known crystal"
 _EPICS = "Control system"
+_CHECKING = "Site check"
 _PEAKS = "Peak finder (pf8: as CrystFEL's options of these names)"
 
 
@@ -380,6 +381,23 @@ class AnalyzeSettings(JudgeSettings):
     queue_mib: int = Field(512, ge=16, description="most compressed frames held in memory, MiB")
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
     log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
+
+
+class DoctorSettings(AnalyzeSettings):
+    """Check this machine, and the detector, for what `cxls analyze` with the same settings needs.
+
+    A line a check: ok, warn, or FAIL with what to do. Nothing is changed anywhere; the detector hands us no image.
+    """
+
+    rest: str | None = _in(
+        _CHECKING, None, "ask the detector's control unit what it is set to, for instance http://192.0.2.10 (SIMPLON)"
+    )
+    rehearse: float | None = _in(
+        _CHECKING, None, "replay simulated frames over loopback into an analysis for so many seconds", gt=0, le=600
+    )
+    rate: float | None = _in(
+        _CHECKING, None, "frames a second of --rehearse (default: the detector's, by --rest)", gt=0, le=100_000
+    )
 
 
 class WorkerSettings(_Settings):
@@ -812,6 +830,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "crystfel import": CrystfelImportSettings,
     "replay": ReplaySettings,
     "analyze": AnalyzeSettings,
+    "doctor": DoctorSettings,
     "view": ViewSettings,
     "worker": WorkerSettings,
     "batch": BatchSettings,

@@ -66,6 +66,7 @@ from cxls.crew import open_crew
 from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
 from cxls.makers import Makers
+from cxls.service import open_notifier
 from cxls.settings import AnalyzeSettings, BadSettings, FinderName, JudgeSettings, Resolved
 from cxls.token_file import read_token
 from streamer.files import FileSource
@@ -353,6 +354,7 @@ class Session:
             # Not waited for: an estimate in hand at the end may take its seconds.
             threading.Thread(target=self.bragg.watch, args=(self._done,), name="bragg", daemon=True).start()
         self.report.ready = True
+        notifier = open_notifier(lambda: self.report.is_ready, self.front.pulse.longest, self._line)
         if self.epics is not None:
             self.epics.start()
         try:
@@ -378,6 +380,12 @@ class Session:
             if self.web is not None:
                 self.web.close()
             self.front.source.close()
+            if notifier is not None:
+                notifier.close()
+
+    def _line(self) -> str:
+        """What the service manager shows."""
+        return f"{_hit_text(self.front)} | queue {len(self.front.ring)} | {self.front.account.identity()}"
 
     def _watch_parameters(self) -> None:
         told: set[str] = set()

@@ -1,79 +1,31 @@
 """Asks a running analysis for its ``/status``, again and again, whatever answers at that address."""
 
-import http.client
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult
 
-from analyzer.logs import printable
-from cxls.http_address import open_connection
+from cxls.http_get import NoAnswer, get
 
 TIMEOUT_S = 3.0
 MOST_BYTES = 8 << 20
 
 
-class NoAnswer(Exception):
-    """There is no good answer; the message says why, in a line that a terminal can show."""
-
-
 def ask(where: SplitResult, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """The object at ``/status``, whole within ``timeout_s`` seconds and ``MOST_BYTES`` bytes. Raises ``NoAnswer``."""
-    deadline = time.monotonic() + timeout_s
-    connection = open_connection(where, timeout_s)
+    answer = get(where, "/status", timeout_s, MOST_BYTES)
+    if answer.status != 200:
+        raise NoAnswer(f"HTTP {answer.status}; is this the address of a cxls analyze?")
     try:
-        connection.connect()
-        # A server that sends a byte now and then is cut off as one that sends none.
-        cut = threading.Timer(max(0.0, deadline - time.monotonic()), _cut, (connection.sock,))
-        cut.daemon = True
-        cut.start()
-        try:
-            connection.request("GET", where.path.rstrip("/") + "/status", headers={"Connection": "close"})
-            answer = connection.getresponse()
-            status, raw = answer.status, answer.read(MOST_BYTES + 1)
-        finally:
-            cut.cancel()
-            cut.join()
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if time.monotonic() >= deadline:
-            raise NoAnswer(f"nothing whole within {timeout_s:g} s") from None
-        raise NoAnswer(printable(f"no connection: {_why(error)}")) from None
-    finally:
-        connection.close()
-    if time.monotonic() >= deadline:
-        # Cut off, which looks like an answer that ends there.
-        raise NoAnswer(f"nothing whole within {timeout_s:g} s")
-    if 300 <= status < 400:
-        raise NoAnswer(f"it sends us elsewhere (HTTP {status}), which is not followed")
-    if status != 200:
-        raise NoAnswer(f"HTTP {status}; is this the address of a cxls analyze?")
-    if len(raw) > MOST_BYTES:
-        raise NoAnswer(f"an answer of more than {MOST_BYTES >> 20} MiB")
-    if answer.length:
-        raise NoAnswer(
-            "the answer broke off" if time.monotonic() < deadline else f"nothing whole within {timeout_s:g} s"
-        )
-    try:
-        found = json.loads(raw)
+        found = json.loads(answer.body)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise NoAnswer("an answer that is not the JSON of a cxls analyze")
     return found
-
-
-def _cut(connected: socket.socket) -> None:
-    with suppress(OSError):
-        connected.shutdown(socket.SHUT_RDWR)
-
-
-def _why(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,84 @@
+"""The site's example configuration, and the script that the services start, run for real."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cxls.settings import AnalyzeSettings, resolve
+from tests.analyzer.builders import frames_of_a_run, write_series
+from tests.cxls.programs import cxls, environment, replaying
+from tests.support import REPOSITORY
+
+SITE = REPOSITORY / "deploy" / "site"
+CONFIG = SITE / "cxls.toml"
+SCRIPT = SITE / "analyze-live.sh"
+
+
+def test_the_configuration_is_good() -> None:
+    done = cxls("config", "check", "--config", CONFIG)
+    assert (done.returncode, done.stdout.strip()) == (0, "settings are good")
+
+
+def test_what_it_sets_reaches_the_analysis() -> None:
+    resolved = resolve(AnalyzeSettings, {}, CONFIG, {})
+    assert resolved.settings.sample == "auto"
+    assert resolved.settings.on_full == "drop"
+    assert resolved.origin["queue_mib"] == f"file {CONFIG}"
+    assert str(resolved.settings.control_token) == "/etc/cxls/control-token"
+
+
+def test_what_it_only_names_would_be_settings_too(tmp_path: Path) -> None:
+    """Lines with a mark before them, as they are meant to be taken in."""
+    lines = CONFIG.read_text().splitlines()
+    text = "\n".join(line.removeprefix("# ") if line.startswith("# ") and " = " in line else line for line in lines)
+    filled = tmp_path / "cxls.toml"
+    filled.write_text(text)
+    done = cxls("config", "check", "--config", filled)
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_is_served_to_this_machine_alone() -> None:
+    assert resolve(AnalyzeSettings, {}, CONFIG, {}).settings.listen == "127.0.0.1:8080"
+
+
+def script(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The script's run to its end, on one series."""
+    binaries = folder / "bin"
+    binaries.mkdir(exist_ok=True)
+    program = binaries / "cxls"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cxls "$@"\n')
+    program.chmod(0o755)
+    variables |= {"PATH": f"{binaries}:/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        [SCRIPT, "--series", "1", "--listen", "127.0.0.1:0"],
+        env=environment(**variables), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_each_start_writes_into_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert os.access(SCRIPT, os.X_OK)
+    master = write_series(tmp_path / "series", frames_of_a_run(8))
+    data = tmp_path / "data"
+    data.mkdir()
+    for starts in (1, 2):
+        with replaying(master) as (endpoint, _):
+            done = script(tmp_path, DETECTOR=endpoint, DATA=str(data))
+        assert done.returncode == 0, done.stderr
+        assert "received 8 = processed 8" in done.stdout
+        assert len(list(data.iterdir())) == starts
+        time.sleep(1.0)
+    for folder in data.iterdir():
+        assert sorted(each.name for each in folder.iterdir()) == ["hits", "products", "results.parquet"]
+
+
+@pytest.mark.parametrize("missing", ["DETECTOR", "DATA"])
+def test_a_variable_that_is_not_set_is_named(tmp_path: Path, missing: str) -> None:
+    variables = {"DETECTOR": "tcp://127.0.0.1:9", "DATA": str(tmp_path)}
+    variables[missing] = ""
+    done = script(tmp_path, **variables)
+    assert done.returncode != 0
+    assert missing in done.stderr
