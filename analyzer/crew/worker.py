@@ -130,9 +130,11 @@ class Worker:
         self._over = self._closed = False
 
     def run(self, stop: threading.Event) -> None:
-        """Work until ``stop`` is set, or with ``once`` until the front's run is over or it is silent for long; hands
-        back what it holds. Raises ``OSError`` for an address that is none, and ``Refused`` where the front wants no such
-        worker, or a thread of this one failed."""
+        """Work until ``stop`` is set, or with ``once`` until the front's run is over or it is silent for long.
+
+        What it holds is handed back. Raises ``OSError`` for an address that is none, and ``Refused`` where the front
+        wants no such worker, or a thread of this one failed.
+        """
         names = [f"worker-{number}" for number in range(self._threads)]
         threads = [
             threading.Thread(target=self._work, args=(number,), name=name, daemon=True)
