@@ -278,8 +278,9 @@ def test_series_events_and_refused_messages_of_a_stream(
         analysis = Analysis([sender.endpoint], bundle_folder, tmp_path / "r.jsonl").start()
         for _ in range(30):
             sender.send(b"\xff not cbor\n2026-11-30 forged")
-        sender.send(*wire.start(1, 2))
-        sender.send(*wire.start(1, 3))
+        for images in (2, 3):
+            # Of one arming: another date would be another series.
+            sender.send(*wire.start(1, images, arm_date="2026-11-30T12:00:00Z"))
         for n in range(3):
             sender.send(*wire.image(image(n)))
         sender.send(*wire.end(1))
