@@ -119,6 +119,12 @@ class ControlEndpoints(Collector):
     def routes(self) -> list[Route]:
         return [Route(f"/control/{action}", self._endpoint(action), methods=["POST"]) for action in ACTIONS]
 
+    def reset(self) -> Change:
+        """The same as a request for it, and counted as one. Raises ``Busy``, ``Ending``."""
+        change = self._control.reset()
+        self._counts["reset", "done"] += 1
+        return change
+
     def collect(self) -> Iterator[Metric]:
         """``cxls_control_actions_total``, every child from the start."""
         family = CounterMetricFamily(

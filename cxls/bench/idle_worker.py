@@ -12,19 +12,18 @@ from analyzer.cascade import Analyser, BatchOutcome, PlanCache
 from analyzer.crew.worker import Worker
 from analyzer.judge import Judge
 from streamer.frames import Frame
+from streamer.series import Series
 
 
 class Idle(Analyser):
     """Says of every frame what it found in the first of its kind."""
 
-    _first: BatchOutcome | None = None
+    _first: tuple[Series, BatchOutcome] | None = None
 
     def process(self, frames: Sequence[Frame]) -> BatchOutcome:
-        if self._first is None or frames[0].series.ordinal == 0:
-            self._first = super().process(frames[:1])
-            if len(frames) == 1:
-                return self._first
-        first = self._first
+        if self._first is None or self._first[0] is not frames[0].series:
+            self._first = (frames[0].series, super().process(frames[:1]))
+        first = self._first[1]
         outcome = BatchOutcome(
             [
                 replace(

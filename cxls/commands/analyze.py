@@ -277,7 +277,7 @@ class Session:
             ]
             self.web = WebServer(bound, self.report, self._refusals, routes)
             listening("http", self.web.address)
-        self.epics = open_epics(settings, self.report.snapshot, self.front.latest.latest, self.control.reset)
+        self.epics = open_epics(settings, self.report.snapshot, self.front.latest.latest, self._endpoints.reset)
 
     @property
     def problems(self) -> list[str]:

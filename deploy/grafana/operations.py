@@ -69,7 +69,11 @@ def _now() -> Row:
                 curve=False,
             ),
             number(
-                Text("Stream", "Whether the analysis is connected to the detector's stream, or reads files."),
+                Text(
+                    "Stream",
+                    "Whether the analysis is connected to the detector's stream, or reads files.",
+                    alerts=("CxlsNotConnected",),
+                ),
                 "none",
                 [Line(metric("cxls_stream_connected"), "connected")],
                 words={0: ("disconnected", RED), 1: ("connected", BLUE)},

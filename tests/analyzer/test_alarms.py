@@ -186,8 +186,10 @@ def test_every_alarm_is_an_alert_of_prometheus_with_the_same_threshold() -> None
         for name, text in re.findall(r"- alert: (\w+)\n(.*?)(?=\n {6}- alert|\Z)", RULES.read_text(), re.S)
     }
     source = (Path(__file__).parents[2] / "analyzer/alarms.py").read_text()
-    named = set(re.findall(r'"(Cxls\w+)', source)) - {"CxlsNotConnected"}
+    named = set(re.findall(r'"(Cxls\w+)', source))
     assert named <= set(rules)
+    for name, severity in re.findall(r'"(Cxls\w+)[^"]*",\s*(CRITICAL|WARNING)', source):
+        assert f"severity: {severity.lower()}" in rules[name], name
     for name, wanted in (
         ("CxlsFramesDropped", f"[{THRESHOLDS.dropped_s / 60:.0f}m]"),
         ("CxlsFrameGaps", f"[{THRESHOLDS.lost_s / 60:.0f}m]"),
