@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
@@ -172,6 +173,32 @@ def test_a_worker_that_leaves_hands_back_what_it_holds_and_loses_nothing(bundle:
     assert {each.status for each in run.kept.results} == {Status.OK}
     assert run.crew.facts()["lost_workers"] == 0
     hands[1].end()
+
+
+def test_a_worker_that_is_told_to_end_leaves_while_frames_go_on(bundle: Bundle) -> None:
+    frames = [image(n, 1, water(0.1, seed=n % 50)) for n in range(3000)]
+    run = Run(bundle, [start(1, 4000), *frames], live=True).start()
+    hands = [Hand(run.crew.address, slow), Hand(run.crew.address, slow)]
+    run.wait_for(lambda: run.front.account.settled >= 20)
+    began = time.monotonic()
+    hands[0].end()
+    assert time.monotonic() - began < 5
+    assert len(run.front.ring) > 100, "there was more to do"
+    assert run.crew.facts()["lost_workers"] == 0
+    run.stop.set()
+    run.join().assert_closes(over=False)
+    hands[1].end()
+
+
+def test_frames_of_very_many_short_series_reach_their_worker(bundle: Bundle) -> None:
+    script: list[Step] = []
+    for n in range(1, 61):
+        script += [start(n, 1, unique_id=str(n)), image(0, n), end(n)]
+    run = Run(bundle, script).start()
+    hand = Hand(run.crew.address, batch_frames=32)
+    run.join().assert_closes()
+    assert {each.status for each in run.kept.results} == {Status.OK}
+    hand.end()
 
 
 class Silenced:
@@ -360,7 +387,10 @@ def test_a_bundle_that_a_worker_refuses_is_refused(bundle: Bundle) -> None:
     run.wait_for(lambda: run.crew.threads == 1)
     files = dict(bundle.files) | {"hit.safetensors": b"not what the card says"}
     with pytest.raises(BadBundle, match="refuses"):
-        run.crew.use(Judge(replace(bundle, files=files), CascadeSettings()))
+        run.crew.use(Judge(replace(bundle, files=files), CascadeSettings(threshold=0.9)))
+    # All judge as before, the one that refused too.
+    run.wait_for(lambda: run.crew.threads == 1)
+    assert run.crew._judges[run.crew._setup] is run.judge
     run.stop.set()
     run.join()
     hand.end()
@@ -399,7 +429,13 @@ def test_what_is_no_worker_is_refused_and_the_run_goes_on(bundle: Bundle, parts:
     hand.end()
 
 
-@pytest.mark.parametrize("lie", ["other image", "too few", "wrong arrays", "peak outside", "no msgpack"])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "other image", "too few", "wrong arrays", "peak outside", "no msgpack", "no decision", "a hit and a miss",
+        "dropped", "undecodable for nonsense", "attributes", "a stage of its own", "a time that is none", "no type",
+    ],
+)  # fmt: skip
 def test_a_worker_that_lies_is_not_believed_and_its_frames_go_to_others(bundle: Bundle, lie: str) -> None:
     run = Run(bundle, series_with_hits(20)).start()
     liar = Silenced(run.crew.address)
@@ -420,9 +456,24 @@ def test_a_worker_that_lies_is_not_believed_and_its_frames_go_to_others(bundle: 
     elif lie == "peak outside":
         lit = next(seen for seen in outcome.peaks if len(seen.peaks))
         lit.pixel[:] = 1 << 30
-    answer = pack_outcome(work.batch, outcome, 0.1, None)
+    first = outcome.results[0]
+    changes: dict[str, dict[str, Any]] = {
+        "no decision": {"decision": None},
+        "a hit and a miss": {"hit": not first.hit},
+        "dropped": {"status": Status.DROPPED, "reason": "nonsense"},
+        "undecodable for nonsense": {"status": Status.UNDECODABLE, "reason": "nonsense"},
+        "attributes": {"nulls": {"a": ("nonsense", "")}},
+    }
+    outcome.results[0] = replace(outcome.results[0], **changes.get(lie, {}))
+    if lie == "a stage of its own":
+        outcome.stage_seconds["nonsense"] = 1.0
+    answer = pack_outcome(work.batch, outcome, float("nan") if lie == "a time that is none" else 0.1, None)
     if lie == "no msgpack":
         answer[1] = b"\xc1\xc1"
+    if lie == "no type":
+        header = msgspec.msgpack.decode(answer[1])
+        header["items"][0][0][0] = [1]
+        answer[1] = msgspec.msgpack.encode(header)
     liar.socket.send_multipart(answer)
     if lie == "no msgpack":
         liar.say(Kind.BYE)
