@@ -74,6 +74,7 @@ def series(front: Front) -> Iterator[Metric]:
         "cxls_series_ended", "Series that are over, by what ended them", "why", SERIES_ENDS, account.series_ended
     )
     yield gauge("cxls_series_open", "1 while a series runs: it began and is not over", float(front.series_open))
+    yield from _last_series(front)
     metadata = running.metadata
     period_s = metadata.frame_time_s if metadata is not None else None
     yield gauge(
@@ -88,3 +89,20 @@ def series(front: Front) -> Iterator[Metric]:
         ("beam", running.last_beam_at),
     ):
         yield gauge_if_known(f"cxls_last_{what}_timestamp_seconds", f"Unix time of the last {_LAST[what]}", at)
+
+
+def _last_series(front: Front) -> Iterator[Metric]:
+    """The series that was over last; no sample before there is one."""
+    report = front.reports[-1] if front.reports else None
+    series_id = None if report is None else float(report.closed.series.series_id)
+    yield gauge_if_known("cxls_last_series_id", "Id of the series that was over last", series_id)
+    frames = GaugeMetricFamily("cxls_last_series_frames", "Images of the series that was over last", labels=["what"])
+    if report is not None:
+        for what, count in (
+            ("accepted", report.closed.accepted),
+            ("analysed", report.analysed),
+            ("hits", report.hits),
+            ("missing", sum(report.closed.missing.values())),
+        ):
+            frames.add_metric([what], count)
+    yield frames

@@ -382,6 +382,17 @@ def _series_ends() -> Row:
     return Row(
         6,
         (
+            number(
+                Text("Last series", "The series that was over last: its id, its images, hits and missing images."),
+                "none",
+                [
+                    Line(metric("cxls_last_series_id"), "id"),
+                    Line(metric("cxls_last_series_frames"), "{{what}}"),
+                ],
+                decimals=0,
+                curve=False,
+                names=True,
+            ),
             bars(
                 Text("How series ended", "Series that are over, by what ended them, since the analysis started."),
                 "none",
