@@ -91,6 +91,18 @@ class Histogram:
         return [(str(edge), float(n)) for edge, n in zip((*self.edges, "+Inf"), cumulative, strict=True)]
 
 
+def _header(metadata: SeriesMetadata) -> tuple[Any, ...]:
+    """What of a header says where pixels are."""
+    return (
+        metadata.shape,
+        metadata.beam_center_x_px,
+        metadata.beam_center_y_px,
+        metadata.camera_length_m,
+        metadata.photon_energy_eV,
+        metadata.pixel_size_x_m,
+    )
+
+
 def _smoothed(before: float | None, values: Sequence[float | None]) -> float | None:
     """A running mean into which a batch goes with a tenth."""
     known = [value for value in values if value is not None]
@@ -133,6 +145,7 @@ class Running:
     disagreement: Disagreement | None = None
     _ordinal: int = 0
     _offsets: dict[int, int] = field(default_factory=dict)
+    _headers: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     _next_offset: int = 0
 
     def begin(self, series: Series) -> None:
@@ -147,6 +160,9 @@ class Running:
                 self.profile_frames = 0.0
                 self.sums.begin_latest()
             self.series_id, self.metadata = series.series_id, series.metadata
+            self._headers[series.ordinal] = _header(series.metadata)
+            while len(self._headers) > _SERIES_KEPT:
+                del self._headers[next(iter(self._headers))]
 
     def header_of(self, ordinal: int) -> SeriesMetadata | None:
         """The metadata of a series while it is the latest."""
@@ -266,7 +282,12 @@ class Running:
 
     def _of_another_header(self, result: FrameResult, plan: FramePlan) -> bool:
         """Whether a frame is a late one of a series with another header."""
-        return result.ordinal < self._ordinal and self.sums.sectors not in (None, plan.sectors)
+        if result.ordinal >= self._ordinal:
+            return False
+        if self.sums.sectors is not None:
+            return plan.sectors is not self.sums.sectors
+        # Nothing came of the later series yet, which a file's reader may be far ahead with.
+        return self._headers.get(result.ordinal) != self._headers.get(self._ordinal)
 
     def hit_spots(self) -> BraggSpots | None:
         """Those kept of this geometry's hits, another object when they begin anew."""

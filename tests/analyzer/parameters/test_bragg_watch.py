@@ -16,7 +16,7 @@ from analyzer.parameters.fit import Posterior, undetermined
 from analyzer.reduction import FramePlan
 from analyzer.results import Decision
 from analyzer.running import Running
-from tests.analyzer.builders import plan
+from tests.analyzer.builders import plan, series
 from tests.analyzer.parameters.bragg_hits import (
     CELL,
     CENTER,
@@ -97,11 +97,13 @@ def test_a_run_keeps_the_peaks_of_its_hits_alone_and_only_when_asked() -> None:
     assert asked.hit_spots() is None
 
 
-def test_late_hits_of_a_series_with_another_header_are_left_out() -> None:
+@pytest.mark.parametrize("camera_length_m", [0.15, 0.3])
+def test_late_hits_of_a_series_with_another_header_are_left_out(camera_length_m: float) -> None:
     running = Running(spots=HitSpots())
-    running._ordinal = 2
+    running.begin(series(1, 1))
+    running.begin(series(2, 2, camera_length_m=camera_length_m))
     running.add([result(0, Decision.HIT, ordinal=1)], [], {}, peaks=[peaks(plan(), [(1.0, 2.0)])])
-    assert running.hit_spots() is None
+    assert (running.hit_spots() is None) == (camera_length_m == 0.3)
 
 
 def test_an_estimate_waits_for_enough_hits_more_hits_and_its_time() -> None:
