@@ -151,8 +151,8 @@ def open_crew(settings: AnalyzeSettings, judge: Judge, plans: PlanCache) -> Open
         log.warning("%s: whoever reaches it can take images and answer for them; keep it on a private network", address)
     local = None
     if settings.processes:
-        # One on all interfaces is reached on the loopback one.
-        here = dispatch.address.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+        # Those of this machine share memory with the front, whatever the others are reached by.
+        here = dispatch.address if settings.worker_listen is None else dispatch.bind_also("tcp://127.0.0.1:0")
         arguments = ["--device", settings.device, "--once", "--processes", "1"]
         arguments += ["--batch", str(settings.batch)] if settings.batch else []
         local = LocalWorkers(here, settings.processes, arguments)

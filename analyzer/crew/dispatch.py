@@ -144,7 +144,8 @@ class Crew:
         self._lost = self._bad = 0
         self._bytes = {"wire": 0, "shared": 0}
         self._closing = self._fed = self._closed = False
-        self._turned_s = time.monotonic()
+        self._turned_s = self._served_s = time.monotonic()
+        self._ring: FrameRing | None = None
         self._repeats = Repeats(log)
         self._batch = 1
         self._beat_s = 0.0
@@ -156,13 +157,21 @@ class Crew:
 
     def start(self, ring: FrameRing, linger_s: float, tags: tuple[str, ...], deliver: Deliver) -> None:
         """Serve workers with the ring's frames until it is closed and empty; ``deliver`` is called by one thread."""
-        self._deliver, self._tags = deliver, tags
+        self._deliver, self._tags, self._ring = deliver, tags, ring
         self._threads = [
             threading.Thread(target=self._feed, args=(ring, linger_s), name="crew-feeder", daemon=True),
             threading.Thread(target=self._serve, name="crew", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
+
+    def bind_also(self, address: str) -> str:
+        """Serve workers here too, before ``start``; returns the address as bound. Raises ``OSError``."""
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            raise OSError(f"{address}: {error}") from None
+        return str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     @property
     def threads(self) -> int:
@@ -231,17 +240,12 @@ class Crew:
 
         The ring has to be closed.
         """
-        told = time.monotonic()
         while patient():
             with self._changed:
                 feeding = bool(self._threads) and self._threads[0].is_alive()
                 if not feeding and not self._inbox and not self._table.waiting and not self._table.frames_flying:
                     return []
                 self._changed.wait(0.1)
-                alone = not any(map(self._usable, self._members.values()))
-            if alone and time.monotonic() - told > _TELL_S:
-                told = time.monotonic()
-                log.warning("no worker is ready at %s; %d images wait", self.address, self._table.frames_waiting)
         self._fed = True
         if self._threads:
             self._threads[0].join(2.0)
@@ -567,6 +571,11 @@ class Crew:
                 # Their bytes stay where they are: it may still be reading them.
                 member.late.update((batch.number, batch) for batch in held)
                 self._give_up(self._table.lose(member.identity))
+        if any(map(self._usable, self._members.values())):
+            self._served_s = now
+        elif self._ring is not None and len(self._ring) and now - self._served_s > _TELL_S:
+            text = f"no worker is ready at {self.address}; {len(self._ring)} images wait"
+            self._repeats.warning("nobody", text, "no_worker")
         if now - self._beat_s >= BEAT_S:
             self._beat_s = now
             for member in list(self._members.values()):
