@@ -118,7 +118,7 @@ def test_what_is_served_knows_the_calibrations_rate_of_false_hits(
     run = Analysis([blank], bundle_folder, tmp_path / "a.jsonl", **given).start().join()
     assert run.session.web is not None
     found = read(calibrated[0])
-    assert run.session.web.view.facts["threshold"] == found["threshold"]
+    assert run.session.report.view.facts["threshold"] == found["threshold"]
     called = int(np.sum(np.array(found["probabilities"]) >= found["threshold"]))
     assert run.session.control.judge.point.false_hits.estimate == (called + 1) / 121
     assert run.session.web.view.registry.get_sample_value(
