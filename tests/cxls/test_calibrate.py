@@ -121,7 +121,7 @@ def test_what_is_served_knows_the_calibrations_rate_of_false_hits(
     assert run.session.report.view.facts["threshold"] == found["threshold"]
     called = int(np.sum(np.array(found["probabilities"]) >= found["threshold"]))
     assert run.session.control.judge.point.false_hits.estimate == (called + 1) / 121
-    assert run.session.web.view.registry.get_sample_value(
+    assert run.session.report.view.registry.get_sample_value(
         "cxls_hit_ratio_corrected", {"window": "100", "bound": "high"}
     )
 

@@ -104,7 +104,7 @@ def test_the_spots_of_a_known_cell_tell_energy_and_length_at_the_end_of_a_run(
     assert not found.mismatches
     assert "hits of the known cell" in caplog.text
     assert run.session.web is not None
-    metrics = generate_latest(run.session.web.view.registry).decode()
+    metrics = generate_latest(run.session.report.view.registry).decode()
     assert 'cxls_parameter_source{source="bragg"} 1.0' in metrics
     assert 'cxls_parameter_source{source="water"} 0.0' in metrics
 
