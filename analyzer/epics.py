@@ -158,7 +158,7 @@ class EpicsServer:
         value["uniqueId"] = result.image_id & 0x7FFFFFFF
         value["dimension"] = [
             {"size": blocks, "offset": 0, "fullSize": pixels, "binning": picture.bin_px, "reverse": False}
-            for blocks, pixels in zip(reversed(picture.pixels.shape), reversed(look.plan.shape), strict=True)
+            for blocks, pixels in zip(reversed(picture.pixels.shape), reversed(look.geometry.shape), strict=True)
         ]
         self._picture.post(value)
 

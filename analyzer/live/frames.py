@@ -6,26 +6,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analyzer.geometry import Geometry
 from analyzer.reduction import FramePlan
 from analyzer.results import FrameResult, Status
 from streamer.frames import Frame
+from streamer.messages import ImageData
+from streamer.validity import Validity
 
 HITS_HELD = 100
 HELD_BYTES = 128 << 20
 """Most memory of packed hits: less than a hundred where they are large."""
 
 _LATEST_S = 60.0
-HEADERS_HELD = 4
-"""Most headers and plans that held hits are of: masks, flat fields and maps of a 4M take far more than its hits."""
+MASKS_HELD = 16
+"""Most different masks of held hits: one takes 4.5 MB on a 4M, and series of one geometry share theirs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
-    """A frame and what was found in it; ``plan`` has its geometry and mask."""
+    """An image, packed as it came, and what was found in it; ``held_bytes`` of memory are kept for it.
 
-    frame: Frame
+    Of its series it has the geometry and the mask alone: a header's other maps are far larger than an image.
+    """
+
+    image: ImageData
     result: FrameResult
-    plan: FramePlan
+    geometry: Geometry
+    validity: Validity
+    held_bytes: int
+
+    @staticmethod
+    def of(frame: Frame, result: FrameResult, plan: FramePlan) -> "Look":
+        """Of a frame that was analysed."""
+        assert isinstance(frame.image, ImageData)
+        return Look(frame.image, result, plan.geometry, plan.validity, frame.held_bytes)
 
     @property
     def key(self) -> str:
@@ -65,7 +79,7 @@ class LatestFrames:
         """Let go of everything."""
         with self._lock:
             self._latest: Look | None = None
-            self._hits: OrderedDict[str, tuple[Look, int]] = OrderedDict()
+            self._hits: OrderedDict[str, Look] = OrderedDict()
             self._bytes = 0
             self.changes += 1
 
@@ -74,7 +88,7 @@ class LatestFrames:
         if not self.keeping:
             return
         good = [(f, r) for f, r in zip(frames, results, strict=True) if r.status == Status.OK]
-        looks = [Look(frame, result, plan) for (frame, result), plan in zip(good, plans, strict=False)]
+        looks = [Look.of(frame, result, plan) for (frame, result), plan in zip(good, plans, strict=False)]
         if not looks:
             return
         newest = max(looks, key=lambda look: look.result.received_at)
@@ -88,19 +102,17 @@ class LatestFrames:
                     self._hold(look)
 
     def _hold(self, look: Look) -> None:
-        size = look.frame.held_bytes
-        self._hits[look.key] = (look, size)
-        self._bytes += size
+        self._hits[look.key] = look
+        self._bytes += look.held_bytes
         self.changes += 1
         while len(self._hits) > 1 and (
-            len(self._hits) > HITS_HELD or self._bytes > self._most_bytes or self._headers() > HEADERS_HELD
+            len(self._hits) > HITS_HELD or self._bytes > self._most_bytes or self._masks() > MASKS_HELD
         ):
-            _, (_, gone) = self._hits.popitem(last=False)
-            self._bytes -= gone
+            _, gone = self._hits.popitem(last=False)
+            self._bytes -= gone.held_bytes
 
-    def _headers(self) -> int:
-        looks = [look for look, _ in self._hits.values()]
-        return max(len({id(look.plan) for look in looks}), len({id(look.frame.series.metadata) for look in looks}))
+    def _masks(self) -> int:
+        return len({id(look.validity) for look in self._hits.values()})
 
     def latest(self) -> Look | None:
         """The good frame that arrived last."""
@@ -109,15 +121,14 @@ class LatestFrames:
     def latest_hit(self) -> Look | None:
         """The last hit that was held."""
         with self._lock:
-            return next(reversed(self._hits.values()))[0] if self._hits else None
+            return next(reversed(self._hits.values())) if self._hits else None
 
     def held(self, key: str) -> Look | None:
         """A hit by its key, ``None`` when it is no longer there."""
         with self._lock:
-            found = self._hits.get(key)
-        return found[0] if found else None
+            return self._hits.get(key)
 
     def hits(self) -> list[Look]:
         """Those held, the newest last."""
         with self._lock:
-            return [look for look, _ in self._hits.values()]
+            return list(self._hits.values())

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from analyzer.geometry import Geometry
 from analyzer.live.frames import Look
 from streamer.decoding import decode
-from streamer.messages import ImageData
 from streamer.validity import sentinel
 
 MASKED = 65535
@@ -67,11 +66,10 @@ class Renderer:
         part = Region(0, 0, columns, rows) if region is None else region.within((rows, columns))
         bin_px = max(1, -(-max(part.width, part.height) // most_px))
         cut = (slice(part.ss, part.ss + part.height), slice(part.fs, part.fs + part.width))
-        return Picture(pool(pixels[cut], look.plan.validity.valid[cut], bin_px), part, bin_px)
+        return Picture(pool(pixels[cut], look.validity.valid[cut], bin_px), part, bin_px)
 
     def _unpacked(self, look: Look) -> npt.NDArray[Any]:
-        image = look.frame.image
-        assert isinstance(image, ImageData), "only frames that were analysed are looked at"
+        image = look.image
         kind = image.shape, image.dtype.newbyteorder("=")
         if self._pixels is None or (self._pixels.shape, self._pixels.dtype) != kind:
             self._pixels, self._look = np.empty(*kind), None
@@ -131,7 +129,7 @@ def encode(look: Look, picture: Picture, show: str) -> bytes:
             [round(peak.fs, 2), round(peak.ss, 2), round(peak.intensity_photons, 1), round(peak.snr, 2), peak.saturated]
             for peak in _brightest(result.peaks or [])
         ],
-        "shape": look.plan.shape,
+        "shape": look.geometry.shape,
         "region": [region.fs, region.ss, region.width, region.height],
         "bin": picture.bin_px,
         "rows": pixels.shape[0],
@@ -141,7 +139,7 @@ def encode(look: Look, picture: Picture, show: str) -> bytes:
             "max": int(counted.max()) if counted.size else 0,
             **{name: float(value) for name, value in zip(("p50", "p99", "p999"), quantiles, strict=True)},
         },
-        "geometry": _geometry(look.plan.geometry),
+        "geometry": _geometry(look.geometry),
     }
     header = msgspec.json.encode(facts)
     packed = zlib.compress(pixels.astype("<u2", copy=False).tobytes(), 1)

@@ -158,7 +158,7 @@ def test_the_preview_is_the_latest_frame_binned_by_its_largest_counts(run: Run) 
     picture = run.get("Preview")
     shown = run.analysis.session.front.latest.latest()
     assert shown is not None
-    rows, columns = shown.plan.shape
+    rows, columns = shown.geometry.shape
     factor = picture.attrib["bin_px"]
     assert picture.shape == (-(-rows // factor), -(-columns // factor))
     assert max(picture.shape) <= 512

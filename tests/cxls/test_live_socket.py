@@ -235,7 +235,9 @@ def test_more_browsers_than_are_served_are_told_to_come_later(live: Live) -> Non
 
 
 def test_a_page_that_asks_by_a_stranger_s_name_is_refused(live: Live) -> None:
-    with pytest.raises(InvalidStatus) as refused, browser(live, additional_headers={"Host": "evil.example"}):
+    host, _, port = live.address.rpartition(":")
+    raw = sockets.create_connection((host, int(port)))
+    with pytest.raises(InvalidStatus) as refused, connect("ws://evil.example/live", sock=raw):
         pass
     assert refused.value.response.status_code == 403
 

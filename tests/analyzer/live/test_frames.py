@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from analyzer.live.frames import HEADERS_HELD, HITS_HELD, LatestFrames, Look
+from analyzer.live.frames import HITS_HELD, MASKS_HELD, LatestFrames
 from analyzer.results import Decision, Status
-from tests.analyzer.builders import series, water
-from tests.analyzer.live.made import look, result
+from tests.analyzer.builders import SHAPE, plan, series, water
+from tests.analyzer.live.made import Shot, result, shot
 
 
-def add(held: LatestFrames, *looks: Look) -> None:
-    held.add([each.frame for each in looks], [each.result for each in looks], [each.plan for each in looks])
+def add(held: LatestFrames, *shots: Shot) -> None:
+    held.add([each.frame for each in shots], [each.result for each in shots], [each.plan for each in shots])
 
 
 def keeping(most_bytes: int = 1 << 30) -> LatestFrames:
@@ -20,8 +20,8 @@ def keeping(most_bytes: int = 1 << 30) -> LatestFrames:
     return held
 
 
-def hit(image_id: int, at: float = 1000.0) -> Look:
-    return look(water(1.0, seed=image_id), image_id, decision=Decision.HIT, at=at)
+def hit(image_id: int, at: float = 1000.0) -> Shot:
+    return shot(water(1.0, seed=image_id), image_id, decision=Decision.HIT, at=at)
 
 
 def test_nothing_is_kept_where_nobody_can_look() -> None:
@@ -33,12 +33,10 @@ def test_nothing_is_kept_where_nobody_can_look() -> None:
 def test_the_latest_is_the_one_that_arrived_last_whatever_the_order_of_results() -> None:
     held = keeping()
     add(held, hit(5, at=5.0))
-    add(held, look(water(1.0), 4, at=4.0))
+    add(held, shot(water(1.0), 4, at=4.0))
     latest = held.latest()
     assert latest is not None
     assert latest.result.image_id == 5
-    packed = latest.frame.image
-    assert packed is not None
 
 
 def test_packed_bytes_are_kept_by_reference() -> None:
@@ -46,7 +44,7 @@ def test_packed_bytes_are_kept_by_reference() -> None:
     add(held, one)
     latest = held.latest()
     assert latest is not None
-    assert latest.frame is one.frame
+    assert latest.image is one.frame.image
 
 
 def test_a_hundred_hits_are_held_and_found_by_their_key() -> None:
@@ -75,13 +73,15 @@ def test_large_hits_are_fewer() -> None:
     assert [each.result.image_id for each in giant.hits()] == [2], "one is always held"
 
 
-def test_hits_of_many_headers_are_fewer_because_their_masks_are_kept_with_them() -> None:
-    held = keeping()
-    for ordinal in range(20):
+def test_hits_of_many_series_are_held_and_of_many_masks_fewer() -> None:
+    held, masks = keeping(), keeping()
+    for ordinal in range(40):
         one = hit(ordinal)
-        of = series(ordinal)
-        held.add([replace(one.frame, series=of)], [replace(one.result, ordinal=ordinal)], [one.plan])
-    assert len(held.hits()) == HEADERS_HELD
+        frames, results = [replace(one.frame, series=series(ordinal))], [replace(one.result, ordinal=ordinal)]
+        held.add(frames, results, [one.plan])
+        masks.add(frames, results, [plan(SHAPE)])
+    assert len(held.hits()) == 40
+    assert len(masks.hits()) == MASKS_HELD
 
 
 def test_a_clock_that_was_set_back_leaves_the_latest_frame_the_latest() -> None:
@@ -104,7 +104,7 @@ def test_frames_that_did_not_decode_are_passed_over() -> None:
     held.add([bad.frame, good.frame], [broken, good.result], [good.plan])
     latest = held.latest()
     assert latest is not None
-    assert (latest.result.image_id, latest.plan is good.plan) == (1, True)
+    assert (latest.result.image_id, latest.geometry is good.plan.geometry) == (1, True)
 
 
 def test_a_reset_lets_go_and_counts_as_a_change() -> None:
@@ -117,5 +117,5 @@ def test_a_reset_lets_go_and_counts_as_a_change() -> None:
 
 
 def test_held_bytes_are_those_of_the_packed_image() -> None:
-    one = look(np.zeros((61, 75), np.uint16), 0)
+    one = shot(np.zeros((61, 75), np.uint16), 0)
     assert one.frame.held_bytes < 61 * 75
