@@ -335,7 +335,7 @@ def test_a_large_body_of_unknown_length_is_413(live: Controlled) -> None:
     host, _, port = live.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(
-            b"POST /control/bundle HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+            b"POST /control/bundle HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
             + f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
         )
         try:
@@ -353,7 +353,7 @@ def test_a_body_that_does_not_come_is_408_and_holds_up_nobody(
     host, _, port = live.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(
-            b"POST /control/reset HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n"
+            b"POST /control/reset HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n"
             + f"Authorization: Bearer {TOKEN}\r\n\r\n{{".encode()
         )
         assert live.ask("reset")[0] == 200
