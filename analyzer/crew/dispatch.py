@@ -83,6 +83,7 @@ class _Member:
     ready: int = 0
     unfit: str = ""
     leaving: bool = False
+    given_s: float = 0.0
     answered_s: float = 0.0
     late: dict[int, Batch] = field(default_factory=dict)
     series: set[int] = field(default_factory=set)
@@ -626,7 +627,8 @@ class Crew:
             if batch.losses:
                 # It may be what its worker was lost with: it goes alone, so that no other frame goes down with it.
                 free = [m for m in free if not self._table.held_by(m.identity)]
-            member = max(free, key=lambda m: m.room, default=None)
+            # Of those with as much room the one that waits longest, so that none goes without.
+            member = max(free, key=lambda m: (m.room, -m.given_s), default=None)
             if member is None:
                 return
             taken = self._table.take(min(member.hello.batch, member.room))
@@ -635,8 +637,8 @@ class Crew:
 
     def _give(self, member: _Member, batch: Batch) -> None:
         """Send a batch. In flight before the first message, so that whatever fails then, its frames come back."""
-        batch.setup = self._setup
-        number = self._table.fly(member.identity, batch, time.monotonic())
+        batch.setup, member.given_s = self._setup, time.monotonic()
+        number = self._table.fly(member.identity, batch, member.given_s)
         member.room -= len(batch.frames)
         try:
             told, work = self._packed(member, batch, number)

@@ -164,6 +164,19 @@ def test_a_worker_that_joins_late_gets_its_share(bundle: Bundle) -> None:
         hand.end()
 
 
+def test_workers_with_nothing_to_do_take_turns(bundle: Bundle) -> None:
+    hands: list[Hand] = []
+    script: list[Step] = [start(1, 60)]
+    for n in range(60):
+        script += [image(n), 0.02]
+    run = Run(bundle, [lambda: run.wait_for(lambda: run.crew.threads == 2), *script, end(1)])
+    hands += [Hand(run.crew.address), Hand(run.crew.address)]
+    run.start().join().assert_closes()
+    assert min(each["frames"] for each in run.crew.facts()["workers"]) > 10
+    for hand in hands:
+        hand.end()
+
+
 def test_a_worker_that_leaves_hands_back_what_it_holds_and_loses_nothing(bundle: Bundle) -> None:
     run = Run(bundle, series_with_hits(80)).start()
     hands = [Hand(run.crew.address, slow), Hand(run.crew.address, slow)]
