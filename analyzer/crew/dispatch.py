@@ -4,7 +4,6 @@ One thread owns the socket and the table; another takes frames from the front's 
 that what nobody has room for stays where it is counted and, if need be, dropped.
 """
 
-import contextlib
 import logging
 import threading
 import time
@@ -22,7 +21,9 @@ from analyzer.crew.flight import Batch, FlightTable
 from analyzer.crew.outcome import read_coverage, read_outcome
 from analyzer.crew.setup import pack_setup
 from analyzer.crew.shared import Slots
+from analyzer.crew.wakeup import Wakeup
 from analyzer.crew.wire import (
+    BEAT_S,
     PROTOCOL,
     BadMessage,
     Done,
@@ -39,6 +40,7 @@ from analyzer.crew.wire import (
 from analyzer.judge import Judge
 from analyzer.logs import Repeats
 from analyzer.reduction import Coverage, FramePlan
+from analyzer.weights import first_line
 from analyzer.worker_load import WorkerLoad
 from streamer.frames import Frame
 from streamer.messages import ImageData, SeriesMetadata, UndecodableImage
@@ -47,7 +49,6 @@ from streamer.series import Series
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 1.0
 SILENT_S = 6.0
 """A worker that says nothing for so long is lost; it beats every second, whatever it computes."""
 
@@ -127,11 +128,7 @@ class Crew:
             self._socket.close()
             raise OSError(f"{address}: {error}") from None
         self.address = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
-        self._wake_in, self._wake_out = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-        inner = f"inproc://crew-{id(self)}"
-        self._wake_out.bind(inner)
-        self._wake_in.connect(inner)
-        self._wake_lock = threading.Lock()
+        self._wakeup = Wakeup()
         self._setup, self._setup_parts = 1, pack_setup(1, judge)
         self._judges = {1: judge}
         self._table = FlightTable()
@@ -144,7 +141,7 @@ class Crew:
         self._awaited: dict[int, _Awaited] = {}
         self._lost = self._bad = 0
         self._bytes = {"wire": 0, "shared": 0}
-        self._closing = self._fed = self._closed = False
+        self._closing = self._fed = False
         self._turned_s = self._served_s = time.monotonic()
         self._ring: FrameRing | None = None
         self._repeats = Repeats(log)
@@ -344,20 +341,16 @@ class Crew:
 
     def _do(self, work: Callable[[], None]) -> None:
         """Have the socket's thread do something."""
-        with self._wake_lock:
-            if self._closed:
-                return
+        if not self._wakeup.closed:
             self._inbox.append(work)
-            # One that does not fit finds others before it that wake the thread as well.
-            with contextlib.suppress(zmq.Again):
-                self._wake_in.send(b"", zmq.DONTWAIT)
+            self._wakeup.wake()
 
     # --- the socket's thread ------------------------------------------------------------
 
     def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake_out, zmq.POLLIN)
+        poller.register(self._wakeup.socket, zmq.POLLIN)
         while not self._closing:
             try:
                 poller.poll(_POLL_MS)
@@ -370,18 +363,15 @@ class Crew:
         self._close_sockets()
 
     def _close_sockets(self) -> None:
-        with self._wake_lock:
-            self._closed = True
-            for each in (self._socket, self._wake_in, self._wake_out):
-                each.close(_LINGER_MS)
+        self._wakeup.close()
+        self._socket.close(_LINGER_MS)
         for member in self._members.values():
             if member.slots is not None:
                 member.slots.close()
 
     def _turn(self) -> None:
         self._forgive_pause()
-        while self._wake_out.poll(0):
-            self._wake_out.recv()
+        self._wakeup.drain()
         while self._inbox:
             work = self._inbox.popleft()
             self._guarded(work)
@@ -417,8 +407,11 @@ class Crew:
                 self._heard(bytes(identity), parts)
             except Exception as error:
                 self._bad += 1
+                why = first_line(error)[:_MOST_TEXT]
                 self._repeats.warning(
-                    "refused", f"crew: a message was refused: {_line(error)}", "worker_message_refused"
+                    "refused",
+                    f"crew: a message was refused: {why}",
+                    "worker_message_refused",
                 )
         return False
 
@@ -495,7 +488,7 @@ class Crew:
         except Exception as error:
             # Whatever is wrong with what it says, its frames are not lost for it.
             self._bad += 1
-            member.unfit = f"answers what cannot be used: {_line(error)}"
+            member.unfit = f"answers what cannot be used: {first_line(error)[:_MOST_TEXT]}"
             self._repeats.warning(
                 "unfit", f"worker {member.hello.name} {member.unfit}; it gets no more images", "worker_unfit"
             )
@@ -714,7 +707,3 @@ def _unwelcome(hello: Hello) -> str | None:
     if not all(0 < len(each) <= _MOST_NAME and each.isprintable() for each in names):
         return f"names are printable and of at most {_MOST_NAME} characters"
     return None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:_MOST_TEXT]

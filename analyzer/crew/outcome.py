@@ -48,7 +48,6 @@ def read_outcome(
     for frame, result in zip(frames, done.results, strict=True):
         if _which(result) != (frame.series.ordinal, frame.series.series_id, frame.image_id, frame.received_at):
             raise BadMessage(f"image {result.image_id} of series {result.series_id}, not {frame.image_id}")
-    for frame, result in zip(frames, done.results, strict=True):
         _check(frame, result)
     _check_times(done)
     good = [frame for frame, result in zip(frames, done.results, strict=True) if result.status == Status.OK]

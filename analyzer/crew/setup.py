@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from analyzer.bundle import load_bundle
 from analyzer.cascade import CascadeSettings
-from analyzer.crew.wire import BadMessage, Kind, header_of, message
+from analyzer.crew.wire import BadMessage, Kind, header_of, message, pack_flags, read_flags
 from analyzer.judge import Judge
 from analyzer.panels import GivenGeometry
 from analyzer.peak_finder import BUILT_IN, LEARNED, FinderKind, Peakfinder8Finder
@@ -72,7 +71,7 @@ def pack_setup(number: int, judge: Judge) -> list[Any]:
     names, parts = list(judge.bundle.files), list(judge.bundle.files.values())
     mask, geometry = settings.mask, settings.geometry
     masks = (mask, None if geometry is None else geometry.mask)
-    parts += [np.packbits(each.valid).tobytes() for each in masks if each is not None]
+    parts += [pack_flags(each.valid) for each in masks if each is not None]
     setup = _Setup(
         number,
         judge.bundle.label,
@@ -132,11 +131,9 @@ def _mask_facts(mask: Validity | None) -> _Mask | None:
 def _read_mask(facts: _Mask | None, rest: list[Any]) -> Validity | None:
     if facts is None:
         return None
-    rows, columns = facts.shape
-    if not rest or not (0 < rows < 1 << 15 and 0 < columns < 1 << 15 and len(rest[0]) == -(-rows * columns // 8)):
-        raise BadMessage(f"mask {facts.name} of {rows} x {columns} without its bits")
-    bits = np.unpackbits(np.frombuffer(rest.pop(0), np.uint8), count=rows * columns)
-    return Validity(facts.name, bits.reshape(rows, columns))
+    if not rest:
+        raise BadMessage(f"mask {facts.name} without its bits")
+    return Validity(facts.name, read_flags(rest.pop(0), facts.shape))
 
 
 def _finder_facts(finder: FinderKind) -> _Finder:

@@ -19,6 +19,9 @@ from streamer.messages import Algorithm, Defect, ImageData, SeriesMetadata
 from streamer.series import Series
 
 PROTOCOL = 1
+BEAT_S = 1.0
+"""How often either side says that it is alive."""
+
 MOST_HEADER_BYTES = 64 << 20
 _MOST_SIDE = 1 << 15
 
@@ -205,6 +208,19 @@ def read_array(facts: ArrayFacts, data: Any, dtype: np.dtype[Any], ndim: int) ->
     return np.frombuffer(data, dtype).reshape(facts.shape)
 
 
+def pack_flags(flags: npt.NDArray[Any]) -> bytes:
+    """Which of the flags (ss, fs) are set, as bits."""
+    return np.packbits(flags != 0).tobytes()
+
+
+def read_flags(bits: Any, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The flags (ss, fs), 0 or 1. Raises ``BadMessage`` where the bits are not of that shape."""
+    rows, columns = shape
+    if not (0 < rows <= _MOST_SIDE and 0 < columns <= _MOST_SIDE and len(bits) == -(-rows * columns // 8)):
+        raise BadMessage(f"flags of {rows} x {columns} in {len(bits)} bytes")
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=rows * columns).reshape(rows, columns)
+
+
 # --- series -----------------------------------------------------------------------------
 
 
@@ -218,7 +234,7 @@ def pack_series(series: Series, number: int) -> list[Any]:
     masks, parts = {}, []
     for channel, mask in metadata.masks.items():
         masks[channel] = (mask.shape[0], mask.shape[1])
-        parts.append(np.packbits(mask != 0).tobytes())
+        parts.append(pack_flags(mask))
     facts = SeriesFacts(number, series.ordinal, series.series_id, series.unique_id, header, dict(metadata.raw), masks)
     return message(Kind.SERIES, facts, parts)
 
@@ -227,12 +243,8 @@ def read_series(parts: Sequence[Any]) -> tuple[int, Series]:
     """Its number and the series. Raises ``BadMessage``."""
     facts = header_of(parts, SeriesFacts)
     masks: dict[str, npt.NDArray[np.uint32]] = {}
-    for (channel, (rows, columns)), bits in zip(facts.masks.items(), parts[2:], strict=True):
-        if not (0 < rows <= _MOST_SIDE and 0 < columns <= _MOST_SIDE and len(bits) == -(-rows * columns // 8)):
-            raise BadMessage(f"a mask of {rows} x {columns} in {len(bits)} bytes")
-        masks[channel] = (
-            np.unpackbits(np.frombuffer(bits, np.uint8), count=rows * columns).reshape(rows, columns).astype(np.uint32)
-        )
+    for (channel, mask_shape), bits in zip(facts.masks.items(), parts[2:], strict=True):
+        masks[channel] = read_flags(bits, mask_shape).astype(np.uint32)
     header = dict(facts.header)
     shape = header.pop("shape", None)
     channels = tuple(header.pop("channels", ()))

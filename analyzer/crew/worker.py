@@ -3,7 +3,6 @@
 The thread that owns the socket never computes, so that the front hears from it every second whatever the others do.
 """
 
-import contextlib
 import logging
 import os
 import queue
@@ -23,7 +22,9 @@ from analyzer.cascade import Analyser, BatchOutcome, undecodable
 from analyzer.crew.outcome import pack_coverage, pack_outcome
 from analyzer.crew.setup import read_setup
 from analyzer.crew.shared import SharedFacts, SlotView
+from analyzer.crew.wakeup import Wakeup
 from analyzer.crew.wire import (
+    BEAT_S,
     PROTOCOL,
     BadMessage,
     FrameFacts,
@@ -46,7 +47,6 @@ from streamer.series import Series
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 1.0
 SILENT_S = 10.0
 """A front that says nothing for so long is another one, or there is none: it is greeted anew."""
 
@@ -116,18 +116,14 @@ class Worker:
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._out: queue.Queue[list[Any]] = queue.Queue()
         self._held = 0
-        self._making, self._waking, self._counting = threading.Lock(), threading.Lock(), threading.Lock()
+        self._making, self._counting = threading.Lock(), threading.Lock()
         self._wanted: list[Any] | None = None
         self._failure: str | None = None
         self._heard_s = self._greeted_s = time.monotonic()
         self._repeats = Repeats(log)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._context = context
-        self._wake_in, self._wake_out = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-        inner = f"inproc://worker-{id(self)}"
-        self._wake_out.bind(inner)
-        self._wake_in.connect(inner)
-        self._over = self._closed = False
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._wakeup = Wakeup()
+        self._over = False
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set, or with ``once`` until the front's run is over or it is silent for long.
@@ -152,16 +148,13 @@ class Worker:
             for thread in threads:
                 thread.join(5.0)
             self._dealer.close(_LINGER_MS)
-            with self._waking:
-                self._closed = True
-                self._wake_in.close(0)
-                self._wake_out.close(0)
+            self._wakeup.close()
         if self._failure is not None:
             raise Refused(self._failure)
 
     def _serve(self, stop: threading.Event) -> None:
         poller = zmq.Poller()
-        poller.register(self._wake_out, zmq.POLLIN)
+        poller.register(self._wakeup.socket, zmq.POLLIN)
         poller.register(self._dealer, zmq.POLLIN)
         beaten = self._heard_s = time.monotonic()
         leaving_s: float | None = None
@@ -232,8 +225,7 @@ class Worker:
 
     def _turn(self) -> None:
         """Take what came and send what is done."""
-        while self._wake_out.poll(0):
-            self._wake_out.recv()
+        self._wakeup.drain()
         while not self._out.empty():
             self._dealer.send_multipart(self._out.get(), copy=False)
         for _ in range(64):
@@ -390,8 +382,4 @@ class Worker:
 
     def _say(self, parts: list[Any]) -> None:
         self._out.put(parts)
-        with self._waking:
-            if not self._closed:
-                # One that does not fit finds others before it that wake the thread as well.
-                with contextlib.suppress(zmq.Again):
-                    self._wake_in.send(b"", zmq.DONTWAIT)
+        self._wakeup.wake()
