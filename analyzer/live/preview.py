@@ -80,11 +80,6 @@ class Renderer:
         return self._pixels
 
 
-def render(look: Look, most_px: int, region: Region | None = None) -> Picture:
-    """One picture. Raises ``UndecodableImage``."""
-    return Renderer().render(look, region, most_px)
-
-
 def pool(pixels: npt.NDArray[Any], valid: npt.NDArray[np.uint8], bin_px: int) -> npt.NDArray[np.uint16]:
     """The largest valid count of each ``bin_px`` x ``bin_px`` block of ``pixels`` (ss, fs); see ``Picture``.
 

@@ -98,7 +98,6 @@ class _Client:
     sent: dict[str, bytes | None] = field(default_factory=dict)
     allowance: float = _BURST_BYTES
     counted_at: float = field(default_factory=time.monotonic)
-    gone: str = ""
 
 
 class _Topic:

@@ -44,6 +44,7 @@ class StatusReport:
         self._front, self._alarms, self._more = front, alarms, more
         self._lock = threading.Lock()
         self._curves: tuple[float, bytes] = (0.0, b"")
+        self._hits: tuple[int, bytes] | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -110,8 +111,14 @@ class StatusReport:
             return message
 
     def hits(self) -> bytes:
-        """The message of the hits that can be looked at."""
-        return msgspec.json.encode({"kind": "hits", "held": [look.facts for look in self._front.latest.hits()]})
+        """The message of the hits that can be looked at, the same one as long as they are the same."""
+        frames = self._front.latest
+        with self._lock:
+            if self._hits is None or self._hits[0] != frames.changes:
+                changes = frames.changes
+                message = msgspec.json.encode({"kind": "hits", "held": [look.facts for look in frames.hits()]})
+                self._hits = changes, message
+            return self._hits[1]
 
     def gathered(self) -> dict[str, Any]:
         """What is drawn as curves, as plain values."""

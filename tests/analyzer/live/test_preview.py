@@ -10,10 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyzer.live.preview import LARGEST, MASKED, MOST_PEAKS, Region, encode, pool, render
+from analyzer.live.frames import Look
+from analyzer.live.preview import LARGEST, MASKED, MOST_PEAKS, Picture, Region, Renderer, encode, pool
 from analyzer.results import Peak
 from tests.analyzer.builders import water, with_spots
 from tests.analyzer.live.made import look
+
+
+def render(one: Look, most_px: int, region: Region | None = None) -> Picture:
+    return Renderer().render(one, region, most_px)
 
 
 def slowly(pixels: np.ndarray[Any, Any], valid: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
