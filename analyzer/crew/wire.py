@@ -22,7 +22,13 @@ PROTOCOL = 1
 BEAT_S = 1.0
 """How often either side says that it is alive."""
 
-MOST_HEADER_BYTES = 64 << 20
+MOST_HEADER_BYTES = 32 << 20
+"""A batch of 256 frames has a few MB of records."""
+
+MOST_SHORT_BYTES = 64 << 10
+"""Of headers but those of records, of series and of how to judge: a stranger may send them."""
+
+MOST_PARTS = 2048
 _MOST_SIDE = 1 << 15
 
 
@@ -57,6 +63,9 @@ class Kind(StrEnum):
     """a series is over"""
     END = "E"
     """take no more, hand back what is done, and go"""
+
+
+_LONG = frozenset((Kind.OUTCOME, Kind.COVERAGE, Kind.SETUP, Kind.SERIES, Kind.WORK))
 
 
 class BadMessage(ValueError):
@@ -172,12 +181,15 @@ def message(kind: Kind, header: Any = None, parts: Sequence[Any] = ()) -> list[A
 
 def kind_of(parts: Sequence[Any]) -> Kind:
     """What a message is. Raises ``BadMessage``."""
-    if len(parts) < 2 or len(parts[0]) != 1 or len(parts[1]) > MOST_HEADER_BYTES:
+    if not 2 <= len(parts) <= MOST_PARTS or len(parts[0]) != 1 or len(parts[1]) > MOST_HEADER_BYTES:
         raise BadMessage("not a message of workers")
     try:
-        return Kind(bytes(parts[0]).decode())
+        kind = Kind(bytes(parts[0]).decode())
     except ValueError:
         raise BadMessage(f"kind {bytes(parts[0])!r} is not known") from None
+    if kind not in _LONG and len(parts[1]) > MOST_SHORT_BYTES:
+        raise BadMessage(f"{kind.name} of {len(parts[1])} bytes")
+    return kind
 
 
 def header_of(parts: Sequence[Any], kind: type[T]) -> T:

@@ -20,6 +20,7 @@ import zmq
 
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.cascade import BatchOutcome, CascadeSettings, PlanCache
+from analyzer.crew.curve import FrontKeys, new_keys
 from analyzer.crew.dispatch import Crew
 from analyzer.judge import Judge
 from cxls.bench.children import START_S, cxls, replaying
@@ -51,17 +52,20 @@ while True:
 
 
 class Way:
-    """A crew with one idle worker, and frames to send it."""
+    """A crew with one idle worker, and frames to send it; with ``curve`` encrypted, by keys of this run."""
 
-    def __init__(self, bundle: Path, shared: bool) -> None:
+    def __init__(self, bundle: Path, shared: bool, curve: bool = False) -> None:
         self.ring = FrameRing(256 << 20, 1 << 16)
         self.arrived = 0
         self.failed = 0
         self._changed = threading.Condition()
         judge = Judge(load_bundle(bundle), CascadeSettings())
-        self.crew = Crew("tcp://127.0.0.1:0", judge, PlanCache())
+        (front, front_secret), (worker, worker_secret) = new_keys(), new_keys()
+        keys = FrontKeys(front_secret, lambda: frozenset([worker])) if curve else None
+        self.crew = Crew("tcp://127.0.0.1:0", judge, PlanCache(), keys)
         self.crew.start(self.ring, 0.01, (), self._take)
         command = [sys.executable, "-m", "cxls.bench.idle_worker", self.crew.address, "shared" if shared else "wire"]
+        command += [worker_secret.decode(), front.decode()] if curve else []
         self._child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + START_S
         while not self.crew.threads:
@@ -174,16 +178,19 @@ def run(settings: BenchSettings) -> Report:
         through_memory = [flat_out(way, frames, FRAMES) for _ in range(ROUNDS)]
         copied, failed = dict(way.crew._bytes), way.failed
         way.close()
-        wire = Way(bundle, shared=False)
-        over_wire, alone = [], []
-        flat_out(wire, frames, 100)
+        wire, curve = Way(bundle, shared=False), Way(bundle, shared=False, curve=True)
+        over_wire, encrypted, alone = [], [], []
+        for way in (wire, curve):
+            flat_out(way, frames, 100)
         with pulling(FRAMES) as (push, back):
             bare(push, back, frames, FRAMES)
             for _ in range(ROUNDS):
                 alone.append(bare(push, back, frames, FRAMES))
                 over_wire.append(flat_out(wire, frames, FRAMES))
-        failed += wire.failed
+                encrypted.append(flat_out(curve, frames, FRAMES))
+        failed += wire.failed + curve.failed
         wire.close()
+        curve.close()
         one, two = [], []
         for _ in range(ROUNDS):
             one.append(analysed_hz(master, 1, seconds))
@@ -192,7 +199,7 @@ def run(settings: BenchSettings) -> Report:
     def middle(values: list[float]) -> float:
         return sorted(values)[len(values) // 2]
 
-    per_s = FRAMES / middle(over_wire)
+    per_s, encrypted_per_s = FRAMES / middle(over_wire), FRAMES / middle(encrypted)
     figures = [
         Figure("packed frame", "MB", packed / _MB),
         Figure(f"front at {RATE_HZ:.0f} frames a second, shared memory", "% of a core", 100 * middle(shares),
@@ -200,6 +207,8 @@ def run(settings: BenchSettings) -> Report:
         Figure("flat out, shared memory", "frames/s", FRAMES / middle(through_memory),
                note=f"{copied['shared'] / _MB:.0f} MB shared, {copied['wire'] / _MB:.0f} MB sent"),
         Figure("flat out, TCP", "frames/s", per_s, note=f"{per_s * packed / _MB:.0f} MB/s"),
+        Figure("flat out, TCP with keys", "frames/s", encrypted_per_s,
+               note=f"encrypted (CURVE); {encrypted_per_s * packed / _MB:.0f} MB/s"),
         Figure("bare PUSH, TCP", "frames/s", FRAMES / middle(alone)),
         Figure("one local worker", "frames/s", middle(one), note=" ".join(f"{each:.0f}" for each in one)),
         Figure("two local workers", "frames/s", middle(two), note=" ".join(f"{each:.0f}" for each in two)),
