@@ -24,6 +24,8 @@ class FrameRing:
         self._max_frames = max_frames
         self._closed = False
         self._writer_waits = False
+        # How many frames each reader lingers for, so that it is not woken by each of them.
+        self._lingering: list[int] = []
         # Readers and the writer wait apart: a wake-up meant for one is never spent on the other.
         lock = threading.Lock()
         self._filled = threading.Condition(lock)
@@ -85,7 +87,8 @@ class FrameRing:
             self._frames.append((frame, size))
             self._bytes += size
             # All: a reader that lingers for a full batch must not keep an idle one asleep.
-            self._filled.notify_all()
+            if len(self._frames) == 1 or len(self._frames) >= min(self._lingering, default=0):
+                self._filled.notify_all()
             return True
 
     def take(self, most: int, linger_s: float, timeout_s: float) -> list[Frame]:
@@ -96,16 +99,23 @@ class FrameRing:
         """
         with self._filled:
             self._filled.wait_for(lambda: self._frames or self._closed, timeout_s)
-            deadline = time.monotonic() + linger_s
-            while 0 < len(self._frames) < most and not self._closed and not self._writer_waits:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._filled.wait(left):
-                    break
+            self._linger(most, time.monotonic() + linger_s)
             taken = [self._frames.popleft() for _ in range(min(most, len(self._frames)))]
             self._bytes -= sum(size for _, size in taken)
             if taken:
                 self._emptied.notify_all()
             return [frame for frame, _ in taken]
+
+    def _linger(self, most: int, deadline_s: float) -> None:
+        """Wait for a full batch, under the lock."""
+        self._lingering.append(most)
+        try:
+            while 0 < len(self._frames) < most and not self._closed and not self._writer_waits:
+                left = deadline_s - time.monotonic()
+                if left <= 0 or not self._filled.wait(left):
+                    break
+        finally:
+            self._lingering.remove(most)
 
     def close(self) -> None:
         """No more frames will come; readers drain what is left, a waiting writer gets False."""

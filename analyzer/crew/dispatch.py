@@ -32,6 +32,7 @@ from analyzer.crew.wire import (
     Kind,
     Told,
     Work,
+    as_received,
     frame_facts,
     header_of,
     kind_of,
@@ -379,7 +380,7 @@ class Crew:
     def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wakeup.socket, zmq.POLLIN)
+        poller.register(self._wakeup.descriptor, zmq.POLLIN)
         poller.register(self._handshakes.socket, zmq.POLLIN)
         if self._gate is not None:
             poller.register(self._gate.asked, zmq.POLLIN)
@@ -448,10 +449,9 @@ class Crew:
     def _receive(self) -> bool:
         """Take what came; returns whether that was all."""
         for _ in range(_AT_ONCE):
-            try:
-                identity, *parts = self._socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
+            if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
                 return True
+            identity, *parts = self._socket.recv_multipart(zmq.DONTWAIT)
             try:
                 self._heard(bytes(identity), parts)
             except Exception as error:
@@ -716,16 +716,19 @@ class Crew:
             if series_number not in member.series and series_number not in told:
                 told[series_number] = pack_series(frame.series, series_number)
             tags = tags_of(frame.user_data, self._tags)
-            place = None
+            part, place = -1, None
             if isinstance(frame.image, ImageData):
                 size = memoryview(frame.image.data).nbytes
                 place = None if member.slots is None else member.slots.put(frame.image.data)
-                self._bytes["wire" if place is None else "shared"] += size
-                if place is None:
-                    parts.append(frame.image.data)
-                else:
+                if place is not None:
                     batch.places.append(place)
-            facts.append(frame_facts(frame, series_number, tags, len(parts) - 1 if place is None else -1, place))
+                    self._bytes["shared"] += size
+                else:
+                    whole, place = as_received(frame.image.data)
+                    parts.append(whole)
+                    part = len(parts) - 1
+                    self._bytes["wire"] += size
+            facts.append(frame_facts(frame, series_number, tags, part, place))
         return list(told.items()), message(Kind.WORK, Work(number, batch.setup, facts), parts)
 
     def _number_of(self, series: Series) -> int:
@@ -749,7 +752,10 @@ class Crew:
 
     def _send(self, identity: bytes, parts: list[Any]) -> bool:
         try:
-            self._socket.send_multipart([identity, *parts], zmq.DONTWAIT, copy=False)
+            self._socket.send(identity, zmq.DONTWAIT | zmq.SNDMORE)
+            for place, part in enumerate(parts, 1):
+                # Kind and header are copied, which costs less than to keep them; images are not.
+                self._socket.send(part, zmq.DONTWAIT | (zmq.SNDMORE if place < len(parts) else 0), copy=place <= 2)
         except zmq.ZMQError:
             return False
         return True

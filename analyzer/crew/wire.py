@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import zmq
 
 from analyzer.results import FrameResult
 from streamer.frames import Frame
 from streamer.messages import Algorithm, Defect, ImageData, SeriesMetadata
 from streamer.series import Series
 
-PROTOCOL = 1
+PROTOCOL = 2
 BEAT_S = 1.0
 """How often either side says that it is alive."""
 
@@ -30,6 +31,9 @@ MOST_SHORT_BYTES = 64 << 10
 
 MOST_PARTS = 2048
 _MOST_SIDE = 1 << 15
+_MOST_AROUND = 1 << 16
+"""Bytes of a message besides an image that may be sent on with it."""
+
 
 
 class Kind(StrEnum):
@@ -103,7 +107,7 @@ class ArrayFacts(msgspec.Struct, frozen=True, array_like=True):
 class FrameFacts(msgspec.Struct, frozen=True, array_like=True):
     """A frame but for its bytes, which are part ``part`` of its message, or lie at ``place`` of the shared memory.
 
-    Without bytes ``defect`` says why.
+    With both they lie at ``place``, offset and length, of that part. Without bytes ``defect`` says why.
     """
 
     series: int
@@ -131,13 +135,11 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True):
-    """Of a good frame: parts of its profile, peaks and diffuse profile, and ``pairs``; see ``BatchOutcome``."""
+    """Of a good frame: bins of its profile, peaks, bins of its diffuse profile, and ``pairs``; see ``BatchOutcome``."""
 
-    profile: ArrayFacts
-    peaks: ArrayFacts
-    pixel: ArrayFacts
-    lone: ArrayFacts
-    diffuse: ArrayFacts
+    profile: int
+    peaks: int
+    diffuse: int
     pairs: float
 
 
@@ -283,6 +285,35 @@ def frame_facts(
     return FrameFacts(
         *common, image.shape, image.dtype.str, image.algorithm.value, image.element_bytes, part, place
     )  # fmt: skip
+
+
+def as_received(data: Any) -> tuple[Any, tuple[int, int] | None]:
+    """What to send for an image's bytes, and where in it they lie: the message that they came in, if they are nearly
+    all of it, as libzmq sends its own messages on without a copy and without anybody to give them back to."""
+    whole = data.obj if isinstance(data, memoryview) else None
+    if not isinstance(whole, zmq.Frame):
+        return data, None
+    buffer = whole.buffer
+    if len(buffer) - len(data) > _MOST_AROUND:
+        return data, None
+    return whole, (_address(data) - _address(buffer), len(data))
+
+
+def _address(view: memoryview) -> int:
+    return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0])
+
+
+def part_of(facts: FrameFacts, parts: Sequence[Any]) -> Any:
+    """A frame's bytes in its message. Raises ``BadMessage``."""
+    if not 0 <= facts.part < len(parts):
+        raise BadMessage(f"a frame in part {facts.part} of {len(parts)}")
+    part = parts[facts.part]
+    if facts.place is None:
+        return part
+    offset, size = facts.place
+    if not (0 <= offset and 0 <= size and offset + size <= len(part)):
+        raise BadMessage(f"a frame at {offset}, {size} bytes long, of {len(part)}")
+    return part[offset : offset + size]
 
 
 def read_frame(facts: FrameFacts, series: Series, data: Any) -> Frame:

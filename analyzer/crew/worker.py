@@ -37,6 +37,7 @@ from analyzer.crew.wire import (
     header_of,
     kind_of,
     message,
+    part_of,
     read_frame,
     read_series,
 )  # fmt: skip
@@ -165,7 +166,7 @@ class Worker:
 
     def _serve(self, stop: threading.Event) -> None:
         poller = zmq.Poller()
-        poller.register(self._wakeup.socket, zmq.POLLIN)
+        poller.register(self._wakeup.descriptor, zmq.POLLIN)
         poller.register(self._dealer, zmq.POLLIN)
         poller.register(self._handshakes.socket, zmq.POLLIN)
         beaten = self._heard_s = time.monotonic()
@@ -332,14 +333,12 @@ class Worker:
         if series is None:
             raise BadMessage(f"a frame of series {facts.series}, which was not told")
         data: Any = b""
-        if facts.place is not None:
+        if facts.part >= 0 or (facts.place is None and facts.defect is None):
+            data = part_of(facts, parts)
+        elif facts.place is not None:
             if self._slots is None:
                 raise BadMessage("a frame in shared memory, which is not open here")
             data = self._slots.at(facts.place)
-        elif facts.defect is None:
-            if not 0 <= facts.part < len(parts):
-                raise BadMessage(f"a frame in part {facts.part} of {len(parts)}")
-            data = parts[facts.part]
         return read_frame(facts, series, data)
 
     def _forget(self, ordinal: int) -> None:

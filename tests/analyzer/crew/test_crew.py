@@ -18,7 +18,7 @@ from analyzer.crew import dispatch, shared
 from analyzer.crew.dispatch import Crew
 from analyzer.crew.outcome import pack_outcome
 from analyzer.crew.setup import CannotShare
-from analyzer.crew.wire import PROTOCOL, Hello, Kind, Told, Work, header_of, kind_of, message, read_frame
+from analyzer.crew.wire import PROTOCOL, Hello, Kind, Told, Work, header_of, kind_of, message, part_of, read_frame
 from analyzer.front import Forget, Front, FrontSettings
 from analyzer.judge import Judge
 from analyzer.results import HitRule, Status
@@ -313,7 +313,7 @@ def test_a_frame_that_ends_every_worker_is_recorded_and_takes_no_other_with_it(
                     work = header_of(parts, Work)
                     if any(facts.image_id == 5 for facts in work.frames):
                         break
-                    peer.answer(work, honest.process([read_frame(f, SERIES, parts[2 + f.part]) for f in work.frames]))
+                    peer.answer(work, honest.process([read_frame(f, SERIES, part_of(f, parts[2:])) for f in work.frames]))
             peer.close()
 
     fleet = threading.Thread(target=mortal, daemon=True)
@@ -456,7 +456,7 @@ def test_a_worker_that_lies_is_not_believed_and_its_frames_go_to_others(bundle: 
     honest = make(run.judge)
     parts = liar.hear(Kind.WORK)
     work = header_of(parts, Work)
-    frames = [read_frame(facts, SERIES, parts[2 + facts.part]) for facts in work.frames]
+    frames = [read_frame(facts, SERIES, part_of(facts, parts[2:])) for facts in work.frames]
     outcome = honest.process(frames)
     if lie == "other image":
         outcome.results[0] = replace(outcome.results[0], image_id=999)
@@ -485,7 +485,7 @@ def test_a_worker_that_lies_is_not_believed_and_its_frames_go_to_others(bundle: 
         answer[1] = b"\xc1\xc1"
     if lie == "no type":
         header = msgspec.msgpack.decode(answer[1])
-        header["items"][0][0][0] = [1]
+        header["items"][0][0] = "many"
         answer[1] = msgspec.msgpack.encode(header)
     liar.socket.send_multipart(answer)
     if lie == "no msgpack":
