@@ -49,7 +49,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class SeriesOpened:
+    """A series began, or was joined: ``first`` is the least image id that is known of it then."""
+
     series: Series
+    first: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +251,8 @@ class SeriesTracker:
         first = pending[0]
         # Complete: a configuration that comes now belongs to a header we never saw, of another series.
         metadata = self._known(first) or SeriesMetadata()
-        yield self._open(first.series_id, first.unique_id, metadata, complete=True, joined=True)
+        opened = self._open(first.series_id, first.unique_id, metadata, complete=True, joined=True)
+        yield replace(opened, first=max(0, min(image.image_id for image in pending)))
         running = self._running
         assert running is not None
         for image in pending:
