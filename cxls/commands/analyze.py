@@ -578,9 +578,11 @@ def _folders(settings: AnalyzeSettings) -> dict[str, Path]:
 def _open_hits(settings: AnalyzeSettings) -> HitFolder | None:
     if settings.hits is None:
         return None
-    sizes = HitFolderSettings(queue_bytes=settings.hits_queue_mib << 20, file_bytes=settings.hits_file_mib << 20)
+    kept = HitFolderSettings(
+        queue_bytes=settings.hits_queue_mib << 20, file_bytes=settings.hits_file_mib << 20, append=settings.append
+    )
     try:
-        return HitFolder(settings.hits, sizes)
+        return HitFolder(settings.hits, kept)
     except UnusableFolder as error:
         raise BadSettings(f"--hits {error}") from None
 
