@@ -167,7 +167,7 @@ class Session:
             _check_addresses(sources)
         info = _run_info(settings)
         if settings.products:
-            _prepare_products(settings.products, settings.overwrite)
+            _prepare_products(settings.products, settings.overwrite or settings.append)
         if settings.reports:
             _prepare_reports(settings.reports)
         check_epics(settings)
@@ -267,7 +267,9 @@ class Session:
             self.bragg = BraggWatch(cell, self.front.running.hit_spots, lambda: self.parameters.water)
         self._endpoints = ControlEndpoints(self.control, token)
         self._product_files = (
-            ProductFiles(settings.products, self.front.products, settings.overwrite) if settings.products else None
+            ProductFiles(settings.products, self.front.products, settings.overwrite, append=settings.append)
+            if settings.products
+            else None
         )
         disks = DiskSpace(_folders(settings))
         self._load = [disks, *([GpuLoad.of(device)] if device != "cpu" else [])]
