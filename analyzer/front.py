@@ -27,6 +27,7 @@ from analyzer.peak_finder import Disagreement
 from analyzer.products import Products
 from analyzer.pulse import Pulse
 from analyzer.reduction import Coverage, suspect_pixels
+from analyzer.restart import Restart
 from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Running
 from analyzer.sampling import Load, Sampler
@@ -202,6 +203,7 @@ class Front:
         on_series: Callable[[SeriesReport], None] = lambda report: None,
         hit_outputs: Sequence[HitOutput] = (),
         crew: Elsewhere | None = None,
+        restart: Restart | None = None,
     ) -> None:
         self.account = Account()
         self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
@@ -232,7 +234,8 @@ class Front:
         self._started = False
         self.settings = settings
         self._on_series = on_series
-        self._tracker = SeriesTracker(self.account)
+        self._restart = restart
+        self._tracker = SeriesTracker(self.account) if restart is None else SeriesTracker(self.account, restart.known)
         self._results: queue.Queue[_Published | None] = queue.Queue()
         self._tallies: dict[int, _Tally] = {}
         self.blocked_s = 0.0
@@ -660,6 +663,8 @@ class Front:
 
     def _publish_event(self, event: SeriesOpened | SeriesUpdated | SeriesClosed) -> None:
         series = event.series
+        if self._restart is not None:
+            self._restart.event(event)
         if isinstance(event, SeriesClosed):
             self._tallies.setdefault(series.ordinal, _Tally()).closed = event
             self.running.end(series, event.accepted + event.missing["head"] + event.missing["gap"])
