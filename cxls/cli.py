@@ -370,6 +370,15 @@ cli.add_command(
 cli.add_command(_command("bench", "cxls.commands.bench:run", [click.Argument(["name"])], "cxls bench list names them."))
 cli.add_command(
     _command(
+        "soak",
+        "cxls.commands.soak:run",
+        [click.Argument(["files"], nargs=-1, metavar="[FILE]...")],
+        "FILE is what to replay, as for cxls replay (default: 100 simulated frames). Examples: cxls soak --time 1h "
+        "--rate max; cxls soak --time 10min --rate 100 --processes 2 --kills 20s",
+    )
+)
+cli.add_command(
+    _command(
         "figures",
         "cxls.commands.figures:run",
         [click.Argument(["topic"], type=click.Choice(["simulation", "paper"]))],

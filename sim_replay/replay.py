@@ -51,7 +51,8 @@ class ReplaySettings:
     """What to play and how. Raises ``BadInput`` for a value that makes no sense.
 
     ``rate_hz`` is images a second, ``None`` as fast as the consumer takes them. ``rest`` is
-    ``host:port`` of the SIMPLON server; with it, series wait for arm and trigger.
+    ``host:port`` of the SIMPLON server; with it, series wait for arm and trigger. ``loop_s``: when
+    looping, seconds after which no further series begins (``None``: until stopped).
     ``header_appendix`` goes into v2 starts and v1 headers of detail ``all``. ``fault_report`` is
     the file that tells of the faults of ``faults``, a JSON object a line.
     """
@@ -68,6 +69,7 @@ class ReplaySettings:
     header_appendix: Any = None
     image_appendix: Any = None
     send_hwm: int = SEND_HWM
+    loop_s: float | None = None
     faults: FaultPlan | None = None
     fault_report: Path | None = None
 
@@ -191,9 +193,13 @@ class Replay:
         return self.report()
 
     def _playlist(self) -> Iterator[Recording]:
+        began, limit_s = time.monotonic(), self.settings.loop_s
         yield from self.recordings
         while self.settings.loop:
-            yield from self.recordings
+            for recording in self.recordings:
+                if limit_s is not None and time.monotonic() - began >= limit_s:
+                    return
+                yield recording
 
     def prepare(
         self, recording: Recording, metadata: SeriesMetadata, style: StreamStyle, cancel: threading.Event
