@@ -1,15 +1,12 @@
 """CURVE between a front and workers on other hosts: who may say anything at all, and that nobody else reads it.
 
 Keys are libzmq's, in 40 printable characters (Z85). The front has a secret key and a list of public ones; a worker has
-a secret key and the front's public one. libzmq refuses whoever does not fit before a message is read; what is refused
-is seen from the socket's events and counted.
+a secret key and the front's public one. libzmq refuses whoever does not fit before a message is read.
 """
 
 import struct
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import zmq
@@ -20,23 +17,6 @@ _DOMAIN = b"cxls-workers"
 _ZAP = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
 _MOST_EVENTS = 1000
-
-
-class RefusedHandshake(StrEnum):
-    """Why a connection was refused before its first message."""
-
-    KEY = "key"
-    """its key is not among those allowed"""
-    PROTOCOL = "protocol"
-    """it speaks plainly, takes another key for the front's, is no ZeroMQ peer, or went before it was known"""
-
-
-_REASONS: dict[int, RefusedHandshake] = {
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: RefusedHandshake.KEY,
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: RefusedHandshake.PROTOCOL,
-    # The other side ended it: with another key for ours, or before it was told why.
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: RefusedHandshake.PROTOCOL,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,34 +33,6 @@ class WorkerKeys:
 
     secret: bytes
     front: bytes
-
-
-class Handshakes:
-    """Those that failed at a socket; made before it is bound or connected, closed before it is closed. One thread."""
-
-    def __init__(self, watched: "zmq.Socket[bytes]") -> None:
-        self._watched = watched
-        address = f"inproc://handshakes-{id(self)}"
-        watched.monitor(address, sum(_REASONS))
-        self.socket: zmq.Socket[bytes] = watched.context.socket(zmq.PAIR)
-        # Without a bound: libzmq's own thread would wait at it, and all its sockets with it.
-        self.socket.setsockopt(zmq.RCVHWM, 0)
-        self.socket.connect(address)
-
-    def failed(self) -> Iterator[RefusedHandshake]:
-        """Those since the last call."""
-        for _ in range(_MOST_EVENTS):
-            try:
-                told = self.socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            reason = _REASONS.get(int.from_bytes(told[0][:2], sys.byteorder))
-            if reason is not None:
-                yield reason
-
-    def close(self) -> None:
-        self._watched.disable_monitor()
-        self.socket.close(0)
 
 
 class Gate:

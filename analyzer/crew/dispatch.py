@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from analyzer.bundle import BadBundle
 from analyzer.cascade import BatchOutcome, PlanCache, plan_of, tags_of, undecodable
-from analyzer.crew.curve import FrontKeys, Gate, Handshakes, RefusedHandshake
+from analyzer.crew.curve import FrontKeys, Gate
 from analyzer.crew.flight import Batch, FlightTable
 from analyzer.crew.outcome import read_coverage, read_outcome
 from analyzer.crew.setup import pack_setup
@@ -39,6 +39,7 @@ from analyzer.crew.wire import (
     message,
     pack_series,
 )  # fmt: skip
+from analyzer.door import Door, Limits, RefusedConnection
 from analyzer.judge import Judge
 from analyzer.logs import Repeats
 from analyzer.reduction import Coverage, FramePlan
@@ -76,13 +77,18 @@ _MOST_UNREAD = 64
 MOST_PART_BYTES = 32 << 20
 """Of what workers send: records and peaks of a batch, coverage of a series. libzmq hangs up on who sends more."""
 
+LIMITS = Limits(connections=2 * _MOST_WORKERS, unread_bytes=128 << 20, all_unread_bytes=1 << 30)
+"""A worker that comes back has a second connection for a moment."""
+
 _HANDSHAKE_MS = 5000
 _MOST_STRANGERS = 256
 """Peers that are asked in a second who they are."""
 
 _REFUSED = {
-    RefusedHandshake.KEY: "its key is not in the file of --worker-keys",
-    RefusedHandshake.PROTOCOL: "it speaks without keys, takes another key for ours, or is no worker",
+    RefusedConnection.KEY: "its key is not in the file of --worker-keys",
+    RefusedConnection.PROTOCOL: "it speaks without keys, takes another key for ours, or is no worker",
+    RefusedConnection.TOO_MANY: f"{LIMITS.connections} are connected",
+    RefusedConnection.TOO_MUCH: "it sent without end and never a whole message",
 }
 _SERIES_KEPT = 16
 
@@ -134,8 +140,7 @@ class Crew:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._gate = None if keys is None else Gate(self._socket, keys)
-        self._handshakes = Handshakes(self._socket)
-        self._turned_away = dict.fromkeys(RefusedHandshake, 0)
+        self._door = Door(self._socket, LIMITS)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # One that comes back over a new connection has its old name.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
@@ -341,12 +346,7 @@ class Crew:
         for by, count in self._bytes.items():
             sent.add_metric([by], count)
         yield sent
-        refused = CounterMetricFamily(
-            "cxls_crew_handshakes_refused", "Connections refused before their first message", labels=["reason"]
-        )
-        for reason, count in self._turned_away.items():
-            refused.add_metric([reason], count)
-        yield refused
+        yield self._door.collect("cxls_crew_connections_refused")
 
     # --- the feeder ---------------------------------------------------------------------
 
@@ -381,7 +381,7 @@ class Crew:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wakeup.descriptor, zmq.POLLIN)
-        poller.register(self._handshakes.socket, zmq.POLLIN)
+        poller.register(self._door.socket, zmq.POLLIN)
         if self._gate is not None:
             poller.register(self._gate.asked, zmq.POLLIN)
         while not self._closing:
@@ -396,7 +396,7 @@ class Crew:
         self._close_sockets()
 
     def _close_socket(self) -> None:
-        self._handshakes.close()
+        self._door.close()
         if self._gate is not None:
             self._gate.close()
         self._socket.close(_LINGER_MS)
@@ -441,19 +441,22 @@ class Crew:
         """Workers with a key that is allowed; who was refused is counted, and said once in a while."""
         if self._gate is not None:
             self._gate.answer()
-        for reason in self._handshakes.failed():
-            self._turned_away[reason] += 1
+        for reason in self._door.look():
             text = f"a connection to {self.address} was refused: {_REFUSED[reason]}"
-            self._repeats.warning(f"handshake {reason}", text, "worker_refused_at_the_door", reason=reason)
+            self._repeats.warning(f"connection {reason}", text, "worker_refused_at_the_door", reason=reason)
 
     def _receive(self) -> bool:
         """Take what came; returns whether that was all."""
         for _ in range(_AT_ONCE):
-            if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not self._socket.get(zmq.EVENTS) & zmq.POLLIN:
                 return True
-            identity, *parts = self._socket.recv_multipart(zmq.DONTWAIT)
+            first = self._socket.recv(zmq.DONTWAIT, copy=False)
+            # Whole: libzmq gives no part before all are there.
+            parts = self._socket.recv_multipart() if first.more else []
+            identity = first.bytes
+            self._door.heard(first)
             try:
-                self._heard(bytes(identity), parts)
+                self._heard(identity, parts)
             except Exception as error:
                 self._bad += 1
                 why = first_line(error)[:_MOST_TEXT]

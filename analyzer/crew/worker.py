@@ -20,7 +20,7 @@ import zmq
 
 from analyzer.bundle import BadBundle
 from analyzer.cascade import Analyser, BatchOutcome, undecodable
-from analyzer.crew.curve import Handshakes, RefusedHandshake, WorkerKeys, be_a_worker
+from analyzer.crew.curve import WorkerKeys, be_a_worker
 from analyzer.crew.outcome import pack_coverage, pack_outcome
 from analyzer.crew.setup import read_setup
 from analyzer.crew.shared import SharedFacts, SlotView
@@ -41,6 +41,7 @@ from analyzer.crew.wire import (
     read_frame,
     read_series,
 )  # fmt: skip
+from analyzer.door import Handshakes, RefusedConnection
 from analyzer.judge import Judge
 from analyzer.logs import Repeats
 from analyzer.warm import warm_up
@@ -62,8 +63,8 @@ _LEAVE_S = 10.0
 """How long a worker that is to end goes on with what it holds; half a second at least, for what is on its way."""
 
 _REFUSED = {
-    RefusedHandshake.KEY: "the front does not allow this worker's key; add its public key to the file of --worker-keys",
-    RefusedHandshake.PROTOCOL: "the front wants keys, or has others than were given here (--worker-key, --front-key), "
+    RefusedConnection.KEY: "the front does not allow this worker's key; add the public one to its --worker-keys",
+    RefusedConnection.PROTOCOL: "the front wants keys, or has others than were given here (--worker-key, --front-key), "
     "or is none",
 }
 

@@ -14,9 +14,10 @@ import zmq
 from analyzer.bundle import Bundle
 from analyzer.cascade import CascadeSettings, PlanCache
 from analyzer.crew import dispatch, worker
-from analyzer.crew.curve import FrontKeys, RefusedHandshake, WorkerKeys, be_a_worker, is_key, new_keys, public_of
+from analyzer.crew.curve import FrontKeys, WorkerKeys, be_a_worker, is_key, new_keys, public_of
 from analyzer.crew.dispatch import Crew
 from analyzer.crew.wire import MOST_SHORT_BYTES, PROTOCOL, Hello, Kind, message
+from analyzer.door import RefusedConnection
 from analyzer.judge import Judge
 from analyzer.results import Status
 from streamer.ring import FrameRing
@@ -32,7 +33,7 @@ KEYS = FrontKeys(SECRET, lambda: frozenset([ALLOWED]))
 def handshakes(crew: Crew) -> dict[str, float]:
     found = {}
     for family in crew.collect():
-        if family.name == "cxls_crew_handshakes_refused":
+        if family.name == "cxls_crew_connections_refused":
             found = {each.labels["reason"]: each.value for each in family.samples}
     return found
 
@@ -72,7 +73,7 @@ def test_a_worker_with_a_key_that_is_allowed_analyses_as_without_keys(bundle: Bu
     run.join().assert_closes()
     hand.end()
     assert {each.status for each in run.kept.results} == {Status.OK}
-    assert handshakes(run.crew) == {"key": 0, "protocol": 0}
+    assert handshakes(run.crew) == dict.fromkeys(RefusedConnection, 0)
 
 
 @pytest.mark.parametrize(
@@ -251,4 +252,4 @@ def test_a_handshake_that_is_not_finished_ends(bundle: Bundle, monkeypatch: pyte
 
 
 def test_refusals_have_every_reason_from_the_start(crew: Crew) -> None:
-    assert set(handshakes(crew)) == set(RefusedHandshake)
+    assert set(handshakes(crew)) == set(RefusedConnection)
