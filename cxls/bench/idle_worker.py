@@ -11,6 +11,7 @@ from dataclasses import replace
 from analyzer.cascade import Analyser, BatchOutcome, PlanCache
 from analyzer.crew.worker import Worker
 from analyzer.judge import Judge
+from cxls import allocator
 from streamer.frames import Frame
 from streamer.series import Series
 
@@ -47,5 +48,6 @@ def make(judge: Judge) -> Analyser:
 
 
 if __name__ == "__main__":
+    allocator.settle()
     shared = sys.argv[2] == "shared"
     Worker(sys.argv[1], make, name="idle", batch_frames=8, once=True, shared=shared).run(threading.Event())

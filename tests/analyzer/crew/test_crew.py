@@ -313,7 +313,9 @@ def test_a_frame_that_ends_every_worker_is_recorded_and_takes_no_other_with_it(
                     work = header_of(parts, Work)
                     if any(facts.image_id == 5 for facts in work.frames):
                         break
-                    peer.answer(work, honest.process([read_frame(f, SERIES, part_of(f, parts[2:])) for f in work.frames]))
+                    peer.answer(
+                        work, honest.process([read_frame(f, SERIES, part_of(f, parts[2:])) for f in work.frames])
+                    )
             peer.close()
 
     fleet = threading.Thread(target=mortal, daemon=True)
