@@ -177,3 +177,13 @@ def test_of_readers_that_linger_for_different_numbers_the_one_that_has_enough_go
         assert ids(few.result(10)) in ([0, 1], [0, 1, 2])
         assert time.monotonic() - began < 0.4
         many.result(10)
+
+
+def test_a_reader_takes_no_more_than_the_frame_that_reaches_its_bytes() -> None:
+    ring = FrameRing()
+    for number in range(5):
+        ring.put(frame(number, 100))
+    assert ids(ring.take(8, 0, 0, 150)) == [0, 1]
+    assert ids(ring.take(8, 0, 0, 1)) == [2]
+    assert ids(ring.take(1, 0, 0, 1000)) == [3]
+    assert (ring.held_bytes, ids(ring.take(8, 0, 0)), ring.held_bytes) == (100, [4], 0)
