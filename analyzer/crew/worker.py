@@ -41,6 +41,7 @@ from analyzer.crew.wire import (
 )  # fmt: skip
 from analyzer.judge import Judge
 from analyzer.logs import Repeats
+from analyzer.pulse import Pulse
 from analyzer.warm import warm_up
 from analyzer.worker_load import WorkerLoad
 from streamer.frames import Frame
@@ -89,8 +90,8 @@ class _Job:
 class Worker:
     """Serves one front at ``address``. ``make`` makes an analyser of what the front says; ``threads`` of them work.
 
-    ``load`` adds up what was done; ``ready``: it judges as the front wants. ``once``: it ends with the front's run.
-    Without ``shared`` frames come over the wire even on one machine.
+    ``load`` adds up what was done; ``ready``: it judges as the front wants; ``pulse``: its threads get on. ``once``: it
+    ends with the front's run. Without ``shared`` frames come over the wire even on one machine.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Worker:
         shared: bool = True,
     ) -> None:
         self.load = WorkerLoad()
+        self.pulse = Pulse()
         self.ready = False
         self.fault: str | None = None
         self.name = name
@@ -142,6 +144,7 @@ class Worker:
             thread.start()
         try:
             self._serve(stop)
+            self.pulse.rest()
             self._dealer.send_multipart(message(Kind.BYE))
         finally:
             for _ in threads:
@@ -161,6 +164,7 @@ class Worker:
         leaving_s: float | None = None
         while not self._over and self._failure is None:
             poller.poll(_POLL_MS)
+            self.pulse.beat()
             self._turn()
             now = time.monotonic()
             if stop.is_set() and leaving_s is None:
@@ -356,7 +360,9 @@ class Worker:
     def _work(self, place: int) -> None:
         try:
             while (job := self._jobs.get()) is not None:
+                self.pulse.beat()
                 self._answer(job, place)
+                self.pulse.rest()
         except Exception as error:
             # A worker that lives and does not work would hold its frames for long: it ends, and is started again.
             log.exception("a thread of this worker failed")
