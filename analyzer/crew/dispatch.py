@@ -181,6 +181,14 @@ class Crew:
         with self._changed:
             return sum(member.hello.threads for member in self._members.values() if self._usable(member))
 
+    @property
+    def unserved_s(self) -> float:
+        """For how long no worker has been ready; 0 while one is."""
+        with self._changed:
+            if any(map(self._usable, self._members.values())):
+                return 0.0
+            return time.monotonic() - self._served_s
+
     def use(self, judge: Judge) -> bool:
         """Judge so from the next batch on; returns whether all workers were ready for it in time and none holds an
         older batch. Raises ``BadBundle`` where a worker refuses the bundle, and all judge as before.
