@@ -82,6 +82,9 @@ class Elsewhere(Protocol):
     @property
     def threads(self) -> int: ...
 
+    @property
+    def unserved_s(self) -> float: ...
+
     def start(
         self,
         ring: FrameRing,
@@ -257,7 +260,13 @@ class Front:
 
     @property
     def results_waiting(self) -> int:
-        return self._results.qsize()
+        """Images that are judged, or left out, and not yet published."""
+        return sum(len(item.results) for item in list(self._results.queue) if isinstance(item, BatchOutcome))
+
+    @property
+    def unserved_s(self) -> float:
+        """For how long nobody has been ready to analyse: no worker elsewhere, where there is none here."""
+        return 0.0 if self._workers or self._crew is None else self._crew.unserved_s
 
     def run(self, stop: threading.Event) -> None:
         """Read until the source is exhausted, enough series are over or ``stop`` is set; then drain.

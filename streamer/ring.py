@@ -91,20 +91,25 @@ class FrameRing:
                 self._filled.notify_all()
             return True
 
-    def take(self, most: int, linger_s: float, timeout_s: float) -> list[Frame]:
+    def take(self, most: int, linger_s: float, timeout_s: float, most_bytes: int | None = None) -> list[Frame]:
         """Up to ``most`` frames: waits ``timeout_s`` for a first, then ``linger_s`` for more.
 
-        Empty when none came in time, another reader took them or the ring is closed and empty.
+        The one that reaches ``most_bytes`` is the last. Empty when none came in time, another reader took them or the
+        ring is closed and empty.
         While the writer waits for room there is nothing to linger for.
         """
         with self._filled:
             self._filled.wait_for(lambda: self._frames or self._closed, timeout_s)
             self._linger(most, time.monotonic() + linger_s)
-            taken = [self._frames.popleft() for _ in range(min(most, len(self._frames)))]
-            self._bytes -= sum(size for _, size in taken)
+            taken, held = [], 0
+            while self._frames and len(taken) < most and (most_bytes is None or held < most_bytes):
+                frame, size = self._frames.popleft()
+                taken.append(frame)
+                held += size
+            self._bytes -= held
             if taken:
                 self._emptied.notify_all()
-            return [frame for frame, _ in taken]
+            return taken
 
     def _linger(self, most: int, deadline_s: float) -> None:
         """Wait for a full batch, under the lock."""

@@ -97,7 +97,10 @@ Deliver = Callable[[list[Frame], BatchOutcome], None]
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """A worker: what it said of itself, frames it still has room for, the setup it is ready for, series it knows."""
+    """A worker: what it said of itself, frames it still has room for, the setup it is ready for, series it knows.
+
+    ``late``: of each batch that others have since, how many frames and where they lie.
+    """
 
     identity: bytes
     hello: Hello
@@ -108,7 +111,7 @@ class _Member:
     leaving: bool = False
     given_s: float = 0.0
     answered_s: float = 0.0
-    late: dict[int, Batch] = field(default_factory=dict)
+    late: dict[int, tuple[int, list[tuple[int, int]]]] = field(default_factory=dict)
     series: set[int] = field(default_factory=set)
     ordinals: set[int] = field(default_factory=set)
     slots: Slots | None = None
@@ -205,6 +208,14 @@ class Crew:
         """How many threads of workers judge."""
         with self._changed:
             return sum(member.hello.threads for member in self._members.values() if self._usable(member))
+
+    @property
+    def unserved_s(self) -> float:
+        """For how long no worker has been ready; 0 while one is."""
+        with self._changed:
+            if any(map(self._usable, self._members.values())):
+                return 0.0
+            return time.monotonic() - self._served_s
 
     def use(self, judge: Judge) -> bool:
         """Judge so from the next batch on; returns whether all workers were ready for it in time and none holds an
@@ -317,6 +328,7 @@ class Crew:
                 "address": self.address,
                 "workers": members,
                 "in_flight": self._table.frames_flying,
+                "held_bytes": self._table.held_bytes,
                 "waiting": self._table.frames_waiting,
                 "resent": self._table.resent,
                 "lost_workers": self._lost,
@@ -354,20 +366,25 @@ class Crew:
         while not ring.finished and not self._fed:
             with self._changed:
                 room = self._changed.wait_for(self._room, 0.1)
+                # What workers hold is bounded as what waits for them is, but for one frame.
+                most_bytes = ring.capacity_bytes - self._table.held_bytes
             if not room:
                 continue
-            frames = ring.take(min(self._batch, room), linger_s, 0.1)
-            if frames:
-                self._do(lambda frames=frames: self._table.add(frames))  # type: ignore[misc]
+            if frames := ring.take(min(self._batch, room), linger_s, 0.1, most_bytes):
+                with self._changed:
+                    self._table.add(frames)
+                self._wakeup.wake()
         with self._changed:
             self._changed.notify_all()
 
     def _room(self) -> int:
         """Frames that workers have room for beyond those that wait here."""
+        if self._ring is None or self._table.held_bytes >= self._ring.capacity_bytes:
+            return 0
         usable = [member for member in self._members.values() if self._usable(member)]
         self._batch = max((member.hello.batch for member in usable), default=1)
         room = sum(member.room for member in usable)
-        return max(0, room - self._table.frames_waiting - len(self._inbox) * self._batch)
+        return max(0, room - self._table.frames_waiting)
 
     def _do(self, work: Callable[[], None]) -> None:
         """Have the socket's thread do something."""
@@ -539,10 +556,11 @@ class Crew:
         batch = self._table.land(member.identity, done.batch)
         if batch is None:
             if (late := member.late.pop(done.batch, None)) is not None:
-                self._free(member, late)
-                member.room += len(late.frames)
+                count, places = late
+                self._free(member, places)
+                member.room += count
             return
-        self._free(member, batch)
+        self._free(member, batch.places)
         member.room += len(batch.frames)
         try:
             outcome = read_outcome(done, parts[2:], batch.frames, lambda frame: self._plan(frame, batch.setup))
@@ -569,7 +587,7 @@ class Crew:
         if batch is None:
             return
         member.series.clear()
-        self._free(member, batch)
+        self._free(member, batch.places)
         member.room += len(batch.frames)
         text = f"worker {member.hello.name} could not take a batch: {told.text[:_MOST_TEXT]}"
         self._repeats.warning("batch refused", text, "worker_refused")
@@ -624,7 +642,7 @@ class Crew:
                 self._lost += 1
                 log.warning("worker %s holds images for %.0f s; others get them", member.hello.name, now - since)
                 # Their bytes stay where they are: it may still be reading them.
-                member.late.update((batch.number, batch) for batch in held)
+                member.late.update((batch.number, (len(batch.frames), batch.places)) for batch in held)
                 self._give_up(self._table.lose(member.identity))
         if any(map(self._usable, self._members.values())):
             self._served_s = now
@@ -699,7 +717,7 @@ class Crew:
         except Exception:
             self._repeats.exception("crew: frames cannot be packed", "crew_failed")
             self._table.land(member.identity, number)
-            self._free(member, batch)
+            self._free(member, batch.places)
             member.room += len(batch.frames)
             self._give_up(batch.frames)
             return
@@ -744,9 +762,9 @@ class Crew:
                 self._series.popitem(last=False)
         return known[1]
 
-    def _free(self, member: _Member, batch: Batch) -> None:
+    def _free(self, member: _Member, places: list[tuple[int, int]]) -> None:
         if member.slots is not None:
-            for place in batch.places:
+            for place in places:
                 member.slots.free(place)
 
     def _tell(self, member: _Member, parts: list[Any]) -> None:

@@ -35,7 +35,6 @@ _MOST_AROUND = 1 << 16
 """Bytes of a message besides an image that may be sent on with it."""
 
 
-
 class Kind(StrEnum):
     """What a message is; the first letters are a worker's."""
 
@@ -311,7 +310,7 @@ def part_of(facts: FrameFacts, parts: Sequence[Any]) -> Any:
     if facts.place is None:
         return part
     offset, size = facts.place
-    if not (0 <= offset and 0 <= size and offset + size <= len(part)):
+    if not (offset >= 0 and size >= 0 and offset + size <= len(part)):
         raise BadMessage(f"a frame at {offset}, {size} bytes long, of {len(part)}")
     return part[offset : offset + size]
 

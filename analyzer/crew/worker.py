@@ -44,6 +44,7 @@ from analyzer.crew.wire import (
 from analyzer.door import Handshakes, RefusedConnection
 from analyzer.judge import Judge
 from analyzer.logs import Repeats
+from analyzer.pulse import Pulse
 from analyzer.warm import warm_up
 from analyzer.worker_load import WorkerLoad
 from streamer.frames import Frame
@@ -98,8 +99,9 @@ class _Job:
 class Worker:
     """Serves one front at ``address``. ``make`` makes an analyser of what the front says; ``threads`` of them work.
 
-    ``load`` adds up what was done; ``ready``: it judges as the front wants. ``once``: it ends with the front's run.
-    Without ``shared`` frames come over the wire even on one machine. With ``keys`` it speaks to that front alone.
+    ``load`` adds up what was done; ``ready``: it judges as the front wants; ``pulse``: its threads get on. ``once``: it
+    ends with the front's run. Without ``shared`` frames come over the wire even on one machine. With ``keys`` it speaks
+    to that front alone.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Worker:
         keys: WorkerKeys | None = None,
     ) -> None:
         self.load = WorkerLoad()
+        self.pulse = Pulse()
         self.ready = False
         self.fault: str | None = None
         self.name = name
@@ -153,6 +156,7 @@ class Worker:
             thread.start()
         try:
             self._serve(stop)
+            self.pulse.rest()
             self._send(message(Kind.BYE))
         finally:
             for _ in threads:
@@ -174,6 +178,7 @@ class Worker:
         leaving_s: float | None = None
         while not self._over and self._failure is None:
             poller.poll(_POLL_MS)
+            self.pulse.beat()
             self._turn()
             now = time.monotonic()
             if stop.is_set() and leaving_s is None:
@@ -385,7 +390,9 @@ class Worker:
     def _work(self, place: int) -> None:
         try:
             while (job := self._jobs.get()) is not None:
+                self.pulse.beat()
                 self._answer(job, place)
+                self.pulse.rest()
         except Exception as error:
             # A worker that lives and does not work would hold its frames for long: it ends, and is started again.
             log.exception("a thread of this worker failed")

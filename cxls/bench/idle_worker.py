@@ -12,6 +12,7 @@ from analyzer.cascade import Analyser, BatchOutcome, PlanCache
 from analyzer.crew.curve import WorkerKeys
 from analyzer.crew.worker import Worker
 from analyzer.judge import Judge
+from cxls import allocator
 from streamer.frames import Frame
 from streamer.series import Series
 
@@ -48,6 +49,7 @@ def make(judge: Judge) -> Analyser:
 
 
 if __name__ == "__main__":
+    allocator.settle()
     shared = sys.argv[2] == "shared"
     given = [each.encode() for each in sys.argv[3:]]
     keys = WorkerKeys(*given) if given else None

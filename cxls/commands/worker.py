@@ -20,6 +20,7 @@ from cxls.compilation import compilation
 from cxls.crew import LocalWorkers
 from cxls.key_files import read_worker_keys
 from cxls.makers import Makers
+from cxls.service import open_notifier
 from cxls.settings import BadSettings, Resolved, WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,17 @@ def _supervise(settings: WorkerSettings, address: str, processes: int, stop: thr
     workers = LocalWorkers(address, processes, arguments, name=settings.name, listen=settings.listen)
     workers.start()
     click.echo(f"{processes} workers for {address}; Ctrl-C ends them", err=True)
+    notifier = open_notifier(
+        lambda: not stop.is_set(),
+        workers.pulse.longest,
+        lambda: f"{workers.running} of {processes} workers for {address}, {workers.restarts} started again",
+    )
     try:
         stop.wait()
     finally:
         workers.close()
+        if notifier is not None:
+            notifier.close()
 
 
 def _keys_of(settings: WorkerSettings) -> WorkerKeys | None:
@@ -91,6 +99,12 @@ def _work(settings: WorkerSettings, address: str, device: str, stop: threading.E
     if bound is not None:
         server = WorkerServer(bound, worker)
         listening("http", server.address)
+    notifier = open_notifier(
+        # It serves whether or not there is a front yet.
+        lambda: not stop.is_set(),
+        worker.pulse.longest,
+        lambda: f"{'ready for' if worker.ready else 'not ready for'} {address}, {worker.load.frames} images analysed",
+    )
     try:
         worker.run(stop)
     except OSError as error:
@@ -99,6 +113,8 @@ def _work(settings: WorkerSettings, address: str, device: str, stop: threading.E
         raise Failed(str(error)) from None
     finally:
         compilation.done()
+        if notifier is not None:
+            notifier.close()
         if server is not None:
             server.close()
     log.info("%d images analysed in %.0f s of work", worker.load.frames, worker.load.seconds)
