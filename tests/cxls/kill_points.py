@@ -163,7 +163,9 @@ def read_hits(folder: Path, pixels: npt.NDArray[Any]) -> list[tuple[int, int]]:
 
 
 def read_rest(work: Path) -> None:
-    """Products, reports and their table."""
+    """Products, reports and their table, the indexer's geometry."""
+    if (work / "live.geom").exists():
+        assert (work / "live.geom").read_text().endswith("\n")
     for path in (work / "products").glob("products*.h5"):
         with h5py.File(path) as file:
             assert np.isfinite(file["powder/data"][()]).all()
@@ -375,7 +377,7 @@ def kill_indexer(site: Site, work: Path, chance: random.Random) -> Found:
     sender = replay(site, work, "v2")
     run = analyze(site, work, ".jsonl", sender.listening("replay"), "run-1", "--series", SERIES, "--index-listen",
                   "tcp://127.0.0.1:0", "--index-geometry", work / "live.geom", pictures=False)  # fmt: skip
-    address = run.listening("index")
+    address = run.listening("indexing")
     client = os.fork()
     if client == 0:
         socket = zmq.Context().socket(zmq.REQ)
