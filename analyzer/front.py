@@ -439,6 +439,9 @@ class Front:
                     self._leave_out(frame, "shutdown" if stop.is_set() else "queue_full")
             else:
                 self._hand_on()
+                if self._restart is not None:
+                    # Here and not behind what waits to be published: a kill may come any moment.
+                    self._restart.event(event)
                 self._results.put(event)
                 self._closed += isinstance(event, SeriesClosed)
                 if self._enough:
@@ -672,8 +675,6 @@ class Front:
 
     def _publish_event(self, event: SeriesOpened | SeriesUpdated | SeriesClosed) -> None:
         series = event.series
-        if self._restart is not None:
-            self._restart.event(event)
         if isinstance(event, SeriesClosed):
             self._tallies.setdefault(series.ordinal, _Tally()).closed = event
             self.running.end(series, event.accepted + event.missing["head"] + event.missing["gap"])

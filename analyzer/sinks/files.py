@@ -2,7 +2,8 @@
 
 A line is written whole and flushed with its batch; a part is written under a hidden name, brought to the disk and
 renamed when complete. So a killed run leaves every record it finished readable: the last line may be a part of one,
-and is cut off by the run that goes on.
+and is cut off by the run that goes on. Records of which there is no part yet are lines of a hidden file, of which the
+run that goes on makes one.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 import pyarrow as pa
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 PART_RECORDS = 10_000
 PART_SECONDS = 2.0
-"""A killed run loses at most the records of this long."""
+"""Records are in a part, for readers, after this long."""
 
 _PEAK = pa.struct(
     [("fs", pa.float32()), ("ss", pa.float32()), ("intensity_photons", pa.float32()), ("snr", pa.float32()),
@@ -163,13 +164,24 @@ class ParquetSink(_FileSink):
         path.mkdir(parents=True, exist_ok=True)
         for unfinished in (*path.glob(".part-*.tmp"), *path.glob("part-*.tmp")):
             unfinished.unlink()
+        if append:
+            for lines in sorted(path.glob(".part-*.jsonl")):
+                _finish_part(lines)
         super().__init__(path, _pairs_of_parts(path) if append else Recorded())
         self._part = 1 + max((int(part.stem.split("-")[-1]) for part in path.glob("part-*.parquet")), default=-1)
         self._waiting: list[FrameResult] = []
+        self._lines: IO[bytes] | None = None
         self._since = time.monotonic()
 
     def write(self, results: Sequence[FrameResult]) -> None:
-        self._waiting += self._new(results)
+        new = self._new(results)
+        self._waiting += new
+        # What fails here costs these records only where a kill comes before their part.
+        with contextlib.suppress(OSError, ValueError, TypeError, OverflowError):
+            if new and self._lines is None:
+                self._lines = open(_lines_of(self._target), "wb", buffering=0)  # noqa: SIM115
+            if self._lines is not None:
+                self._lines.write(b"".join(map(to_json_line, new)))
         if len(self._waiting) >= PART_RECORDS:
             self._flush()
         self.tick()
@@ -184,34 +196,75 @@ class ParquetSink(_FileSink):
         self._since = time.monotonic()
         if not waiting:
             return
-        target = self.path / f"part-{self._part:06d}.parquet"
-        # Hidden: readers of the whole folder pass it over.
-        temporary = target.with_name(f".{target.stem}.tmp")
         try:
-            with open(temporary, "wb") as file:
-                pq.write_table(record_table(waiting), file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(target)
-            self._part += 1
+            _place(self._target, record_table(waiting))
         except (OSError, pa.ArrowException) as error:
             self._failed(len(waiting), error)
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        lines, self._lines = self._lines, None
+        with contextlib.suppress(OSError):
+            _lines_of(self._target).unlink()
+        if lines is not None:
+            lines.close()
+        self._part += self._target.exists()
+
+    @property
+    def _target(self) -> Path:
+        return self.path / f"part-{self._part:06d}.parquet"
 
     def close(self) -> None:
         self._flush()
 
 
+def _lines_of(part: Path) -> Path:
+    """Where the records of a part are until it is there."""
+    return part.with_name(f".{part.stem}.jsonl")
+
+
+def _place(part: Path, table: pa.Table) -> None:
+    """Write a part, whole or not at all. Raises ``OSError``, ``pa.ArrowException``."""
+    # Hidden: readers of the whole folder pass it over.
+    temporary = part.with_name(f".{part.stem}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(part)
+    except (OSError, pa.ArrowException):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _finish_part(lines: Path) -> None:
+    """Make the part that a killed run had no time for. Raises ``OSError``."""
+    part = lines.with_name(f"{lines.stem[1:]}.parquet")
+    if not part.exists():
+        rows = []
+        for line in lines.read_bytes().split(b"\n")[:-1]:
+            # One that is no record was never whole.
+            with contextlib.suppress(ValueError):
+                rows.append(dict.fromkeys(RECORD_FIELDS) | json.loads(line))
+        if rows:
+            _place(part, _table(rows))
+            log.info("%s: %d records of an earlier run are in a part now", part, len(rows))
+    lines.unlink()
+
+
 def record_table(results: Sequence[FrameResult]) -> pa.Table:
     """Records as a table of ``RECORD_SCHEMA``, a row a result."""
     rows = [record(result) for result in results]
+    for row in rows:
+        if (peaks := row["peaks"]) is not None:
+            row["peaks"] = [{f: getattr(p, f) for f in p.__slots__} for p in peaks]
+    return _table(rows)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     columns = []
     for name, kind in zip(RECORD_SCHEMA.names, RECORD_SCHEMA.types, strict=True):
         values = [row[name] for row in rows]
-        if name == "peaks":
-            values = [None if v is None else [{f: getattr(p, f) for f in p.__slots__} for p in v] for v in values]
-        elif name in ("tags", "attributes"):
+        if name in ("tags", "attributes"):
             values = [None if v is None else json.dumps(v) for v in values]
         columns.append(pa.array(values, kind))
     return pa.table(columns, RECORD_SCHEMA)
