@@ -25,6 +25,9 @@ class Tolerance:
     absolute: float = 0.0
     relative: float = 0.0
 
+    def __add__(self, other: "Tolerance") -> "Tolerance":
+        return Tolerance(self.absolute + other.absolute, self.relative + other.relative)
+
     def excess(self, golden: float, found: float) -> float:
         """The difference in units of what is allowed; infinite where none is."""
         difference = abs(found - golden)
@@ -59,6 +62,10 @@ TOLERANCES: dict[str, Tolerance] = {
 """Of each field that is a number with a fraction, and of the numbers in a text. Every other field is equal or not."""
 
 EXACT = Tolerance()
+
+DEVICE = Tolerance(1e-5, 1e-5)
+"""What kernels of a GPU may add to each of these (docs/decisions/0014): its logarithms, and the order of its sums."""
+
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -105,8 +112,8 @@ def _leaves(record: Record) -> Iterator[tuple[str, str, Any]]:
             yield where, field, value
 
 
-def _excess(field: str, golden: Any, found: Any) -> float:
-    tolerance = TOLERANCES.get(field, EXACT)
+def _excess(field: str, golden: Any, found: Any, more: Tolerance) -> float:
+    tolerance = TOLERANCES[field] + more if field in TOLERANCES else EXACT
     if _is_number(golden) and _is_number(found):
         return tolerance.excess(golden, found)
     texts = isinstance(golden, str) and isinstance(found, str) and tolerance is not EXACT
@@ -125,7 +132,7 @@ def _text_excess(tolerance: Tolerance, golden: str, found: str) -> float:
 _ABSENT = "absent"
 
 
-def compare_record(case: str, golden: Record, found: Record) -> list[Change]:
+def compare_record(case: str, golden: Record, found: Record, more: Tolerance = EXACT) -> list[Change]:
     """All fields that differ at all, whatever their tolerance."""
     ours, theirs = ({where: (field, value) for where, field, value in _leaves(each)} for each in (golden, found))
     changes = []
@@ -136,11 +143,14 @@ def compare_record(case: str, golden: Record, found: Record) -> list[Change]:
         changes.append((field, value, other))
     changes += [(field, _ABSENT, value) for where, (field, value) in theirs.items() if where not in ours]
     of = case, golden["series"], golden["image_id"]
-    return [Change(*of, field, a, b, _excess(field, a, b)) for field, a, b in changes]
+    return [Change(*of, field, a, b, _excess(field, a, b, more)) for field, a, b in changes]
 
 
-def compare(golden: Cases, found: Cases) -> list[Change]:
-    """All that differs between records of the same cases, whole records that only one has included."""
+def compare(golden: Cases, found: Cases, more: Tolerance = EXACT) -> list[Change]:
+    """All that differs between records of the same cases, whole records that only one has included.
+
+    ``more``: allowed beside the tolerance of a field that has one.
+    """
     changes = []
     for case in [*golden, *(case for case in found if case not in golden)]:
         ours, theirs = (
@@ -148,7 +158,7 @@ def compare(golden: Cases, found: Cases) -> list[Change]:
         )
         for key in [*ours, *(key for key in theirs if key not in ours)]:
             if key in ours and key in theirs:
-                changes += compare_record(case, ours[key], theirs[key])
+                changes += compare_record(case, ours[key], theirs[key], more)
             else:
                 has = [("a record" if key in of else _ABSENT) for of in (ours, theirs)]
                 changes.append(Change(case, *key, "record", has[0], has[1], math.inf))
