@@ -235,6 +235,15 @@ class ReplaySettings(_Settings):
     rest: str | None = Field(
         None, description="serve SIMPLON here, for instance 127.0.0.1:8000, and wait for arm and trigger"
     )
+    fault: Several = _in(
+        "Faults (docs/faults.md)",
+        (),
+        "commit a fault: KIND=PROBABILITY, KIND@IMAGE_ID in every series, all=PROBABILITY; again for more",
+    )
+    fault_seed: int = _in("Faults (docs/faults.md)", 0, "same seed, same faults in the same series", ge=0, lt=1 << 63)
+    fault_report: Path | None = _in(
+        "Faults (docs/faults.md)", None, "write a JSON line for each fault committed, with what an account must show"
+    )
     log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
 
 

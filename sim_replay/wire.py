@@ -6,6 +6,7 @@ import os
 import socket as tcp
 import threading
 import time
+from collections.abc import Callable
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -24,23 +25,30 @@ _SLICE_S = 0.05
 _COPY_BELOW = 64 << 10
 """Parts smaller than this are cheaper to copy than to hand over."""
 
+_REBIND_S = 5.0
+"""How long the operating system may hold on to the address of a socket just closed."""
+
 
 class Wire:
     """The PUSH socket an Eiger binds. Calls from several threads take turns.
 
     Raises ``BadInput`` when ``bind`` cannot be bound; port 0 takes a free port, which
-    ``endpoint`` then names.
+    ``endpoint`` then names. ``greetings`` counts consumers that came.
     """
 
     def __init__(self, bind: str, send_hwm: int = SEND_HWM) -> None:
         self._lock = threading.Lock()
+        self._send_hwm = send_hwm
+        self.greetings = 0
+        self._open(bind)
+
+    def _open(self, bind: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.LINGER, 0)
         # libzmq gives each new peer the limit known at that moment: before bind, or never.
-        self._socket.setsockopt(zmq.SNDHWM, send_hwm)
+        self._socket.setsockopt(zmq.SNDHWM, self._send_hwm)
         self._peers: set[int] = set()
-        self._greeted = False
         self._closed = False
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -51,7 +59,8 @@ class Wire:
                 raise zmq.ZMQError(errno.EINVAL)
             self._socket.bind(bind)
         except zmq.ZMQError as error:
-            self.close()
+            self._release(linger_ms=0)
+            self._context.term()
             raise BadInput(_bind_failure(bind, error)) from None
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
@@ -67,12 +76,19 @@ class Wire:
 
     def wait_for_consumer(self, stop: threading.Event) -> bool:
         """Wait until a consumer's handshake has succeeded; False when stopped first."""
+        return self.wait_until(lambda: self.greetings > 0, stop)
+
+    def wait_until(self, seen: Callable[[], bool], stop: threading.Event, limit_s: float | None = None) -> bool:
+        """Read the socket's events until ``seen``; False when stopped, or out of time, first."""
+        deadline = None if limit_s is None else time.monotonic() + limit_s
         while not stop.is_set():
             with self._lock:
                 self._monitor.poll(round(_SLICE_S * 1000))
                 self._follow()
-                if self._greeted:
+                if seen():
                     return True
+            if deadline is not None and time.monotonic() >= deadline:
+                break
         return False
 
     def send(self, parts: list[Buffer], stop: threading.Event, wait_s: float | None) -> bool:
@@ -111,7 +127,7 @@ class Wire:
             elif event["event"] == zmq.EVENT_DISCONNECTED:
                 self._peers.discard(event["value"])
             else:
-                self._greeted = True
+                self.greetings += 1
 
     def hand_over(self, stop: threading.Event, limit_s: float | None = None) -> bool:
         """Close once the consumer has taken what is queued; False when cut short.
@@ -140,6 +156,20 @@ class Wire:
                     connection.shutdown(tcp.SHUT_RDWR)
             connection.close()
         return complete
+
+    def reopen(self, stop: threading.Event, limit_s: float | None = None) -> bool:
+        """Hand over what is queued, close the connection, and bind the same address again; False when cut short."""
+        complete = self.hand_over(stop, limit_s)
+        deadline = time.monotonic() + _REBIND_S
+        while True:
+            try:
+                with self._lock:
+                    self._open(self.endpoint)
+                return complete
+            except BadInput:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_SLICE_S)
 
     def close(self) -> None:
         """Close at once; what is still queued is lost. A second call does nothing."""
