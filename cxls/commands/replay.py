@@ -1,12 +1,12 @@
 """``cxls replay``: files on the wire."""
 
+import textwrap
 import threading
 from collections.abc import Sequence
 
 import click
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from cxls.cli import Interrupted, listening, stop_on_signals
 from cxls.settings import BadSettings, ReplaySettings, Resolved
@@ -75,8 +75,14 @@ def fault_plan(settings: ReplaySettings) -> FaultPlan | None:
 
 def list_faults() -> None:
     """Print every kind of fault."""
-    console = Console()
-    grid = Table("KIND", "chance per", "what happens", "where an account shows it", box=None, pad_edge=False)
-    for row in table():
-        grid.add_row(*row)
-    console.print(grid, soft_wrap=False)
+    for name, chance, text, shown in table():
+        click.echo(
+            f"{name}  (probability: of an image)" if chance == "image" else f"{name}  (probability: of a series)"
+        )
+        for label, words in (("", text), ("shows: ", shown)):
+            click.echo(textwrap.fill(label + words, 100, initial_indent="    ", subsequent_indent="    "))
+    click.echo()
+    click.echo(
+        "What shows are counters of the account by name and child: missing.gap is "
+        'cxls_frames_missing_total{where="gap"}. docs/faults.md has more.'
+    )

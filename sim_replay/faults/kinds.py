@@ -94,6 +94,11 @@ _BOTH = (
     Kind("stale_series", "one more image, of an earlier series", "dropped.stale_series"),
     Kind("foreign_message", "bytes of another protocol", "invalid.malformed"),
     Kind(
+        "malformed",
+        "a message of the corpus of malformed messages, instead of an image or beside it",
+        "invalid or undecodable, each by the reason that the corpus says; nothing where only its frills have no sense",
+    ),
+    Kind(
         "oversize",
         "a message part larger than a consumer takes (512 MiB), which ends the connection; images wait for the next",
         "invalid.too_large",

@@ -12,13 +12,14 @@ from streamer.files import BadInput
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A fault put on the wire. ``image_id`` is ``None`` for one of a whole series."""
+    """A fault put on the wire. ``image_id`` is ``None`` for one of a whole series; ``detail`` names one of several."""
 
     kind: str
     series_id: int
     image_id: int | None
     stream: str
     expected: Expected
+    detail: str | None = None
 
 
 class Totals:

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
+from itertools import cycle
 
 from sim_replay.faults import images
+from sim_replay.faults.corpus import Good, Malformed, corpus
 from sim_replay.faults.images import IMAGE_FAULTS, Expected
 from sim_replay.faults.kinds import (
     BURST_IMAGES,
@@ -94,6 +96,10 @@ class FaultyLine:
         self._ids: deque[int] = deque(maxlen=_IDS_KEPT)
         self._earlier: RunningSeries | None = None
         self._last: RunningSeries | None = None
+        self._malformed_of = {
+            protocol: cycle(_shuffled([m for m in corpus() if m.stream == protocol and m.on_any_wire], plan.seed))
+            for protocol in ("v1", "v2")
+        }
         self._now = _Now(Stream("v2", 0, None), SeriesFaults(), random.Random())
 
     # --- the messages of a series -----------------------------------------------------------
@@ -177,9 +183,11 @@ class FaultyLine:
         self._ids.append(running.series_id)
         self._earlier, self._last = self._last, replace(running)
 
-    def _enter(self, kind: str, running: RunningSeries, image_id: int | None, expected: Expected) -> None:
+    def _enter(
+        self, kind: str, running: RunningSeries, image_id: int | None, expected: Expected, detail: str | None = None
+    ) -> None:
         expected = {name: value for name, value in expected.items() if value}
-        self.ledger.add(Entry(kind, running.series_id, image_id, running.style.protocol, expected))
+        self.ledger.add(Entry(kind, running.series_id, image_id, running.style.protocol, expected, detail))
 
     def _lost(self, first: int, count: int, received: int = 0) -> Expected:
         """What so many images show that never came; a series that announced nothing misses none at its end."""
@@ -317,6 +325,19 @@ class FaultyLine:
         parts = images.foreign_message(self._now.stream.protocol)
         return self._beside("foreign_message", running, image, wait_s, parts, {"invalid.malformed": 1})
 
+    def _malformed(self, running: RunningSeries, image: ImageData, wait_s: float | None) -> bool:
+        protocol, shape = self._now.stream.protocol, running.metadata.shape or image.shape
+        message = next(self._malformed_of[protocol])
+        good = Good(running.series_id, running.image_id, shape, running.unique_id if protocol == "v2" else None)
+        parts: list[Buffer] = list(message.build(good))
+        outcome, _, reason = message.outcome.partition(" ")
+        beside = outcome == "invalid"
+        if not self._wire.send(parts, running.cancel, self._patience_s if beside else wait_s):
+            return False
+        expected = {} if outcome == "harmless" else {f"{outcome if beside else 'undecodable'}.{reason}": 1}
+        self._enter("malformed", running, running.image_id, expected, message.name)
+        return not beside or self._pass(running, running.image_parts(image), wait_s)
+
     def _slow_trickle(self, running: RunningSeries, image: ImageData, wait_s: float | None) -> bool:
         self._now.trickle = TRICKLE_IMAGES
         self._enter("slow_trickle", running, running.image_id, {})
@@ -410,6 +431,11 @@ class FaultyLine:
             expected = {"missing.tail": told, "announced": told, "series_ended.new start": 1}
             self._enter(name, broken_off, broken_off.image_id, expected)
         return self._pass(running, running.image_parts(image), wait_s)
+
+
+def _shuffled(messages: list[Malformed], seed: int) -> list[Malformed]:
+    """In another order for every seed, and each once before any comes twice."""
+    return random.Random(f"malformed {seed}").sample(messages, len(messages))
 
 
 def _turn_clock(running: RunningSeries, clock_s: float, date_s: float) -> None:
