@@ -24,6 +24,7 @@ from analyzer.hits.places import EVENT, FILES, IMAGES, LIST
 from analyzer.product_files import HDF5
 from analyzer.reports.files import TABLE
 from analyzer.results import RECORD_FIELDS
+from analyzer.sinks import open_results
 from analyzer.sinks.files import RECORD_SCHEMA
 
 MOST_PROBLEMS = 100
@@ -207,9 +208,13 @@ def _by_h5py(path: Path) -> Iterator[str]:
         yield f"{path}: h5py cannot read it: {str(error).splitlines()[0]}"
 
 
-def finished(products: Path, reports: Path) -> list[str]:
-    """What is wrong with products and reports of an analysis that ended."""
+def finished(results: Path, products: Path, reports: Path) -> list[str]:
+    """What is wrong with the outputs of an analysis that ended; its results must let another go on with them."""
     problems = []
+    try:
+        open_results(results, append=True).close()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        problems.append(f"{results}: no run can append to it: {str(error).splitlines()[0]}")
     try:
         with h5py.File(products / HDF5) as file:
             file.visititems(lambda _, each: each[()] if isinstance(each, h5py.Dataset) else None)

@@ -126,7 +126,7 @@ class Soak:
         self.seen.words = said(analysis.output)
         self.records.follow(last=True)
         self.hits.follow(last=True)
-        self.seen.problems += finished(self.places.products, self.places.reports)
+        self.seen.problems += finished(self.places.results, self.places.products, self.places.reports)
         self.seen.problems += [*self.records.recorded.problems.texts, *self.hits.problems.texts]
 
     def _over(self, analysis: Child) -> bool:
