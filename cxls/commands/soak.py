@@ -45,7 +45,7 @@ def run(resolved: Resolved[SoakSettings], files: Sequence[str]) -> None:
     whole = report.as_report(settings, seen.samples, found, seen.early)
     bench.show(whole, where)
     settings.report.parent.mkdir(parents=True, exist_ok=True)
-    settings.report.write_text(bench.as_json(f"soak-{settings.report.stem}", whole, where))
+    settings.report.write_text(bench.as_json(settings.report.stem, whole, where))
     click.echo(f"figures and samples in {settings.report}")
     if len(seen.samples) > 2:
         plot = settings.report.with_suffix(".png")
