@@ -760,6 +760,10 @@ class SoakSettings(_Settings):
         None, gt=0, lt=1e6, description="frames a second, or max: as fast as they are analysed (default)"
     )
     stream: Literal["v1", "v2", "both"] = Field("v2", description="protocol to speak; both: in turns")
+    faults: str = Field(
+        "all", description="faults of the replay: all, none, or KIND=P,... as cxls replay --fault has them; with all "
+        "each kind has a chance of 0.0002 an image, or 0.02 a series",
+    )  # fmt: skip
     processes: int = Field(0, ge=0, le=256, description="analyse in so many worker processes (default: in threads)")
     kills: Annotated[float | None, BeforeValidator(_duration)] = Field(
         None, description="kill -9 a random worker process every so often; needs --processes"

@@ -33,6 +33,8 @@ def run(resolved: Resolved[ReplaySettings], files: Sequence[str]) -> None:
         f"{report.series} series, {report.sent} images sent, {report.dropped} dropped, "
         f"{report.unreadable} unreadable, {report.seconds:.1f} s"
     )
+    if report.faults:
+        click.echo(f"{report.withheld} images withheld by faults")
     for kind, count in report.faults.items():
         click.echo(f"fault {kind}: {count}")
     for text in report.faults_left_out:

@@ -16,6 +16,7 @@ from cxls.bench import report as bench
 from cxls.cli import Failed, Interrupted, stop_on_signals
 from cxls.settings import BadSettings, Resolved, SoakSettings
 from cxls.soak import report
+from cxls.soak.faults import arguments as fault_arguments
 from cxls.soak.running import Progress, Soak, room
 
 _LINE_S = 60.0
@@ -44,7 +45,7 @@ def run(resolved: Resolved[SoakSettings], files: Sequence[str]) -> None:
     whole = report.as_report(settings, seen.samples, found, seen.early)
     bench.show(whole, where)
     settings.report.parent.mkdir(parents=True, exist_ok=True)
-    settings.report.write_text(bench.as_json(f"soak-{settings.report.stem}", whole, where))
+    settings.report.write_text(bench.as_json(settings.report.stem, whole, where))
     click.echo(f"figures and samples in {settings.report}")
     if len(seen.samples) > 2:
         plot = settings.report.with_suffix(".png")
@@ -59,6 +60,7 @@ def run(resolved: Resolved[SoakSettings], files: Sequence[str]) -> None:
 def _refuse(settings: SoakSettings, files: Sequence[str]) -> None:
     if settings.kills is not None and not settings.processes:
         raise BadSettings("--kills: no worker processes to kill; give --processes N")
+    fault_arguments(settings.faults, "v2", True)
     for file in files:
         if not Path(file).is_file():
             raise BadSettings(f"{file}: no such file; give an Eiger master, or none to soak with simulated frames")

@@ -9,6 +9,7 @@ from pathlib import Path
 from cxls.bench.children import Child, cxls
 from cxls.bench.inputs import repeated
 from cxls.settings import SoakSettings
+from cxls.soak.faults import arguments as arguments_of
 
 FRAMES = 100
 SERIES_IMAGES = 300
@@ -20,6 +21,7 @@ QUEUE_MIB = 32
 _CONDITION = 5
 _SIMULATE_S = 600.0
 _REPLAYED = re.compile(r"(\d+) series, (\d+) images sent, (\d+) dropped, (\d+) unreadable")
+_WITHHELD = re.compile(r"(\d+) images withheld by faults")
 _IDENTITY = re.compile(r"received (\d+) = processed (\d+) \+ dropped (\d+) \+ undecodable (\d+)( \+ in flight \d+)?")
 _REASONS = re.compile(r"(.+?) (\d+)(?:, |$)")
 _TITLES = {"dropped": "dropped", "undecodable": "undecodable", "missing": "missing", "messages refused": "invalid"}
@@ -43,6 +45,9 @@ class Places:
     @property
     def reports(self) -> Path:
         return self.folder / "reports"
+
+    def faults(self, leg: "Leg") -> Path:
+        return self.folder / f"faults-{leg.number:02d}.jsonl"
 
 
 def simulated(folder: Path, settings: SoakSettings) -> Path:
@@ -74,11 +79,11 @@ def analysing(endpoint: str, settings: SoakSettings, places: Places, append: boo
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """A part of the soak that one replay process plays."""
+    """A part of the soak that one replay process plays, counted from 0."""
 
+    number: int
     protocol: str
     seconds: float
-    seed: int
 
 
 _LEGS = 20
@@ -89,20 +94,24 @@ _LEG_S = 4.0
 def legs(settings: SoakSettings) -> list[Leg]:
     """What is played, one after the other."""
     if settings.stream != "both":
-        return [Leg(settings.stream, settings.time, settings.seed)]
+        return [Leg(0, settings.stream, settings.time)]
     number = max(2, min(_LEGS, int(settings.time / _LEG_S) // 2 * 2))
-    return [Leg(("v2", "v1")[n % 2], settings.time / number, settings.seed + n) for n in range(number)]
+    return [Leg(n, ("v2", "v1")[n % 2], settings.time / number) for n in range(number)]
 
 
 @contextmanager
-def replaying(files: list[Path], endpoint: str, leg: Leg, settings: SoakSettings, first_series: int) -> Iterator[Child]:
-    """A replay that ends by itself when the leg is over and all is handed over."""
+def replaying(
+    files: list[Path], endpoint: str, leg: Leg, settings: SoakSettings, first_series: int, report: Path
+) -> Iterator[Child]:
+    """A replay that ends by itself when the leg is over and all is handed over; its faults are told in ``report``."""
     arguments = [
         *map(str, files), "--bind", endpoint, "--stream", leg.protocol, "--time", str(leg.seconds),
         "--series-id", str(first_series), "--on-full", "block", "--header-detail", "all",
     ]  # fmt: skip
     if settings.rate is not None:
         arguments += ["--rate", str(settings.rate)]
+    if faults := arguments_of(settings.faults, leg.protocol, leg.number == 0):
+        arguments += [*faults, "--fault-seed", str(settings.seed + leg.number), "--fault-report", str(report)]
     with cxls("replay", *arguments, apart=True) as child:
         yield child
 
@@ -115,6 +124,7 @@ class Replayed:
     sent: int = 0
     dropped: int = 0
     unreadable: int = 0
+    withheld: int = 0
     cut: int = 0
 
     def __add__(self, other: "Replayed") -> "Replayed":
@@ -123,6 +133,7 @@ class Replayed:
             self.sent + other.sent,
             self.dropped + other.dropped,
             self.unreadable + other.unreadable,
+            self.withheld + other.withheld,
             self.cut + other.cut,
         )
 
@@ -131,8 +142,9 @@ def replayed(output: list[str], cut: bool) -> Replayed:
     """From a replay's last words. Raises ``ValueError`` where there are none."""
     for line in output:
         if found := _REPLAYED.match(line):
+            withheld = next((int(match[1]) for other in output if (match := _WITHHELD.match(other))), 0)
             series, sent, dropped, unreadable = map(int, found.groups())
-            return Replayed(series, sent, dropped, unreadable, int(cut))
+            return Replayed(series, sent, dropped, unreadable, withheld, int(cut))
     raise ValueError("replay did not say what it sent")
 
 

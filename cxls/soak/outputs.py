@@ -5,6 +5,7 @@ Only what has its final name is touched, and the newest part of the results stay
 
 import csv
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,13 +24,13 @@ from analyzer.hits.places import EVENT, FILES, IMAGES, LIST
 from analyzer.product_files import HDF5
 from analyzer.reports.files import TABLE
 from analyzer.results import RECORD_FIELDS
+from analyzer.sinks import open_results
 from analyzer.sinks.files import RECORD_SCHEMA
-from streamer.series import IdSet
 
 MOST_PROBLEMS = 100
 """Sentences kept of what is wrong; more are only counted."""
 
-_NEEDED = ("series_id", "image_id", "status", "status_text", "decision")
+_NEEDED = ("series_id", "image_id", "received_at", "status", "status_text", "decision")
 
 
 @dataclass(slots=True)
@@ -47,26 +48,41 @@ class Problems:
 
 @dataclass(slots=True)
 class Recorded:
-    """What the records say: how many of each kind, and which images there are, by series id."""
+    """What the records say: how many of each kind, and of each its series, image and time of arrival (s)."""
 
-    records: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     decisions: Counter[str] = field(default_factory=Counter)
-    repeated: Counter[int] = field(default_factory=Counter)
-    images: dict[int, IdSet] = field(default_factory=dict)
+    series: "array[int]" = field(default_factory=lambda: array("q"))
+    images: "array[int]" = field(default_factory=lambda: array("q"))
+    arrivals: "array[float]" = field(default_factory=lambda: array("d"))
     problems: Problems = field(default_factory=Problems)
 
     def take(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Count records. ``repeated`` counts, by series, those of images that had one already."""
+        """Count records."""
         for row in rows:
-            self.records += 1
             status = row["status"]
             self.statuses[f"{status} {row['status_text']}" if status == "dropped" else status] += 1
             if status == "ok":
                 self.decisions[row["decision"]] += 1
-            series = row["series_id"]
-            if not self.images.setdefault(series, IdSet()).add(row["image_id"]):
-                self.repeated[series] += 1
+            self.series.append(row["series_id"])
+            self.images.append(row["image_id"])
+            self.arrivals.append(row["received_at"])
+
+    @property
+    def records(self) -> int:
+        return len(self.series)
+
+    def repeated(self) -> Counter[int]:
+        """Records of images that had one already, by series id.
+
+        A rebooted detector's ids come again, so a series is what arrives without another in between.
+        """
+        order = np.argsort(np.asarray(self.arrivals), kind="stable")
+        series, images = np.asarray(self.series)[order], np.asarray(self.images)[order]
+        runs = np.cumsum(np.diff(series, prepend=series[:1]) != 0)
+        rows, counts = np.unique(np.stack([runs, series, images]), axis=1, return_counts=True)
+        return Counter({int(each): int(counts[rows[1] == each].sum() - (rows[1] == each).sum())
+                        for each in np.unique(rows[1, counts > 1])})  # fmt: skip
 
 
 class ParquetFollower:
@@ -192,9 +208,13 @@ def _by_h5py(path: Path) -> Iterator[str]:
         yield f"{path}: h5py cannot read it: {str(error).splitlines()[0]}"
 
 
-def finished(products: Path, reports: Path) -> list[str]:
-    """What is wrong with products and reports of an analysis that ended."""
+def finished(results: Path, products: Path, reports: Path) -> list[str]:
+    """What is wrong with the outputs of an analysis that ended; its results must let another go on with them."""
     problems = []
+    try:
+        open_results(results, append=True).close()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        problems.append(f"{results}: no run can append to it: {str(error).splitlines()[0]}")
     try:
         with h5py.File(products / HDF5) as file:
             file.visititems(lambda _, each: each[()] if isinstance(each, h5py.Dataset) else None)

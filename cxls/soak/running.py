@@ -19,6 +19,7 @@ from cxls.settings import BadSettings, SoakSettings
 from cxls.soak import checks
 from cxls.soak.checks import Check
 from cxls.soak.children import Leg, Places, Replayed, Said, analysing, legs, replayed, replaying, said, simulated
+from cxls.soak.faults import committed
 from cxls.soak.outputs import Follower, HitsFollower, finished, follower
 from cxls.soak.samples import Sample, count, sample, scrape
 from cxls.watching.client import ask
@@ -125,7 +126,7 @@ class Soak:
         self.seen.words = said(analysis.output)
         self.records.follow(last=True)
         self.hits.follow(last=True)
-        self.seen.problems += finished(self.places.products, self.places.reports)
+        self.seen.problems += finished(self.places.results, self.places.products, self.places.reports)
         self.seen.problems += [*self.records.recorded.problems.texts, *self.hits.problems.texts]
 
     def _over(self, analysis: Child) -> bool:
@@ -140,7 +141,8 @@ class Soak:
     def _play(self, analysis: Child, url: str, files: list[Path], endpoint: str, leg: Leg) -> None:
         first_series = self.seen.replay.series + 1
         with ExitStack() as opened:
-            replay = opened.enter_context(replaying(files, endpoint, leg, self.settings, first_series))
+            report = self.places.faults(leg)
+            replay = opened.enter_context(replaying(files, endpoint, leg, self.settings, first_series, report))
             latest, received = time.monotonic() + leg.seconds + _STUCK_S, -1
             while replay.process.poll() is None and not self._over(analysis) and time.monotonic() < latest:
                 self._look(analysis, url)
@@ -154,7 +156,7 @@ class Soak:
                     self.seen.problems.append(
                         f"replay of {leg.protocol} did not end, and sent nothing for {_STUCK_S:.0f} s"
                     )
-        name = f"replay {len(self.seen.codes) + 1} ({leg.protocol})"
+        name = f"replay {leg.number} {leg.protocol}"
         self.seen.codes[name] = replay.process.returncode, 128 + signal.SIGINT if cut else 0
         self.seen.stderr[name] = replay.errors
         self.seen.replay += replayed(replay.output, cut)
@@ -211,12 +213,14 @@ class Soak:
         """Every check there is of such a soak."""
         seen, recorded = self.seen, self.records.recorded
         quiet = checks.settled(seen.samples)
+        faults = committed([self.places.faults(leg) for leg in legs(self.settings)])
+        cut = bool(seen.replay.cut)
         found = [
             checks.every_look(seen.samples),
             checks.account(seen.metrics, seen.words),
-            checks.announced(seen.metrics, seen.words, recorded, frozenset()),
-            checks.sent(seen.metrics, seen.replay),
-            checks.records(seen.metrics, recorded),
+            checks.announced(seen.metrics, seen.words, faults.headless, cut),
+            checks.sent(seen.metrics, seen.replay, faults.totals.exact["received"]),
+            checks.records(seen.metrics, recorded, faults.same_id),
             checks.hits(seen.metrics, self.hits.hits),
             checks.readable(seen.problems, self._looked_at()),
             checks.ended(seen.codes),
@@ -233,6 +237,8 @@ class Soak:
             ]
         else:
             found.append(Check("growth", False, f"{len(quiet)} looks after the warm-up show none; soak for longer"))
+        if seen.words is not None and self.settings.faults != "none":
+            found.append(checks.ledger(seen.words.reasons, faults, cut, self.settings.kills is not None))
         if self.settings.kills is not None:
             found.append(checks.kills(seen.kills, seen.metrics))
         return found
