@@ -304,7 +304,10 @@ def _array_parts(kind: str, array: np.ndarray[Any, Any], type_name: str) -> list
 
 
 def _appendix_bytes(user_data: Any) -> bytes:
-    return user_data.encode() if isinstance(user_data, str) else _encode_json(user_data)
+    """Text as it is, unless it would be read as JSON; anything else as JSON."""
+    if isinstance(user_data, str) and _appendix(plain := user_data.encode()) == user_data:
+        return plain
+    return _encode_json(user_data)
 
 
 def _config(meta: SeriesMetadata) -> dict[str, Any]:

@@ -5,6 +5,7 @@ version, or no worker at all. ``docs/workers.md`` has the protocol.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -154,6 +155,26 @@ class Done(msgspec.Struct, frozen=True):
     fault: str | None = None
 
 
+class HeaderFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What of a series' header an analysis needs, named and meant as in ``SeriesMetadata``."""
+
+    number_of_images: int | None = None
+    shape: tuple[int, int] | None = None
+    channels: tuple[str, ...] = ()
+    beam_center_x_px: float | None = None
+    beam_center_y_px: float | None = None
+    camera_length_m: float | None = None
+    photon_energy_eV: float | None = None
+    pixel_size_x_m: float | None = None
+    pixel_size_y_m: float | None = None
+    count_time_s: float | None = None
+    frame_time_s: float | None = None
+    saturation_value: int | None = None
+    detector_description: str | None = None
+    sensor_material: str | None = None
+    sensor_thickness_m: float | None = None
+
+
 class SeriesFacts(msgspec.Struct, frozen=True):
     """A series and what of its header an analysis needs. ``number`` names it in frames; masks are parts, as bits."""
 
@@ -161,18 +182,14 @@ class SeriesFacts(msgspec.Struct, frozen=True):
     ordinal: int
     series_id: int
     unique_id: str | None
-    header: dict[str, Any]
+    header: HeaderFacts
     raw: dict[str, Any]
     masks: dict[str, tuple[int, int]]
 
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder(enc_hook=str)
-_NUMBERS = (
-    "number_of_images", "beam_center_x_px", "beam_center_y_px", "camera_length_m", "photon_energy_eV",
-    "pixel_size_x_m", "pixel_size_y_m", "count_time_s", "frame_time_s", "saturation_value", "detector_description",
-    "sensor_material", "sensor_thickness_m",
-)  # fmt: skip
+_PIXELS = re.compile(r"[|<>][iu][1248]")
 
 
 def message(kind: Kind, header: Any = None, parts: Sequence[Any] = ()) -> list[Any]:
@@ -240,10 +257,7 @@ def read_flags(bits: Any, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
 def pack_series(series: Series, number: int) -> list[Any]:
     """The message that tells a worker of a series."""
     metadata = series.metadata
-    header = {name: value for name in _NUMBERS if (value := getattr(metadata, name)) is not None}
-    header["channels"] = list(metadata.channels)
-    if metadata.shape is not None:
-        header["shape"] = list(metadata.shape)
+    header = HeaderFacts(**{name: getattr(metadata, name) for name in HeaderFacts.__struct_fields__})
     masks, parts = {}, []
     for channel, mask in metadata.masks.items():
         masks[channel] = (mask.shape[0], mask.shape[1])
@@ -255,18 +269,13 @@ def pack_series(series: Series, number: int) -> list[Any]:
 def read_series(parts: Sequence[Any]) -> tuple[int, Series]:
     """Its number and the series. Raises ``BadMessage``."""
     facts = header_of(parts, SeriesFacts)
+    if len(facts.masks) != len(parts) - 2:
+        raise BadMessage(f"{len(facts.masks)} masks in {len(parts) - 2} parts")
     masks: dict[str, npt.NDArray[np.uint32]] = {}
     for (channel, mask_shape), bits in zip(facts.masks.items(), parts[2:], strict=True):
         masks[channel] = read_flags(bits, mask_shape).astype(np.uint32)
-    header = dict(facts.header)
-    shape = header.pop("shape", None)
-    channels = tuple(header.pop("channels", ()))
-    if unknown := set(header) - set(_NUMBERS):
-        raise BadMessage(f"a series' header with {sorted(unknown)}")
-    metadata = SeriesMetadata(
-        shape=None if shape is None else (int(shape[0]), int(shape[1])), channels=channels, masks=masks, raw=facts.raw,
-        **header,
-    )  # fmt: skip
+    header = msgspec.structs.asdict(facts.header)
+    metadata = SeriesMetadata(masks=masks, raw=facts.raw, **header)
     return facts.number, Series(facts.ordinal, facts.series_id, facts.unique_id, metadata)
 
 
@@ -321,13 +330,11 @@ def read_frame(facts: FrameFacts, series: Series, data: Any) -> Frame:
     if facts.defect is not None:
         image = Defect(*facts.defect)
     else:
-        try:
-            dtype, algorithm = np.dtype(facts.dtype), Algorithm(facts.algorithm)
-        except (TypeError, ValueError) as error:
-            raise BadMessage(f"a frame of {facts.dtype!r} in {facts.algorithm!r}: {error}") from None
-        if dtype.kind not in "ui" or any(not 0 < side <= _MOST_SIDE for side in facts.shape):
-            raise BadMessage(f"a frame of {dtype} and {facts.shape}")
-        image = ImageData(data, facts.shape, dtype, algorithm, facts.element_bytes)
+        known = facts.algorithm in list(Algorithm) and _PIXELS.fullmatch(facts.dtype) is not None
+        if not known or any(not 0 < side <= _MOST_SIDE for side in facts.shape):
+            raise BadMessage(f"a frame of {facts.shape}, {facts.dtype[:40]!r} in {facts.algorithm[:40]!r}")
+        algorithm = Algorithm(facts.algorithm)
+        image = ImageData(data, facts.shape, np.dtype(facts.dtype), algorithm, facts.element_bytes)
     return Frame(
         series, facts.image_id, facts.channel, image, facts.start_time_s, facts.exposure_s, facts.received_at,
         facts.tags,
