@@ -5,7 +5,7 @@ fault costs one writing: it is counted, said once a minute at most, and the next
 """
 
 import logging
-import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from analyzer.placing import placed
 from analyzer.product_arrays import PRODUCTS, edges_of, facts_of, geometry_of
 from analyzer.product_figures import FIGURES, draw
 from analyzer.products import Products, Snapshot
@@ -43,9 +44,7 @@ def prepare(folder: Path, overwrite: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / HDF5).exists() and not overwrite:
         raise ProductsExist(f"{folder}: holds products already; use --overwrite or another folder")
-    probe = folder / f".{HDF5}.tmp"
-    probe.write_bytes(b"")
-    probe.unlink()
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 class ProductFiles(Collector):
@@ -111,12 +110,8 @@ class ProductFiles(Collector):
             self._place(f"{name}.png", lambda path, name=name: path.write_bytes(draw(name, snapshot)))
 
     def _place(self, name: str, write: Any) -> None:
-        temporary = self.folder / f".{name}.tmp"
-        try:
+        with placed(self.folder / name) as temporary:
             write(temporary)
-            os.replace(temporary, self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
