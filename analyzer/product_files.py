@@ -5,7 +5,7 @@ fault costs one writing: it is counted, said once a minute at most, and the next
 """
 
 import logging
-import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from analyzer.placing import placed
 from analyzer.product_arrays import PRODUCTS, edges_of, facts_of, geometry_of
 from analyzer.product_figures import FIGURES, draw
 from analyzer.products import Products, Snapshot
@@ -45,9 +46,7 @@ def prepare(folder: Path, overwrite: bool = False) -> None:
         raise ProductsExist(
             f"{folder}: holds products already; use --overwrite, --append (which keeps them) or another folder"
         )
-    probe = folder / f".{HDF5}.tmp"
-    probe.write_bytes(b"")
-    probe.unlink()
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 class ProductFiles(Collector):
@@ -115,7 +114,7 @@ class ProductFiles(Collector):
 
     def _files(self, snapshot: Snapshot) -> None:
         if self._earlier is not None:
-            os.rename(self._earlier, _free(self._earlier))
+            self._earlier.rename(_free(self._earlier))
             self._earlier = None
         self._place(HDF5, lambda path: _write_hdf5(path, snapshot))
         masks = {"hot_pixels.npy": snapshot.hot_pixels.mask}
@@ -127,12 +126,8 @@ class ProductFiles(Collector):
             self._place(f"{name}.png", lambda path, name=name: path.write_bytes(draw(name, snapshot)))
 
     def _place(self, name: str, write: Any) -> None:
-        temporary = self.folder / f".{name}.tmp"
-        try:
+        with placed(self.folder / name) as temporary:
             write(temporary)
-            os.replace(temporary, self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _free(path: Path) -> Path:

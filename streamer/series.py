@@ -34,6 +34,9 @@ bit in an id must not fill the account with missing images that never were."""
 
 _REMEMBERED_SERIES = 256
 _CHUNK = 1024
+MOST_CHUNKS = 1 << 18
+"""Of one series' ids: 268 million images in a row, three days at 1 kHz. Ids that are strewn take one each, and some
+80 MB when they are that many; what comes then outside of them is out of range."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +95,10 @@ class IdSet:
         self.count = 0
         self.lowest: int | None = None
         self.highest: int | None = None
+
+    def has_room(self, image_id: int) -> bool:
+        """Whether an id can be added: not where ids are strewn so that they would take memory without end."""
+        return len(self._chunks) < MOST_CHUNKS or image_id // _CHUNK in self._chunks
 
     def add(self, image_id: int) -> bool:
         """False when it was there already."""
@@ -260,7 +267,8 @@ class SeriesTracker:
 
     def _accept(self, running: _Running, message: ImageMessage, now_s: float) -> Iterator[Event]:
         announced, image_id = running.announced, message.image_id
-        if not 0 <= image_id < (MAX_UNANNOUNCED_ID if announced is None else announced):
+        known = 0 <= image_id < (MAX_UNANNOUNCED_ID if announced is None else announced)
+        if not known or not running.ids.has_room(image_id):
             self._account.drop("out_of_range")
             return
         if not running.ids.add(image_id):

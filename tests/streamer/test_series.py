@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamer import series as tracking
 from streamer.account import Account
 from streamer.messages import (
     ConfigMessage,
@@ -335,3 +336,14 @@ def test_whatever_comes_the_account_adds_up(steps: list[Any]) -> None:
         assert closed.accepted == sum(ordinal == closed.series.ordinal for ordinal, _ in run.accepted)
         if closed.announced is not None:
             assert closed.announced == closed.accepted + sum(closed.missing.values())
+
+
+def test_ids_that_are_strewn_take_bounded_memory_and_what_is_beyond_is_out_of_range(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracking, "MOST_CHUNKS", 4)
+    run = Run().feed(start(1, 1 << 40), *images(1, *(1024 * n for n in range(10))), *images(1, 1, 1025))
+    account = run.account
+    assert account.received == 12
+    assert account.dropped["out_of_range"] == 6
+    assert account.accepted == 6
