@@ -23,17 +23,45 @@ _MOST_POINTS = 300
 HIT, MISS, RING, INK = "#0072b2", "#b9c4ce", "#d55e00", "#1b2733"
 """Colours that people of any sight can tell apart (Okabe and Ito 2008)."""
 
+NIGHT, PALE = "#17202a", "#e4ebf2"
+"""Ground and ink of the live page when it is dark."""
+
 TITLE: Any = {"fontsize": 9, "color": INK, "loc": "left"}
 
 
-def draw(name: str, products: Snapshot, dots_per_inch: float = DOTS_PER_INCH, scale: float = 1.0) -> bytes:
-    """The PNG of a product of ``FIGURES``, ``scale`` times its size beside the same letters.
+def draw(
+    name: str, products: Snapshot, dots_per_inch: float = DOTS_PER_INCH, scale: float = 1.0, dark: bool = False
+) -> bytes:
+    """The PNG of a product of ``FIGURES``, ``scale`` times its size beside the same letters, light or ``dark``.
 
     Raises ``KeyError`` for another name.
     """
     draw_on, (width, height) = FIGURES[name]
-    size = scale * width, scale * height
-    return picture(lambda figure, axes: draw_on(figure, axes, products), size, dots_per_inch)
+
+    def drawn(figure: "Figure", axes: "Axes") -> None:
+        draw_on(figure, axes, products)
+        if dark:
+            _darken(figure)
+
+    return picture(drawn, (scale * width, scale * height), dots_per_inch)
+
+
+def _darken(figure: "Figure") -> None:
+    """Pale letters, ticks and frames on a dark ground; what is measured keeps its colours."""
+    from matplotlib.text import Text
+
+    figure.set_facecolor(NIGHT)
+    for axes in figure.axes:
+        axes.tick_params(colors=PALE)
+        if axes.get_facecolor()[:3] == (1.0, 1.0, 1.0):
+            axes.set_facecolor(NIGHT)
+        if (legend := axes.get_legend()) is not None:
+            legend.get_frame().set_facecolor(NIGHT)
+        for spine in axes.spines.values():
+            spine.set_edgecolor(PALE)
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text.get_color() in (INK, "black"):
+            text.set_color(PALE)
 
 
 def picture(draw_on: Callable[["Figure", "Axes"], None], size: tuple[float, float], dots_per_inch: float) -> bytes:

@@ -143,6 +143,16 @@ class Capture:
     gathered_since: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """A run at one moment: what it is called, the totals when it began and those of now (Unix seconds)."""
+
+    info: RunInfo
+    began: Totals
+    totals: Totals
+    now: float
+
+
 class Runs:
     """The present run and those before it. ``estimate`` gives the fields of the running estimate, ``curves`` those of
     the history; ``on_end`` takes each run that is over and must not wait for anything."""
@@ -187,23 +197,23 @@ class Runs:
 
     def turn(self, following: RunInfo, judging: Judging, changes: Sequence[Changed], fields: Mapping[str, Any]) -> None:
         """End the present run and begin ``following``; for ``Front.reset``, which knows when."""
-        now, totals = time.time(), self._totals()
+        moment = self._moment()
         try:
-            capture = self._capture(judging, changes, fields, now, totals, over=True)
+            capture = self._capture(judging, changes, fields, moment, over=True)
         finally:
             with self._lock:
-                self._info, self._began = replace(following, began_at=now), totals
+                self._info, self._began = replace(following, began_at=moment.now), moment.totals
         with self._lock:
             self._over.append(capture.summary)
         self._on_end(capture)
 
     def capture(self, judging: Judging, changes: Sequence[Changed], *, over: bool = False) -> Capture:
         """The run so far; ``over``: nothing will come any more."""
-        return self._capture(judging, changes, self.estimate_fields(), time.time(), self._totals(), over)
+        return self._capture(judging, changes, self.estimate_fields(), self._moment(), over)
 
     def summary(self, judging: Judging, changes: Sequence[Changed]) -> RunSummary:
         """The run so far in numbers alone."""
-        return self._summary(judging, len(changes), self.estimate_fields(), time.time(), self._totals(), over=False)
+        return _summary(judging, len(changes), self.estimate_fields(), self._moment(), over=False)
 
     def estimate_fields(self) -> dict[str, Any]:
         """The running estimate, and the header's values beside it."""
@@ -217,43 +227,44 @@ class Runs:
         judging: Judging,
         changes: Sequence[Changed],
         fields: Mapping[str, Any],
-        now: float,
-        totals: Totals,
+        moment: _Moment,
         over: bool,
     ) -> Capture:
         return Capture(
-            summary=self._summary(judging, len(changes), fields, now, totals, over),
+            summary=_summary(judging, len(changes), fields, moment, over),
             products=self._front.products.snapshot(),
             curves=self._curves(),
             changes=changes,
-            gathered_since=max(self._front.gathered_since, self._info.began_at),
+            gathered_since=max(self._front.gathered_since, moment.info.began_at),
         )
 
-    def _summary(
-        self, judging: Judging, changes: int, fields: Mapping[str, Any], now: float, totals: Totals, over: bool
-    ) -> RunSummary:
+    def _moment(self) -> _Moment:
+        """The present run as it is: no turn comes between its name and its counts."""
         with self._lock:
-            info, began = self._info, self._began
-        return RunSummary(
-            info=info,
-            until=now,
-            over=over,
-            counts=totals.since(began),
-            photon_energy_eV=Estimate(
-                value=fields.get("photon_energy_eV"),
-                sigma=fields.get("photon_energy_sigma_eV"),
-                header=fields.get("header_photon_energy_eV"),
-            ),
-            camera_length_m=Estimate(
-                value=fields.get("camera_length_m"),
-                sigma=fields.get("camera_length_sigma_m"),
-                header=fields.get("header_camera_length_m"),
-            ),
-            estimate_reason=fields.get("estimate_reason"),
-            mismatches=tuple(str(each["text"]) for each in fields.get("mismatches", ())),
-            judging=judging,
-            changes=changes,
-        )
+            return _Moment(self._info, self._began, self._totals(), time.time())
 
     def _totals(self) -> Totals:
         return self._front.tallies.totals(self._front.account, self._indexed())
+
+
+def _summary(judging: Judging, changes: int, fields: Mapping[str, Any], moment: _Moment, over: bool) -> RunSummary:
+    return RunSummary(
+        info=moment.info,
+        until=moment.now,
+        over=over,
+        counts=moment.totals.since(moment.began),
+        photon_energy_eV=Estimate(
+            value=fields.get("photon_energy_eV"),
+            sigma=fields.get("photon_energy_sigma_eV"),
+            header=fields.get("header_photon_energy_eV"),
+        ),
+        camera_length_m=Estimate(
+            value=fields.get("camera_length_m"),
+            sigma=fields.get("camera_length_sigma_m"),
+            header=fields.get("header_camera_length_m"),
+        ),
+        estimate_reason=fields.get("estimate_reason"),
+        mismatches=tuple(str(each["text"]) for each in fields.get("mismatches", ())),
+        judging=judging,
+        changes=changes,
+    )

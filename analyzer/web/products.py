@@ -59,7 +59,8 @@ class ProductEndpoints:
         file = str(request.path_params["file"])
         name, _, kind = file.partition(".")
         if kind == "png" and name in FIGURES:
-            return self._answer(file, "image/png", lambda s: draw(name, s))
+            dark = request.query_params.get("theme") == "dark"
+            return self._answer(file + " dark" * dark, "image/png", lambda s: draw(name, s, dark=dark))
         if kind == "npy" and name in PRODUCTS:
             # Not kept: a mask of 16M pixels would be, for nobody.
             return self._answer(file, "application/octet-stream", lambda s: _npy(name, s), kept=False)

@@ -49,7 +49,11 @@ class ReportEndpoints:
         del request
         if self._kept and (self._fresh or self._making.locked()):
             return self._page(self._kept)
-        with self._making:
+        # Until there is a first one nobody waits for it: who waits would keep a thread from all else that is asked.
+        if not self._making.acquire(blocking=bool(self._kept)):
+            text = "the report is being made; ask again in a moment\n"
+            return PlainTextResponse(text, 503, _HEADERS | {"Retry-After": "2"})
+        try:
             if not self._fresh:
                 began = time.monotonic()
                 try:
@@ -61,6 +65,8 @@ class ReportEndpoints:
                 now = time.monotonic()
                 self._until = now + max(KEPT_S, COST * (now - began))
             return self._page(self._kept)
+        finally:
+            self._making.release()
 
     @property
     def _fresh(self) -> bool:

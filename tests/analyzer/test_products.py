@@ -1,5 +1,6 @@
 """What a run shows as a whole: powder, peakogram, histograms; what begins them anew; pictures of them."""
 
+import io
 import threading
 import time
 from dataclasses import replace
@@ -17,7 +18,7 @@ from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.panels import open_geometry
 from analyzer.product_arrays import IN_JSON, PRODUCTS, edges_of, plain
-from analyzer.product_figures import FIGURES, draw
+from analyzer.product_figures import FIGURES, NIGHT, draw
 from analyzer.product_files import HDF5, ProductFiles, ProductsExist
 from analyzer.products import LOG_INTENSITY, MOST_PEAKS_COUNTED, PEAKOGRAM_BINS, POWDER_CELLS, Products, Snapshot
 from analyzer.results import Decision, HitRule
@@ -346,6 +347,24 @@ def test_every_picture_is_drawn(bundle: Bundle, name: str, camera_length_m: floa
         png = draw(name, shown(gathered(bundle, frames)))
         assert png.startswith(b"\x89PNG")
         assert len(png) > 2000
+
+
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_a_dark_picture_has_a_dark_ground_and_letters_that_stand_out(bundle: Bundle, name: str) -> None:
+    from matplotlib.image import imread
+
+    products = shown(gathered(bundle, [frame(with_spots(water(0.02)))]))
+    light, dark = (imread(io.BytesIO(draw(name, products, dark=dark)))[..., :3] for dark in (False, True))
+    assert light.shape == dark.shape
+    night = np.array([int(NIGHT[n : n + 2], 16) / 255 for n in (1, 3, 5)])
+    ground = np.all(light == 1.0, axis=2) & np.all(np.abs(dark - night) < 0.01, axis=2)
+    # What was white around the axes is dark now, and nothing dark is written on it.
+    assert ground[:3].mean() > 0.9
+    assert ground[:, :3].mean() > 0.9
+    assert np.all(dark == 1.0, axis=2).mean() < 0.001, "the cross of the beam at most"
+    letters = (light.max(2) < 0.35) & (np.abs(light - dark).max(2) > 0.2)
+    assert letters.sum() > 200
+    assert dark[letters].min(1).mean() > 0.5
 
 
 def test_every_product_has_an_array_with_the_edges_it_names(bundle: Bundle) -> None:

@@ -1,5 +1,6 @@
 """What a run adds up to: counts that are never reset, medians of its hits, and where one run ends."""
 
+import threading
 import time
 from typing import Any
 
@@ -148,6 +149,31 @@ def test_runs_follow_each_other_without_a_gap(bundle: Bundle) -> None:
     assert [capture.summary for capture in ended] == over
     assert [one.until for one in over] == [other.info.began_at for other in [*over[1:], run.control.summary()]]
     assert sum(summary.counts.frames for summary in [*over, run.control.summary()]) == 90
+
+
+def test_a_run_that_ends_while_it_is_summed_up_is_never_less_than_nothing(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    run.run([start(1, 12), *(image(n) for n in range(12)), end()])
+    runs, judging = run.control.runs, run.control.judging
+    turning: list[threading.Thread] = []
+
+    def indexed() -> int:
+        """Asked for amid a sum: the run ends now, as far as it can."""
+        if not turning:
+            turning.append(threading.Thread(target=runs.turn, args=(RunInfo(number=2), judging, (), {})))
+            turning[0].start()
+            turning[0].join(0.2)
+        return 0
+
+    run.front.account.processed[Decision.MISS] += 5
+    runs._indexed = indexed
+    summary = runs.summary(judging, ())
+    turning[0].join(10)
+    assert summary.info.number is None
+    assert summary.counts.frames == 17
+    assert runs.info.number == 2
+    after = runs.summary(judging, ())
+    assert (after.info.number, after.counts.frames) == (2, 0)
 
 
 def test_what_fails_when_a_run_ends_ends_it_all_the_same(bundle: Bundle) -> None:

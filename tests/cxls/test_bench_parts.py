@@ -327,6 +327,7 @@ def test_every_benchmark_that_is_listed_is_there_and_runs_by_its_name() -> None:
 
 def test_the_page_of_the_repository_has_places_for_the_benchmarks_of_speed() -> None:
     page = Path(__file__).parents[2] / "docs" / "performance.md"
-    names = ["receive", "parse", "decode", "preprocess", "cascade", "end-to-end", "scaling", "roofline", "profile"]
+    names = ["receive", "parse", "decode", "preprocess", "cascade", "end-to-end", "scaling", "workers", "roofline",
+             "profile"]  # fmt: skip
     tables = {name: json.dumps(name) for name in names}
     assert sorted(render(page.read_text(), tables)[1]) == sorted(names)

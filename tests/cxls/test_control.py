@@ -18,10 +18,13 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.control import ACTIONS
 from analyzer.peak_parameters import FINDERS, RANGES
+from analyzer.web.reports import ReportEndpoints
 from cxls.settings import FinderName
 from tests.analyzer.builders import SHAPE, frames_of_a_run, write_bundle, write_series
 from tests.analyzer.test_control import HOW, damaged, renamed
@@ -574,6 +577,30 @@ def test_a_report_is_made_once_for_many(live: Controlled, monkeypatch: pytest.Mo
     for thread in asking:
         thread.join(30)
     assert len(made) == 1
+
+
+def test_who_asks_for_the_first_report_while_it_is_made_is_told_to_come_again(
+    live: Controlled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, began = threading.Event(), threading.Event()
+
+    def slow(capture: Any) -> bytes:
+        began.set()
+        go_on.wait(20)
+        return b"made"
+
+    monkeypatch.setattr("analyzer.web.reports.make_page", slow)
+    reports = ReportEndpoints(live.analysis.session.control)
+    answers: list[Response] = []
+    first = threading.Thread(target=lambda: answers.append(reports._report(Request({"type": "http"}))))
+    first.start()
+    assert began.wait(10)
+    other = reports._report(Request({"type": "http"}))
+    assert (other.status_code, other.headers["retry-after"]) == (503, "2")
+    go_on.set()
+    first.join(10)
+    assert (answers[0].status_code, answers[0].body) == (200, b"made")
+    assert reports._report(Request({"type": "http"})).body == b"made"
 
 
 def test_a_report_that_fails_is_500_and_the_analysis_goes_on(live: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import { $, canvas, element, say } from "./dom.js";
 import { compact, count, percent, ticks } from "./format.js";
 import { axes, colourBar } from "./heat.js";
 import { line, Plot } from "./plot.js";
-import { ink, onTheme } from "./theme.js";
+import { ink, onTheme, theme } from "./theme.js";
 
 const EVERY_MS = 10000;
 const CELL_PARTS = [["a", "Å"], ["b", "Å"], ["c", "Å"], ["α", "°"], ["β", "°"], ["γ", "°"]];
@@ -29,6 +29,7 @@ export function start(isVisible, takeRings) {
   };
   new ResizeObserver(drawPeakogram).observe($("peakogram").parentElement);
   onTheme(drawPeakogram);
+  onTheme(() => $("powder").hidden || drawPowder());
 }
 
 // Every ten seconds while the page is seen, and at once when the view is opened.
@@ -79,13 +80,18 @@ function forget() {
   plots.resolutions.set([[], []]);
 }
 
-function showPowder(index) {
-  const picture = new Image(), hot = index.products.find(product => product.name === "hot_pixels");
+function drawPowder() {
+  const picture = new Image();
   picture.onload = () => {
     const shown = $("powder");
     [shown.src, shown.hidden, shown.alt] = [picture.src, false, "Virtual powder pattern on the detector with resolution rings"];
   };
-  picture.src = `products/powder.png?${Date.now()}`;
+  picture.src = `products/powder.png?theme=${theme()}&${Date.now()}`;
+}
+
+function showPowder(index) {
+  drawPowder();
+  const hot = index.products.find(product => product.name === "hot_pixels");
   say("powderNote", `${count(index.frames.hit)} hits · hot-pixel map: ${count(hot.pixels)} pixels, ${index.hot_pixels_applied ? `in force: ${index.hot_pixels_applied}` : "not in force"}` +
     (index.geometry.unfit ? ` · geometry file not used: ${index.geometry.unfit}` : ""));
 }

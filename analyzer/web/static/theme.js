@@ -20,6 +20,7 @@ const apply = () => {
 
 // A colour as #rrggbb.
 export const ink = name => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+export const theme = () => root.dataset.theme;
 export const onTheme = changed => listeners.push(changed);
 
 export function toggleTheme() {
