@@ -3,7 +3,7 @@
 kill_points.py POINTS [SEED] [--work DIR]: prints what was found, ends with 1 where anything was not as it should be.
 
 Programs are real processes that run ``cxls`` from its first line; they are forked from this one, whose imports are made
-already, so that a start takes a second less than half and 200 points fit into a tea break.
+already, so that a start takes a fraction of the time. Ctrl-C ends it with what was found so far.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ WEIGHTS = (84, 8, 5, 3)
 AGAIN = 0.25
 """How often the restarted analysis is killed, too."""
 
-REPORTS = 0.25
+REPORTS = 0.12
 """How often products and reports are kept, whose pictures take seconds to draw at the end."""
 
 PHASES = (0.25, 0.5, 0.25)
@@ -239,8 +239,9 @@ def replay(site: Site, work: Path, stream: str, name: str = "replay", first: int
     )  # fmt: skip
 
 
-def settle(sender: Process, analysis: Process) -> None:
-    """Wait until all that was sent is analysed, then end the analysis as Ctrl-C does."""
+def settle(sender: Process, analysis: Process) -> int:
+    """Wait until all that was sent is analysed, then end the analysis as Ctrl-C does; returns what its metric said of
+    images lost in crashes before that."""
     address = analysis.listening("http")
     wait_for(lambda: not sender.running or not analysis.running, DEADLINE_S, "the replay to hand over everything")
     before, since, deadline = -1, time.monotonic(), time.monotonic() + 20
@@ -253,8 +254,11 @@ def settle(sender: Process, analysis: Process) -> None:
         if time.monotonic() - since > (1.6 if status["series_open"] else 0.5):
             break
         time.sleep(0.05)
+    metrics = urllib.request.urlopen(f"http://{address}/metrics", timeout=20).read().decode()
     analysis.signal(signal.SIGINT)
     assert analysis.wait() == 130, analysis.said[-3000:]
+    (lost,) = re.findall(r"^cxls_frames_lost_in_crash_total (\S+)$", metrics, re.M)
+    return int(float(lost))
 
 
 def phase_of(said: str) -> str:
@@ -297,13 +301,15 @@ def kill_analysis(site: Site, work: Path, chance: random.Random) -> Found:
         runs[-1].wait()
     look_at_what_is_left(site, work, suffix)
     runs.append(analyze(site, work, suffix, address, f"run-{len(runs) + 1}", pictures=pictures))
-    settle(sender, runs[-1])
+    metric = settle(sender, runs[-1])
     sender.signal(signal.SIGKILL)
     sender.wait()
     found.restarts = len(runs) - 1
     said = "".join(run.said for run in runs)
     out = runs[-1].out.read_text()
     found.lost, found.missing = number(r"lost in crashes: (\d+)", out), missing_of(out)
+    # A series of which nothing came any more is given up at the end.
+    assert metric <= found.lost
     seen = {int(each) for each in re.findall(r"series (\d+) (?:began|joined|was open)", said)}
     headless = {int(each) for each in re.findall(r"series (\d+) joined, no images announced", said)}
     check(site, work, suffix, found, seen, stream, headless)
@@ -467,6 +473,9 @@ def run_points(points: int, seed: int, work: Path) -> int:
             found = KILL[victim](site, folder, random.Random(chance.random()))
             every.append(found)
             text = f"{found}"
+        except KeyboardInterrupt:
+            points = point
+            break
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             faults.append(f"point {point} ({victim}): {type(error).__name__} at line {where.lineno}: {error}")
