@@ -502,6 +502,7 @@ def run_points(points: int, seed: int, work: Path) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     arguments = sys.argv[1:]
     place = arguments[arguments.index("--work") + 1] if "--work" in arguments else None
     numbers = [int(each) for each in arguments[: arguments.index("--work") if place else None]]
