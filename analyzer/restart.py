@@ -64,11 +64,14 @@ class _Lost(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Left:
-    """What a killed run left: images ``lost`` before it, images expected by series, the series that was open."""
+    """What a killed run left: images ``lost`` before it, images expected by series, the series that was open, the id of
+    the latest.
+    """
 
     lost: int = 0
     expected: dict[int, int] = field(default_factory=dict)
     running: Series | None = None
+    latest: int | None = None
     masks: list[bytes] = field(default_factory=list)
 
 
@@ -93,6 +96,7 @@ class Restart(Collector):
         left = _read(self._path) if append else None
         self.crashed = left is not None
         self._left = left.running if left is not None else None
+        self._latest = left.latest if left is not None else None
         self._before = 0
         self._head: tuple[int, int] | None = None
         if left is not None:
@@ -193,6 +197,12 @@ class Restart(Collector):
         if left is not None and not same:
             self._give_up(left)
         self._left = None
+        if self._latest is not None and series.series_id > self._latest + 1:
+            log.warning(
+                "series %d to %d came while nobody listened, as their ids say; how many images they had is not known",
+                self._latest + 1, series.series_id - 1,
+                extra=logs.event("series_unseen", first=self._latest + 1, last=series.series_id - 1),
+            )  # fmt: skip
         if series.joined:
             self._head = series.ordinal, self._unrecorded(series, event.first or 0)
             log.info(
@@ -326,7 +336,7 @@ def _take(left: Left, fd: int, entry: Entry) -> None:
         closed = msgspec.json.decode(entry.head, type=_Closed)
         left.lost = closed.lost
         left.expected[closed.series_id] = max(closed.expected, left.expected.get(closed.series_id, 0))
-        left.running = None
+        left.running, left.latest = None, closed.series_id
     elif entry.kind == OPENED:
         opened = msgspec.json.decode(entry.head, type=_Opened)
         facts, *masks = msgspec.msgpack.decode(read_body(fd, entry), type=list[bytes])
@@ -337,4 +347,4 @@ def _take(left: Left, fd: int, entry: Entry) -> None:
             detector_serial=opened.detector_serial,
             threshold_energy_eV=opened.threshold_energy_eV,
         )
-        left.running = Series(0, series.series_id, series.unique_id, metadata)
+        left.running, left.latest = Series(0, series.series_id, series.unique_id, metadata), series.series_id

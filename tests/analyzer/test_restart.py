@@ -143,6 +143,16 @@ def test_a_series_that_began_while_nobody_listened_is_counted_from_its_first_ima
     assert again.ends() == 7
 
 
+def test_series_that_came_while_nobody_listened_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "r.jsonl"
+    Program(path).hear(start(10), *images(range(10)), EndMessage(1, "a")).records(range(10)).killed()
+    Program(path).hear(start(10, 4, "d")).ends()
+    assert "series 2 to 3 came while nobody listened" in caplog.text
+    caplog.clear()
+    Program(path).hear(start(10, 9, "e")).ends()
+    assert "nobody" not in caplog.text, "the run before ended by itself"
+
+
 def test_a_detector_that_counts_anew_does_not_go_on_with_the_old_header(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     Program(path).hear(start(), *images(range(30))).records(range(30)).killed()
