@@ -44,11 +44,15 @@ def test_what_makes_no_sense_is_refused_in_one_line(text: str, problem: str) -> 
 
 
 def test_several_are_given_together_or_apart() -> None:
-    assert parse_specs(["drop_image=0.1,reorder@3", " oversize=1 "]) == parse_specs(
-        ["drop_image=0.1", "reorder@3", "oversize=1"]
-    )
+    apart = ["drop_image=0.1", "reorder@3", "oversize=1"]
+    assert parse_specs(["drop_image=0.1,reorder@3", " oversize=1 "]) == parse_specs(apart)
     assert [spec.kind.name for spec in parse_specs(["all=0.5"])] == list(KINDS)
     assert parse_specs([]) == ()
+
+
+def test_of_two_probabilities_the_later_one_holds() -> None:
+    specs = {spec.kind.name: spec.chance for spec in parse_specs(["all=0.5", "oversize=0,drop_image=1"])}
+    assert (specs["oversize"], specs["drop_image"], specs["reorder"]) == (0.0, 1.0, 0.5)
 
 
 def test_a_fault_at_an_image_happens_there_in_every_series() -> None:
