@@ -159,9 +159,12 @@ class FaultyLine:
         return sent
 
     def close(self) -> None:
-        if self._now.thief is not None:
-            self._now.thief.leave(0)
-            self._now.thief = None
+        """Leave nothing of a series that was not ended."""
+        thief, self._now.thief = self._now.thief, None
+        if thief is not None:
+            given_up = threading.Event()
+            given_up.set()
+            thief.leave(0, given_up)
         self.ledger.close()
 
     def _stream(self, running: RunningSeries, images_to_come: int) -> Stream:
@@ -397,7 +400,7 @@ class FaultyLine:
         thief, self._now.thief = self._now.thief, None
         assert thief is not None
         before = self._wire.consumers
-        taken = thief.leave(THIEF_IMAGES // 2)
+        taken = thief.leave(THIEF_IMAGES // 2, running.cancel)
         # What is sent before its end is noticed would be lost with it.
         self._wire.wait_until(lambda: self._wire.consumers < before, running.cancel, RECONNECT_S)
         self._enter("second_puller", running, first, {"missing.gap": taken, "received": -taken})

@@ -2,6 +2,7 @@
 no more, the good images all come through and the run goes on."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ from analyzer.results import Status
 from sim_replay.faults import KINDS, FaultPlan, Totals, parse_specs
 from sim_replay.faults.corpus import Good, corpus
 from sim_replay.faults.kinds import THIEF_IMAGES, Where
+from sim_replay.replay import ReplaySettings
 from streamer import stream_v1, stream_v2
 from tests.analyzer.builders import SHAPE, frames_of_a_run, write_bundle, write_series
 from tests.sim_replay.consumer import Consumer
+from tests.sim_replay.test_replay import running
 
 IMAGES = 20
 AT = 5
@@ -227,3 +230,19 @@ def test_a_plan_without_chances_changes_nothing(consumer: Consumer, masters: dic
     assert gain.settled(2, IMAGES, Totals()) == {}
     assert (gain.report.sent, gain.report.withheld, gain.report.faults) == (2 * IMAGES, 0, {})
     assert gain.entries == []
+
+
+@pytest.mark.parametrize("kind", ["oversize", "disconnect", "second_puller", "burst_after_pause", "slow_trickle"])
+def test_a_stop_ends_a_fault_that_waits(masters: dict[int, Path], kind: str) -> None:
+    # A consumer that takes messages of any size, and goes away in the middle.
+    settings = ReplaySettings((str(masters[120]),), bind="tcp://127.0.0.1:0", loop=True, faults=plan(f"{kind}@2"))
+    with running(settings) as replay:
+        for _ in range(3):
+            replay.receive()
+        replay.pull.close()
+        time.sleep(0.3)
+        replay.stop.set()
+        began = time.monotonic()
+        report = replay.report.result(10)
+        assert time.monotonic() - began < 3
+    assert report.interrupted
