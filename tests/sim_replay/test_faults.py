@@ -33,6 +33,7 @@ SHOWS: dict[str, tuple[dict[str, Any], list[int]]] = {
     "duplicate_image": ({"dropped.duplicate": 1, "received": 1}, []),
     "duplicate_start": ({}, []),
     "double_end": ({}, []),
+    "end_overtakes": ({"missing.tail": 1, "dropped.stale_series": 1}, [IMAGES - 1]),
     "reorder": ({}, []),
     "delay_image": ({}, []),
     "truncate_payload": ({"undecodable.bad_block": 1}, [AT]),
