@@ -40,6 +40,7 @@ class Wire:
         self._lock = threading.Lock()
         self._send_hwm = send_hwm
         self.greetings = 0
+        self._accepted = 0
         self._open(bind)
 
     def _open(self, bind: str) -> None:
@@ -86,6 +87,8 @@ class Wire:
                 self._monitor.poll(round(_SLICE_S * 1000))
                 self._follow()
                 if seen():
+                    # Connections that came or went since are now the socket's too.
+                    self._socket.getsockopt(zmq.EVENTS)
                     return True
             if deadline is not None and time.monotonic() >= deadline:
                 break
@@ -123,6 +126,7 @@ class Wire:
         while not self._closed and self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)
             if event["event"] == zmq.EVENT_ACCEPTED:
+                self._accepted += 1
                 self._peers.add(event["value"])
             elif event["event"] == zmq.EVENT_DISCONNECTED:
                 self._peers.discard(event["value"])
@@ -157,6 +161,16 @@ class Wire:
             connection.close()
         return complete
 
+    def settle(self, stop: threading.Event, limit_s: float) -> bool:
+        """Wait until libzmq is done with what it has told so far; False when stopped, or out of time, first.
+
+        It tells of a lost connection before it lets go of it, and what is sent in between is lost too. The thread that
+        does both also accepts connections: when one made now is accepted, all before is done.
+        """
+        before = self._accepted
+        with _connection(self.endpoint):
+            return self.wait_until(lambda: self._accepted > before, stop, limit_s)
+
     def reopen(self, stop: threading.Event, limit_s: float | None = None) -> bool:
         """Hand over what is queued, close the connection, and bind the same address again; False when cut short."""
         complete = self.hand_over(stop, limit_s)
@@ -184,6 +198,17 @@ class Wire:
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=linger_ms)
+
+
+def _connection(endpoint: str) -> tcp.socket:
+    """A connection that never says a word."""
+    kind, _, where = endpoint.partition("://")
+    if kind == "ipc":
+        line = tcp.socket(tcp.AF_UNIX)
+        line.connect(where)
+        return line
+    host, _, port = where.rpartition(":")
+    return tcp.create_connection((host.strip("[]"), int(port)))
 
 
 def _own_copy(descriptor: int, endpoint: str) -> tcp.socket | None:

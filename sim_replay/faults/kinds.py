@@ -52,6 +52,12 @@ _BOTH = (
     Kind("duplicate_image", "an image is sent twice", "dropped.duplicate"),
     Kind("duplicate_start", "the start is sent again before an image", "nothing: it replaces the metadata"),
     Kind("double_end", "the end is sent twice", "nothing: a series ends once", Where.END),
+    Kind(
+        "end_overtakes",
+        "the end comes before the last image",
+        "missing.tail and dropped.stale_series: what is over stays over",
+        Where.END,
+    ),
     Kind("reorder", "an image and the next change places", "nothing: ids are counted in any order", images=2),
     Kind(
         "delay_image",

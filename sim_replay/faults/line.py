@@ -20,6 +20,7 @@ from sim_replay.faults.kinds import (
     BURST_IMAGES,
     BURST_PAUSE_S,
     CLOCK_IMAGES,
+    KINDS,
     LATE_IMAGES,
     THIEF_IMAGES,
     TRICKLE_IMAGES,
@@ -73,6 +74,11 @@ class _Now:
     thief: SecondPuller | None = None
     thief_until: int = 0
 
+    @property
+    def overtakes(self) -> bool:
+        """Whether the end comes before the last image."""
+        return self.faults.end is KINDS["end_overtakes"]
+
 
 class FaultyLine:
     """The faults of a plan, on one wire. ``withheld`` counts images that were never handed to ZeroMQ.
@@ -124,8 +130,11 @@ class FaultyLine:
         if (jump := now.clock.pop(number, None)) is not None:
             _turn_clock(running, *jump)
         kind = now.faults.images.get(number)
-        if kind is None:
-            fate: Fate | bool = self._pass(running, running.image_parts(image), wait_s)
+        if now.overtakes and number + 1 == now.stream.images:
+            now.late = (number + 1, running.image_parts(image))
+            fate: Fate | bool = True
+        elif kind is None:
+            fate = self._pass(running, running.image_parts(image), wait_s)
         else:
             fate = self._commit(kind.name, running, image, wait_s)
         if now.late is not None and number >= now.late[0]:
@@ -140,7 +149,7 @@ class FaultyLine:
     def end(self, running: RunningSeries, cancel: threading.Event, wait_s: float | None) -> bool:
         """The series is over. As ``Wire.send``; True too where the end was withheld."""
         now = self._now
-        if now.late is not None:
+        if now.late is not None and not now.overtakes:
             self._extra(running, now.late[1])
         if now.burst is not None:
             self._release_burst(running)
@@ -156,12 +165,18 @@ class FaultyLine:
         sent = self._wire.send(running.end_parts(), cancel, wait_s)
         if sent and name == "double_end" and self._wire.send(running.end_parts(), cancel, wait_s):
             self._enter(name, running, None, {})
+        if sent and now.overtakes and now.late is not None and self._extra(running, now.late[1]):
+            lost = self._lost(now.stream.images - 1, 1, received=1)
+            self._enter("end_overtakes", running, None, {"dropped.stale_series": 1, **lost})
         return sent
 
     def close(self) -> None:
-        if self._now.thief is not None:
-            self._now.thief.leave(0)
-            self._now.thief = None
+        """Leave nothing of a series that was not ended."""
+        thief, self._now.thief = self._now.thief, None
+        if thief is not None:
+            given_up = threading.Event()
+            given_up.set()
+            thief.leave(0, given_up)
         self.ledger.close()
 
     def _stream(self, running: RunningSeries, images_to_come: int) -> Stream:
@@ -397,9 +412,10 @@ class FaultyLine:
         thief, self._now.thief = self._now.thief, None
         assert thief is not None
         before = self._wire.consumers
-        taken = thief.leave(THIEF_IMAGES // 2)
+        taken = thief.leave(THIEF_IMAGES // 2, running.cancel)
         # What is sent before its end is noticed would be lost with it.
-        self._wire.wait_until(lambda: self._wire.consumers < before, running.cancel, RECONNECT_S)
+        if self._wire.wait_until(lambda: self._wire.consumers < before, running.cancel, RECONNECT_S):
+            self._wire.settle(running.cancel, RECONNECT_S)
         self._enter("second_puller", running, first, {"missing.gap": taken, "received": -taken})
 
     # --- series -----------------------------------------------------------------------------

@@ -151,23 +151,28 @@ def _draw_images(rng: random.Random, specs: list[Spec], places: _Places) -> None
 
 
 def parse_specs(texts: Iterable[str]) -> tuple[Spec, ...]:
-    """``KIND=PROBABILITY``, ``KIND@IMAGE_ID`` and ``all=PROBABILITY``, commas between several. Raises ``BadInput``."""
-    found: list[Spec] = []
+    """``KIND=PROBABILITY``, ``KIND@IMAGE_ID`` and ``all=PROBABILITY``, commas between several. Raises ``BadInput``.
+
+    Of two probabilities of a kind the later one holds.
+    """
+    chances: dict[str, Spec] = {}
+    places: list[Spec] = []
     for text in (part.strip() for given in texts for part in given.split(",") if part.strip()):
         name, sign, value = text.partition("=") if "=" in text else text.partition("@")
         if name != ALL and name not in KINDS:
             raise BadInput(f"fault {name[:40]!r} is not known; {_LISTED}")
         if sign == "@" and name != ALL:
-            found.append(_at(KINDS[name], value, text))
+            places.append(_at(KINDS[name], value, text))
         elif sign == "=":
-            found += [Spec(kind, _chance(value, text)) for kind in (KINDS.values() if name == ALL else (KINDS[name],))]
+            chance = _chance(value, text)
+            chances |= {kind: Spec(KINDS[kind], chance) for kind in (KINDS if name == ALL else (name,))}
         else:
-            raise BadInput(f"fault {text[:60]!r} says not how often; write {name}=0.01, or {_example(name)}")
-    return tuple(found)
+            raise BadInput(f"fault {text[:60]!r} says not how often; write {name}=0.01{_example(name)}")
+    return (*chances.values(), *places)
 
 
 def _example(name: str) -> str:
-    return f"{name}@5" if name != ALL and KINDS[name].where in (Where.IMAGE, Where.REST) else "drop_image@5"
+    return f", or {name}@5" if name != ALL and KINDS[name].where in (Where.IMAGE, Where.REST) else ""
 
 
 def _at(kind: Kind, value: str, text: str) -> Spec:

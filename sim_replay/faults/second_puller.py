@@ -21,23 +21,27 @@ class SecondPuller:
         self._socket = self._context.socket(zmq.PULL)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.connect(endpoint)
-        self._leave = threading.Event()
+        self._gone = threading.Event()
         self._thread = threading.Thread(target=self._pull, name="second-puller", daemon=True)
         self._thread.start()
 
     def _pull(self) -> None:
-        while not self._leave.is_set():
+        while not self._gone.is_set():
             if self._socket.poll(20):
                 self._socket.recv_multipart(copy=False)
                 self.taken += 1
                 self._last = time.monotonic()
 
-    def leave(self, at_least: int) -> int:
-        """Disconnect once all that is meant for it has come, which is ``at_least`` so much; how much that was."""
+    def leave(self, at_least: int, cancel: threading.Event) -> int:
+        """Disconnect once all that is meant for it has come, which is ``at_least`` so much; how much that was.
+
+        ``cancel`` ends the waiting.
+        """
         deadline = time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline and (self.taken < at_least or time.monotonic() - self._last < _QUIET_S):
-            time.sleep(_QUIET_S / 10)
-        self._leave.set()
+            if cancel.wait(_QUIET_S / 10):
+                break
+        self._gone.set()
         self._thread.join()
         self._socket.close(linger=0)
         self._context.term()

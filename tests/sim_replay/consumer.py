@@ -3,8 +3,10 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -12,9 +14,10 @@ from analyzer.bundle import load_bundle
 from analyzer.cascade import Analyser, CascadeSettings
 from analyzer.front import Front, FrontSettings
 from analyzer.results import FrameResult, Status
-from sim_replay.faults import Totals
+from sim_replay.faults import Entry, FaultPlan, Totals, parse_specs, read_report
 from sim_replay.faults.images import WRONG_PIXELS
-from sim_replay.replay import ReplayReport, ReplaySettings, run_replay
+from sim_replay.faults.plan import SeriesFaults, Stream
+from sim_replay.replay import Replay, ReplayReport, ReplaySettings, run_replay
 from streamer.account import Account
 from streamer.receiver import StreamReceiver
 from tests.analyzer.builders import Collector
@@ -30,15 +33,35 @@ def counts(account: Account) -> Counter[str]:
     return +found
 
 
-class Consumer:
-    """A whole analysis in this process, connected to an address where replays are bound in turn."""
+class Script(FaultPlan):
+    """A plan that is another one for each play of the same replay."""
 
-    def __init__(self, bundle_folder: Path) -> None:
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        super().__init__(())
+        self.use(())
+
+    def use(self, specs: Sequence[str]) -> None:
+        object.__setattr__(self, "now", FaultPlan(parse_specs(specs)))
+
+    def series(self, ordinal: int, stream: Stream) -> SeriesFaults:
+        return self.now.series(ordinal, stream)
+
+
+class Consumer:
+    """A whole analysis in this process, connected to two addresses.
+
+    At ``address`` replays are bound in turn; ``streams`` has replays that stay.
+    """
+
+    def __init__(self, bundle_folder: Path, folder: Path, stays: Path) -> None:
+        self.streams = {stream: Staying(folder, stream, stays) for stream in ("v1", "v2")}
         context = zmq.Context()
         with context.socket(zmq.PUSH) as probe:
             self.address = f"tcp://127.0.0.1:{probe.bind_to_random_port('tcp://127.0.0.1')}"
         context.term()
-        self.receiver = StreamReceiver([self.address])
+        self.receiver = StreamReceiver([self.address, *(each.replay.endpoint for each in self.streams.values())])
         self.kept = Collector()
         self.front = Front(
             self.receiver,
@@ -46,7 +69,7 @@ class Consumer:
             [self.kept],
             FrontSettings(block=True),
         )
-        self._next_id = 1
+        self._next_id = 1_000_000
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.front.run, args=(self._stop,), daemon=True)
         self._thread.start()
@@ -56,27 +79,75 @@ class Consumer:
         self._thread.join(30)
         assert not self._thread.is_alive()
         self.receiver.close()
+        for each in self.streams.values():
+            each.replay.close()
 
-    def take(self, inputs: Sequence[Path], expected: Mapping[str, int] | None = None, **settings: object) -> "Gain":
-        """Play these, and wait until the account has gained what it is to gain, or for no longer than a while."""
-        before, records = counts(self.front.account), len(self.kept.results)
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + SETTLE_S
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def gain(self) -> "Gain":
+        """What is gained from now on."""
+        return Gain(self, counts(self.front.account), len(self.kept.results))
+
+    def play(self, stream: str, *specs: str) -> "Gain":
+        """The series that stays, with these faults."""
+        gain = self.gain()
+        gain.entries = self.streams[stream].play(specs)
+        return gain
+
+    def take(self, inputs: Sequence[Path], report: Path, **settings: Any) -> "Gain":
+        """A replay of these, from its beginning to its end."""
+        gain = self.gain()
         given = {"first_series_id": self._next_id} | settings
         # Far on, so that no id of stream v1 comes again.
         self._next_id += 100
-        report = run_replay(
-            ReplaySettings(tuple(map(str, inputs)), bind=self.address, **given),  # type: ignore[arg-type]
+        gain.report = run_replay(
+            ReplaySettings(tuple(map(str, inputs)), bind=self.address, fault_report=report, **given),
             threading.Event(),
             lambda *_: None,
         )
-        return Gain(self, before, records, report)
+        gain.entries = read_report(report)
+        return gain
+
+
+class Staying:
+    """A replay of one series, bound once and played again and again."""
+
+    def __init__(self, folder: Path, stream: str, master: Path) -> None:
+        self._script = Script()
+        self._file = folder / f"{stream}.jsonl"
+        self._seen = 0
+        # Of an id that a series without unique id had, one with such an id would be over.
+        first = 100_000 if stream == "v1" else 500_000
+        settings = ReplaySettings((str(master),), bind="tcp://127.0.0.1:0", protocol=stream, first_series_id=first)
+        self.replay = Replay(replace(settings, faults=self._script, fault_report=self._file))
+
+    def play(self, specs: Sequence[str]) -> list[Entry]:
+        self._script.use(specs)
+        self.replay.play(threading.Event())
+        entries = read_report(self._file)[self._seen :]
+        self._seen += len(entries)
+        return entries
 
 
 class Gain:
-    """What one replay brought."""
+    """What a replay brought."""
 
-    def __init__(self, consumer: Consumer, before: Counter[str], records: int, report: ReplayReport) -> None:
+    entries: list[Entry]
+    report: ReplayReport
+
+    def __init__(self, consumer: Consumer, before: Counter[str], records: int) -> None:
         self._consumer, self._before, self._records = consumer, before, records
-        self.report = report
+
+    @property
+    def totals(self) -> Totals:
+        """What the ledger says that the account is to show."""
+        found = Totals()
+        for entry in self.entries:
+            found.add(entry.expected)
+        return found
 
     @property
     def counts(self) -> Counter[str]:
