@@ -2,11 +2,12 @@
 
 Each line is a process of its own, beside one without any change: other batches, orders, workers and transports, which
 must not matter at all, and other instructions of the processor, which stand for other machines. For each field that
-differs, the largest difference and how much of its tolerance that is.
+differs, the largest difference and how much of its tolerance that is; ``-`` where it is no number, or none is allowed.
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -69,7 +70,6 @@ ELSEWHERE: dict[str, Variation] = {
     "numpy without AVX-512": _in(NPY_DISABLE_CPU_FEATURES=_NUMPY_WIDE),
     "numpy without AVX2": _in(NPY_DISABLE_CPU_FEATURES=_NUMPY_MIDDLE),
     "numba for any x86-64": Variation(environment={"NUMBA_CPU_NAME": "generic"}, slow=True),
-    "numba for Haswell": Variation(environment={"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}, slow=True),
     "all of them at their least": Variation(
         environment={
             "ATEN_CPU_CAPABILITY": "default",
@@ -117,7 +117,7 @@ def rows(name: str, changes: Sequence[Change]) -> list[tuple[str, ...]]:
         of = by_field[each]
         records = {(change.case, change.series, change.image) for change in of}
         most = [max(getattr(change, kind) for change in of) for kind in ("difference", "relative", "excess")]
-        found.append((name, each, str(len(records)), *(f"{value:.2g}" for value in most)))
+        found.append((name, each, str(len(records)), *("-" if math.isinf(value) else f"{value:.2g}" for value in most)))
     return found
 
 
