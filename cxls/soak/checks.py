@@ -40,7 +40,9 @@ STANDSTILL_S = 20.0
 CUT_SHORT = 64
 """Images that a replay told to end may have queued: more than ZeroMQ's queues hold."""
 
-_WARM_S, _WARM_SHARE = 60.0, 0.1
+_WARM_S, _WARM_SHARE = 180.0, 0.1
+"""Until a hundred hits are held to be looked at, and the masks of their series."""
+
 _PART, _LEAST = 0.1, 3
 """What is compared: the first and the last tenth, some looks at least."""
 
@@ -71,7 +73,7 @@ class Growth:
 
 
 def settled(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples after the warm-up: a minute, a tenth of the time where that is longer, at most half of it."""
+    """Samples after the warm-up: three minutes, a tenth of the time where that is longer, at most half of it."""
     if not samples:
         return []
     last_s = samples[-1].at_s

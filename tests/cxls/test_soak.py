@@ -47,7 +47,8 @@ def made_up(
     **changes: Any,
 ) -> list[Sample]:
     """Looks at an analysis in which a quantity is such a function of the part of the time that has passed."""
-    found, noise, cpu = [], np.random.default_rng(1), 0.0
+    found: list[Sample] = []
+    noise, cpu = np.random.default_rng(1), 0.0
     latency = dict.fromkeys(EDGES, 0)
     for number in range(looks):
         part = number / (looks - 1)
