@@ -31,6 +31,7 @@ class Thresholds:
     no_frame_s: float = 30.0
     latency_p99_s: float = 1.0
     queue_ratio: float = 0.8
+    unserved_s: float = 60.0
     no_beam_s: float = 10.0
     stuck_hit_ratio: float = 0.99
     stuck_frames: int = 1000
@@ -171,6 +172,12 @@ class Alarms:
 
     def _of_load(self, now: float) -> Iterator[Alarm]:
         front, limits = self._front, THRESHOLDS
+        if not front.stopping and (unserved_s := front.unserved_s) > limits.unserved_s:
+            yield Alarm(
+                "CxlsNoWorkerReady",
+                CRITICAL,
+                f"No worker has been ready for {unserved_s:.0f} s, so images wait: see whether cxls worker runs.",
+            )
         latency = front.history.rates(now)["latency_p99_s"]
         if latency is not None and latency > limits.latency_p99_s and not front.settings.block:
             yield Alarm(

@@ -27,6 +27,7 @@ from analyzer.peak_finder import Disagreement
 from analyzer.products import Products
 from analyzer.pulse import Pulse
 from analyzer.reduction import Coverage, suspect_pixels
+from analyzer.restart import Restart
 from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Running
 from analyzer.sampling import Load, Sampler
@@ -80,6 +81,9 @@ class Elsewhere(Protocol):
 
     @property
     def threads(self) -> int: ...
+
+    @property
+    def unserved_s(self) -> float: ...
 
     def start(
         self,
@@ -202,6 +206,7 @@ class Front:
         on_series: Callable[[SeriesReport], None] = lambda report: None,
         hit_outputs: Sequence[HitOutput] = (),
         crew: Elsewhere | None = None,
+        restart: Restart | None = None,
     ) -> None:
         self.account = Account()
         self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
@@ -232,7 +237,8 @@ class Front:
         self._started = False
         self.settings = settings
         self._on_series = on_series
-        self._tracker = SeriesTracker(self.account)
+        self._restart = restart
+        self._tracker = SeriesTracker(self.account) if restart is None else SeriesTracker(self.account, restart.known)
         self._results: queue.Queue[_Published | None] = queue.Queue()
         self._tallies: dict[int, _Tally] = {}
         self.blocked_s = 0.0
@@ -254,7 +260,13 @@ class Front:
 
     @property
     def results_waiting(self) -> int:
-        return self._results.qsize()
+        """Images that are judged, or left out, and not yet published."""
+        return sum(len(item.results) for item in list(self._results.queue) if isinstance(item, BatchOutcome))
+
+    @property
+    def unserved_s(self) -> float:
+        """For how long nobody has been ready to analyse: no worker elsewhere, where there is none here."""
+        return 0.0 if self._workers or self._crew is None else self._crew.unserved_s
 
     def run(self, stop: threading.Event) -> None:
         """Read until the source is exhausted, enough series are over or ``stop`` is set; then drain.
@@ -427,6 +439,9 @@ class Front:
                     self._leave_out(frame, "shutdown" if stop.is_set() else "queue_full")
             else:
                 self._hand_on()
+                if self._restart is not None:
+                    # Here and not behind what waits to be published: a kill may come any moment.
+                    self._restart.event(event)
                 self._results.put(event)
                 self._closed += isinstance(event, SeriesClosed)
                 if self._enough:

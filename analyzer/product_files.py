@@ -42,18 +42,31 @@ def prepare(folder: Path, overwrite: bool = False) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / HDF5).exists() and not overwrite:
-        raise ProductsExist(f"{folder}: holds products already; use --overwrite or another folder")
+        raise ProductsExist(
+            f"{folder}: holds products already; use --overwrite, --append (which keeps them) or another folder"
+        )
     probe = folder / f".{HDF5}.tmp"
     probe.write_bytes(b"")
     probe.unlink()
 
 
 class ProductFiles(Collector):
-    """Keeps the products of a run in ``folder``; raises what ``prepare`` raises."""
+    """Keeps the products of a run in ``folder``; raises what ``prepare`` raises.
 
-    def __init__(self, folder: Path, products: Products, overwrite: bool = False, every_s: float = EVERY_S) -> None:
-        prepare(folder, overwrite)
+    With ``append`` those of an earlier run stay, as ``products-1.h5`` and so on: sums begin with each run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        products: Products,
+        overwrite: bool = False,
+        every_s: float = EVERY_S,
+        append: bool = False,
+    ) -> None:
+        prepare(folder, overwrite or append)
         self.folder = folder
+        self._earlier = folder / HDF5 if append and (folder / HDF5).exists() else None
         self.failed = 0
         self._products, self._every_s = products, every_s
         self._written = -1
@@ -101,6 +114,9 @@ class ProductFiles(Collector):
             self._written = added
 
     def _files(self, snapshot: Snapshot) -> None:
+        if self._earlier is not None:
+            os.rename(self._earlier, _free(self._earlier))
+            self._earlier = None
         self._place(HDF5, lambda path: _write_hdf5(path, snapshot))
         masks = {"hot_pixels.npy": snapshot.hot_pixels.mask}
         if (applied := self._products.applied) is not None:
@@ -117,6 +133,14 @@ class ProductFiles(Collector):
             os.replace(temporary, self.folder / name)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _free(path: Path) -> Path:
+    """A name for what an earlier run wrote."""
+    number = 1
+    while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    return kept
 
 
 def _save(path: Path, array: np.ndarray[Any, Any]) -> None:

@@ -282,6 +282,19 @@ cli.add_command(
         compiles=True,
     )
 )
+
+
+@cli.command("worker-keys")
+@click.argument("name", type=click.Path(path_type=Path))
+def worker_keys(name: Path) -> None:
+    """A pair of keys for the link between a front and workers on other hosts: NAME.secret and NAME.public.
+
+    The secret one stays on this machine, in a file of mode 0600. Example: cxls worker-keys front on the front's host,
+    cxls worker-keys worker1 on a worker's; docs/workers.md says who needs which.
+    """
+    importlib.import_module("cxls.commands.worker_keys").run(name)
+
+
 cli.add_command(
     _command(
         "view",

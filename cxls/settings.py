@@ -410,6 +410,12 @@ class AnalyzeSettings(JudgeSettings):
         None,
         "let workers of other hosts attach here (`cxls worker`), for instance tcp://0.0.0.0:31100",
     )
+    worker_key: Path | None = _in(
+        _ELSEWHERE, None, "secret key of this front (`cxls worker-keys`): workers attach encrypted, by key"
+    )
+    worker_keys: Path | None = _in(
+        _ELSEWHERE, None, "public keys of the workers that may attach, one a line; read again when it changes"
+    )
     batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
     queue_mib: int = Field(512, ge=16, description="most compressed frames held in memory, MiB")
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
@@ -444,6 +450,8 @@ class WorkerSettings(_Settings):
     listen: str | None = Field(
         None, description="serve /metrics, /healthz and /readyz here; further processes at the ports after it"
     )
+    worker_key: Path | None = Field(None, description="secret key of this worker (`cxls worker-keys`)")
+    front_key: Path | None = Field(None, description="public key of the front: no other is served")
     once: bool = Field(False, description="end with the front's run; else wait for the next front at the same address")
 
 

@@ -24,6 +24,8 @@ class FrameRing:
         self._max_frames = max_frames
         self._closed = False
         self._writer_waits = False
+        # How many frames each reader lingers for, so that it is not woken by each of them.
+        self._lingering: list[int] = []
         # Readers and the writer wait apart: a wake-up meant for one is never spent on the other.
         lock = threading.Lock()
         self._filled = threading.Condition(lock)
@@ -85,27 +87,40 @@ class FrameRing:
             self._frames.append((frame, size))
             self._bytes += size
             # All: a reader that lingers for a full batch must not keep an idle one asleep.
-            self._filled.notify_all()
+            if len(self._frames) == 1 or len(self._frames) >= min(self._lingering, default=0):
+                self._filled.notify_all()
             return True
 
-    def take(self, most: int, linger_s: float, timeout_s: float) -> list[Frame]:
+    def take(self, most: int, linger_s: float, timeout_s: float, most_bytes: int | None = None) -> list[Frame]:
         """Up to ``most`` frames: waits ``timeout_s`` for a first, then ``linger_s`` for more.
 
-        Empty when none came in time, another reader took them or the ring is closed and empty.
+        The one that reaches ``most_bytes`` is the last. Empty when none came in time, another reader took them or the
+        ring is closed and empty.
         While the writer waits for room there is nothing to linger for.
         """
         with self._filled:
             self._filled.wait_for(lambda: self._frames or self._closed, timeout_s)
-            deadline = time.monotonic() + linger_s
-            while 0 < len(self._frames) < most and not self._closed and not self._writer_waits:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._filled.wait(left):
-                    break
-            taken = [self._frames.popleft() for _ in range(min(most, len(self._frames)))]
-            self._bytes -= sum(size for _, size in taken)
+            self._linger(most, time.monotonic() + linger_s)
+            taken, held = [], 0
+            while self._frames and len(taken) < most and (most_bytes is None or held < most_bytes):
+                frame, size = self._frames.popleft()
+                taken.append(frame)
+                held += size
+            self._bytes -= held
             if taken:
                 self._emptied.notify_all()
-            return [frame for frame, _ in taken]
+            return taken
+
+    def _linger(self, most: int, deadline_s: float) -> None:
+        """Wait for a full batch, under the lock."""
+        self._lingering.append(most)
+        try:
+            while 0 < len(self._frames) < most and not self._closed and not self._writer_waits:
+                left = deadline_s - time.monotonic()
+                if left <= 0 or not self._filled.wait(left):
+                    break
+        finally:
+            self._lingering.remove(most)
 
     def close(self) -> None:
         """No more frames will come; readers drain what is left, a waiting writer gets False."""

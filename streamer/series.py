@@ -10,7 +10,7 @@ message of it is stale.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from streamer.account import Account
@@ -49,7 +49,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class SeriesOpened:
+    """A series began, or was joined: ``first`` is the least image id that is known of it then."""
+
     series: Series
+    first: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,15 @@ class IdSet:
         self.highest = image_id if self.highest is None else max(self.highest, image_id)
         return True
 
+    def __contains__(self, image_id: int) -> bool:
+        return bool(self._chunks.get(image_id // _CHUNK, 0) & 1 << image_id % _CHUNK)
+
+    def below(self, image_id: int) -> int:
+        """How many ids are smaller than this one."""
+        last, bit = divmod(image_id, _CHUNK)
+        whole = sum(bits.bit_count() for chunk, bits in self._chunks.items() if chunk < last)
+        return whole + (self._chunks.get(last, 0) & ((1 << bit) - 1)).bit_count()
+
 
 @dataclass(slots=True)
 class _Running:
@@ -118,12 +130,19 @@ class _Running:
 
 _Key = tuple[int, str | None]
 
+Known = Callable[[ImageMessage], SeriesMetadata | None]
+"""What is known of the series that an image without a start belongs to, from before this program began."""
+
 
 class SeriesTracker:
-    """Turns messages into events and keeps the account. Times are a monotonic clock in seconds."""
+    """Turns messages into events and keeps the account. Times are a monotonic clock in seconds.
 
-    def __init__(self, account: Account) -> None:
+    ``known`` is asked for the header of a series that is joined.
+    """
+
+    def __init__(self, account: Account, known: Known = lambda image: None) -> None:
         self._account = account
+        self._known = known
         self._running: _Running | None = None
         self._over: deque[_Key] = deque(maxlen=_REMEMBERED_SERIES)
         self._pending: list[ImageMessage] = []
@@ -231,7 +250,9 @@ class SeriesTracker:
         yield from self._close("another series runs")
         first = pending[0]
         # Complete: a configuration that comes now belongs to a header we never saw, of another series.
-        yield self._open(first.series_id, first.unique_id, SeriesMetadata(), complete=True, joined=True)
+        metadata = self._known(first) or SeriesMetadata()
+        opened = self._open(first.series_id, first.unique_id, metadata, complete=True, joined=True)
+        yield replace(opened, first=max(0, min(image.image_id for image in pending)))
         running = self._running
         assert running is not None
         for image in pending:

@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from analyzer.bundle import BadBundle
 from analyzer.cascade import BatchOutcome, PlanCache, plan_of, tags_of, undecodable
+from analyzer.crew.curve import FrontKeys, Gate
 from analyzer.crew.flight import Batch, FlightTable
 from analyzer.crew.outcome import read_coverage, read_outcome
 from analyzer.crew.setup import pack_setup
@@ -31,12 +32,14 @@ from analyzer.crew.wire import (
     Kind,
     Told,
     Work,
+    as_received,
     frame_facts,
     header_of,
     kind_of,
     message,
     pack_series,
 )  # fmt: skip
+from analyzer.door import Door, Limits, RefusedConnection
 from analyzer.judge import Judge
 from analyzer.logs import Repeats
 from analyzer.reduction import Coverage, FramePlan
@@ -67,7 +70,26 @@ _AT_ONCE = 1024
 _MOST_NAME, _MOST_TEXT = 100, 500
 _POLL_MS = 100
 _MOST_WORKERS = 256
-_MOST_CREDITS = 4096
+_MOST_CREDITS, _MOST_BATCH = 4096, 256
+_MOST_UNREAD = 64
+"""Messages of one worker that wait to be read here."""
+
+MOST_PART_BYTES = 32 << 20
+"""Of what workers send: records and peaks of a batch, coverage of a series. libzmq hangs up on who sends more."""
+
+LIMITS = Limits(connections=2 * _MOST_WORKERS, unread_bytes=128 << 20, all_unread_bytes=1 << 30)
+"""A worker that comes back has a second connection for a moment."""
+
+_HANDSHAKE_MS = 5000
+_MOST_STRANGERS = 256
+"""Peers that are asked in a second who they are."""
+
+_REFUSED = {
+    RefusedConnection.KEY: "its key is not in the file of --worker-keys",
+    RefusedConnection.PROTOCOL: "it speaks without keys, takes another key for ours, or is no worker",
+    RefusedConnection.TOO_MANY: f"{LIMITS.connections} are connected",
+    RefusedConnection.TOO_MUCH: "it sent without end and never a whole message",
+}
 _SERIES_KEPT = 16
 
 Deliver = Callable[[list[Frame], BatchOutcome], None]
@@ -75,7 +97,10 @@ Deliver = Callable[[list[Frame], BatchOutcome], None]
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """A worker: what it said of itself, frames it still has room for, the setup it is ready for, series it knows."""
+    """A worker: what it said of itself, frames it still has room for, the setup it is ready for, series it knows.
+
+    ``late``: of each batch that others have since, how many frames and where they lie.
+    """
 
     identity: bytes
     hello: Hello
@@ -86,7 +111,7 @@ class _Member:
     leaving: bool = False
     given_s: float = 0.0
     answered_s: float = 0.0
-    late: dict[int, Batch] = field(default_factory=dict)
+    late: dict[int, tuple[int, list[tuple[int, int]]]] = field(default_factory=dict)
     series: set[int] = field(default_factory=set)
     ordinals: set[int] = field(default_factory=set)
     slots: Slots | None = None
@@ -107,25 +132,31 @@ class _Awaited:
 class Crew:
     """Workers elsewhere. ``address``: where they attach, as bound. Raises ``OSError`` where it cannot be bound.
 
-    ``plans`` is shared with whoever makes plans in this process. ``load`` adds up what all workers did.
+    ``plans`` is shared with whoever makes plans in this process. ``load`` adds up what all workers did. With ``keys``
+    only workers that have one of those allowed are let in.
     """
 
-    def __init__(self, address: str, judge: Judge, plans: PlanCache) -> None:
+    def __init__(self, address: str, judge: Judge, plans: PlanCache, keys: FrontKeys | None = None) -> None:
         self.load = WorkerLoad()
         self._plans = plans
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._socket = context.socket(zmq.ROUTER)
+        # One of its own: whoever decides about keys decides for all of a context.
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._gate = None if keys is None else Gate(self._socket, keys)
+        self._door = Door(self._socket, LIMITS)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # One that comes back over a new connection has its old name.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        # Bounded by what workers say they have room for.
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 128 << 20)
+        # More than workers can have room for: nothing waits here but for who does not read.
+        self._socket.setsockopt(zmq.SNDHWM, 3 * _MOST_CREDITS)
+        self._socket.setsockopt(zmq.RCVHWM, _MOST_UNREAD)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MOST_PART_BYTES)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         self._socket.setsockopt(zmq.IPV6, int("[" in address))
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
-            self._socket.close()
+            self._close_socket()
             raise OSError(f"{address}: {error}") from None
         self.address = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
         self._wakeup = Wakeup()
@@ -146,7 +177,8 @@ class Crew:
         self._ring: FrameRing | None = None
         self._repeats = Repeats(log)
         self._batch = 1
-        self._beat_s = 0.0
+        self._beat_s = self._asked_s = 0.0
+        self._asked = 0
         self._deliver: Deliver = lambda frames, outcome: None
         self._tags: tuple[str, ...] = ()
         self._threads: list[threading.Thread] = []
@@ -176,6 +208,14 @@ class Crew:
         """How many threads of workers judge."""
         with self._changed:
             return sum(member.hello.threads for member in self._members.values() if self._usable(member))
+
+    @property
+    def unserved_s(self) -> float:
+        """For how long no worker has been ready; 0 while one is."""
+        with self._changed:
+            if any(map(self._usable, self._members.values())):
+                return 0.0
+            return time.monotonic() - self._served_s
 
     def use(self, judge: Judge) -> bool:
         """Judge so from the next batch on; returns whether all workers were ready for it in time and none holds an
@@ -288,6 +328,7 @@ class Crew:
                 "address": self.address,
                 "workers": members,
                 "in_flight": self._table.frames_flying,
+                "held_bytes": self._table.held_bytes,
                 "waiting": self._table.frames_waiting,
                 "resent": self._table.resent,
                 "lost_workers": self._lost,
@@ -317,6 +358,7 @@ class Crew:
         for by, count in self._bytes.items():
             sent.add_metric([by], count)
         yield sent
+        yield self._door.collect("cxls_crew_connections_refused")
 
     # --- the feeder ---------------------------------------------------------------------
 
@@ -324,20 +366,25 @@ class Crew:
         while not ring.finished and not self._fed:
             with self._changed:
                 room = self._changed.wait_for(self._room, 0.1)
+                # What workers hold is bounded as what waits for them is, but for one frame.
+                most_bytes = ring.capacity_bytes - self._table.held_bytes
             if not room:
                 continue
-            frames = ring.take(min(self._batch, room), linger_s, 0.1)
-            if frames:
-                self._do(lambda frames=frames: self._table.add(frames))  # type: ignore[misc]
+            if frames := ring.take(min(self._batch, room), linger_s, 0.1, most_bytes):
+                with self._changed:
+                    self._table.add(frames)
+                self._wakeup.wake()
         with self._changed:
             self._changed.notify_all()
 
     def _room(self) -> int:
         """Frames that workers have room for beyond those that wait here."""
+        if self._ring is None or self._table.held_bytes >= self._ring.capacity_bytes:
+            return 0
         usable = [member for member in self._members.values() if self._usable(member)]
         self._batch = max((member.hello.batch for member in usable), default=1)
         room = sum(member.room for member in usable)
-        return max(0, room - self._table.frames_waiting - len(self._inbox) * self._batch)
+        return max(0, room - self._table.frames_waiting)
 
     def _do(self, work: Callable[[], None]) -> None:
         """Have the socket's thread do something."""
@@ -350,7 +397,10 @@ class Crew:
     def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wakeup.socket, zmq.POLLIN)
+        poller.register(self._wakeup.descriptor, zmq.POLLIN)
+        poller.register(self._door.socket, zmq.POLLIN)
+        if self._gate is not None:
+            poller.register(self._gate.asked, zmq.POLLIN)
         while not self._closing:
             try:
                 poller.poll(_POLL_MS)
@@ -362,9 +412,16 @@ class Crew:
                 self._repeats.exception("crew: a turn failed", "crew_failed")
         self._close_sockets()
 
+    def _close_socket(self) -> None:
+        self._door.close()
+        if self._gate is not None:
+            self._gate.close()
+        self._socket.close(_LINGER_MS)
+        self._context.term()
+
     def _close_sockets(self) -> None:
         self._wakeup.close()
-        self._socket.close(_LINGER_MS)
+        self._close_socket()
         for member in self._members.values():
             if member.slots is not None:
                 member.slots.close()
@@ -375,6 +432,7 @@ class Crew:
         while self._inbox:
             work = self._inbox.popleft()
             self._guarded(work)
+        self._guarded(self._let_in)
         caught_up = self._receive()
         self._guarded(lambda: self._look_after(caught_up))
         self._guarded(self._send_out)
@@ -396,15 +454,26 @@ class Crew:
                 for batch in self._table.held_by(member.identity):
                     batch.sent_s += paused
 
+    def _let_in(self) -> None:
+        """Workers with a key that is allowed; who was refused is counted, and said once in a while."""
+        if self._gate is not None:
+            self._gate.answer()
+        for reason in self._door.look():
+            text = f"a connection to {self.address} was refused: {_REFUSED[reason]}"
+            self._repeats.warning(f"connection {reason}", text, "worker_refused_at_the_door", reason=reason)
+
     def _receive(self) -> bool:
         """Take what came; returns whether that was all."""
         for _ in range(_AT_ONCE):
-            try:
-                identity, *parts = self._socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
+            if not self._socket.get(zmq.EVENTS) & zmq.POLLIN:
                 return True
+            first = self._socket.recv(zmq.DONTWAIT, copy=False)
+            # Whole: libzmq gives no part before all are there.
+            parts = self._socket.recv_multipart() if first.more else []
+            identity = first.bytes
+            self._door.heard(first)
             try:
-                self._heard(bytes(identity), parts)
+                self._heard(identity, parts)
             except Exception as error:
                 self._bad += 1
                 why = first_line(error)[:_MOST_TEXT]
@@ -423,7 +492,7 @@ class Crew:
         member = self._members.get(identity)
         if member is None:
             # One that was given up, or of an earlier front: it says hello again and is new.
-            self._send(identity, message(Kind.HELLO))
+            self._ask(identity)
             return
         member.heard_s = time.monotonic()
         if kind == Kind.READY:
@@ -447,6 +516,15 @@ class Crew:
             self._part_from(member, "left")
         elif kind != Kind.BEAT:
             raise BadMessage(f"{kind.name} from a worker")
+
+    def _ask(self, identity: bytes) -> None:
+        """Ask a stranger who it is; of very many some, since each answer takes memory until it is read."""
+        now = time.monotonic()
+        if now - self._asked_s >= BEAT_S:
+            self._asked_s, self._asked = now, 0
+        self._asked += 1
+        if self._asked <= _MOST_STRANGERS:
+            self._send(identity, message(Kind.HELLO))
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
         old = self._members.get(identity)
@@ -478,10 +556,11 @@ class Crew:
         batch = self._table.land(member.identity, done.batch)
         if batch is None:
             if (late := member.late.pop(done.batch, None)) is not None:
-                self._free(member, late)
-                member.room += len(late.frames)
+                count, places = late
+                self._free(member, places)
+                member.room += count
             return
-        self._free(member, batch)
+        self._free(member, batch.places)
         member.room += len(batch.frames)
         try:
             outcome = read_outcome(done, parts[2:], batch.frames, lambda frame: self._plan(frame, batch.setup))
@@ -508,7 +587,7 @@ class Crew:
         if batch is None:
             return
         member.series.clear()
-        self._free(member, batch)
+        self._free(member, batch.places)
         member.room += len(batch.frames)
         text = f"worker {member.hello.name} could not take a batch: {told.text[:_MOST_TEXT]}"
         self._repeats.warning("batch refused", text, "worker_refused")
@@ -563,7 +642,7 @@ class Crew:
                 self._lost += 1
                 log.warning("worker %s holds images for %.0f s; others get them", member.hello.name, now - since)
                 # Their bytes stay where they are: it may still be reading them.
-                member.late.update((batch.number, batch) for batch in held)
+                member.late.update((batch.number, (len(batch.frames), batch.places)) for batch in held)
                 self._give_up(self._table.lose(member.identity))
         if any(map(self._usable, self._members.values())):
             self._served_s = now
@@ -638,7 +717,7 @@ class Crew:
         except Exception:
             self._repeats.exception("crew: frames cannot be packed", "crew_failed")
             self._table.land(member.identity, number)
-            self._free(member, batch)
+            self._free(member, batch.places)
             member.room += len(batch.frames)
             self._give_up(batch.frames)
             return
@@ -658,16 +737,19 @@ class Crew:
             if series_number not in member.series and series_number not in told:
                 told[series_number] = pack_series(frame.series, series_number)
             tags = tags_of(frame.user_data, self._tags)
-            place = None
+            part, place = -1, None
             if isinstance(frame.image, ImageData):
                 size = memoryview(frame.image.data).nbytes
                 place = None if member.slots is None else member.slots.put(frame.image.data)
-                self._bytes["wire" if place is None else "shared"] += size
-                if place is None:
-                    parts.append(frame.image.data)
-                else:
+                if place is not None:
                     batch.places.append(place)
-            facts.append(frame_facts(frame, series_number, tags, len(parts) - 1 if place is None else -1, place))
+                    self._bytes["shared"] += size
+                else:
+                    whole, place = as_received(frame.image.data)
+                    parts.append(whole)
+                    part = len(parts) - 1
+                    self._bytes["wire"] += size
+            facts.append(frame_facts(frame, series_number, tags, part, place))
         return list(told.items()), message(Kind.WORK, Work(number, batch.setup, facts), parts)
 
     def _number_of(self, series: Series) -> int:
@@ -680,9 +762,9 @@ class Crew:
                 self._series.popitem(last=False)
         return known[1]
 
-    def _free(self, member: _Member, batch: Batch) -> None:
+    def _free(self, member: _Member, places: list[tuple[int, int]]) -> None:
         if member.slots is not None:
-            for place in batch.places:
+            for place in places:
                 member.slots.free(place)
 
     def _tell(self, member: _Member, parts: list[Any]) -> None:
@@ -691,7 +773,10 @@ class Crew:
 
     def _send(self, identity: bytes, parts: list[Any]) -> bool:
         try:
-            self._socket.send_multipart([identity, *parts], zmq.DONTWAIT, copy=False)
+            self._socket.send(identity, zmq.DONTWAIT | zmq.SNDMORE)
+            for place, part in enumerate(parts, 1):
+                # Kind and header are copied, which costs less than to keep them; images are not.
+                self._socket.send(part, zmq.DONTWAIT | (zmq.SNDMORE if place < len(parts) else 0), copy=place <= 2)
         except zmq.ZMQError:
             return False
         return True
@@ -701,7 +786,8 @@ def _unwelcome(hello: Hello) -> str | None:
     """Why a worker cannot work here, ``None`` where it can."""
     if hello.protocol != PROTOCOL:
         return f"it speaks protocol {hello.protocol}, the front {PROTOCOL}; install the same version"
-    if not 0 < hello.batch <= hello.credits <= _MOST_CREDITS or not 0 < hello.threads <= hello.credits:
+    room = 0 < hello.batch <= min(hello.credits, _MOST_BATCH) and hello.credits <= _MOST_CREDITS
+    if not room or not 0 < hello.threads <= hello.credits:
         return f"batches of {hello.batch} and room for {hello.credits} images in {hello.threads} threads are too many"
     names = (hello.name, hello.host)
     if not all(0 < len(each) <= _MOST_NAME and each.isprintable() for each in names):

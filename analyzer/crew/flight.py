@@ -26,22 +26,29 @@ class Batch:
     sent_s: float = 0.0
     places: list[tuple[int, int]] = field(default_factory=list)
 
+    @property
+    def held_bytes(self) -> int:
+        return sum(frame.held_bytes for frame in self.frames)
+
 
 class FlightTable:
     """Batches that wait and batches in flight, by worker.
 
-    ``resent`` counts frames given to another worker, ``repeated`` outcomes that came too late to count.
+    ``resent`` counts frames given to another worker, ``repeated`` outcomes that came too late to count. ``held_bytes``:
+    what all its frames keep in memory.
     """
 
     def __init__(self) -> None:
         self.waiting: deque[Batch] = deque()
-        self.resent = self.repeated = 0
+        self.resent = self.repeated = self.held_bytes = 0
         self._flying: dict[bytes, dict[int, Batch]] = {}
         self._numbers = 0
 
     def add(self, frames: Sequence[Frame]) -> None:
         """New frames, behind all that wait."""
-        self.waiting.append(Batch(list(frames)))
+        batch = Batch(list(frames))
+        self.waiting.append(batch)
+        self.held_bytes += batch.held_bytes
 
     @property
     def frames_waiting(self) -> int:
@@ -84,7 +91,10 @@ class FlightTable:
     def land(self, worker: bytes, number: int) -> Batch | None:
         """An outcome came. ``None``: of frames that were given to another since."""
         batch = self._flying.get(worker, {}).pop(number, None)
-        self.repeated += batch is None
+        if batch is None:
+            self.repeated += 1
+        else:
+            self.held_bytes -= batch.held_bytes
         return batch
 
     def lose(self, worker: bytes) -> list[Frame]:
@@ -92,7 +102,8 @@ class FlightTable:
         return self._back(self._flying.pop(worker, {}).values())
 
     def fail(self, batch: Batch) -> list[Frame]:
-        """A batch came back without a usable outcome: as if its worker were lost with it."""
+        """A batch landed without a usable outcome: as if its worker were lost with it."""
+        self.held_bytes += batch.held_bytes
         return self._back([batch])
 
     def _back(self, batches: Iterable[Batch]) -> list[Frame]:
@@ -101,6 +112,7 @@ class FlightTable:
             losses = batch.losses + 1
             if losses >= MOST_LOSSES and len(batch.frames) == 1:
                 given_up += batch.frames
+                self.held_bytes -= batch.held_bytes
                 continue
             self.resent += len(batch.frames)
             # Each on its own: of several frames none is known to be the cause.
@@ -112,4 +124,5 @@ class FlightTable:
         batches = [*(b for held in self._flying.values() for b in held.values()), *self.waiting]
         self._flying.clear()
         self.waiting.clear()
+        self.held_bytes = 0
         return [frame for batch in batches for frame in batch.frames]

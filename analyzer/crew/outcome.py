@@ -1,11 +1,13 @@
 """Outcomes of batches as messages, and back: records and the arrays that running products are made of."""
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from analyzer.cascade import STAGES, BatchOutcome
 from analyzer.crew.wire import ArrayFacts, BadMessage, Done, Item, Kind, describe, header_of, message, read_array
@@ -17,26 +19,28 @@ from analyzer.results import Decision, FrameResult, Status
 from streamer.frames import Frame
 from streamer.messages import UNDECODABLE_REASONS, Defect
 
-_ROWS = 3
-_DTYPES: tuple[np.dtype[Any], ...] = (
-    np.dtype(np.float32), PEAK_DTYPE, np.dtype(np.int64), np.dtype(np.bool_), np.dtype(np.float32),
-)  # fmt: skip
+_ROWS, _DIFFUSE_ROWS = 2, 3
+_FLOAT, _PIXEL, _FLAG = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.bool_)
 
 
 def pack_outcome(batch: int, outcome: BatchOutcome, busy_s: float, fault: str | None) -> list[Any]:
-    """The message of a batch's outcome."""
-    items, parts = [], []
-    for profile, seen, diffuse in zip(outcome.profiles, outcome.peaks, outcome.diffuse, strict=True):
-        arrays = [np.ascontiguousarray(each) for each in (profile, seen.peaks, seen.pixel, seen.lone, diffuse.profile)]
-        of_profile, of_peaks, of_pixel, of_lone, of_diffuse = map(describe, arrays)
-        items.append(Item(of_profile, of_peaks, of_pixel, of_lone, of_diffuse, diffuse.pairs))
-        parts += [array.view(np.uint8).reshape(-1) if array.size else b"" for array in arrays]
+    """The message of a batch's outcome: its arrays lie in one part, all of a kind together."""
+    items = [
+        Item(profile.shape[1], len(seen.peaks), diffuse.profile.shape[1], diffuse.pairs)
+        for profile, seen, diffuse in zip(outcome.profiles, outcome.peaks, outcome.diffuse, strict=True)
+    ]
+    arrays: list[npt.NDArray[Any]] = [
+        *(seen.pixel for seen in outcome.peaks),
+        *outcome.profiles,
+        *(diffuse.profile for diffuse in outcome.diffuse),
+        *(seen.peaks for seen in outcome.peaks),
+        *(seen.lone for seen in outcome.peaks),
+    ]
     comparisons = [
         None if each is None else (each.published, each.shadow, each.matched) for each in outcome.comparisons
     ]
-    return message(
-        Kind.OUTCOME, Done(batch, outcome.results, items, outcome.stage_seconds, busy_s, comparisons, fault), parts
-    )
+    done = Done(batch, outcome.results, items, outcome.stage_seconds, busy_s, comparisons, fault)
+    return message(Kind.OUTCOME, done, [b"".join(array.tobytes() for array in arrays)])
 
 
 def read_outcome(
@@ -51,34 +55,62 @@ def read_outcome(
         _check(frame, result)
     _check_times(done)
     good = [frame for frame, result in zip(frames, done.results, strict=True) if result.status == Status.OK]
-    if len(done.items) != len(good) or len(parts) != 5 * len(good):
-        raise BadMessage(f"{len(done.items)} items and {len(parts)} arrays of {len(good)} good frames")
+    if len(done.items) != len(good) or len(parts) != 1:
+        raise BadMessage(f"{len(done.items)} items and {len(parts)} parts of {len(good)} good frames")
     if len(done.comparisons) not in (0, len(good)):
         raise BadMessage(f"{len(done.comparisons)} comparisons of {len(good)} good frames")
     outcome = BatchOutcome(list(done.results), stage_seconds=dict(done.stage_seconds))
     outcome.comparisons = [None if each is None else Comparison(*each) for each in done.comparisons]
-    for place, (frame, item) in enumerate(zip(good, done.items, strict=True)):
-        plan = plan_of(frame)
-        profile, peaks, pixel, lone, diffuse = (
-            read_array(facts, data, dtype, ndim)
-            for facts, data, dtype, ndim in zip(
-                (item.profile, item.peaks, item.pixel, item.lone, item.diffuse),
-                parts[5 * place : 5 * place + 5],
-                _DTYPES,
-                (2, 1, 1, 1, 2),
-                strict=True,
-            )
-        )
-        alike = len(peaks) == len(pixel) == len(lone)
-        if profile.shape[0] != 2 or diffuse.shape != (_ROWS, plan.sectors.bins) or not alike:
-            raise BadMessage("arrays that do not belong together")
-        if pixel.size and not (pixel.min() >= 0 and pixel.max() < plan.inside.size):
-            raise BadMessage("a peak outside the image")
-        radius = plan.geometry.radius_px(peaks["fs"], peaks["ss"])
-        outcome.profiles.append(profile)
-        outcome.peaks.append(FramePeaks(plan, peaks, radius, plan.geometry.q_at(radius), pixel, lone))
-        outcome.diffuse.append(FrameProfile(plan, diffuse, item.pairs))
+    if good:
+        _read_arrays(outcome, done.items, parts[0], [plan_of(frame) for frame in good])
     return outcome
+
+
+def _read_arrays(outcome: BatchOutcome, items: Sequence[Item], data: Any, plans: Sequence[FramePlan]) -> None:
+    """Enter what frames of these plans show: views of ``data``. Raises ``BadMessage``."""
+    for item, plan in zip(items, plans, strict=True):
+        if item.profile < 1 or item.peaks < 0 or item.diffuse != plan.sectors.bins:
+            raise BadMessage("arrays that do not belong together")
+    profiles, diffuse, peaks = ([getattr(item, name) for item in items] for name in ("profile", "diffuse", "peaks"))
+    kinds = (
+        (_PIXEL, sum(peaks)), (_FLOAT, _ROWS * sum(profiles)), (_FLOAT, _DIFFUSE_ROWS * sum(diffuse)),
+        (PEAK_DTYPE, sum(peaks)), (_FLAG, sum(peaks)),
+    )  # fmt: skip
+    if len(data) != sum(dtype.itemsize * count for dtype, count in kinds):
+        raise BadMessage(f"{len(data)} bytes are not the arrays of {len(items)} frames")
+    arrays, place = [], 0
+    for dtype, count in kinds:
+        arrays.append(np.frombuffer(data, dtype, count, place))
+        place += dtype.itemsize * count
+    pixel, profile, scattering, found, lone = arrays
+    in_profile, in_diffuse, in_peaks = ([0, *itertools.accumulate(each)] for each in (profiles, diffuse, peaks))
+    for plan, (first, end) in _runs(plans):
+        # Of many frames at once, which costs little more than of one.
+        begin, beyond = in_peaks[first], in_peaks[end]
+        where = pixel[begin:beyond]
+        if where.size and not (where.min() >= 0 and where.max() < plan.inside.size):
+            raise BadMessage("a peak outside the image")
+        radius = plan.geometry.radius_px(found["fs"][begin:beyond], found["ss"][begin:beyond])
+        q = plan.geometry.q_at(radius)
+        for number in range(first, end):
+            of = slice(in_peaks[number], in_peaks[number + 1])
+            near = slice(of.start - begin, of.stop - begin)
+            outcome.peaks.append(
+                FramePeaks(plan, found[of], radius[near], None if q is None else q[near], pixel[of], lone[of])
+            )
+            rows = slice(_ROWS * in_profile[number], _ROWS * in_profile[number + 1])
+            outcome.profiles.append(profile[rows].reshape(_ROWS, -1))
+            rows = slice(_DIFFUSE_ROWS * in_diffuse[number], _DIFFUSE_ROWS * in_diffuse[number + 1])
+            outcome.diffuse.append(FrameProfile(plan, scattering[rows].reshape(_DIFFUSE_ROWS, -1), items[number].pairs))
+
+
+def _runs(plans: Sequence[FramePlan]) -> Iterator[tuple[FramePlan, tuple[int, int]]]:
+    """Each plan with the first frame that has it and the one after the last, one after the other."""
+    first = 0
+    for _, run in itertools.groupby(plans, id):
+        end = first + len(list(run))
+        yield plans[first], (first, end)
+        first = end
 
 
 def _check(frame: Frame, result: FrameResult) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 import msgspec
 
 SLOT_BYTES = 16 << 20
-"""Of address space; memory is taken as far as the largest frame has reached. A larger frame goes over the wire."""
+"""Of address space; a larger frame goes over the wire."""
+
+KEPT_BYTES = 2 << 20
+"""Memory that a slot keeps once its frame is done with; what a larger frame took is given back."""
 
 
 class SharedFacts(msgspec.Struct, frozen=True):
@@ -42,7 +45,10 @@ class Slots:
 
     def free(self, place: tuple[int, int]) -> None:
         """A frame at this place is done with."""
-        self._free.append(place[0] // SLOT_BYTES)
+        offset, size = place
+        if size > KEPT_BYTES:
+            self._map.madvise(mmap.MADV_REMOVE, offset + KEPT_BYTES, SLOT_BYTES - KEPT_BYTES)
+        self._free.append(offset // SLOT_BYTES)
 
     def close(self) -> None:
         self._map.close()

@@ -1,38 +1,34 @@
 """Wakes a thread that waits at a ZeroMQ poller, from any other thread."""
 
-import contextlib
+import os
 import threading
-
-import zmq
 
 
 class Wakeup:
-    """``socket`` becomes readable for the thread that polls it; that thread alone drains and closes it."""
+    """``descriptor`` becomes readable for the thread that polls it; that thread alone drains and closes it."""
 
     def __init__(self) -> None:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._in, self.socket = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-        inner = f"inproc://wakeup-{id(self)}"
-        self.socket.bind(inner)
-        self._in.connect(inner)
+        self.descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lock = threading.Lock()
+        self._said = False
         self.closed = False
 
     def wake(self) -> None:
-        """Have the thread look, unless it is over."""
+        """Have the thread look, unless it is over or was told already."""
         with self._lock:
-            if not self.closed:
-                # One that does not fit finds others before it that wake the thread as well.
-                with contextlib.suppress(zmq.Again):
-                    self._in.send(b"", zmq.DONTWAIT)
+            if not self.closed and not self._said:
+                self._said = True
+                os.eventfd_write(self.descriptor, 1)
 
     def drain(self) -> None:
-        """Take all that was said so far."""
-        while self.socket.poll(0):
-            self.socket.recv()
+        """What is said from now on wakes the thread again; what was said before is to be read after this."""
+        with self._lock:
+            if self._said:
+                self._said = False
+                os.eventfd_read(self.descriptor)
 
     def close(self) -> None:
         with self._lock:
-            self.closed = True
-            self._in.close(0)
-            self.socket.close(0)
+            if not self.closed:
+                self.closed = True
+                os.close(self.descriptor)

@@ -1,8 +1,8 @@
 """``/live``: the live page's websocket. Messages are in docs/live-page.md.
 
 A browser is sent the newest of everything when it is ready for it, never a backlog: what it did not take in time was
-replaced. Pictures come at most ten times a second and at most ``BYTES_PER_S`` a browser, so that an ssh tunnel carries
-them, and making them takes a share of one core at most, however many look.
+replaced. Pictures come at most ten times a second, and in no second are more than ``BYTES_PER_S`` bytes sent to a
+browser, so that an ssh tunnel carries them; making them takes a share of one core at most, however many look.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from analyzer.live.budget import Budget
 from analyzer.live.frames import LatestFrames, Look
 from analyzer.live.preview import Region, Renderer, encode
 from analyzer.live.status import StatusReport
@@ -32,7 +33,11 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1
 STATE_S, HITS_S, CURVES_S = 0.5, 1.0, 2.0
 BYTES_PER_S = 2e6
-_BURST_BYTES = 1e6
+MOST_PICTURE_BYTES = 1_000_000
+"""A picture that packs to more is made again with fewer pixels."""
+
+_COARSER = 0.7
+_LEAST_PX = 100
 MOST_CLIENTS = 32
 MOST_MESSAGE_BYTES = 4096
 MOST_MESSAGES_PER_S = 20
@@ -73,8 +78,8 @@ class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     most_px: int = 640
 
     def __post_init__(self) -> None:
-        if not 100 <= self.most_px <= 1200:
-            raise ValueError("most_px is from 100 to 1200")
+        if not _LEAST_PX <= self.most_px <= 1200:
+            raise ValueError(f"most_px is from {_LEAST_PX} to 1200")
         if len(self.key) > 64:
             raise ValueError("key is too long")
         if self.region is not None and (
@@ -89,15 +94,14 @@ class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(slots=True, eq=False)
 class _Client:
-    """One browser: its wish, what it was sent last, how many bytes it may be sent now."""
+    """One browser: its wish, what it was sent last, how many bytes it may be sent."""
 
     socket: WebSocket
     wish: Wish = field(default_factory=Wish)
     moved: bool = True
     shown: Look | None = None
     sent: dict[str, bytes | None] = field(default_factory=dict)
-    allowance: float = _BURST_BYTES
-    counted_at: float = field(default_factory=time.monotonic)
+    budget: Budget = field(default_factory=lambda: Budget(BYTES_PER_S))
 
 
 class _Topic:
@@ -165,8 +169,11 @@ class _Studio:
 
     def _make(self, look: Look, wish: Wish) -> bytes:
         # CPU, not time: on a busy machine a picture takes long and costs no more.
-        began = time.thread_time()
-        message = encode(look, self._renderer.render(look, wish.part, wish.most_px), wish.show)
+        began, most_px = time.thread_time(), wish.most_px
+        message = encode(look, self._renderer.render(look, wish.part, most_px), wish.show)
+        while len(message) > MOST_PICTURE_BYTES and most_px > _LEAST_PX:
+            most_px = max(_LEAST_PX, int(_COARSER * most_px))
+            message = encode(look, self._renderer.render(look, wish.part, most_px), wish.show)
         self._cost_s = time.thread_time() - began
         return message
 
@@ -285,12 +292,10 @@ class LiveSocket(Collector):
             self._repeats.exception("live page: a browser is no longer served", "page_failed")
 
     async def _send_picture(self, client: _Client) -> None:
-        now = time.monotonic()
-        client.allowance = min(_BURST_BYTES, client.allowance + BYTES_PER_S * (now - client.counted_at))
-        client.counted_at = now
         wish, moved = client.wish, client.moved
         look = self._wanted(wish)
-        if look is None or client.allowance <= 0 or (look is client.shown and not moved):
+        early = client.budget.even_in_s(time.monotonic()) > 0
+        if look is None or early or (look is client.shown and not moved):
             return
         try:
             made = await self._studio.picture(look, client)
@@ -314,7 +319,9 @@ class LiveSocket(Collector):
 
     async def _send(self, client: _Client, kind: str, message: bytes) -> None:
         """Send one message. Raises ``TimeoutError`` for a browser that does not take it."""
-        client.allowance -= len(message)
+        while (wait := client.budget.wait_s(len(message), time.monotonic())) > 0:
+            await asyncio.sleep(wait)
+        client.budget.spend(len(message), time.monotonic())
         async with asyncio.timeout(SEND_TIMEOUT_S):
             if kind == "image":
                 await client.socket.send_bytes(message)

@@ -49,6 +49,9 @@ def queue(front: Front) -> Iterator[Metric]:
 def workers(front: Front) -> Iterator[Metric]:
     """What each worker did; those of other processes together are one."""
     yield from of_loads(front.worker_loads)
+    yield gauge(
+        "cxls_unserved_seconds", "For how long nobody has been ready to analyse, here or elsewhere", front.unserved_s
+    )
     yield gauge("cxls_device_faults", "Workers whose device failed, that use the CPU now", len(front.device_faults))
 
 

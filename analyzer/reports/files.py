@@ -3,6 +3,7 @@
 Written in a thread of its own. A fault costs a report: it is said and counted, and the analysis knows nothing of it.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -25,6 +26,9 @@ TABLE = "runs.csv"
 CLOSE_S = 60.0
 """How long the end of the program waits for the last report."""
 
+_LEFT_S = 3600.0
+"""An unfinished page that is older was left by a kill."""
+
 _MOST_WAITING = 4
 """Runs that end faster than their reports are written: each holds its pictures' arrays in memory."""
 
@@ -39,6 +43,10 @@ def prepare(folder: Path) -> None:
     probe = folder / ".report.tmp"
     probe.write_bytes(b"")
     probe.unlink()
+    for unfinished in folder.glob(".run-*.html.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - unfinished.stat().st_mtime > _LEFT_S:
+                unfinished.unlink()
     try:
         check_table(folder / TABLE, header_line())
     except OtherColumns as error:

@@ -48,7 +48,9 @@ def _write(path: Path, facts: Mapping[str, Any]) -> None:
 def _look(settings: DoctorSettings, where: detector.Endpoint | None, rest: Any) -> Iterator[Finding]:
     yield from _software(settings)
     yield from guarded("cores", machine.cores)
-    queues = settings.queue_mib + (settings.hits_queue_mib if settings.hits else 0)
+    # What workers of this machine hold is bounded as the queue is, and lies in shared memory once more.
+    queues = settings.queue_mib * (3 if settings.processes else 1)
+    queues += settings.hits_queue_mib if settings.hits else 0
     yield from guarded("memory", lambda: machine.memory(queues * _MIB, settings.workers, settings.processes))
     yield from guarded("limits", machine.limits)
     yield from guarded("tcp buffers", machine.network_buffers)

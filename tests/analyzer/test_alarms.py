@@ -9,8 +9,10 @@ import pytest
 
 from analyzer.alarms import THRESHOLDS, Alarms
 from analyzer.bundle import Bundle
-from analyzer.cascade import Analyser, CascadeSettings
+from analyzer.cascade import Analyser, CascadeSettings, PlanCache
+from analyzer.crew.dispatch import Crew
 from analyzer.front import Front, FrontSettings
+from analyzer.judge import Judge
 from analyzer.results import Decision
 from tests.analyzer.builders import ScriptedSource, frame, image, series, start, water
 from tests.analyzer.live.made import result
@@ -138,6 +140,25 @@ def test_a_full_queue_is_told_of_where_images_are_dropped_and_not_where_the_sour
         assert watched.names(clock) == expected
 
 
+def test_workers_elsewhere_that_are_not_ready_are_told_of_after_a_while(bundle: Bundle, clock: Clock) -> None:
+    judge = Judge(bundle, CascadeSettings())
+    crew = Crew("tcp://127.0.0.1:0", judge, PlanCache())
+    alone, helped = (
+        Front(ScriptedSource([]), own, [], FrontSettings(), crew=crew)
+        for own in ([], [Analyser(bundle, CascadeSettings())])
+    )
+    assert Alarms(alone, dict).facts() == []
+    crew._served_s -= THRESHOLDS.unserved_s
+    assert alone.unserved_s > THRESHOLDS.unserved_s
+    (alarm,) = Alarms(alone, dict).facts()
+    assert (alarm["name"], alarm["severity"]) == ("CxlsNoWorkerReady", "critical")
+    assert helped.unserved_s == 0.0
+    assert Alarms(helped, dict).facts() == []
+    alone.stopping = True
+    assert Alarms(alone, dict).facts() == []
+    crew.close()
+
+
 def test_late_results_are_told_of(watched: Watched, clock: Clock) -> None:
     watched.front.history.add([result(n, at=clock.now, latency_s=3.0) for n in range(50)])
     assert watched.names(clock) == ["CxlsLatencyOverDeadline"]
@@ -196,6 +217,7 @@ def test_every_alarm_is_an_alert_of_prometheus_with_the_same_threshold() -> None
         ("CxlsNoFramesWhileArmed", f"< {THRESHOLDS.no_frame_s:.0f}"),
         ("CxlsLatencyOverDeadline", f"> {THRESHOLDS.latency_p99_s:g}"),
         ("CxlsQueueFilling", f"> {THRESHOLDS.queue_ratio}"),
+        ("CxlsNoWorkerReady", f"> {THRESHOLDS.unserved_s:.0f}"),
         ("CxlsNoBeam", f"> {THRESHOLDS.no_beam_s:.0f}"),
         ("CxlsHitRatioStuckAtOne", f"> {THRESHOLDS.stuck_hit_ratio}"),
         ("CxlsHitRatioCollapsed", f"{THRESHOLDS.collapsed_to} *"),

@@ -5,6 +5,7 @@ import re
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from streamer.messages import InvalidMessage
 from tests.analyzer.builders import (
     BROKEN,
     SHAPE,
+    Collector,
     ScriptedSource,
     end,
     frame,
@@ -68,6 +70,7 @@ WITHOUT_LABELS = (
     "cxls_saturated_frames_total",
     "cxls_geometry_unfit_frames_total",
     "cxls_sampled_ratio",
+    "cxls_unserved_seconds",
     "cxls_device_faults",
     "cxls_series_open",
     "cxls_detector_frame_rate_hertz",
@@ -222,6 +225,31 @@ def test_the_identity_holds_within_every_scrape(bundle: Bundle) -> None:
         time.sleep(0.01)
     assert seen > 3
     assert scrapes.samples()["cxls_frames_received_total"][()] == 401
+
+
+def test_what_waits_for_publication_is_counted_in_images(bundle: Bundle) -> None:
+    go_on, blocks = threading.Event(), threading.Event()
+
+    class Slow(Collector):
+        def write(self, results: Sequence[Any]) -> None:
+            blocks.set()
+            go_on.wait(20)
+            super().write(results)
+
+    scrapes = Scrapes(bundle, whole_series(40), batch_frames=8)
+    scrapes.front.sinks.append(Slow())
+    runner = threading.Thread(target=scrapes.run, daemon=True)
+    runner.start()
+    assert blocks.wait(20)
+    deadline = time.monotonic() + 20
+    # All but the batch in the publisher's hand.
+    while scrapes.front.results_waiting + 8 < 40 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    waiting = scrapes.samples()["cxls_queue_frames"][("results",)]
+    go_on.set()
+    runner.join(20)
+    assert 40 - 8 <= waiting < 40
+    assert scrapes.samples()["cxls_queue_frames"][("results",)] == 0
 
 
 def test_promtool_finds_nothing(bundle: Bundle) -> None:

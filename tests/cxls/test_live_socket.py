@@ -14,8 +14,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from analyzer.live.socket import MOST_CLIENTS
-from tests.analyzer.builders import SHAPE
+from analyzer.live.frames import Look
+from analyzer.live.preview import Region
+from analyzer.live.socket import MOST_CLIENTS, MOST_PICTURE_BYTES, Wish, _Studio
+from tests.analyzer.builders import SHAPE, frame, plan, series
+from tests.analyzer.live.made import result
 from tests.cxls.programs import Analysis, Sender, wait_for
 from tests.cxls.test_http import Live, get
 
@@ -282,6 +285,20 @@ def test_a_browser_that_takes_nothing_for_long_is_hung_up_on(live: Live, monkeyp
         wait_for(lambda: counted(live, "too_slow") == before + 1, 60)
     finally:
         silent.close()
+
+
+def test_a_picture_that_packs_badly_is_made_coarser() -> None:
+    noise = np.random.default_rng(1).integers(0, 1 << 15, (1500, 1500)).astype(np.uint16)
+    look = Look.of(frame(noise, of=series(shape=noise.shape)), result(0), plan(noise.shape))
+    message = _Studio()._make(look, Wish(most_px=1200))
+    assert MOST_PICTURE_BYTES / 4 < len(message) <= MOST_PICTURE_BYTES
+    (length,) = struct.unpack_from("<I", message)
+    header = json.loads(message[4 : 4 + length])
+    assert header["bin"] * header["rows"] >= 1500
+    small = Region(0, 0, 60, 50)
+    whole = _Studio()._make(look, Wish(region=(0, 0, 60, 50), most_px=1200))
+    (length,) = struct.unpack_from("<I", whole)
+    assert json.loads(whole[4 : 4 + length])["columns"] == small.width
 
 
 def test_a_picture_stream_stays_under_two_megabytes_and_ten_pictures_a_second(live: Live) -> None:

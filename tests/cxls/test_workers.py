@@ -12,6 +12,12 @@ from typing import Any
 
 import pytest
 
+from analyzer.bundle import load_bundle
+from analyzer.cascade import CascadeSettings, PlanCache
+from analyzer.crew.dispatch import Crew
+from analyzer.judge import Judge
+from cxls import crew
+from streamer.ring import FrameRing
 from tests.cxls.programs import CXLS, Child, environment, refusal, wait_for
 from tests.cxls.test_http import get
 from tests.support import require
@@ -125,6 +131,30 @@ def test_a_local_worker_that_is_killed_is_started_again(master: Path, bundle_fol
     assert {each["status"] for each in found} <= {"ok", "dropped"}
     for pid in pids:
         wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 20)  # type: ignore[misc]
+
+
+def test_a_local_worker_that_hangs_is_killed_and_started_again(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "WATCHDOG_S", 6.0)
+    # Of the service manager that watches this process they know nothing.
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    judge = Judge(load_bundle(bundle_folder), CascadeSettings())
+    front = Crew("tcp://127.0.0.1:0", judge, PlanCache())
+    front.start(FrameRing(), 0.01, (), lambda frames, outcome: None)
+    workers = crew.LocalWorkers(front.address, 1, ["--device", "cpu", "--once", "--processes", "1"])
+    workers.start()
+    try:
+        wait_for(lambda: front.threads == 1, 90)
+        (first,) = front.facts()["workers"]
+        os.kill(first["pid"], signal.SIGSTOP)
+        wait_for(lambda: workers.restarts > 0, 30)
+        wait_for(lambda: front.threads == 1 and front.facts()["workers"][0]["pid"] != first["pid"], 90)
+    finally:
+        front.close()
+        workers.close()
+    assert workers.running == 0
 
 
 def test_files_are_analysed_by_processes_as_by_threads(master: Path, bundle_folder: Path, tmp_path: Path) -> None:

@@ -101,9 +101,10 @@ def test_a_unit_restarts_what_failed_but_not_what_is_set_wrongly(name: str) -> N
     assert lines(name, "SuccessExitStatus") == ["130 143"]
 
 
-def test_the_analysis_is_watched() -> None:
-    assert lines("cxls-analyze.service", "Type") == ["notify"]
-    assert lines("cxls-analyze.service", "WatchdogSec") == ["3min"]
+@pytest.mark.parametrize("name", ["cxls-analyze.service", "cxls-worker@.service"])
+def test_analysis_is_watched(name: str) -> None:
+    assert lines(name, "Type") == ["notify"]
+    assert lines(name, "WatchdogSec") == ["3min"]
 
 
 def environment_file() -> dict[str, str]:

@@ -179,7 +179,11 @@ def test_a_worker_named_after_its_front_analyses_for_it(manager: Manager, tmp_pa
     (tmp_path / "etc" / "cxls.env").write_text("WORKER_LISTEN=127.0.0.1:0\nCXLS_PROCESSES=1\n")
     master = write_series(tmp_path / "series", frames_of_a_run(6))
     unit = WORKER.replace("@", f"@{front}")
-    assert manager.ctl("start", unit).returncode == 0
+    started = manager.ctl("start", unit)
+    assert started.returncode == 0, started.stderr + manager.said
+    # Ready without a front, and watched.
+    assert "active" in manager.ctl("is-active", unit).stdout
+    assert f"not ready for tcp://{front}" in manager.ctl("show", unit, "--property=StatusText").stdout
     with replaying(master) as (endpoint, _):
         bundle = write_bundle(tmp_path / "bundle")
         elsewhere = {"workers": 0, "worker_listen": f"tcp://{front}", "series": 1}
@@ -187,6 +191,10 @@ def test_a_worker_named_after_its_front_analyses_for_it(manager: Manager, tmp_pa
         analysis.start().join(60)
     analysis.assert_closes()
     assert analysis.account.received == 6, manager.said
-    assert "active" in manager.ctl("is-active", unit).stdout
+    restarts = ("show", unit, "--property=NRestarts")
+    assert manager.ctl(*restarts).stdout.strip() == "NRestarts=0"
+    assert manager.ctl("kill", "--signal=STOP", unit).returncode == 0
+    wait_for(lambda: manager.ctl(*restarts).stdout.strip() == "NRestarts=1", 60)
+    wait_for(lambda: manager.ctl("is-active", unit).stdout.strip() == "active", 60)
     assert manager.ctl("stop", unit).returncode == 0
     assert manager.ctl("show", unit, "--property=Result").stdout.strip() == "Result=success"

@@ -149,3 +149,41 @@ def test_several_readers_and_a_blocked_writer_lose_and_repeat_nothing() -> None:
         assert not reader.is_alive()
     assert sorted(seen) == list(range(total))
     assert ring.held_bytes == 0
+
+
+def test_a_reader_that_lingers_is_not_woken_by_each_frame() -> None:
+    ring = FrameRing()
+    woken = []
+    wait = ring._filled.wait
+    ring._filled.wait = lambda timeout=None: (woken.append(1), wait(timeout))[1]  # type: ignore[method-assign,func-returns-value]
+    with ThreadPoolExecutor() as pool:
+        taking = pool.submit(ring.take, 8, 5.0, 5.0)
+        for number in range(8):
+            time.sleep(0.01)
+            assert ring.put(frame(number))
+        assert ids(taking.result(10)) == list(range(8))
+    # Asleep before the first frame, and once more until the batch is full.
+    assert len(woken) <= 3
+
+
+def test_of_readers_that_linger_for_different_numbers_the_one_that_has_enough_goes() -> None:
+    ring = FrameRing()
+    with ThreadPoolExecutor() as pool:
+        many, few = pool.submit(ring.take, 100, 0.5, 5.0), pool.submit(ring.take, 2, 30.0, 5.0)
+        time.sleep(0.05)
+        for number in range(3):
+            ring.put(frame(number))
+        began = time.monotonic()
+        assert ids(few.result(10)) in ([0, 1], [0, 1, 2])
+        assert time.monotonic() - began < 0.4
+        many.result(10)
+
+
+def test_a_reader_takes_no_more_than_the_frame_that_reaches_its_bytes() -> None:
+    ring = FrameRing()
+    for number in range(5):
+        ring.put(frame(number, 100))
+    assert ids(ring.take(8, 0, 0, 150)) == [0, 1]
+    assert ids(ring.take(8, 0, 0, 1)) == [2]
+    assert ids(ring.take(1, 0, 0, 1000)) == [3]
+    assert (ring.held_bytes, ids(ring.take(8, 0, 0)), ring.held_bytes) == (100, [4], 0)

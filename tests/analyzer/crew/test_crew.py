@@ -1,5 +1,6 @@
 """Workers elsewhere over real sockets: the same records, and no frame lost whoever dies, stalls, joins or lies."""
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -18,11 +19,12 @@ from analyzer.crew import dispatch, shared
 from analyzer.crew.dispatch import Crew
 from analyzer.crew.outcome import pack_outcome
 from analyzer.crew.setup import CannotShare
-from analyzer.crew.wire import PROTOCOL, Hello, Kind, Told, Work, header_of, kind_of, message, read_frame
+from analyzer.crew.wire import PROTOCOL, Hello, Kind, Told, Work, header_of, kind_of, message, part_of, read_frame
 from analyzer.front import Forget, Front, FrontSettings
 from analyzer.judge import Judge
 from analyzer.results import HitRule, Status
 from streamer.frames import Frame
+from streamer.messages import Algorithm, ImageData
 from streamer.validity import Validity
 from tests.analyzer.builders import (
     BROKEN,
@@ -129,6 +131,56 @@ def test_frames_larger_than_a_slot_go_over_the_wire(bundle: Bundle, monkeypatch:
     run.join().assert_closes()
     assert run.crew._bytes["wire"] > 0
     hand.end()
+
+
+def test_workers_hold_no_more_bytes_than_may_wait_for_them(bundle: Bundle) -> None:
+    huge = ImageData(bytes(3 << 20), SHAPE, np.dtype("u2"), Algorithm.BSLZ4, 2)
+    script = [start(1, 30), *(image(n, 1, huge) for n in range(30)), end(1)]
+    run = Run(bundle, script, ring_bytes=8 << 20).start()
+    silent = Silenced(run.crew.address, credits=64)
+    silent.get_ready()
+    work = header_of(silent.hear(Kind.WORK), Work)
+    run.wait_for(lambda: len(run.front.ring) == 2)
+    time.sleep(0.2)
+    # It has room for 64; the third image reached what may be held.
+    facts = run.crew.facts()
+    assert (facts["in_flight"], facts["held_bytes"], run.front.ring.held_bytes) == (3, 9 << 20, 6 << 20)
+    assert len(work.frames) <= 3
+    silent.say(Kind.BYE)
+    hand = Hand(run.crew.address)
+    run.join().assert_closes()
+    assert run.crew.facts()["held_bytes"] == 0
+    assert {each.status for each in run.kept.results} == {Status.UNDECODABLE}
+    hand.end()
+    silent.close()
+
+
+def test_an_image_larger_than_all_that_may_wait_passes_alone(bundle: Bundle) -> None:
+    huge = ImageData(bytes(40 << 20), SHAPE, np.dtype("u2"), Algorithm.BSLZ4, 2)
+    run = Run(bundle, [start(1, 6), *(image(n, 1, huge) for n in range(6)), end(1)], ring_bytes=1 << 20).start()
+    hand = Hand(run.crew.address)
+    run.join().assert_closes()
+    assert len(run.kept.results) == 6
+    hand.end()
+
+
+def test_shared_memory_that_a_large_image_took_is_given_back() -> None:
+    slots = shared.Slots(2)
+
+    def taken_bytes() -> int:
+        return os.fstat(slots.facts.descriptor).st_blocks * 512
+
+    large, usual = slots.put(bytes(12 << 20)), slots.put(b"x" * (1 << 20))
+    assert large is not None
+    assert usual is not None
+    assert taken_bytes() == 13 << 20
+    slots.free(large)
+    assert taken_bytes() == shared.KEPT_BYTES + (1 << 20)
+    view = shared.SlotView(slots.facts)
+    assert bytes(view.at(usual)) == b"x" * (1 << 20)
+    slots.free(usual)
+    assert slots.put(b"y" * 100) is not None
+    slots.close()
 
 
 def test_a_worker_with_several_threads_is_given_as_much_more(bundle: Bundle) -> None:
@@ -313,7 +365,9 @@ def test_a_frame_that_ends_every_worker_is_recorded_and_takes_no_other_with_it(
                     work = header_of(parts, Work)
                     if any(facts.image_id == 5 for facts in work.frames):
                         break
-                    peer.answer(work, honest.process([read_frame(f, SERIES, parts[2 + f.part]) for f in work.frames]))
+                    peer.answer(
+                        work, honest.process([read_frame(f, SERIES, part_of(f, parts[2:])) for f in work.frames])
+                    )
             peer.close()
 
     fleet = threading.Thread(target=mortal, daemon=True)
@@ -456,7 +510,7 @@ def test_a_worker_that_lies_is_not_believed_and_its_frames_go_to_others(bundle: 
     honest = make(run.judge)
     parts = liar.hear(Kind.WORK)
     work = header_of(parts, Work)
-    frames = [read_frame(facts, SERIES, parts[2 + facts.part]) for facts in work.frames]
+    frames = [read_frame(facts, SERIES, part_of(facts, parts[2:])) for facts in work.frames]
     outcome = honest.process(frames)
     if lie == "other image":
         outcome.results[0] = replace(outcome.results[0], image_id=999)
@@ -485,7 +539,7 @@ def test_a_worker_that_lies_is_not_believed_and_its_frames_go_to_others(bundle: 
         answer[1] = b"\xc1\xc1"
     if lie == "no type":
         header = msgspec.msgpack.decode(answer[1])
-        header["items"][0][0][0] = [1]
+        header["items"][0][0] = "many"
         answer[1] = msgspec.msgpack.encode(header)
     liar.socket.send_multipart(answer)
     if lie == "no msgpack":
