@@ -81,7 +81,7 @@ def test_a_soak_in_which_nothing_changes_holds() -> None:
     [
         (lambda part: 700.0 + 5.0 * part, True),
         (lambda part: 700.0 + 12.0 * part, False),
-        (lambda part: 700.0 + 12.0 * (part > 0.95), False),
+        (lambda part: 700.0 + 12.0 * (part > 0.92), False),
         (lambda part: 700.0 - 50.0 * part, True),
         (lambda part: 700.0 + 400.0 * (0.5 < part < 0.6), True),
         (lambda part: 400.0 + 300.0 * min(1.0, part / 0.08), True),
