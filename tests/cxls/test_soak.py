@@ -26,7 +26,7 @@ from cxls.soak.faults import Committed, arguments
 from cxls.soak.outputs import LinesFollower, ParquetFollower, Recorded
 from cxls.soak.report import draw
 from cxls.soak.running import room
-from cxls.soak.samples import Sample, Usage, usage
+from cxls.soak.samples import Sample, Usage, family, usage
 from sim_replay.faults import KINDS
 from sim_replay.faults.ledger import Entry
 from tests.cxls.programs import Child, cxls, refusal, wait_for
@@ -445,3 +445,21 @@ def test_a_soak_that_is_told_to_end_checks_what_there_is(master: Path, bundle_fo
     assert "ended early: told to end" in words
     assert "ok    sent: " in words, words
     assert code == 130, words
+
+
+def test_an_analysis_that_dies_fails_the_soak_and_what_it_left_is_read(
+    master: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    settings = ("--time", "50s", "--rate", "50", "--faults", "none")
+    with Child("soak", master, "--bundle", bundle_folder, *settings, "--report", tmp_path / "soak.json") as child:
+        wait_for(lambda: any("images/s" in line for line in child.errors), 90)
+        analysis = next(
+            pid for pid in family(child.process.pid) if b"analyze" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        os.kill(analysis, signal.SIGKILL)
+        assert child.end(timeout_s=90) == 1
+        assert child.process.stdout is not None
+        words = child.process.stdout.read()
+    assert "ended early: the analysis ended by itself" in words
+    assert "FAIL  clean ends: analysis: exit code -9, not 130" in words
+    assert "FAIL  account at the end: " in words
