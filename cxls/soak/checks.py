@@ -40,7 +40,9 @@ STANDSTILL_S = 20.0
 CUT_SHORT = 64
 """Images that a replay told to end may have queued: more than ZeroMQ's queues hold."""
 
-_WARM_S, _WARM_SHARE = 60.0, 0.1
+_WARM_S, _WARM_SHARE = 180.0, 0.1
+"""Until a hundred hits are held to be looked at, and the masks of their series."""
+
 _PART, _LEAST = 0.1, 3
 """What is compared: the first and the last tenth, some looks at least."""
 
@@ -71,7 +73,7 @@ class Growth:
 
 
 def settled(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples after the warm-up: a minute, a tenth of the time where that is longer, at most half of it."""
+    """Samples after the warm-up: three minutes, a tenth of the time where that is longer, at most half of it."""
     if not samples:
         return []
     last_s = samples[-1].at_s
@@ -104,9 +106,22 @@ def limits(samples: Sequence[Sample]) -> Limits:
     return LONG if samples[-1].at_s >= LONG_S else SHORT
 
 
+_SPANS = 60
+"""Of memory the least in each of so many parts of the time counts: a file that is written or a picture that is drawn
+takes some for a moment, and a leak is what never goes."""
+
+
+def held(samples: Sequence[Sample]) -> Growth:
+    """Growth of the proportional memory of all processes that is held at least, part of the time by part."""
+    each = max(1, len(samples) // _SPANS)
+    spans = [samples[first : first + each] for first in range(0, len(samples) - each + 1, each)]
+    least = [min(span, key=lambda sample: sample.usage.shared_bytes) for span in spans]
+    return growth([s.at_s for s in least], [s.usage.shared_bytes for s in least])
+
+
 def memory(samples: Sequence[Sample]) -> Check:
     """Proportional memory of all processes of the analysis."""
-    found = growth([s.at_s for s in samples], [s.usage.shared_bytes for s in samples])
+    found = held(samples)
     limit = limits(samples).memory
     share = found.most / found.base
     text = f"{found.base / _MIB:.1f} MiB, growth {_mib(found.by_medians)} by medians, {_mib(found.by_slope)} by slope"

@@ -62,12 +62,12 @@ def simulated(folder: Path, settings: SoakSettings) -> Path:
 
 
 @contextmanager
-def analysing(endpoint: str, settings: SoakSettings, places: Places, append: bool = False) -> Iterator[Child]:
-    """The analysis with every output; ``append``: one that goes on where a killed one was."""
+def analysing(endpoint: str, settings: SoakSettings, places: Places) -> Iterator[Child]:
+    """The analysis with every output."""
     arguments = [
         endpoint, "--on-full", settings.on_full, "--listen", "127.0.0.1:0", "--queue-mib", str(QUEUE_MIB),
         "--results", str(places.results), "--hits", str(places.hits), "--products", str(places.products),
-        "--reports", str(places.reports), "--append" if append else "--overwrite",
+        "--reports", str(places.reports),
     ]  # fmt: skip
     if settings.processes:
         arguments += ["--processes", str(settings.processes)]

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -120,14 +121,24 @@ class Soak:
                 if not self._over(analysis):
                     self._play(analysis, url, files, endpoint, leg)
             self._drain(analysis, url)
-            code = analysis.interrupt() if analysis.process.poll() is None else analysis.process.returncode
-        self.seen.codes["analysis"] = code, 128 + signal.SIGINT
+            self.seen.codes["analysis"] = self._end(analysis), 128 + signal.SIGINT
         self.seen.stderr["analysis"] = analysis.errors
         self.seen.words = said(analysis.output)
         self.records.follow(last=True)
         self.hits.follow(last=True)
         self.seen.problems += finished(self.places.results, self.places.products, self.places.reports)
         self.seen.problems += [*self.records.recorded.problems.texts, *self.hits.problems.texts]
+
+    def _end(self, analysis: Child) -> int:
+        """The exit code of the analysis, which is told to end unless it has."""
+        if (code := analysis.process.poll()) is not None:
+            return code
+        try:
+            return analysis.interrupt()
+        except subprocess.TimeoutExpired:
+            self.seen.problems.append("the analysis did not end when it was told to")
+            analysis.process.kill()
+            return analysis.process.wait()
 
     def _over(self, analysis: Child) -> bool:
         if analysis.process.poll() is not None:
@@ -167,19 +178,33 @@ class Soak:
         if now < self._next_look:
             return
         self._next_look = now + self._apart_s
-        metrics = scrape(url)
+        metrics = self._scrape(analysis, url)
+        if metrics is None:
+            return
         if self._began is None:
             if not count(metrics, "cxls_frames_received_total"):
                 return
             self._began, self._next_kill = now, now + (self.settings.kills or 0.0)
         self.seen.metrics = metrics
-        self.seen.samples.append(sample(analysis.process.pid, metrics, now - self._began))
+        try:
+            self.seen.samples.append(sample(analysis.process.pid, metrics, now - self._began))
+        except (OSError, ValueError):
+            return  # it has just ended, as the next look says
         self.records.follow()
         self.hits.follow()
         if self.settings.kills is not None and now >= self._next_kill:
             self._kill(url)
             self._next_kill = now + self.settings.kills
         self._tell()
+
+    def _scrape(self, analysis: Child, url: str) -> dict[str, float] | None:
+        """The metrics; ``None`` where there is no answer, which is a problem as long as the analysis runs."""
+        try:
+            return scrape(url)
+        except OSError as error:
+            if analysis.process.poll() is None:
+                self.seen.problems.append(f"no answer at {url}/metrics: {error}")
+            return None
 
     def _kill(self, url: str) -> None:
         """One worker process that is ready, by chance."""
@@ -202,7 +227,10 @@ class Soak:
         """Wait until nothing is in any queue and the last series is over; then the last look."""
         deadline, before = time.monotonic() + _DRAIN_S, -1
         while analysis.process.poll() is None and time.monotonic() < deadline:
-            metrics = self.seen.metrics = scrape(url)
+            metrics = self._scrape(analysis, url)
+            if metrics is None:
+                continue
+            self.seen.metrics = metrics
             received = count(metrics, "cxls_frames_received_total")
             if received == before and not count(metrics, "cxls_queue_frames"):
                 return

@@ -26,7 +26,7 @@ from cxls.soak.faults import Committed, arguments
 from cxls.soak.outputs import LinesFollower, ParquetFollower, Recorded
 from cxls.soak.report import draw
 from cxls.soak.running import room
-from cxls.soak.samples import Sample, Usage, usage
+from cxls.soak.samples import Sample, Usage, family, usage
 from sim_replay.faults import KINDS
 from sim_replay.faults.ledger import Entry
 from tests.cxls.programs import Child, cxls, refusal, wait_for
@@ -47,7 +47,8 @@ def made_up(
     **changes: Any,
 ) -> list[Sample]:
     """Looks at an analysis in which a quantity is such a function of the part of the time that has passed."""
-    found, noise, cpu = [], np.random.default_rng(1), 0.0
+    found: list[Sample] = []
+    noise, cpu = np.random.default_rng(1), 0.0
     latency = dict.fromkeys(EDGES, 0)
     for number in range(looks):
         part = number / (looks - 1)
@@ -80,7 +81,7 @@ def test_a_soak_in_which_nothing_changes_holds() -> None:
     [
         (lambda part: 700.0 + 5.0 * part, True),
         (lambda part: 700.0 + 12.0 * part, False),
-        (lambda part: 700.0 + 12.0 * (part > 0.95), False),
+        (lambda part: 700.0 + 12.0 * (part > 0.92), False),
         (lambda part: 700.0 - 50.0 * part, True),
         (lambda part: 700.0 + 400.0 * (0.5 < part < 0.6), True),
         (lambda part: 400.0 + 300.0 * min(1.0, part / 0.08), True),
@@ -444,3 +445,21 @@ def test_a_soak_that_is_told_to_end_checks_what_there_is(master: Path, bundle_fo
     assert "ended early: told to end" in words
     assert "ok    sent: " in words, words
     assert code == 130, words
+
+
+def test_an_analysis_that_dies_fails_the_soak_and_what_it_left_is_read(
+    master: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    settings = ("--time", "50s", "--rate", "50", "--faults", "none")
+    with Child("soak", master, "--bundle", bundle_folder, *settings, "--report", tmp_path / "soak.json") as child:
+        wait_for(lambda: any("images/s" in line for line in child.errors), 90)
+        analysis = next(
+            pid for pid in family(child.process.pid) if b"analyze" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        os.kill(analysis, signal.SIGKILL)
+        assert child.end(timeout_s=90) == 1
+        assert child.process.stdout is not None
+        words = child.process.stdout.read()
+    assert "ended early: the analysis ended by itself" in words
+    assert "FAIL  clean ends: analysis: exit code -9, not 130" in words
+    assert "FAIL  account at the end: " in words

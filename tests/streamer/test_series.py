@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -347,3 +348,21 @@ def test_ids_that_are_strewn_take_bounded_memory_and_what_is_beyond_is_out_of_ra
     assert account.received == 12
     assert account.dropped["out_of_range"] == 6
     assert account.accepted == 6
+
+
+def test_series_of_one_detector_share_its_maps_which_every_header_brings_again() -> None:
+    def begun(series_id: int, bad: int, **more: Any) -> StartMessage:
+        mask = np.zeros((4, 6), np.uint32)
+        mask[0, bad] = 1
+        flat = np.ones((4, 6), np.float32)
+        return StartMessage(
+            series_id, SeriesMetadata(masks={"threshold_1": mask}, flatfields={"threshold_1": flat}, **more)
+        )
+
+    run = Run().feed(begun(1, 2), begun(2, 2, arm_date="later"), start(3), begun(4, 2), begun(5, 3))
+    first, second, bare, fourth, other = [e.series.metadata for e in run.events if isinstance(e, SeriesOpened)]
+    assert second.masks["threshold_1"] is first.masks["threshold_1"] is fourth.masks["threshold_1"]
+    assert second.flatfields["threshold_1"] is first.flatfields["threshold_1"]
+    assert second.arm_date == "later"
+    assert not bare.masks
+    assert other.masks["threshold_1"][0].tolist() == [0, 0, 0, 1, 0, 0]
