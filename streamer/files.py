@@ -55,7 +55,8 @@ MAX_LIST_BYTES = 256 << 20
 _BITSHUFFLE, _LZ4 = 32008, 32004
 _JOULE_PER_EV = 1.602176634e-19
 _ELSEWHERE = "link the file into that folder (ln -s) if it is to be read"
-_LIST_LINE = re.compile(r"^(.*?)(?:\s+//(\d+))?$")
+_MOST_DIGITS = 18
+"""Of an image's number in a list."""
 
 
 Member = tuple[Path, list[int] | None]
@@ -427,26 +428,46 @@ def _without_parts(matches: Sequence[str]) -> list[str]:
 def _read_list(path: Path) -> list[Member]:
     try:
         lines = read_text(path, "list of files (.lst)", MAX_LIST_BYTES).decode().splitlines()
-    except (OSError, ValueError) as error:
+    except UnicodeDecodeError as error:
         raise BadInput(f"{path}: the list cannot be read: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: the list cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BadInput(str(error)) from None
     found: list[Member] = []
     for line in lines:
-        match = _LIST_LINE.match(line.strip())
-        if match is None or not match[1] or match[1].startswith("#"):
+        name, image = _named_image(line.strip())
+        if not name or name.startswith("#"):
             continue
         # Beside the list, else where we run, as CrystFEL reads it.
-        file = path.parent / match[1]
-        if not file.exists() and Path(match[1]).exists():
-            file = Path(match[1])
-        if match[2] is None:
+        file = path.parent / name
+        if not _exists(file) and _exists(Path(name)):
+            file = Path(name)
+        if image is None:
             found.append((file, None))
         elif found and found[-1][0] == file and found[-1][1] is not None:
-            found[-1][1].append(int(match[2]))
+            found[-1][1].append(image)
         else:
-            found.append((file, [int(match[2])]))
+            found.append((file, [image]))
     if not found:
         raise BadInput(f"{path}: the list names no file")
     return found
+
+
+def _named_image(line: str) -> tuple[str, int | None]:
+    """File and image of a line such as ``run_1.h5 //17``; without an image the whole line is a name."""
+    name, mark, number = line.rpartition("//")
+    if mark and name[-1:].isspace() and number.isdecimal() and len(number) <= _MOST_DIGITS:
+        return name.rstrip(), int(number)
+    return line, None
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file; no name that no file can have is one."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def grouped(

@@ -34,6 +34,7 @@ MOST_PARTS = 2048
 _MOST_SIDE = 1 << 15
 _MOST_AROUND = 1 << 16
 """Bytes of a message besides an image that may be sent on with it."""
+_MOST_TEXT = 200
 
 
 class Kind(StrEnum):
@@ -215,7 +216,8 @@ def header_of(parts: Sequence[Any], kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(parts[1], type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadMessage(f"header: {error}") from None
+        # It may hold a name from the message: of any length, with line ends.
+        raise BadMessage(f"header: {' '.join(str(error).split())[:_MOST_TEXT]}") from None
 
 
 # --- arrays -----------------------------------------------------------------------------
@@ -232,7 +234,8 @@ def read_array(facts: ArrayFacts, data: Any, dtype: np.dtype[Any], ndim: int) ->
     fields = isinstance(facts.dtype, list) and all(isinstance(each, list) for each in facts.dtype)
     given = [tuple(each) for each in facts.dtype] if fields else facts.dtype
     if given != wanted or len(facts.shape) != ndim or any(not 0 <= side < 1 << 31 for side in facts.shape):
-        raise BadMessage(f"an array of {facts.dtype} and {facts.shape}, not of {wanted} in {ndim} dimensions")
+        said = f"{str(facts.dtype)[:60]} and {str(facts.shape)[:60]}"
+        raise BadMessage(f"an array of {said}, not of {wanted} in {ndim} dimensions")
     if math.prod(facts.shape) * dtype.itemsize != len(memoryview(data)):
         raise BadMessage(f"{len(memoryview(data))} bytes are no array of {facts.shape}")
     return np.frombuffer(data, dtype).reshape(facts.shape)
