@@ -8,6 +8,7 @@ import pytest
 
 from tests.golden.comparing import DEVICE, TOLERANCES, beyond, compare, read, table, written
 from tests.golden.renew import renew, renewed
+from tests.golden.variation import differences, rows
 
 PEAK = {"fs": 10.5, "ss": 20.25, "intensity_photons": 99.0, "snr": 9.5, "saturated": False}
 
@@ -132,3 +133,13 @@ def test_a_record_within_tolerances_stays_as_it_is() -> None:
 
 def test_every_tolerance_is_of_a_number_that_is_rounded() -> None:
     assert all(each.absolute or each.relative for each in TOLERANCES.values())
+
+
+def test_a_variation_tells_each_field_that_differs_or_that_none_does() -> None:
+    plain = {"a": [record(0), record(1)], "b": [record()]}
+    assert rows("same", differences(plain, {"b": [record()]})) == [("same", "bit for bit the same", "", "", "", "")]
+    other = {"a": [record(0, hit_probability=0.75075), record(1, hit_probability=0.7515, decision="miss")]}
+    assert rows("other", differences(plain, other)) == [
+        ("other", "decision", "1", "-", "-", "-"),
+        ("other", "hit_probability", "2", "0.0015", "0.002", "7.1e+02"),
+    ]
