@@ -17,9 +17,11 @@ from sim_replay.faults.corpus import Good, corpus
 from sim_replay.faults.kinds import THIEF_IMAGES, Where
 from sim_replay.replay import ReplaySettings
 from streamer import stream_v1, stream_v2
+from streamer.messages import EndMessage, ImageMessage, StartMessage
 from tests.analyzer.builders import SHAPE, frames_of_a_run, write_bundle, write_series
 from tests.sim_replay.consumer import Consumer
 from tests.sim_replay.test_replay import running
+from tests.sim_replay.test_simplon import serving
 
 IMAGES = 20
 AT = 5
@@ -199,8 +201,7 @@ def test_a_run_of_all_faults_together_is_predicted_exactly(
         assert gain.settled(len(lengths), 1, expected) == {}
 
 
-@pytest.mark.parametrize("at", [0, IMAGES - 1])
-@pytest.mark.parametrize("stream", ["v1", "v2"])
+@pytest.mark.parametrize(("stream", "at"), [("v1", IMAGES - 1), ("v2", 0)])
 def test_a_fault_at_either_end_of_a_series_shows_there(consumer: Consumer, stream: str, at: int) -> None:
     asked = 0
     for kind in KINDS.values():
@@ -247,3 +248,23 @@ def test_a_stop_ends_a_fault_that_waits(masters: dict[int, Path], kind: str) -> 
         report = replay.report.result(10)
         assert time.monotonic() - began < 3
     assert report.interrupted
+
+
+def test_a_client_meets_faults_in_the_series_that_it_arms(masters: dict[int, Path]) -> None:
+    faults = plan("drop_image@1", "disconnect@3", "early_end@6", "reboot=1", "rearm_without_end=1")
+    with serving(masters[3], faults=faults) as detector:
+        # More images than the file has: from its first again.
+        assert detector.arm(nimages=8) == 1
+        detector.put("command/trigger")
+        messages = detector.receive_all(0.5)
+        assert [m.image_id for m in messages if isinstance(m, ImageMessage)] == [0, 2, 4, 5]
+        assert [type(m) for m in (messages[0], messages[-1])] == [StartMessage, EndMessage]
+        assert len(messages) == 6
+        assert detector.get("status/state") == "idle"
+        assert detector.arm(nimages=2) == 2
+        detector.put("command/trigger")
+        assert [m.image_id for m in detector.receive_all(0.5) if isinstance(m, ImageMessage)] == [0]
+        detector.stop.set()
+        report = detector.report.result(10)
+    assert report.faults == {"drop_image": 2, "disconnect": 1, "early_end": 1}
+    assert (report.series, report.sent, report.withheld, report.control_lost) == (2, 5, 5, 0)
