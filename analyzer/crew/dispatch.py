@@ -417,7 +417,7 @@ class Crew:
     def _receive(self) -> bool:
         """Take what came; returns whether that was all."""
         for _ in range(_AT_ONCE):
-            if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return True
             identity, *parts = self._socket.recv_multipart(zmq.DONTWAIT)
             try:
