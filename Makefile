@@ -11,7 +11,7 @@ ARGS ?=
 PYTHON = $(shell for python in python3.11 python3.12 python3; do \
 	$$python -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info < (3, 13)))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test lint peers clean
+.PHONY: demo test lint audit peers clean
 
 demo: $(STAMP)
 	$(VENV)/bin/cxls demo $(ARGS)
@@ -37,6 +37,16 @@ $(STAMP_TEST): $(STAMP)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
 	@touch $@
 
+# Known vulnerabilities of what constraints.txt pins. Asks an advisory database, so it needs the internet.
+audit: .venv-audit/.installed
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
+
+.venv-audit/.installed:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --disable-pip-version-check -q pip-audit
+	@touch $@
+
 # Other groups' software, each in its own environment because of its own pins.
 peers: .venv-om/.installed .venv-tickit/.installed
 
@@ -53,4 +63,4 @@ peers: .venv-om/.installed .venv-tickit/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-om .venv-tickit
+	rm -rf $(VENV) .venv-om .venv-tickit .venv-audit

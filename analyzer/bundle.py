@@ -143,7 +143,7 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         card = msgspec.json.decode(raw, type=BundleCard)
     except OSError as error:
         raise BadBundle(f"{path}: {error.strerror or error}; a bundle is a folder with {CARD}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadBundle(f"{path}: not a bundle card: {error}") from None
     if card.format != FORMAT:
         raise BadBundle(f"{path}: format {card.format}, this program reads format {FORMAT}")

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from analyzer.bundle import HitCard
 from analyzer.drift import ScoreReference, score_histogram, share_above
 from analyzer.intervals import wilson
+from analyzer.placing import placed
 from analyzer.results import HitRule
 from streamer.text_files import read_text
 
@@ -193,9 +194,8 @@ def _bundle_false_hits(card: HitCard, rule: HitRule, threshold: float) -> Rate:
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
     """Write the file, under another name first. Raises ``OSError``."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(msgspec.json.encode(calibration) + b"\n")
-    part.replace(path)
+    with placed(path) as part:
+        part.write_bytes(msgspec.json.encode(calibration) + b"\n")
 
 
 def load_calibration(path: Path, bundle: str) -> Calibration:

@@ -90,6 +90,16 @@ class BatchOutcome:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     comparisons: list[Comparison | None] = field(default_factory=list)
 
+    def add(self, other: "BatchOutcome") -> None:
+        """Take in what became of the frames after these."""
+        self.results += other.results
+        self.profiles += other.profiles
+        self.peaks += other.peaks
+        self.diffuse += other.diffuse
+        self.comparisons += other.comparisons
+        for stage, seconds in other.stage_seconds.items():
+            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+
 
 @dataclass(slots=True, eq=False)
 class _Prepared:
@@ -192,7 +202,28 @@ class Analyser:
         self.fault: str | None = None
 
     def process(self, frames: Sequence[Frame]) -> BatchOutcome:
-        """One result for each frame; an undecodable frame costs only itself."""
+        """One result for each frame; a frame that is undecodable, or that a fault of ours fails on, costs only itself.
+
+        Raises what the analysis of a frame alone raises.
+        """
+        try:
+            return self._process_together(frames)
+        except Exception:
+            if len(frames) < 2:
+                raise
+        whole = BatchOutcome([])
+        for frame in frames:
+            whole.add(self._process_alone(frame))
+        return whole
+
+    def _process_alone(self, frame: Frame) -> BatchOutcome:
+        try:
+            return self._process_together([frame])
+        except Exception:
+            _repeats.exception("analysis of a frame failed", "analysis_failed", frames=1)
+            return BatchOutcome([undecodable(frame, "failed", "internal error, see the log", self._settings.tags)])
+
+    def _process_together(self, frames: Sequence[Frame]) -> BatchOutcome:
         if self._fallback is None:
             return self._process(frames)
         if self.fault is None:

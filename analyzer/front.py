@@ -27,6 +27,7 @@ from analyzer.peak_finder import Disagreement
 from analyzer.products import Products
 from analyzer.pulse import Pulse
 from analyzer.reduction import Coverage, suspect_pixels
+from analyzer.restart import Restart
 from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Running
 from analyzer.sampling import Load, Sampler
@@ -36,7 +37,7 @@ from analyzer.warm import FrameKind
 from analyzer.worker_load import WorkerLoad
 from streamer.account import Account
 from streamer.frames import DIFFERENCE, Frame, make_frame
-from streamer.messages import ImageData, InvalidMessage
+from streamer.messages import ImageData, InvalidMessage, SeriesMetadata
 from streamer.receiver import Received
 from streamer.ring import DEFAULT_RING_BYTES, DEFAULT_RING_FRAMES, FrameRing
 from streamer.series import Event, ImageAccepted, Series, SeriesClosed, SeriesOpened, SeriesTracker, SeriesUpdated
@@ -141,7 +142,7 @@ class FrontSettings:
 
 @dataclass(frozen=True, slots=True)
 class SeriesReport:
-    """What became of one series, once its last frame is published."""
+    """What became of one series, once its last frame is published; its metadata are left out."""
 
     closed: SeriesClosed
     analysed: int
@@ -205,6 +206,7 @@ class Front:
         on_series: Callable[[SeriesReport], None] = lambda report: None,
         hit_outputs: Sequence[HitOutput] = (),
         crew: Elsewhere | None = None,
+        restart: Restart | None = None,
     ) -> None:
         self.account = Account()
         self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
@@ -235,7 +237,8 @@ class Front:
         self._started = False
         self.settings = settings
         self._on_series = on_series
-        self._tracker = SeriesTracker(self.account)
+        self._restart = restart
+        self._tracker = SeriesTracker(self.account) if restart is None else SeriesTracker(self.account, restart.known)
         self._results: queue.Queue[_Published | None] = queue.Queue()
         self._tallies: dict[int, _Tally] = {}
         self.blocked_s = 0.0
@@ -436,6 +439,9 @@ class Front:
                     self._leave_out(frame, "shutdown" if stop.is_set() else "queue_full")
             else:
                 self._hand_on()
+                if self._restart is not None:
+                    # Here and not behind what waits to be published: a kill may come any moment.
+                    self._restart.event(event)
                 self._results.put(event)
                 self._closed += isinstance(event, SeriesClosed)
                 if self._enough:
@@ -716,7 +722,9 @@ class Front:
         suspects = len(suspect_pixels(alike)) if alike else 0
         for analyser in analysers:
             analyser.forget(closed.series)
-        report = SeriesReport(closed, tally.analysed, tally.hits, tally.undecodable, suspects)
+        # Kept for long: without the header, whose mask and flat field take 36 MB of a 4M, again in each series.
+        told = replace(closed, series=replace(closed.series, metadata=SeriesMetadata()))
+        report = SeriesReport(told, tally.analysed, tally.hits, tally.undecodable, suspects)
         self.reports.append(report)
         del self.reports[:-_REPORTS_KEPT]
         self._on_series(report)

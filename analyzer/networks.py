@@ -17,6 +17,9 @@ from analyzer.geometry import AZIMUTH_CLASSES, RADIAL_BIN_PX, Geometry
 
 PROFILE_BINS = 48
 PROFILE_BIN_M = 2.4e-3
+MOST_BLOCKS = 1000
+"""Of a card: it is read before its weights, and may state any number."""
+
 """The profile reaches 115 mm, the corner of a 4M detector centred on the beam."""
 
 
@@ -107,6 +110,8 @@ class ParameterNetwork(nn.Module):
 
     def __init__(self, hidden: int = 192, blocks: int = 3) -> None:
         super().__init__()
+        if not 0 <= blocks <= MOST_BLOCKS:
+            raise ValueError(f"blocks {blocks} is not from 0 to {MOST_BLOCKS}")
         self.stem = nn.Linear(PROFILE_FEATURES, hidden)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden))

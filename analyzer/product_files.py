@@ -5,7 +5,7 @@ fault costs one writing: it is counted, said once a minute at most, and the next
 """
 
 import logging
-import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from analyzer.placing import placed
 from analyzer.product_arrays import PRODUCTS, edges_of, facts_of, geometry_of
 from analyzer.product_figures import FIGURES, draw
 from analyzer.products import Products, Snapshot
@@ -42,18 +43,29 @@ def prepare(folder: Path, overwrite: bool = False) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / HDF5).exists() and not overwrite:
-        raise ProductsExist(f"{folder}: holds products already; use --overwrite or another folder")
-    probe = folder / f".{HDF5}.tmp"
-    probe.write_bytes(b"")
-    probe.unlink()
+        raise ProductsExist(
+            f"{folder}: holds products already; use --overwrite, --append (which keeps them) or another folder"
+        )
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 class ProductFiles(Collector):
-    """Keeps the products of a run in ``folder``; raises what ``prepare`` raises."""
+    """Keeps the products of a run in ``folder``; raises what ``prepare`` raises.
 
-    def __init__(self, folder: Path, products: Products, overwrite: bool = False, every_s: float = EVERY_S) -> None:
-        prepare(folder, overwrite)
+    With ``append`` those of an earlier run stay, as ``products-1.h5`` and so on: sums begin with each run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        products: Products,
+        overwrite: bool = False,
+        every_s: float = EVERY_S,
+        append: bool = False,
+    ) -> None:
+        prepare(folder, overwrite or append)
         self.folder = folder
+        self._earlier = folder / HDF5 if append and (folder / HDF5).exists() else None
         self.failed = 0
         self._products, self._every_s = products, every_s
         self._written = -1
@@ -101,6 +113,9 @@ class ProductFiles(Collector):
             self._written = added
 
     def _files(self, snapshot: Snapshot) -> None:
+        if self._earlier is not None:
+            self._earlier.rename(_free(self._earlier))
+            self._earlier = None
         self._place(HDF5, lambda path: _write_hdf5(path, snapshot))
         masks = {"hot_pixels.npy": snapshot.hot_pixels.mask}
         if (applied := self._products.applied) is not None:
@@ -111,12 +126,16 @@ class ProductFiles(Collector):
             self._place(f"{name}.png", lambda path, name=name: path.write_bytes(draw(name, snapshot)))
 
     def _place(self, name: str, write: Any) -> None:
-        temporary = self.folder / f".{name}.tmp"
-        try:
+        with placed(self.folder / name) as temporary:
             write(temporary)
-            os.replace(temporary, self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+def _free(path: Path) -> Path:
+    """A name for what an earlier run wrote."""
+    number = 1
+    while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    return kept
 
 
 def _save(path: Path, array: np.ndarray[Any, Any]) -> None:

@@ -124,7 +124,7 @@ def load_card(folder: Path) -> SingleModelCard:
         card = msgspec.json.decode(raw, type=SingleModelCard)
     except OSError as error:
         raise BadBundle(f"{path}: {error.strerror or error}; a model is a folder with {CARD} and {WEIGHTS}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadBundle(f"{path}: not a model card: {error}") from None
     if card.format != FORMAT:
         raise BadBundle(f"{path}: format {card.format}, this program reads format {FORMAT}")

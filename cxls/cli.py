@@ -81,7 +81,7 @@ def _command(
     that the first argument names. ``compiles``: it says so when it has to compile first.
     """
     model = COMMANDS[name]
-    own = [argument.name for argument in arguments or []]
+    own = [argument.name for argument in arguments or [] if argument.expose_value]
 
     def callback(**given: Any) -> None:
         config = given.pop("config")
@@ -103,6 +103,13 @@ def _command(
     command.groups = {key: _group_of(field) for key, field in model.model_fields.items()}
     command.branches = branches or {}
     return command
+
+
+def _list_faults(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    if value and not ctx.resilient_parsing:
+        importlib.import_module("cxls.commands.replay").list_faults()
+        ctx.exit()
 
 
 def _json_option() -> click.Option:
@@ -219,8 +226,19 @@ cli.add_command(
     _command(
         "replay",
         "cxls.commands.replay:run",
-        [click.Argument(["files"], nargs=-1, required=True)],
-        "Example: cxls replay runs/test_master.h5 --rate 100 --stream v2",
+        [
+            click.Argument(["files"], nargs=-1, required=True),
+            click.Option(
+                ["--list-faults"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_list_faults,
+                help="print the faults that --fault knows, and where an account shows each",
+            ),
+        ],
+        "Examples: cxls replay runs/test_master.h5 --rate 100 --stream v2; and as a detector that misbehaves: cxls "
+        "replay runs/test_master.h5 --fault all=0.002 --fault drop_image@7 --fault-report faults.jsonl",
     )
 )
 cli.add_command(
@@ -264,6 +282,19 @@ cli.add_command(
         compiles=True,
     )
 )
+
+
+@cli.command("worker-keys")
+@click.argument("name", type=click.Path(path_type=Path))
+def worker_keys(name: Path) -> None:
+    """A pair of keys for the link between a front and workers on other hosts: NAME.secret and NAME.public.
+
+    The secret one stays on this machine, in a file of mode 0600. Example: cxls worker-keys front on the front's host,
+    cxls worker-keys worker1 on a worker's; docs/workers.md says who needs which.
+    """
+    importlib.import_module("cxls.commands.worker_keys").run(name)
+
+
 cli.add_command(
     _command(
         "view",
@@ -337,6 +368,15 @@ cli.add_command(
     )
 )
 cli.add_command(_command("bench", "cxls.commands.bench:run", [click.Argument(["name"])], "cxls bench list names them."))
+cli.add_command(
+    _command(
+        "soak",
+        "cxls.commands.soak:run",
+        [click.Argument(["files"], nargs=-1, metavar="[FILE]...")],
+        "FILE is what to replay, as for cxls replay (default: 100 simulated frames). Examples: cxls soak --time 1h "
+        "--rate max; cxls soak --time 10min --rate 100 --processes 2 --kills 20s",
+    )
+)
 cli.add_command(
     _command(
         "figures",

@@ -8,17 +8,21 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from analyzer.cascade import PlanCache
+from analyzer.crew.curve import FrontKeys, public_of
 from analyzer.crew.dispatch import Crew
 from analyzer.crew.setup import CannotShare
 from analyzer.judge import Judge
 from analyzer.pulse import Pulse
 from cxls.cli import listening
+from cxls.key_files import make_keys, read_front_keys
 from cxls.settings import AnalyzeSettings, BadSettings
 
 log = logging.getLogger(__name__)
@@ -176,6 +180,7 @@ class OpenCrew:
 
     dispatch: Crew
     local: LocalWorkers | None
+    keys: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self) -> None:
         if self.local is not None:
@@ -184,26 +189,57 @@ class OpenCrew:
     def close(self) -> None:
         if self.local is not None:
             self.local.close()
+        if self.keys is not None:
+            self.keys.cleanup()
 
 
 def open_crew(settings: AnalyzeSettings, judge: Judge, plans: PlanCache) -> OpenCrew | None:
     """What ``--processes`` and ``--worker-listen`` ask for; ``None`` without them. Raises ``BadSettings``."""
     if not settings.processes and settings.worker_listen is None:
+        if settings.worker_key is not None or settings.worker_keys is not None:
+            raise BadSettings(
+                "--worker-key, --worker-keys: nobody attaches; give --worker-listen too, or leave them out"
+            )
         return None
+    keys, folder, known = _keys_of(settings)
     address = settings.worker_listen or "tcp://127.0.0.1:0"
     try:
-        dispatch = Crew(address, judge, plans)
+        dispatch = Crew(address, judge, plans, keys)
     except (OSError, CannotShare) as error:
         option = "--processes" if settings.worker_listen is None else "--worker-listen"
         raise BadSettings(f"{option}: {error}") from None
     listening("workers", dispatch.address)
-    if not dispatch.address.startswith(("tcp://127.", "tcp://[::1]", "ipc://")):
-        log.warning("%s: whoever reaches it can take images and answer for them; keep it on a private network", address)
+    if keys is None and not dispatch.address.startswith(("tcp://127.", "tcp://[::1]", "ipc://")):
+        log.warning(
+            "%s: whoever reaches it can take images and answer for them, and nothing is encrypted; keep it on a "
+            "private network, or give keys (--worker-key, --worker-keys)", address,
+        )  # fmt: skip
     local = None
     if settings.processes:
         # Those of this machine share memory with the front, whatever the others are reached by.
         here = dispatch.address if settings.worker_listen is None else dispatch.bind_also("tcp://127.0.0.1:0")
-        arguments = ["--device", settings.device, "--once", "--processes", "1"]
+        arguments = ["--device", settings.device, "--once", "--processes", "1", *known]
         arguments += ["--batch", str(settings.batch)] if settings.batch else []
         local = LocalWorkers(here, settings.processes, arguments)
-    return OpenCrew(dispatch, local)
+    return OpenCrew(dispatch, local, folder)
+
+
+def _keys_of(
+    settings: AnalyzeSettings,
+) -> tuple[FrontKeys | None, tempfile.TemporaryDirectory[str] | None, list[str]]:
+    """The front's keys; for its own workers a pair of this run, in a folder, and the options that name it."""
+    if settings.worker_key is None and settings.worker_keys is None:
+        return None, None, []
+    if settings.worker_key is None or settings.worker_keys is None:
+        raise BadSettings("--worker-key and --worker-keys: give both, the front's secret key and whom it lets in")
+    if settings.worker_listen is None:
+        raise BadSettings("--worker-key: for workers of other hosts; give --worker-listen too, or leave it out")
+    if not settings.processes:
+        return read_front_keys(settings.worker_key, settings.worker_keys), None, []
+    folder = tempfile.TemporaryDirectory(prefix="cxls-keys-")
+    secret, public = make_keys(Path(folder.name) / "local")
+    own = public_of(secret.read_bytes().strip())
+    keys = read_front_keys(settings.worker_key, settings.worker_keys, frozenset([own]))
+    front = public.with_name("front.public")
+    front.write_bytes(public_of(keys.secret) + b"\n")
+    return keys, folder, ["--worker-key", str(secret), "--front-key", str(front)]

@@ -7,6 +7,7 @@ command knows is refused, wherever it stands.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,6 +81,26 @@ def _sample(given: Any) -> Any:
 
 Sample = Annotated[int | Literal["auto"], BeforeValidator(_sample)]
 """Every so manieth image, or as many as the machine keeps up with."""
+
+
+_UNITS_S = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
+_LONGEST_S = 30 * 86400.0
+
+
+def _duration(given: Any) -> Any:
+    found = re.fullmatch(r"(\d+(?:\.\d*)?) ?([a-z]*)", str(given).strip())
+    seconds = float(found[1]) * _UNITS_S[found[2]] if found and found[2] in _UNITS_S else 0.0
+    if given is not None and not 0.0 < seconds <= _LONGEST_S:
+        raise ValueError("give a time such as 90s, 10min or 1h, 30 days at most")
+    return given if given is None else seconds
+
+
+Duration = Annotated[float, BeforeValidator(_duration)]
+"""Seconds, given with or without a unit: 90, 90s, 10min, 1h."""
+
+
+def _rate(given: Any) -> Any:
+    return None if given == "max" else given
 
 
 def _in(group: str, default: Any, description: str, **limits: Any) -> Any:
@@ -205,11 +226,23 @@ class ReplaySettings(_Settings):
     stream: Protocol = Field("v2", description="protocol to speak")
     rate: float | None = Field(None, gt=0, description="frames a second (default: as fast as they are taken)")
     loop: bool = Field(False, description="start over at the end, with rising series ids")
+    time: Annotated[float | None, BeforeValidator(_duration)] = Field(
+        None, description="start over for so long, such as 90s, 10min or 1h, then end with everything handed over"
+    )
     header_detail: Literal["none", "basic", "all"] = Field("basic", description="how much the start message tells")
     on_full: OnFull = Field("block", description="when the consumer is behind: wait, or drop as a detector does")
     series_id: int = Field(1, ge=1, description="id of the first series")
     rest: str | None = Field(
         None, description="serve SIMPLON here, for instance 127.0.0.1:8000, and wait for arm and trigger"
+    )
+    fault: Several = _in(
+        "Faults (docs/faults.md)",
+        (),
+        "commit a fault: KIND=PROBABILITY, KIND@IMAGE_ID in every series, all=PROBABILITY; again for more",
+    )
+    fault_seed: int = _in("Faults (docs/faults.md)", 0, "same seed, same faults in the same series", ge=0, lt=1 << 63)
+    fault_report: Path | None = _in(
+        "Faults (docs/faults.md)", None, "write a JSON line for each fault committed, with what an account must show"
     )
     log_format: LogFormat = Field("text", description="lines of the log: for a person, or a JSON object each")
 
@@ -377,6 +410,12 @@ class AnalyzeSettings(JudgeSettings):
         None,
         "let workers of other hosts attach here (`cxls worker`), for instance tcp://0.0.0.0:31100",
     )
+    worker_key: Path | None = _in(
+        _ELSEWHERE, None, "secret key of this front (`cxls worker-keys`): workers attach encrypted, by key"
+    )
+    worker_keys: Path | None = _in(
+        _ELSEWHERE, None, "public keys of the workers that may attach, one a line; read again when it changes"
+    )
     batch: int = Field(0, ge=0, le=256, description="most frames judged at once; 0 takes 8, or 32 for a GPU")
     queue_mib: int = Field(512, ge=16, description="most compressed frames held in memory, MiB")
     max_message_mib: int = Field(512, ge=1, description="largest message part accepted, MiB")
@@ -411,6 +450,8 @@ class WorkerSettings(_Settings):
     listen: str | None = Field(
         None, description="serve /metrics, /healthz and /readyz here; further processes at the ports after it"
     )
+    worker_key: Path | None = Field(None, description="secret key of this worker (`cxls worker-keys`)")
+    front_key: Path | None = Field(None, description="public key of the front: no other is served")
     once: bool = Field(False, description="end with the front's run; else wait for the next front at the same address")
 
 
@@ -706,6 +747,40 @@ class BenchSettings(_Settings):
     work: Path = Field(Path("runs/shots"), description="folder for simulated shots, used again when there")
 
 
+class SoakSettings(_Settings):
+    """Replay into an analysis for a stated time, with faults, and check that it lost, leaked and slowed nothing.
+
+    Replay and analysis are processes of their own. At the end: the account closes exactly, one record an image, memory,
+    descriptors, threads and latency as they were, every output readable. Results and hits are read and deleted as they
+    are finished, so that little disk is needed. Exit code 0: all of it holds, 1: something does not.
+    """
+
+    time: Duration = Field(60.0, description="how long to replay, such as 90s, 10min or 1h")
+    rate: Annotated[float | None, BeforeValidator(_rate)] = Field(
+        None, gt=0, lt=1e6, description="frames a second, or max: as fast as they are analysed (default)"
+    )
+    stream: Literal["v1", "v2", "both"] = Field("v2", description="protocol to speak; both: in turns")
+    faults: str = Field(
+        "all", description="faults of the replay: all, none, or KIND=P,... as cxls replay --fault has them; with all "
+        "each kind has a chance of 0.0002 an image, or 0.02 a series",
+    )  # fmt: skip
+    processes: int = Field(0, ge=0, le=256, description="analyse in so many worker processes (default: in threads)")
+    kills: Annotated[float | None, BeforeValidator(_duration)] = Field(
+        None, description="kill -9 a random worker process every so often; needs --processes"
+    )
+    on_full: OnFull = Field("block", description="when analysis is behind: let the sender wait, or drop and count")
+    format: Literal["parquet", "jsonl"] = Field(
+        "parquet", description="of the results; .jsonl is kept whole and takes a few kilobytes an image"
+    )
+    hit_fraction: float = Field(0.05, ge=0, le=1, description="share of simulated frames with a crystal")
+    bundle: Path | None = Field(None, description="model bundle folder (default: the one shipped)")
+    seed: int = Field(1, ge=0, lt=1 << 31, description="same seed, same frames, faults and victims")
+    work: Path | None = Field(
+        None, description="folder for all that is written, which stays (default: a temporary one)"
+    )
+    report: Path = Field(Path("runs/soak.json"), description="figures, checks and samples as JSON; a plot beside it")
+
+
 class FiguresSettings(_Settings):
     """Draw figures of the documentation and print their tables.
 
@@ -843,6 +918,7 @@ COMMANDS: dict[str, type[_Settings]] = {
     "evaluate": EvaluateSettings,
     "evaluate parameters": EvaluateParametersSettings,
     "bench": BenchSettings,
+    "soak": SoakSettings,
     "figures": FiguresSettings,
     "data check": DataCheckSettings,
     "data counts": DataCountsSettings,
@@ -927,9 +1003,13 @@ def _spelling(key: str, origin: str) -> str:
     return ENVIRONMENT_PREFIX + key.upper() if origin == "environment" else key
 
 
+MAX_CONFIG_BYTES = 64 << 10
+"""All settings there are take 33 kB. A key of many dots takes tomllib time by the square of their number."""
+
+
 def _from_file(path: Path) -> dict[str, Any]:
     try:
-        raw = read_text(path, "TOML file")
+        raw = read_text(path, "TOML file", MAX_CONFIG_BYTES)
     except OSError as error:
         raise BadSettings(f"{path}: {error.strerror or error}; --config names a TOML file") from None
     except ValueError as error:
@@ -938,7 +1018,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(raw.decode("utf-8"))
     except RecursionError:
         raise BadSettings(f"{path}: not TOML: nested too deep") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also a number of too many digits, which is none of tomllib's own errors
         raise BadSettings(f"{path}: not TOML: {error}") from None
     for key in values:
         if key not in known_names():

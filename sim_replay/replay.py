@@ -10,12 +10,15 @@ Full-queue policy: ``block`` waits for the consumer, so that a run is complete a
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
+from pathlib import Path
 from typing import Any, Self
 
+from sim_replay.faults import FaultPlan, Ledger
+from sim_replay.faults.line import Fate, FaultyLine
 from sim_replay.pace import Pace
 from sim_replay.recordings import Recording, open_recordings
 from sim_replay.running import RunningSeries, StreamStyle, check_carried
@@ -48,8 +51,10 @@ class ReplaySettings:
     """What to play and how. Raises ``BadInput`` for a value that makes no sense.
 
     ``rate_hz`` is images a second, ``None`` as fast as the consumer takes them. ``rest`` is
-    ``host:port`` of the SIMPLON server; with it, series wait for arm and trigger.
-    ``header_appendix`` goes into v2 starts and v1 headers of detail ``all``.
+    ``host:port`` of the SIMPLON server; with it, series wait for arm and trigger. ``loop_s``: when
+    looping, seconds after which no further series begins (``None``: until stopped).
+    ``header_appendix`` goes into v2 starts and v1 headers of detail ``all``. ``fault_report`` is
+    the file that tells of the faults of ``faults``, a JSON object a line.
     """
 
     inputs: tuple[str, ...]
@@ -64,6 +69,9 @@ class ReplaySettings:
     header_appendix: Any = None
     image_appendix: Any = None
     send_hwm: int = SEND_HWM
+    loop_s: float | None = None
+    faults: FaultPlan | None = None
+    fault_report: Path | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -85,10 +93,11 @@ class ReplaySettings:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """What was played. ``images = sent + dropped + unreadable`` unless a stop cut a series short.
+    """What was played. ``images = sent + dropped + unreadable + withheld`` unless a stop cut a series short.
 
-    ``sent`` was handed to ZeroMQ. ``control_lost`` counts starts and ends that found no room in
-    time, ``seconds`` runs from the first start to the hand-over of the last message.
+    ``sent`` was handed to ZeroMQ, ``withheld`` was not because of a fault. ``faults`` counts those by kind,
+    ``faults_left_out`` names those asked for that had no place. ``control_lost`` counts starts and ends
+    that found no room in time, ``seconds`` runs from the first start to the hand-over of the last message.
     """
 
     series: int
@@ -99,10 +108,13 @@ class ReplayReport:
     seconds: float
     interrupted: bool
     problems: tuple[str, ...] = ()
+    withheld: int = 0
+    faults: Mapping[str, int] = field(default_factory=dict)
+    faults_left_out: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
-        return self.sent + self.dropped + self.unreadable
+        return self.sent + self.dropped + self.unreadable + self.withheld
 
 
 class Replay:
@@ -129,6 +141,15 @@ class Replay:
         self.unreadable = 0
         self.control_lost = 0
         self.problems = [problem for recording in self.recordings for problem in recording.problems]
+        self._faulty: FaultyLine | None = None
+        if settings.faults is not None:
+            try:
+                ledger = Ledger(settings.fault_report)
+            except BaseException:
+                self.close()
+                raise
+            patience_s, rearms = self._control_wait(), settings.rest is None
+            self._faulty = FaultyLine(settings.faults, self.wire, ledger, self._rearm, patience_s, rearms)
         self._ids = count(settings.first_series_id)
         self._clock_zero = time.monotonic()
         self._began: float | None = None
@@ -172,9 +193,13 @@ class Replay:
         return self.report()
 
     def _playlist(self) -> Iterator[Recording]:
+        began, limit_s = time.monotonic(), self.settings.loop_s
         yield from self.recordings
         while self.settings.loop:
-            yield from self.recordings
+            for recording in self.recordings:
+                if limit_s is not None and time.monotonic() - began >= limit_s:
+                    return
+                yield recording
 
     def prepare(
         self, recording: Recording, metadata: SeriesMetadata, style: StreamStyle, cancel: threading.Event
@@ -183,7 +208,7 @@ class Replay:
         rate = self.settings.rate_hz
         frame_time = metadata.frame_time_s or (1 / rate if rate else DEFAULT_FRAME_TIME_S)
         metadata = metadata.with_changes(
-            arm_date=datetime.now().astimezone().isoformat(timespec="milliseconds"),
+            arm_date=_now(),
             frame_time_s=frame_time,
             count_time_s=metadata.count_time_s or frame_time,
             user_data=style.header_appendix,
@@ -197,12 +222,29 @@ class Replay:
         if self._began is None:
             self._began = time.monotonic()
         if running.style.enabled:
-            sent = self.wire.send(running.start_parts(), running.cancel, self._control_wait())
+            sent = self._send_start(running)
             if not sent and running.cancel.is_set():
                 return False
             self.control_lost += not sent
         self.series += 1
         return True
+
+    def _send_start(self, running: RunningSeries) -> bool:
+        if self._faulty is None:
+            return self.wire.send(running.start_parts(), running.cancel, self._control_wait())
+        # A client may arm for more images than the file has.
+        images = len(running.recording) if self.settings.rest is None else running.metadata.number_of_images
+        return self._faulty.start(running, images or len(running.recording), self._control_wait())
+
+    def _rearm(self, running: RunningSeries, from_one: bool) -> None:
+        """The running series breaks off; the images that are left are a new one."""
+        if from_one:
+            self._ids = count(1)
+        before = running.metadata.arm_date
+        while (now := _now()) == before:
+            time.sleep(0.001)
+        running.begin_again(next(self._ids), now)
+        self.series += 1
 
     def play_images(
         self, running: RunningSeries, images: int, pace: Pace, progress: Progress | None = None, total: int = 0
@@ -222,7 +264,7 @@ class Replay:
         return played
 
     def _play_image(self, running: RunningSeries) -> bool:
-        """One image, counted; False when cancelled while waiting for room."""
+        """One image, counted; False when cancelled while waiting for room, or where the series ends before it."""
         if not running.style.enabled:
             return True
         recording = running.recording
@@ -235,7 +277,14 @@ class Replay:
                 self.problems.append(f"{recording.path}: image {position} cannot be read: {error}")
             return True
         block = self.settings.on_full == "block"
-        sent = self.wire.send(running.image_parts(image), running.cancel, None if block else 0.0)
+        wait_s = None if block else 0.0
+        if self._faulty is None:
+            sent = self.wire.send(running.image_parts(image), running.cancel, wait_s)
+        else:
+            fate = self._faulty.image(running, image, wait_s)
+            if fate in (Fate.WITHHELD, Fate.SERIES_OVER):
+                return fate == Fate.WITHHELD
+            sent = fate == Fate.SENT
         self.sent += sent
         self.dropped += not sent and not block
         return sent or not block
@@ -244,11 +293,16 @@ class Replay:
         """Send the end. A cancelled series' end does not wait, unless ``patient``: then up to the limit."""
         if running.style.enabled:
             if patient and running.cancel.is_set():
-                sent = self.wire.send(running.end_parts(), threading.Event(), CONTROL_LIMIT_S)
+                sent = self._send_end(running, threading.Event(), CONTROL_LIMIT_S)
             else:
-                sent = self.wire.send(running.end_parts(), running.cancel, self._control_wait())
+                sent = self._send_end(running, running.cancel, self._control_wait())
             self.control_lost += not sent
         self._ended = time.monotonic()
+
+    def _send_end(self, running: RunningSeries, cancel: threading.Event, wait_s: float | None) -> bool:
+        if self._faulty is None:
+            return self.wire.send(running.end_parts(), cancel, wait_s)
+        return self._faulty.end(running, cancel, wait_s)
 
     def _control_wait(self) -> float | None:
         return None if self.settings.on_full == "block" else CONTROL_LIMIT_S
@@ -270,6 +324,7 @@ class Replay:
     def report(self) -> ReplayReport:
         """The counts so far."""
         ended = self._ended or time.monotonic()
+        faulty = self._faulty
         return ReplayReport(
             series=self.series,
             sent=self.sent,
@@ -279,16 +334,25 @@ class Replay:
             seconds=0.0 if self._began is None else ended - self._began,
             interrupted=self._interrupted,
             problems=tuple(self.problems),
+            withheld=0 if faulty is None else faulty.withheld,
+            faults={} if faulty is None else dict(faulty.ledger.counts),
+            faults_left_out=() if faulty is None else tuple(faulty.left_out),
         )
 
     def close(self) -> None:
         """Close the socket at once and the files."""
+        if self._faulty is not None:
+            self._faulty.close()
         self.wire.close()
         self._close_recordings()
 
     def _close_recordings(self) -> None:
         for recording in self.recordings:
             recording.close()
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="milliseconds")
 
 
 def run_replay(

@@ -44,6 +44,24 @@ class RunningSeries:
     cancel: threading.Event
     unique_id: str = field(default_factory=lambda: _ulid(time.time()))
     next_image: int = 0
+    first_image: int = 0
+    """The one of the recording that has id 0: another one where a series broke off and the rest is a new one."""
+
+    @property
+    def image_id(self) -> int:
+        """Of the next image."""
+        return self.next_image - self.first_image
+
+    @property
+    def image_time_s(self) -> float:
+        """The detector clock at the next image, in seconds."""
+        return self.clock_s + self.image_id * (self.metadata.frame_time_s or 0.0)
+
+    def begin_again(self, series_id: int, arm_date: str) -> None:
+        """A new series of the images that are left, armed now."""
+        left = None if self.metadata.number_of_images is None else self.metadata.number_of_images - self.image_id
+        self.series_id, self.unique_id, self.first_image = series_id, _ulid(time.time()), self.next_image
+        self.metadata = self.metadata.with_changes(number_of_images=left, arm_date=arm_date)
 
     def start_parts(self) -> list[Buffer]:
         """The start message, part by part."""
@@ -55,15 +73,14 @@ class RunningSeries:
         config = {"compression": self.recording.packing(), **self.style.config}
         return list(stream_v1.encode_start(self.series_id, self.metadata, header_detail=detail, config=config))
 
-    def image_parts(self, image: ImageData) -> list[Buffer]:
+    def image_parts(self, image: ImageData, channel: str = CHANNEL) -> list[Buffer]:
         """``image`` as the next image's message. Raises ``BadInput`` when the stream cannot carry it."""
         meta = self.metadata
-        frame_time, count_time = meta.frame_time_s or 0.0, meta.count_time_s or 0.0
-        start = self.clock_s + self.next_image * frame_time
+        count_time, start = meta.count_time_s or 0.0, self.image_time_s
         message = ImageMessage(
             self.series_id,
-            self.next_image,
-            {CHANNEL: image},
+            self.image_id,
+            {channel: image},
             start_time_s=start,
             stop_time_s=start + count_time,
             exposure_s=count_time,

@@ -1,5 +1,6 @@
 """SIMPLON over HTTP: paths, bodies and status codes, and the server in a thread of its own."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -20,6 +21,8 @@ from sim_replay.simplon_keys import API_VERSION, COMMANDS, Refused, short
 from streamer.files import BadInput
 
 MAX_BODY_BYTES = 1 << 20
+BODY_TIMEOUT_S = 10.0
+MOST_CONNECTIONS = 100
 
 _STARTED_LIMIT_S = 10.0
 
@@ -92,10 +95,13 @@ def make_app(simplon: Simplon) -> Starlette:
 async def _body(request: Request) -> bytes:
     body = b""
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise Refused(400, f"a body of more than {MAX_BODY_BYTES} bytes is not read")
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise Refused(400, f"a body of more than {MAX_BODY_BYTES} bytes is not read")
+    except TimeoutError:
+        raise Refused(408, f"no whole body in {BODY_TIMEOUT_S:.0f} s") from None
     except ClientDisconnect:
         raise Refused(400, "the client went away before its body was complete") from None
     return body
@@ -161,6 +167,8 @@ class SimplonServer:
             lifespan="off",
             log_config=None,
             access_log=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            backlog=MOST_CONNECTIONS,
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)

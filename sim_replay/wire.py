@@ -6,6 +6,7 @@ import os
 import socket as tcp
 import threading
 import time
+from collections.abc import Callable
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -24,23 +25,31 @@ _SLICE_S = 0.05
 _COPY_BELOW = 64 << 10
 """Parts smaller than this are cheaper to copy than to hand over."""
 
+_REBIND_S = 5.0
+"""How long the operating system may hold on to the address of a socket just closed."""
+
 
 class Wire:
     """The PUSH socket an Eiger binds. Calls from several threads take turns.
 
     Raises ``BadInput`` when ``bind`` cannot be bound; port 0 takes a free port, which
-    ``endpoint`` then names.
+    ``endpoint`` then names. ``greetings`` counts consumers that came.
     """
 
     def __init__(self, bind: str, send_hwm: int = SEND_HWM) -> None:
         self._lock = threading.Lock()
+        self._send_hwm = send_hwm
+        self.greetings = 0
+        self._accepted = 0
+        self._open(bind)
+
+    def _open(self, bind: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.LINGER, 0)
         # libzmq gives each new peer the limit known at that moment: before bind, or never.
-        self._socket.setsockopt(zmq.SNDHWM, send_hwm)
+        self._socket.setsockopt(zmq.SNDHWM, self._send_hwm)
         self._peers: set[int] = set()
-        self._greeted = False
         self._closed = False
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -51,7 +60,8 @@ class Wire:
                 raise zmq.ZMQError(errno.EINVAL)
             self._socket.bind(bind)
         except zmq.ZMQError as error:
-            self.close()
+            self._release(linger_ms=0)
+            self._context.term()
             raise BadInput(_bind_failure(bind, error)) from None
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
@@ -67,12 +77,21 @@ class Wire:
 
     def wait_for_consumer(self, stop: threading.Event) -> bool:
         """Wait until a consumer's handshake has succeeded; False when stopped first."""
+        return self.wait_until(lambda: self.greetings > 0, stop)
+
+    def wait_until(self, seen: Callable[[], bool], stop: threading.Event, limit_s: float | None = None) -> bool:
+        """Read the socket's events until ``seen``; False when stopped, or out of time, first."""
+        deadline = None if limit_s is None else time.monotonic() + limit_s
         while not stop.is_set():
             with self._lock:
                 self._monitor.poll(round(_SLICE_S * 1000))
                 self._follow()
-                if self._greeted:
+                if seen():
+                    # Connections that came or went since are now the socket's too.
+                    self._socket.getsockopt(zmq.EVENTS)
                     return True
+            if deadline is not None and time.monotonic() >= deadline:
+                break
         return False
 
     def send(self, parts: list[Buffer], stop: threading.Event, wait_s: float | None) -> bool:
@@ -107,11 +126,12 @@ class Wire:
         while not self._closed and self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)
             if event["event"] == zmq.EVENT_ACCEPTED:
+                self._accepted += 1
                 self._peers.add(event["value"])
             elif event["event"] == zmq.EVENT_DISCONNECTED:
                 self._peers.discard(event["value"])
             else:
-                self._greeted = True
+                self.greetings += 1
 
     def hand_over(self, stop: threading.Event, limit_s: float | None = None) -> bool:
         """Close once the consumer has taken what is queued; False when cut short.
@@ -141,6 +161,30 @@ class Wire:
             connection.close()
         return complete
 
+    def settle(self, stop: threading.Event, limit_s: float) -> bool:
+        """Wait until libzmq is done with what it has told so far; False when stopped, or out of time, first.
+
+        It tells of a lost connection before it lets go of it, and what is sent in between is lost too. The thread that
+        does both also accepts connections: when one made now is accepted, all before is done.
+        """
+        before = self._accepted
+        with _connection(self.endpoint):
+            return self.wait_until(lambda: self._accepted > before, stop, limit_s)
+
+    def reopen(self, stop: threading.Event, limit_s: float | None = None) -> bool:
+        """Hand over what is queued, close the connection, and bind the same address again; False when cut short."""
+        complete = self.hand_over(stop, limit_s)
+        deadline = time.monotonic() + _REBIND_S
+        while True:
+            try:
+                with self._lock:
+                    self._open(self.endpoint)
+                return complete
+            except BadInput:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_SLICE_S)
+
     def close(self) -> None:
         """Close at once; what is still queued is lost. A second call does nothing."""
         with self._lock:
@@ -154,6 +198,17 @@ class Wire:
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=linger_ms)
+
+
+def _connection(endpoint: str) -> tcp.socket:
+    """A connection that never says a word."""
+    kind, _, where = endpoint.partition("://")
+    if kind == "ipc":
+        line = tcp.socket(tcp.AF_UNIX)
+        line.connect(where)
+        return line
+    host, _, port = where.rpartition(":")
+    return tcp.create_connection((host.strip("[]"), int(port)))
 
 
 def _own_copy(descriptor: int, endpoint: str) -> tcp.socket | None:

@@ -21,7 +21,7 @@ import hdf5plugin  # noqa: F401  (registers the HDF5 filters)
 import numpy as np
 import numpy.typing as npt
 
-from streamer import bounds
+from streamer import bounds, links
 from streamer.decoding import decode
 from streamer.messages import (
     HC_EV_ANGSTROM,
@@ -35,6 +35,7 @@ from streamer.messages import (
     UndecodableImage,
 )
 from streamer.receiver import Received
+from streamer.text_files import read_text
 
 CHANNEL = "threshold_1"
 IMAGE_PATHS = (
@@ -48,9 +49,14 @@ IMAGE_PATHS = (
 MAX_STACK_IMAGES = 1 << 24
 """A day and a half at 133 Hz. The shape of a stack is a claim: a file of a few kB may state any number."""
 
+MAX_LIST_BYTES = 256 << 20
+"""Two million lines of a hundred letters."""
+
 _BITSHUFFLE, _LZ4 = 32008, 32004
 _JOULE_PER_EV = 1.602176634e-19
-_LIST_LINE = re.compile(r"^(.*?)(?:\s+//(\d+))?$")
+_ELSEWHERE = "link the file into that folder (ln -s) if it is to be read"
+_MOST_DIGITS = 18
+"""Of an image's number in a list."""
 
 
 Member = tuple[Path, list[int] | None]
@@ -131,9 +137,18 @@ class FileSeries:
             link = data.get(name, getlink=True)
             try:
                 if isinstance(link, h5py.ExternalLink):
+                    if links.outside(link.filename, self.path):
+                        self._leave_out(name, f"is a link to {link.filename!a}")
+                        yield None
+                        continue
                     self.data_files.append(self.path.parent / link.filename)
                     _refuse_special(self.data_files[-1])
-                yield _stack(data[name], f"{self.path}:/entry/data/{name}")
+                found = data[name]
+                if isinstance(found, h5py.Dataset) and (why := links.foreign(found, self.path)):
+                    self._leave_out(name, why)
+                    yield None
+                    continue
+                yield _stack(found, f"{self.path}:/entry/data/{name}")
             except (KeyError, OSError):
                 target = getattr(link, "filename", name)
                 self.problems.append(
@@ -145,8 +160,13 @@ class FileSeries:
         for path in IMAGE_PATHS:
             found = self._file.get(path)
             if isinstance(found, h5py.Dataset):
+                if why := links.foreign(found, self.path):
+                    raise BadInput(f"{self.path}:/{path} {why}, outside the file's folder; {_ELSEWHERE}")
                 yield _stack(found, f"{self.path}:/{path}")
                 return
+
+    def _leave_out(self, name: str, why: str) -> None:
+        self.problems.append(f"{self.path}:/entry/data/{name} {why}, outside the master's folder; {_ELSEWHERE}")
 
     def image_id(self, position: int) -> int:
         """The id of the image at ``position``: the position, moved on by data files that are lost."""
@@ -361,12 +381,14 @@ def _metadata(
 
 
 def _dataset(file: h5py.File, path: str) -> h5py.Dataset | None:
-    """What lies at the path, if it is a dataset; a link to nowhere is nothing."""
+    """What lies at the path, if it is a dataset; a link to nowhere is nothing, nor is one out of the file's folder."""
     try:
         found = file.get(path)
     except (KeyError, OSError):
         return None
-    return found if isinstance(found, h5py.Dataset) else None
+    if not isinstance(found, h5py.Dataset) or links.foreign(found, Path(file.filename)):
+        return None
+    return found
 
 
 def expand(sources: Sequence[str]) -> list[Member]:
@@ -405,27 +427,47 @@ def _without_parts(matches: Sequence[str]) -> list[str]:
 
 def _read_list(path: Path) -> list[Member]:
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path, "list of files (.lst)", MAX_LIST_BYTES).decode().splitlines()
+    except UnicodeDecodeError as error:
         raise BadInput(f"{path}: the list cannot be read: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: the list cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BadInput(str(error)) from None
     found: list[Member] = []
     for line in lines:
-        match = _LIST_LINE.match(line.strip())
-        if match is None or not match[1] or match[1].startswith("#"):
+        name, image = _named_image(line.strip())
+        if not name or name.startswith("#"):
             continue
         # Beside the list, else where we run, as CrystFEL reads it.
-        file = path.parent / match[1]
-        if not file.exists() and Path(match[1]).exists():
-            file = Path(match[1])
-        if match[2] is None:
+        file = path.parent / name
+        if not _exists(file) and _exists(Path(name)):
+            file = Path(name)
+        if image is None:
             found.append((file, None))
         elif found and found[-1][0] == file and found[-1][1] is not None:
-            found[-1][1].append(int(match[2]))
+            found[-1][1].append(image)
         else:
-            found.append((file, [int(match[2])]))
+            found.append((file, [image]))
     if not found:
         raise BadInput(f"{path}: the list names no file")
     return found
+
+
+def _named_image(line: str) -> tuple[str, int | None]:
+    """File and image of a line such as ``run_1.h5 //17``; without an image the whole line is a name."""
+    name, mark, number = line.rpartition("//")
+    if mark and name[-1:].isspace() and number.isdecimal() and len(number) <= _MOST_DIGITS:
+        return name.rstrip(), int(number)
+    return line, None
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file; no name that no file can have is one."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def grouped(

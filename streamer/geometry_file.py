@@ -345,7 +345,8 @@ def _words(value: str) -> str:
     return value
 
 
-_TERM = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)?([xyz])")
+# Without a way back: many digits and no axis would take time by the square of their number.
+_TERM = re.compile(r"([+-]?)(\d++\.?+\d*+|\.\d++)?+([xyz])")
 
 
 def _direction(value: str) -> Vector:

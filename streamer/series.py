@@ -10,8 +10,12 @@ message of it is stale.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from streamer.account import Account
 from streamer.messages import (
@@ -34,6 +38,9 @@ bit in an id must not fill the account with missing images that never were."""
 
 _REMEMBERED_SERIES = 256
 _CHUNK = 1024
+MOST_CHUNKS = 1 << 18
+"""Of one series' ids: 268 million images in a row, three days at 1 kHz. Ids that are strewn take one each, and some
+80 MB when they are that many; what comes then outside of them is out of range."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +56,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class SeriesOpened:
+    """A series began, or was joined: ``first`` is the least image id that is known of it then."""
+
     series: Series
+    first: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,10 @@ class IdSet:
         self.lowest: int | None = None
         self.highest: int | None = None
 
+    def has_room(self, image_id: int) -> bool:
+        """Whether an id can be added: not where ids are strewn so that they would take memory without end."""
+        return len(self._chunks) < MOST_CHUNKS or image_id // _CHUNK in self._chunks
+
     def add(self, image_id: int) -> bool:
         """False when it was there already."""
         chunk, bit = image_id // _CHUNK, 1 << image_id % _CHUNK
@@ -101,6 +115,15 @@ class IdSet:
         self.lowest = image_id if self.lowest is None else min(self.lowest, image_id)
         self.highest = image_id if self.highest is None else max(self.highest, image_id)
         return True
+
+    def __contains__(self, image_id: int) -> bool:
+        return bool(self._chunks.get(image_id // _CHUNK, 0) & 1 << image_id % _CHUNK)
+
+    def below(self, image_id: int) -> int:
+        """How many ids are smaller than this one."""
+        last, bit = divmod(image_id, _CHUNK)
+        whole = sum(bits.bit_count() for chunk, bits in self._chunks.items() if chunk < last)
+        return whole + (self._chunks.get(last, 0) & ((1 << bit) - 1)).bit_count()
 
 
 @dataclass(slots=True)
@@ -118,17 +141,25 @@ class _Running:
 
 _Key = tuple[int, str | None]
 
+Known = Callable[[ImageMessage], SeriesMetadata | None]
+"""What is known of the series that an image without a start belongs to, from before this program began."""
+
 
 class SeriesTracker:
-    """Turns messages into events and keeps the account. Times are a monotonic clock in seconds."""
+    """Turns messages into events and keeps the account. Times are a monotonic clock in seconds.
 
-    def __init__(self, account: Account) -> None:
+    ``known`` is asked for the header of a series that is joined.
+    """
+
+    def __init__(self, account: Account, known: Known = lambda image: None) -> None:
         self._account = account
+        self._known = known
         self._running: _Running | None = None
         self._over: deque[_Key] = deque(maxlen=_REMEMBERED_SERIES)
         self._pending: list[ImageMessage] = []
         self._pending_until_s = 0.0
         self._opened = 0
+        self._latest = SeriesMetadata()
 
     @property
     def running(self) -> Series | None:
@@ -186,6 +217,7 @@ class SeriesTracker:
     def _replace_metadata(
         self, running: _Running, metadata: SeriesMetadata, unique_id: str | None, now_s: float
     ) -> SeriesUpdated:
+        metadata = self._sharing(metadata)
         running.series = replace(running.series, metadata=metadata, unique_id=unique_id or running.series.unique_id)
         self._announce(running, metadata.number_of_images)
         running.deadline_s = now_s + GRACE_S if running.last_came else None
@@ -204,10 +236,24 @@ class SeriesTracker:
         self, series_id: int, unique_id: str | None, metadata: SeriesMetadata, complete: bool, *, joined: bool
     ) -> SeriesOpened:
         self._opened += 1
-        series = Series(self._opened, series_id, unique_id, metadata, joined)
+        series = Series(self._opened, series_id, unique_id, self._sharing(metadata), joined)
         self._running = _Running(series, complete, None)
         self._announce(self._running, metadata.number_of_images)
         return SeriesOpened(series)
+
+    def _sharing(self, metadata: SeriesMetadata) -> SeriesMetadata:
+        """With the maps of the series before where they are the same ones.
+
+        Every header brings them again, and some series are held for a while: of a 4M each map takes 18 MB.
+        """
+        if not (metadata.masks or metadata.flatfields):
+            return metadata
+        before = self._latest
+        self._latest = metadata.with_changes(
+            masks={name: _same(before.masks.get(name), mask) for name, mask in metadata.masks.items()},
+            flatfields={name: _same(before.flatfields.get(name), flat) for name, flat in metadata.flatfields.items()},
+        )
+        return self._latest
 
     def _image(self, message: ImageMessage, now_s: float) -> Iterator[Event]:
         running = self._running
@@ -231,7 +277,9 @@ class SeriesTracker:
         yield from self._close("another series runs")
         first = pending[0]
         # Complete: a configuration that comes now belongs to a header we never saw, of another series.
-        yield self._open(first.series_id, first.unique_id, SeriesMetadata(), complete=True, joined=True)
+        metadata = self._known(first) or SeriesMetadata()
+        opened = self._open(first.series_id, first.unique_id, metadata, complete=True, joined=True)
+        yield replace(opened, first=max(0, min(image.image_id for image in pending)))
         running = self._running
         assert running is not None
         for image in pending:
@@ -239,7 +287,8 @@ class SeriesTracker:
 
     def _accept(self, running: _Running, message: ImageMessage, now_s: float) -> Iterator[Event]:
         announced, image_id = running.announced, message.image_id
-        if not 0 <= image_id < (MAX_UNANNOUNCED_ID if announced is None else announced):
+        known = 0 <= image_id < (MAX_UNANNOUNCED_ID if announced is None else announced)
+        if not known or not running.ids.has_room(image_id):
             self._account.drop("out_of_range")
             return
         if not running.ids.add(image_id):
@@ -284,6 +333,12 @@ class SeriesTracker:
             self._account.missing[where] += count
         self._account.series_ended[why] += 1
         yield SeriesClosed(series, running.announced, ids.count, missing, why)
+
+
+def _same(before: npt.NDArray[Any] | None, now: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The map before where it says the same."""
+    same = before is not None and before.dtype == now.dtype and np.array_equal(before, now)
+    return before if before is not None and same else now
 
 
 def _repeats(running: _Running, message: StartMessage) -> bool:

@@ -28,6 +28,7 @@ from streamer.messages import (
     SeriesMetadata,
     StartMessage,
 )
+from streamer.validity import series_validity
 
 CHANNEL = "threshold_1"
 """Stream v1 carries one image a message, the first threshold's."""
@@ -282,7 +283,10 @@ def encode_start(
     if header_detail == "all":
         rows, columns = metadata.shape or (0, 0)
         flatfield = metadata.flatfields.get(CHANNEL, np.ones((rows, columns), "<f4"))
-        mask = metadata.masks.get(CHANNEL, np.zeros((rows, columns), "<u4"))
+        mask = metadata.masks.get(CHANNEL)
+        if mask is None:
+            # What none is said of; a detector says so of the gaps between its modules.
+            mask = series_validity(metadata, (rows, columns), CHANNEL).valid == 0
         table = metadata.countrate_table
         if table is None or table.shape[1] != 2:
             table = np.array([[0, 0], [1, 1]])
@@ -300,7 +304,10 @@ def _array_parts(kind: str, array: np.ndarray[Any, Any], type_name: str) -> list
 
 
 def _appendix_bytes(user_data: Any) -> bytes:
-    return user_data.encode() if isinstance(user_data, str) else _encode_json(user_data)
+    """Text as it is, unless it would be read as JSON; anything else as JSON."""
+    if isinstance(user_data, str) and _appendix(plain := user_data.encode()) == user_data:
+        return plain
+    return _encode_json(user_data)
 
 
 def _config(meta: SeriesMetadata) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def _up_to(count: int, file: BinaryIO | gzip.GzipFile) -> bytes:
 
 
 def _too_large(shown: str, what: str, most_bytes: int, when: str = "") -> ValueError:
-    return ValueError(f"{shown}: larger than {most_bytes >> 20} MB{when}, the most that is read of a {what}")
+    most = f"{most_bytes >> 20} MB" if most_bytes >= 1 << 20 else f"{most_bytes >> 10} kB"
+    return ValueError(f"{shown}: larger than {most}{when}, the most that is read of a {what}")
 
 
 def _shown(path: str | os.PathLike[str]) -> str:

@@ -120,7 +120,10 @@ def series_validity(
     if mask is not None and mask.shape == shape:
         valid = (mask == 0).astype(np.uint8)
         # A name stands for the pixels it leaves out, wherever they were learnt from.
-        name = known.name if known is not None and np.array_equal(valid, known.valid) else f"stream {digest(valid)}"
+        if known is not None and np.array_equal(valid, known.valid):
+            name = known.name
+        else:
+            name = "none" if valid.all() else f"stream {digest(valid)}"
     elif known is not None:
         valid, name = known.valid, known.name
     else:

@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from analyzer.bundle import BadBundle
 from analyzer.cascade import BatchOutcome, PlanCache, plan_of, tags_of, undecodable
+from analyzer.crew.curve import FrontKeys, Gate
 from analyzer.crew.flight import Batch, FlightTable
 from analyzer.crew.outcome import read_coverage, read_outcome
 from analyzer.crew.setup import pack_setup
@@ -38,6 +39,7 @@ from analyzer.crew.wire import (
     message,
     pack_series,
 )  # fmt: skip
+from analyzer.door import Door, Limits, RefusedConnection
 from analyzer.judge import Judge
 from analyzer.logs import Repeats
 from analyzer.reduction import Coverage, FramePlan
@@ -68,7 +70,26 @@ _AT_ONCE = 1024
 _MOST_NAME, _MOST_TEXT = 100, 500
 _POLL_MS = 100
 _MOST_WORKERS = 256
-_MOST_CREDITS = 4096
+_MOST_CREDITS, _MOST_BATCH = 4096, 256
+_MOST_UNREAD = 64
+"""Messages of one worker that wait to be read here."""
+
+MOST_PART_BYTES = 32 << 20
+"""Of what workers send: records and peaks of a batch, coverage of a series. libzmq hangs up on who sends more."""
+
+LIMITS = Limits(connections=2 * _MOST_WORKERS, unread_bytes=128 << 20, all_unread_bytes=1 << 30)
+"""A worker that comes back has a second connection for a moment."""
+
+_HANDSHAKE_MS = 5000
+_MOST_STRANGERS = 256
+"""Peers that are asked in a second who they are."""
+
+_REFUSED = {
+    RefusedConnection.KEY: "its key is not in the file of --worker-keys",
+    RefusedConnection.PROTOCOL: "it speaks without keys, takes another key for ours, or is no worker",
+    RefusedConnection.TOO_MANY: f"{LIMITS.connections} are connected",
+    RefusedConnection.TOO_MUCH: "it sent without end and never a whole message",
+}
 _SERIES_KEPT = 16
 
 Deliver = Callable[[list[Frame], BatchOutcome], None]
@@ -111,25 +132,31 @@ class _Awaited:
 class Crew:
     """Workers elsewhere. ``address``: where they attach, as bound. Raises ``OSError`` where it cannot be bound.
 
-    ``plans`` is shared with whoever makes plans in this process. ``load`` adds up what all workers did.
+    ``plans`` is shared with whoever makes plans in this process. ``load`` adds up what all workers did. With ``keys``
+    only workers that have one of those allowed are let in.
     """
 
-    def __init__(self, address: str, judge: Judge, plans: PlanCache) -> None:
+    def __init__(self, address: str, judge: Judge, plans: PlanCache, keys: FrontKeys | None = None) -> None:
         self.load = WorkerLoad()
         self._plans = plans
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._socket = context.socket(zmq.ROUTER)
+        # One of its own: whoever decides about keys decides for all of a context.
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._gate = None if keys is None else Gate(self._socket, keys)
+        self._door = Door(self._socket, LIMITS)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # One that comes back over a new connection has its old name.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        # Bounded by what workers say they have room for.
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 128 << 20)
+        # More than workers can have room for: nothing waits here but for who does not read.
+        self._socket.setsockopt(zmq.SNDHWM, 3 * _MOST_CREDITS)
+        self._socket.setsockopt(zmq.RCVHWM, _MOST_UNREAD)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MOST_PART_BYTES)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         self._socket.setsockopt(zmq.IPV6, int("[" in address))
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
-            self._socket.close()
+            self._close_socket()
             raise OSError(f"{address}: {error}") from None
         self.address = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
         self._wakeup = Wakeup()
@@ -150,7 +177,8 @@ class Crew:
         self._ring: FrameRing | None = None
         self._repeats = Repeats(log)
         self._batch = 1
-        self._beat_s = 0.0
+        self._beat_s = self._asked_s = 0.0
+        self._asked = 0
         self._deliver: Deliver = lambda frames, outcome: None
         self._tags: tuple[str, ...] = ()
         self._threads: list[threading.Thread] = []
@@ -330,6 +358,7 @@ class Crew:
         for by, count in self._bytes.items():
             sent.add_metric([by], count)
         yield sent
+        yield self._door.collect("cxls_crew_connections_refused")
 
     # --- the feeder ---------------------------------------------------------------------
 
@@ -369,6 +398,9 @@ class Crew:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wakeup.descriptor, zmq.POLLIN)
+        poller.register(self._door.socket, zmq.POLLIN)
+        if self._gate is not None:
+            poller.register(self._gate.asked, zmq.POLLIN)
         while not self._closing:
             try:
                 poller.poll(_POLL_MS)
@@ -380,9 +412,16 @@ class Crew:
                 self._repeats.exception("crew: a turn failed", "crew_failed")
         self._close_sockets()
 
+    def _close_socket(self) -> None:
+        self._door.close()
+        if self._gate is not None:
+            self._gate.close()
+        self._socket.close(_LINGER_MS)
+        self._context.term()
+
     def _close_sockets(self) -> None:
         self._wakeup.close()
-        self._socket.close(_LINGER_MS)
+        self._close_socket()
         for member in self._members.values():
             if member.slots is not None:
                 member.slots.close()
@@ -393,6 +432,7 @@ class Crew:
         while self._inbox:
             work = self._inbox.popleft()
             self._guarded(work)
+        self._guarded(self._let_in)
         caught_up = self._receive()
         self._guarded(lambda: self._look_after(caught_up))
         self._guarded(self._send_out)
@@ -414,14 +454,26 @@ class Crew:
                 for batch in self._table.held_by(member.identity):
                     batch.sent_s += paused
 
+    def _let_in(self) -> None:
+        """Workers with a key that is allowed; who was refused is counted, and said once in a while."""
+        if self._gate is not None:
+            self._gate.answer()
+        for reason in self._door.look():
+            text = f"a connection to {self.address} was refused: {_REFUSED[reason]}"
+            self._repeats.warning(f"connection {reason}", text, "worker_refused_at_the_door", reason=reason)
+
     def _receive(self) -> bool:
         """Take what came; returns whether that was all."""
         for _ in range(_AT_ONCE):
-            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if not self._socket.get(zmq.EVENTS) & zmq.POLLIN:
                 return True
-            identity, *parts = self._socket.recv_multipart(zmq.DONTWAIT)
+            first = self._socket.recv(zmq.DONTWAIT, copy=False)
+            # Whole: libzmq gives no part before all are there.
+            parts = self._socket.recv_multipart() if first.more else []
+            identity = first.bytes
+            self._door.heard(first)
             try:
-                self._heard(bytes(identity), parts)
+                self._heard(identity, parts)
             except Exception as error:
                 self._bad += 1
                 why = first_line(error)[:_MOST_TEXT]
@@ -440,7 +492,7 @@ class Crew:
         member = self._members.get(identity)
         if member is None:
             # One that was given up, or of an earlier front: it says hello again and is new.
-            self._send(identity, message(Kind.HELLO))
+            self._ask(identity)
             return
         member.heard_s = time.monotonic()
         if kind == Kind.READY:
@@ -464,6 +516,15 @@ class Crew:
             self._part_from(member, "left")
         elif kind != Kind.BEAT:
             raise BadMessage(f"{kind.name} from a worker")
+
+    def _ask(self, identity: bytes) -> None:
+        """Ask a stranger who it is; of very many some, since each answer takes memory until it is read."""
+        now = time.monotonic()
+        if now - self._asked_s >= BEAT_S:
+            self._asked_s, self._asked = now, 0
+        self._asked += 1
+        if self._asked <= _MOST_STRANGERS:
+            self._send(identity, message(Kind.HELLO))
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
         old = self._members.get(identity)
@@ -725,7 +786,8 @@ def _unwelcome(hello: Hello) -> str | None:
     """Why a worker cannot work here, ``None`` where it can."""
     if hello.protocol != PROTOCOL:
         return f"it speaks protocol {hello.protocol}, the front {PROTOCOL}; install the same version"
-    if not 0 < hello.batch <= hello.credits <= _MOST_CREDITS or not 0 < hello.threads <= hello.credits:
+    room = 0 < hello.batch <= min(hello.credits, _MOST_BATCH) and hello.credits <= _MOST_CREDITS
+    if not room or not 0 < hello.threads <= hello.credits:
         return f"batches of {hello.batch} and room for {hello.credits} images in {hello.threads} threads are too many"
     names = (hello.name, hello.host)
     if not all(0 < len(each) <= _MOST_NAME and each.isprintable() for each in names):

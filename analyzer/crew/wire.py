@@ -5,6 +5,7 @@ version, or no worker at all. ``docs/workers.md`` has the protocol.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -23,10 +24,17 @@ PROTOCOL = 2
 BEAT_S = 1.0
 """How often either side says that it is alive."""
 
-MOST_HEADER_BYTES = 64 << 20
+MOST_HEADER_BYTES = 32 << 20
+"""A batch of 256 frames has a few MB of records."""
+
+MOST_SHORT_BYTES = 64 << 10
+"""Of headers but those of records, of series and of how to judge: a stranger may send them."""
+
+MOST_PARTS = 2048
 _MOST_SIDE = 1 << 15
 _MOST_AROUND = 1 << 16
 """Bytes of a message besides an image that may be sent on with it."""
+_MOST_TEXT = 200
 
 
 class Kind(StrEnum):
@@ -60,6 +68,9 @@ class Kind(StrEnum):
     """a series is over"""
     END = "E"
     """take no more, hand back what is done, and go"""
+
+
+_LONG = frozenset((Kind.OUTCOME, Kind.COVERAGE, Kind.SETUP, Kind.SERIES, Kind.WORK))
 
 
 class BadMessage(ValueError):
@@ -145,6 +156,26 @@ class Done(msgspec.Struct, frozen=True):
     fault: str | None = None
 
 
+class HeaderFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What of a series' header an analysis needs, named and meant as in ``SeriesMetadata``."""
+
+    number_of_images: int | None = None
+    shape: tuple[int, int] | None = None
+    channels: tuple[str, ...] = ()
+    beam_center_x_px: float | None = None
+    beam_center_y_px: float | None = None
+    camera_length_m: float | None = None
+    photon_energy_eV: float | None = None
+    pixel_size_x_m: float | None = None
+    pixel_size_y_m: float | None = None
+    count_time_s: float | None = None
+    frame_time_s: float | None = None
+    saturation_value: int | None = None
+    detector_description: str | None = None
+    sensor_material: str | None = None
+    sensor_thickness_m: float | None = None
+
+
 class SeriesFacts(msgspec.Struct, frozen=True):
     """A series and what of its header an analysis needs. ``number`` names it in frames; masks are parts, as bits."""
 
@@ -152,18 +183,14 @@ class SeriesFacts(msgspec.Struct, frozen=True):
     ordinal: int
     series_id: int
     unique_id: str | None
-    header: dict[str, Any]
+    header: HeaderFacts
     raw: dict[str, Any]
     masks: dict[str, tuple[int, int]]
 
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder(enc_hook=str)
-_NUMBERS = (
-    "number_of_images", "beam_center_x_px", "beam_center_y_px", "camera_length_m", "photon_energy_eV",
-    "pixel_size_x_m", "pixel_size_y_m", "count_time_s", "frame_time_s", "saturation_value", "detector_description",
-    "sensor_material", "sensor_thickness_m",
-)  # fmt: skip
+_PIXELS = re.compile(r"[|<>][iu][1248]")
 
 
 def message(kind: Kind, header: Any = None, parts: Sequence[Any] = ()) -> list[Any]:
@@ -173,12 +200,15 @@ def message(kind: Kind, header: Any = None, parts: Sequence[Any] = ()) -> list[A
 
 def kind_of(parts: Sequence[Any]) -> Kind:
     """What a message is. Raises ``BadMessage``."""
-    if len(parts) < 2 or len(parts[0]) != 1 or len(parts[1]) > MOST_HEADER_BYTES:
+    if not 2 <= len(parts) <= MOST_PARTS or len(parts[0]) != 1 or len(parts[1]) > MOST_HEADER_BYTES:
         raise BadMessage("not a message of workers")
     try:
-        return Kind(bytes(parts[0]).decode())
+        kind = Kind(bytes(parts[0]).decode())
     except ValueError:
         raise BadMessage(f"kind {bytes(parts[0])!r} is not known") from None
+    if kind not in _LONG and len(parts[1]) > MOST_SHORT_BYTES:
+        raise BadMessage(f"{kind.name} of {len(parts[1])} bytes")
+    return kind
 
 
 def header_of(parts: Sequence[Any], kind: type[T]) -> T:
@@ -186,7 +216,8 @@ def header_of(parts: Sequence[Any], kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(parts[1], type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadMessage(f"header: {error}") from None
+        # It may hold a name from the message: of any length, with line ends.
+        raise BadMessage(f"header: {' '.join(str(error).split())[:_MOST_TEXT]}") from None
 
 
 # --- arrays -----------------------------------------------------------------------------
@@ -203,7 +234,8 @@ def read_array(facts: ArrayFacts, data: Any, dtype: np.dtype[Any], ndim: int) ->
     fields = isinstance(facts.dtype, list) and all(isinstance(each, list) for each in facts.dtype)
     given = [tuple(each) for each in facts.dtype] if fields else facts.dtype
     if given != wanted or len(facts.shape) != ndim or any(not 0 <= side < 1 << 31 for side in facts.shape):
-        raise BadMessage(f"an array of {facts.dtype} and {facts.shape}, not of {wanted} in {ndim} dimensions")
+        said = f"{str(facts.dtype)[:60]} and {str(facts.shape)[:60]}"
+        raise BadMessage(f"an array of {said}, not of {wanted} in {ndim} dimensions")
     if math.prod(facts.shape) * dtype.itemsize != len(memoryview(data)):
         raise BadMessage(f"{len(memoryview(data))} bytes are no array of {facts.shape}")
     return np.frombuffer(data, dtype).reshape(facts.shape)
@@ -228,10 +260,7 @@ def read_flags(bits: Any, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
 def pack_series(series: Series, number: int) -> list[Any]:
     """The message that tells a worker of a series."""
     metadata = series.metadata
-    header = {name: value for name in _NUMBERS if (value := getattr(metadata, name)) is not None}
-    header["channels"] = list(metadata.channels)
-    if metadata.shape is not None:
-        header["shape"] = list(metadata.shape)
+    header = HeaderFacts(**{name: getattr(metadata, name) for name in HeaderFacts.__struct_fields__})
     masks, parts = {}, []
     for channel, mask in metadata.masks.items():
         masks[channel] = (mask.shape[0], mask.shape[1])
@@ -243,18 +272,13 @@ def pack_series(series: Series, number: int) -> list[Any]:
 def read_series(parts: Sequence[Any]) -> tuple[int, Series]:
     """Its number and the series. Raises ``BadMessage``."""
     facts = header_of(parts, SeriesFacts)
+    if len(facts.masks) != len(parts) - 2:
+        raise BadMessage(f"{len(facts.masks)} masks in {len(parts) - 2} parts")
     masks: dict[str, npt.NDArray[np.uint32]] = {}
     for (channel, mask_shape), bits in zip(facts.masks.items(), parts[2:], strict=True):
         masks[channel] = read_flags(bits, mask_shape).astype(np.uint32)
-    header = dict(facts.header)
-    shape = header.pop("shape", None)
-    channels = tuple(header.pop("channels", ()))
-    if unknown := set(header) - set(_NUMBERS):
-        raise BadMessage(f"a series' header with {sorted(unknown)}")
-    metadata = SeriesMetadata(
-        shape=None if shape is None else (int(shape[0]), int(shape[1])), channels=channels, masks=masks, raw=facts.raw,
-        **header,
-    )  # fmt: skip
+    header = msgspec.structs.asdict(facts.header)
+    metadata = SeriesMetadata(masks=masks, raw=facts.raw, **header)
     return facts.number, Series(facts.ordinal, facts.series_id, facts.unique_id, metadata)
 
 
@@ -309,13 +333,11 @@ def read_frame(facts: FrameFacts, series: Series, data: Any) -> Frame:
     if facts.defect is not None:
         image = Defect(*facts.defect)
     else:
-        try:
-            dtype, algorithm = np.dtype(facts.dtype), Algorithm(facts.algorithm)
-        except (TypeError, ValueError) as error:
-            raise BadMessage(f"a frame of {facts.dtype!r} in {facts.algorithm!r}: {error}") from None
-        if dtype.kind not in "ui" or any(not 0 < side <= _MOST_SIDE for side in facts.shape):
-            raise BadMessage(f"a frame of {dtype} and {facts.shape}")
-        image = ImageData(data, facts.shape, dtype, algorithm, facts.element_bytes)
+        known = facts.algorithm in list(Algorithm) and _PIXELS.fullmatch(facts.dtype) is not None
+        if not known or any(not 0 < side <= _MOST_SIDE for side in facts.shape):
+            raise BadMessage(f"a frame of {facts.shape}, {facts.dtype[:40]!r} in {facts.algorithm[:40]!r}")
+        algorithm = Algorithm(facts.algorithm)
+        image = ImageData(data, facts.shape, np.dtype(facts.dtype), algorithm, facts.element_bytes)
     return Frame(
         series, facts.image_id, facts.channel, image, facts.start_time_s, facts.exposure_s, facts.received_at,
         facts.tags,

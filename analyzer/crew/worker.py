@@ -3,6 +3,7 @@
 The thread that owns the socket never computes, so that the front hears from it every second whatever the others do.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -19,6 +20,7 @@ import zmq
 
 from analyzer.bundle import BadBundle
 from analyzer.cascade import Analyser, BatchOutcome, undecodable
+from analyzer.crew.curve import WorkerKeys, be_a_worker
 from analyzer.crew.outcome import pack_coverage, pack_outcome
 from analyzer.crew.setup import read_setup
 from analyzer.crew.shared import SharedFacts, SlotView
@@ -39,6 +41,7 @@ from analyzer.crew.wire import (
     read_frame,
     read_series,
 )  # fmt: skip
+from analyzer.door import Handshakes, RefusedConnection
 from analyzer.judge import Judge
 from analyzer.logs import Repeats
 from analyzer.pulse import Pulse
@@ -59,6 +62,12 @@ _ONCE_S = 60.0
 _SETTLE_S = 0.5
 _LEAVE_S = 10.0
 """How long a worker that is to end goes on with what it holds; half a second at least, for what is on its way."""
+
+_REFUSED = {
+    RefusedConnection.KEY: "the front does not allow this worker's key; add the public one to its --worker-keys",
+    RefusedConnection.PROTOCOL: "the front wants keys, or has others than were given here (--worker-key, --front-key), "
+    "or is none",
+}
 
 _LOCAL = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://")
 
@@ -91,7 +100,8 @@ class Worker:
     """Serves one front at ``address``. ``make`` makes an analyser of what the front says; ``threads`` of them work.
 
     ``load`` adds up what was done; ``ready``: it judges as the front wants; ``pulse``: its threads get on. ``once``: it
-    ends with the front's run. Without ``shared`` frames come over the wire even on one machine.
+    ends with the front's run. Without ``shared`` frames come over the wire even on one machine. With ``keys`` it speaks
+    to that front alone.
     """
 
     def __init__(
@@ -104,6 +114,7 @@ class Worker:
         batch_frames: int = 8,
         once: bool = False,
         shared: bool = True,
+        keys: WorkerKeys | None = None,
     ) -> None:
         self.load = WorkerLoad()
         self.pulse = Pulse()
@@ -113,6 +124,7 @@ class Worker:
         self._address, self._make, self._threads, self._once = address, make, threads, once
         self._batch, self._credits = batch_frames, 2 * batch_frames * threads
         self._shared = shared and address.startswith(_LOCAL)
+        self._keys = keys
         self._slots: SlotView | None = None
         self._setups: OrderedDict[int, _Setup] = OrderedDict()
         self._series: OrderedDict[int, Series] = OrderedDict()
@@ -145,12 +157,13 @@ class Worker:
         try:
             self._serve(stop)
             self.pulse.rest()
-            self._dealer.send_multipart(message(Kind.BYE))
+            self._send(message(Kind.BYE))
         finally:
             for _ in threads:
                 self._jobs.put(None)
             for thread in threads:
                 thread.join(5.0)
+            self._handshakes.close()
             self._dealer.close(_LINGER_MS)
             self._wakeup.close()
         if self._failure is not None:
@@ -160,6 +173,7 @@ class Worker:
         poller = zmq.Poller()
         poller.register(self._wakeup.descriptor, zmq.POLLIN)
         poller.register(self._dealer, zmq.POLLIN)
+        poller.register(self._handshakes.socket, zmq.POLLIN)
         beaten = self._heard_s = time.monotonic()
         leaving_s: float | None = None
         while not self._over and self._failure is None:
@@ -169,13 +183,13 @@ class Worker:
             now = time.monotonic()
             if stop.is_set() and leaving_s is None:
                 leaving_s = now
-                self._dealer.send_multipart(message(Kind.LEAVING))
+                self._send(message(Kind.LEAVING))
             if leaving_s is not None and (now - leaving_s > _LEAVE_S or (now - leaving_s > _SETTLE_S and self._idle)):
                 return
             if now - beaten >= BEAT_S and self._heard_s > self._greeted_s:
                 # Not before the front has answered: beats to nobody would wait for the next one.
                 beaten = now
-                self._dealer.send_multipart(message(Kind.BEAT))
+                self._send(message(Kind.BEAT))
             if now - max(self._heard_s, self._greeted_s) > SILENT_S:
                 self._greet_anew(poller)
             if self._once and now - self._heard_s > _ONCE_S:
@@ -188,13 +202,16 @@ class Worker:
 
     def _greet_anew(self, poller: zmq.Poller) -> None:
         """Over another connection: what waits in the old one is for a front that is gone."""
-        poller.unregister(self._dealer)
+        for each in (self._dealer, self._handshakes.socket):
+            poller.unregister(each)
+        self._handshakes.close()
         self._dealer.close(0)
         self.ready = False
         self._series.clear()
         self._setups.clear()
         self._dealer = self._connect()
-        poller.register(self._dealer, zmq.POLLIN)
+        for each in (self._dealer, self._handshakes.socket):
+            poller.register(each, zmq.POLLIN)
 
     def _connect(self) -> "zmq.Socket[bytes]":
         dealer = self._context.socket(zmq.DEALER)
@@ -206,14 +223,24 @@ class Worker:
         dealer.setsockopt(zmq.RCVHWM, 0)
         dealer.setsockopt(zmq.RECONNECT_IVL, 200)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
+        if self._keys is not None:
+            be_a_worker(dealer, self._keys)
+        self._handshakes = Handshakes(dealer)
         try:
             dealer.connect(self._address)
         except zmq.ZMQError as error:
+            self._handshakes.close()
             dealer.close(0)
             raise OSError(f"{self._address}: {error}") from None
-        dealer.send_multipart(self._hello())
+        with contextlib.suppress(zmq.Again):
+            dealer.send_multipart(self._hello(), zmq.DONTWAIT)
         self._greeted_s = time.monotonic()
         return dealer
+
+    def _send(self, parts: list[Any]) -> None:
+        """Never waits: where a front refused us there is nobody to take it, and no connection until we greet anew."""
+        with contextlib.suppress(zmq.Again):
+            self._dealer.send_multipart(parts, zmq.DONTWAIT, copy=False)
 
     def _hello(self) -> list[Any]:
         hello = Hello(
@@ -231,8 +258,11 @@ class Worker:
     def _turn(self) -> None:
         """Take what came and send what is done."""
         self._wakeup.drain()
+        for reason in self._handshakes.failed():
+            text = f"no entry at {self._address}: {_REFUSED[reason]}"
+            self._repeats.warning(f"handshake {reason}", text, "front_refuses", reason=reason)
         while not self._out.empty():
-            self._dealer.send_multipart(self._out.get(), copy=False)
+            self._send(self._out.get())
         for _ in range(64):
             try:
                 frames = self._dealer.recv_multipart(zmq.DONTWAIT, copy=False)

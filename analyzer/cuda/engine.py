@@ -121,8 +121,10 @@ class Engine:
         with _named("reduce"):
             self._reducer.reduce(self._reduced, frames)
         with _named("hit"):
-            inputs = {name: self._reducer.field(self._reduced, name)[:frames] for name in ("zones", "cells")}
-            self._logits[:frames].copy_(self._judge(inputs), non_blocking=True)
+            # All places, filled or not: how a product of matrices is rounded may depend on how many rows it has, and a
+            # record must not depend on how many frames happened to be there.
+            inputs = {name: self._reducer.field(self._reduced, name) for name in ("zones", "cells")}
+            self._logits.copy_(self._judge(inputs), non_blocking=True)
         with _named("results"):
             self._results[:frames].copy_(self._reduced.results[:frames], non_blocking=True)
             self._errors[:frames].copy_(self._batch.device_errors[:frames], non_blocking=True)

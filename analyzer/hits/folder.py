@@ -21,6 +21,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from analyzer.hits.files import make_files
+from analyzer.hits.held import Held
 from analyzer.hits.lists import LAST_LOCK_S, LOCK_S, Lists
 from analyzer.hits.places import (
     JOURNALS,
@@ -53,12 +54,15 @@ _WHAT = {"journal": "hits", "files": "files of hits", "lists": "lists of hits"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HitFolderSettings:
-    """``queue_bytes``: most packed frames waiting in memory. The others: when a journal becomes files."""
+    """``queue_bytes``: most packed frames waiting in memory; ``append``: hits that earlier runs put into files are not
+    written again. The others: when a journal becomes files.
+    """
 
     queue_bytes: int = 512 << 20
     file_bytes: int = 512 << 20
     journal_hits: int = 100
     journal_s: float = 10.0
+    append: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class HitFolder:
         self.folder = folder
         self.written = 0
         self.files = 0
+        self.repeated = 0
         self.lost = dict.fromkeys(LOST_REASONS, 0)
         self._settings = settings or HitFolderSettings()
         prepare_folder(folder)
@@ -105,6 +110,7 @@ class HitFolder:
         self._closing = False
         self._faults: dict[str, str] = {}
         self._writer = JournalWriter(folder, self._run_name)
+        self._held: Held | None = None
         self._retry_at = 0.0
         self._steps = 0
         self._repeats = Repeats(log)
@@ -152,6 +158,7 @@ class HitFolder:
                 "waiting": self.unfinished,
                 "lost": dict(self.lost),
                 "recovered": self.recovered.hits,
+                "repeated": self.repeated,
                 "fault": next(iter(dict(self._faults).values()), None),
             }
 
@@ -163,6 +170,9 @@ class HitFolder:
         yield CounterMetricFamily("cxls_hits_files", "Files of hits finished", value=files)
         yield CounterMetricFamily(
             "cxls_hits_recovered", "Hits of earlier runs put into files when this one began", value=self.recovered.hits
+        )
+        yield CounterMetricFamily(
+            "cxls_hits_repeated", "Hits that the folder held already, and not written again", value=self.repeated
         )
         lost = CounterMetricFamily("cxls_hits_lost", "Hits that were not written, by reason", labels=["reason"])
         for why in LOST_REASONS:
@@ -202,6 +212,8 @@ class HitFolder:
     # --- the thread ---------------------------------------------------------------------
 
     def _run(self) -> None:
+        if self._settings.append:
+            self._held = Held(self.folder)
         while True:
             with self._changed:
                 if not self._waiting and not self._closing:
@@ -233,20 +245,24 @@ class HitFolder:
         """Put the first hit that waits into the journal; False when the disk does not take it."""
         good = True
         try:
-            self._append(item)
+            result = item.result
+            repeated = self._held is not None and self._held.has(result.series_id, result.image_id, item.image)
+            if not repeated:
+                self._append(item)
         except OSError as error:
             self._fail("journal", error)
             return False
         except Exception:
             # A fault of ours must not cost the hits behind this one.
-            good = False
+            good = repeated = False
             self._repeats.exception("a hit could not be written", "hit_failed")
         self._step()
         with self._changed:
             # In one step, so that at any moment each hit is in one place.
             self._waiting.popleft()
             self._waiting_bytes -= item.nbytes
-            self._journaled += good
+            self._journaled += good and not repeated
+            self.repeated += repeated
             self.lost["failed"] += not good
         self._good("journal")
         return True

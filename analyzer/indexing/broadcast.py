@@ -15,7 +15,9 @@ import msgspec
 import zmq
 from prometheus_client.core import CounterMetricFamily, Metric
 
+from analyzer.door import Door, Limits
 from analyzer.indexing.sockets import bind
+from analyzer.logs import Repeats
 from analyzer.results import FrameResult, Status, record
 from streamer.messages import SeriesMetadata
 
@@ -25,6 +27,9 @@ SCHEMA_VERSION = 1
 TOPICS = ("hit", "miss", "no_beam", *(str(status) for status in Status if status != Status.OK))
 MESSAGES_HELD = 2000
 """For each subscriber: two seconds at a kilohertz."""
+
+LIMITS = Limits(connections=256, unread_bytes=4 << 20, all_unread_bytes=1 << 30)
+"""A subscriber says which topics it wants, and nothing more as long as it stays."""
 
 _LINGER_MS = 1000
 _MM_PER_M = 1000.0
@@ -51,7 +56,13 @@ class Broadcast:
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
         # A full queue of one subscriber is then told to us, before anything is sent to any.
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)
-        self.address = bind(self._socket, address)
+        self._door = Door(self._socket, LIMITS)
+        self._repeats = Repeats(log)
+        try:
+            self.address = bind(self._socket, address)
+        except BaseException:
+            self._door.close()
+            raise
         self._run_name = secrets.token_hex(4)
         self._sequence = 0
         self._of_topic = dict.fromkeys(TOPICS, 0)
@@ -76,6 +87,7 @@ class Broadcast:
                         error,
                     )
                 self.failed += 1
+        self.tick()
 
     def _publish(self, result: FrameResult) -> None:
         topic = str(result.decision) if result.status == Status.OK and result.decision else str(result.status)
@@ -111,7 +123,10 @@ class Broadcast:
         return True
 
     def tick(self) -> None:
-        """Nothing is held back."""
+        """Nothing is held back; who is connected is looked at."""
+        for reason in self._door.look():
+            text = f"a connection to {self.address} was refused: {reason.replace('_', ' ')}"
+            self._repeats.warning(f"connection {reason}", text, "subscriber_refused", reason=reason)
 
     def facts(self) -> dict[str, Any]:
         return {"address": self.address, "sent": self.sent, "lost": self.failed, "overruns": self.overruns}
@@ -124,9 +139,11 @@ class Broadcast:
             "Times a subscriber's queue was found full; it loses records until it reads again",
             value=self.overruns,
         )
+        yield self._door.collect("cxls_broadcast_connections_refused")
 
     def close(self) -> None:
         """Give the last messages a second to go out."""
+        self._door.close()
         self._socket.close()
         self._context.term()
 

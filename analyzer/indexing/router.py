@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import zmq
 
+from analyzer.door import Door, Limits
 from analyzer.indexing.sockets import bind
 
 KEEP_ALIVE = b"no hit yet"
@@ -26,6 +27,9 @@ MOST_WORKERS = 4096
 _NEXT, _UNKNOWN = b"next", b"What?"
 _REQUESTS_A_TURN = 1000
 """Then hits and keep-alives have their turn, however fast requests come."""
+
+LIMITS = Limits(connections=1024, unread_bytes=64 << 10, all_unread_bytes=16 << 20)
+"""A request is a word."""
 
 _MOST_PARTS = 8
 _REPLIES_HELD = 2
@@ -65,7 +69,12 @@ class Router:
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.SNDHWM, _REPLIES_HELD)
         self.socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        self.address = bind(self.socket, address)
+        self.door = Door(self.socket, LIMITS)
+        try:
+            self.address = bind(self.socket, address)
+        except BaseException:
+            self.door.close()
+            raise
 
     @property
     def waiting(self) -> int:
@@ -82,10 +91,11 @@ class Router:
         """Take in what has come; never waits."""
         for _ in range(_REQUESTS_A_TURN):
             try:
-                parts = self.socket.recv_multipart(zmq.DONTWAIT)
+                first = self.socket.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return
-            self._take(parts)
+            self.door.heard(first)
+            self._take([first.bytes, *(self.socket.recv_multipart() if first.more else [])])
 
     def _take(self, parts: list[bytes]) -> None:
         *envelope, request = parts
@@ -123,6 +133,7 @@ class Router:
     def close(self) -> None:
         """Close. Who waits now waits in vain: a REQ does not repeat its request to whoever listens here next, and one
         that is told to ask again does so before it sees us go."""
+        self.door.close()
         self.socket.close()
         self._context.term()
 

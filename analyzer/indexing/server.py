@@ -19,12 +19,14 @@ from typing import Any
 import zmq
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from analyzer.door import LOOK_S
 from analyzer.indexing.follower import StreamFollower
 from analyzer.indexing.hits import HitQueue, WaitingHit, event_id
 from analyzer.indexing.live_geometry import LiveGeometryFile
 from analyzer.indexing.outcomes import Outcome, Outcomes
 from analyzer.indexing.packing import FrameDecoder, pack_hit
 from analyzer.indexing.router import Router
+from analyzer.logs import Repeats
 from analyzer.panels import GivenGeometry
 from analyzer.results import FrameResult
 from streamer.frames import Frame
@@ -99,6 +101,7 @@ class IndexServer:
         self._fates: dict[str, int] = dict.fromkeys(Fate, 0)
         self._filtering = threading.Lock()
         self._to_describe: Frame | None = None
+        self._repeats = Repeats(log)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closed_at: float | None = None
         self._thread = threading.Thread(target=self._serve, name="indexing", daemon=True)
@@ -170,6 +173,7 @@ class IndexServer:
         yield CounterMetricFamily(
             "cxls_index_replies_lost", "Replies whose worker was gone; a hit went to another", value=router.replies_lost
         )
+        yield router.door.collect("cxls_index_connections_refused")
         yield GaugeMetricFamily("cxls_index_waiting_workers", "Workers that wait for a hit", value=router.waiting)
         yield GaugeMetricFamily("cxls_index_queue_hits", "Hits that wait for a worker", value=len(self.queue))
         if self.follower is not None:
@@ -196,6 +200,7 @@ class IndexServer:
         poller = zmq.Poller()
         poller.register(self.router.socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
+        poller.register(self.router.door.socket, zmq.POLLIN)
         while not self._finished():
             try:
                 self._turn(poller)
@@ -214,7 +219,11 @@ class IndexServer:
 
     def _turn(self, poller: zmq.Poller) -> None:
         more = self.router.waiting and len(self.queue)
-        ready = dict(poller.poll(0 if more else int(self.router.patience_s * 1000) + 1))
+        patience_s = min(self.router.patience_s, LOOK_S) if len(self.router.door) else self.router.patience_s
+        ready = dict(poller.poll(0 if more else int(patience_s * 1000) + 1))
+        for reason in self.router.door.look():
+            text = f"a connection to {self.router.address} was refused: {reason.replace('_', ' ')}"
+            self._repeats.warning(f"connection {reason}", text, "indexer_refused", reason=reason)
         if self._wake in ready:
             os.eventfd_read(self._wake)
         self._describe()

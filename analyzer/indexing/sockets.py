@@ -7,6 +7,7 @@ import zmq
 _LARGEST_REQUEST_BYTES = 1024
 """Nobody has to send us more than a word or the name of a topic; libzmq closes the connection of who does."""
 
+_HANDSHAKE_MS = 5000
 _HOW = "give one that is free, like tcp://127.0.0.1:12322, or port 0"
 
 
@@ -20,6 +21,7 @@ def bind(socket: "zmq.Socket[Any]", address: str) -> str:
     Raises ``CannotBind``; the socket is closed then.
     """
     socket.setsockopt(zmq.MAXMSGSIZE, _LARGEST_REQUEST_BYTES)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     # A pulled cable sends no FIN; without keepalive the peer would be held for ever.
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     for option, value in ((zmq.TCP_KEEPALIVE_IDLE, 10), (zmq.TCP_KEEPALIVE_INTVL, 5), (zmq.TCP_KEEPALIVE_CNT, 3)):

@@ -122,6 +122,9 @@ class Posterior:
     at: Floats | None = None
 
 
+NO_FIT = "the fit of water to the profile fails"
+
+
 def undetermined(reason: str) -> Posterior:
     """The posterior that says nothing but why."""
     return Posterior(np.full(2, np.nan), np.full((2, 2), np.nan), np.full(2, np.nan), np.full(2, np.nan), reason=reason)
@@ -191,6 +194,13 @@ class Fitter:
 
     def fit(self, profile: Floats, pairs: float, start: Posterior | None = None) -> Posterior:
         """The posterior of a profile (3, bins) float64; ``pairs``: see ``kernels.diffuse_areas``, summed."""
+        try:
+            return self._fit(profile, pairs, start)
+        except np.linalg.LinAlgError:
+            # Where climbs end there is no maximum to expand about: a profile of noise, or of anything but water.
+            return undetermined(NO_FIT)
+
+    def _fit(self, profile: Floats, pairs: float, start: Posterior | None) -> Posterior:
         photons, pixels = profile[PHOTONS], profile[PIXELS]
         total = float(photons.sum())
         if not (np.isfinite(profile).all() and profile.min() >= 0.0 and pixels.any()):
@@ -214,7 +224,7 @@ class Fitter:
             if np.isfinite(log) and np.isfinite(x).all():
                 modes.append(self._mode(x, log, prior, photons, pixels))
         if not modes:
-            return undetermined("the fit of water to the profile fails")
+            return undetermined(NO_FIT)
         most = max(float(mode.logs.max()) for mode in modes)
         likely = [mode for mode in modes if mode.logs.max() > most - _UNLIKELY]
         settled = [each for mode in likely for each in self._settled(mode, prior, photons, pixels)]

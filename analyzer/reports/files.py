@@ -3,9 +3,10 @@
 Written in a thread of its own. A fault costs a report: it is said and counted, and the analysis knows nothing of it.
 """
 
+import contextlib
 import logging
-import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from analyzer.placing import placed
 from analyzer.reports.page import make_page
 from analyzer.reports.rows import header_line, row_line
 from analyzer.reports.table_file import OtherColumns, append_row, check_table
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 TABLE = "runs.csv"
 CLOSE_S = 60.0
 """How long the end of the program waits for the last report."""
+
+_LEFT_S = 3600.0
+"""An unfinished page that is older was left by a kill."""
 
 _MOST_WAITING = 4
 """Runs that end faster than their reports are written: each holds its pictures' arrays in memory."""
@@ -36,9 +41,11 @@ class BadReports(ValueError):
 def prepare(folder: Path) -> None:
     """Make the folder and see that reports can be written there. Raises ``BadReports``, ``OSError``."""
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".report.tmp"
-    probe.write_bytes(b"")
-    probe.unlink()
+    tempfile.TemporaryFile(dir=folder).close()
+    for unfinished in folder.glob(".run-*.html.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - unfinished.stat().st_mtime > _LEFT_S:
+                unfinished.unlink()
     try:
         check_table(folder / TABLE, header_line())
     except OtherColumns as error:
@@ -94,12 +101,8 @@ class ReportFiles(Collector):
         # The row first: it is what is asked of a run when nothing else is left.
         append_row(self.folder / TABLE, header_line(), row_line(capture.summary))
         path = self._free_path(capture.summary.info.name)
-        temporary = self.folder / f".{path.name}.tmp"
-        try:
+        with placed(path) as temporary:
             temporary.write_bytes(make_page(capture))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         log.info("report of run %s: %s", capture.summary.info.name, path)
 
     def _free_path(self, name: str) -> Path:

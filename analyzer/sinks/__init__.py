@@ -1,6 +1,6 @@
 """Outputs of results: one method to write, one to close, chosen by the file's name; and of hits with their frames."""
 
-from analyzer.sinks.base import HitOutput, Reporting, ResultsExist, Sink
+from analyzer.sinks.base import HitOutput, Reporting, ResultsExist, ResultsFile, Sink
 from analyzer.sinks.detached import DetachedSink
 from analyzer.sinks.files import JsonLinesSink, ParquetSink, open_results
 
@@ -11,6 +11,7 @@ __all__ = [
     "ParquetSink",
     "Reporting",
     "ResultsExist",
+    "ResultsFile",
     "Sink",
     "open_results",
 ]

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from prometheus_client.core import Metric
 
 from analyzer.results import FrameResult
+from analyzer.sinks.recorded import Recorded
 from streamer.frames import Frame
 
 
@@ -25,6 +26,13 @@ class Sink(Protocol):
         """Time passes without records."""
 
     def close(self) -> None: ...
+
+
+class ResultsFile(Sink, Protocol):
+    """Results on disk. ``recorded``: what was there before; ``repeated``: records that were there, and not written."""
+
+    recorded: Recorded
+    repeated: int
 
 
 @runtime_checkable

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 << 10
 BODY_TIMEOUT_S = 10.0
+_MOST_SAID = 300
+"""Characters of what a decoder says, which may name a key of any length."""
+
 OUTCOMES = ("done", "refused", "busy", "unauthorised", "failed")
 OFF = "control is off here; start cxls analyze with --control-token FILE"
 
@@ -260,7 +263,7 @@ def _decoded(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _Refusal(400, "refused", f"not the JSON that is wanted here: {error}") from None
+        raise _Refusal(400, "refused", f"not the JSON that is wanted here: {str(error)[:_MOST_SAID]}") from None
 
 
 def _path(text: str) -> Path:

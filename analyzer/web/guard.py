@@ -27,7 +27,7 @@ class Refusals(Collector):
     """Requests refused before they reached what they asked for, by reason: ``cxls_http_refused_total``."""
 
     def __init__(self) -> None:
-        self.counts = {"host": 0, "busy": 0, "too_slow": 0}
+        self.counts = dict.fromkeys(("host", "busy", "too_slow", "no_request", "connections"), 0)
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(

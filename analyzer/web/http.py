@@ -8,13 +8,14 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
+from analyzer.web.connections import MOST_HEAD_BYTES, limited
 from analyzer.web.guard import Guard, Refusals
 
 _STOP_S = 3.0
 _MOST_SOCKET_BYTES = 8192
 _SEND_BUFFER_BYTES = 256 << 10
-_MOST_CONNECTIONS = 500
-"""Idle connections count too, so a few dozen forgotten browsers must not shut out Prometheus."""
+_BACKLOG = 100
+"""Connections taken in at once, before it is seen that they are too many."""
 
 
 class HttpServer:
@@ -32,7 +33,9 @@ class HttpServer:
             ws="websockets-sansio",
             ws_max_size=_MOST_SOCKET_BYTES,
             ws_per_message_deflate=False,
-            limit_concurrency=_MOST_CONNECTIONS,
+            http=limited(refusals),
+            h11_max_incomplete_event_size=MOST_HEAD_BYTES,
+            backlog=_BACKLOG,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([bound],), name="http", daemon=True)

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,14 +60,18 @@ class Child:
 
 
 @contextlib.contextmanager
-def cxls(*arguments: str) -> Iterator[Child]:
-    """Run ``cxls ARGUMENTS`` beside us; it is ended when the block is left."""
+def cxls(*arguments: str, apart: bool = False) -> Iterator[Child]:
+    """Run ``cxls ARGUMENTS`` beside us; it is ended when the block is left.
+
+    ``apart``: in a session of its own, so that Ctrl-C at the terminal reaches us alone.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "cxls", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"COLUMNS": "200"},
+        start_new_session=apart,
     )
     child = Child(process)
     followers = [threading.Thread(target=work, daemon=True) for work in (child.follow_errors, child.follow_output)]
@@ -100,6 +106,19 @@ def replaying(
     loops = "--loop" if loop else "--no-loop"
     with cxls("replay", str(master), "--bind", bind, "--stream", protocol, loops, *paced) as child:
         yield child.address("replay")
+
+
+def wait_ready(url: str) -> None:
+    """Wait until an analysis that listens has its models warm. Raises ``OSError`` after ``START_S`` seconds."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=2):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def free_endpoint() -> str:

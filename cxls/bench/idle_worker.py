@@ -1,6 +1,6 @@
 """A worker that answers without looking, so that what is measured is the way there and back.
 
-``python -m cxls.bench.idle_worker ADDRESS shared|wire``.
+``python -m cxls.bench.idle_worker ADDRESS shared|wire [SECRET_KEY FRONT_KEY]``; keys as of ``cxls worker-keys``.
 """
 
 import sys
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from analyzer.cascade import Analyser, BatchOutcome, PlanCache
+from analyzer.crew.curve import WorkerKeys
 from analyzer.crew.worker import Worker
 from analyzer.judge import Judge
 from cxls import allocator
@@ -50,4 +51,6 @@ def make(judge: Judge) -> Analyser:
 if __name__ == "__main__":
     allocator.settle()
     shared = sys.argv[2] == "shared"
-    Worker(sys.argv[1], make, name="idle", batch_frames=8, once=True, shared=shared).run(threading.Event())
+    given = [each.encode() for each in sys.argv[3:]]
+    keys = WorkerKeys(*given) if given else None
+    Worker(sys.argv[1], make, name="idle", batch_frames=8, once=True, shared=shared, keys=keys).run(threading.Event())

@@ -14,7 +14,7 @@ import torch
 
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.cascade import Analyser, CascadeSettings
-from cxls.bench.children import START_S, Child, cxls, free_endpoint, memory_bytes, replaying
+from cxls.bench.children import Child, cxls, free_endpoint, memory_bytes, replaying, wait_ready
 from cxls.bench.inputs import BRIGHT_FLUX, chosen_bundle, image_data, packed_frames, repeated, simulate
 from cxls.bench.report import Figure, Report
 from cxls.settings import BenchSettings
@@ -119,7 +119,7 @@ def flood(master: Path, seconds: float, bundle: Path, results: Path) -> Flooded:
         "--results", str(results),
     ) as child:  # fmt: skip
         url = f"http://{child.address('http')}"
-        _wait_ready(url)
+        wait_ready(url)
         pid = child.process.pid
         base = memory_bytes(pid)
         resident = []
@@ -135,18 +135,6 @@ def flood(master: Path, seconds: float, bundle: Path, results: Path) -> Flooded:
             code = child.interrupt()
         summary = _summary(child)
     return Flooded(base, resident, peak, scraped, summary, code)
-
-
-def _wait_ready(url: str) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=2):
-                return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 def scrape(url: str) -> dict[str, float]:

@@ -22,6 +22,7 @@ import zmq
 
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.cascade import BatchOutcome, CascadeSettings, PlanCache
+from analyzer.crew.curve import FrontKeys, new_keys
 from analyzer.crew.dispatch import Crew
 from analyzer.judge import Judge
 from cxls import allocator
@@ -80,18 +81,24 @@ class TimedCrew(Crew):
 
 
 class Way:
-    """A crew with one worker, a module and its arguments behind the address, and frames to send it."""
+    """A crew with one worker, a module and its arguments behind the address, and frames to send it.
 
-    def __init__(self, bundle: Path, *worker: str) -> None:
+    With ``curve`` encrypted, by keys of this run, which the module has behind its arguments.
+    """
+
+    def __init__(self, bundle: Path, *worker: str, curve: bool = False) -> None:
         # All frames of a round may be on their way; they are the same few over and over, which takes no memory.
         self.ring = FrameRing(8 << 30, 1 << 16)
         self.arrived = 0
         self._changed = threading.Condition()
         judge = Judge(load_bundle(bundle), CascadeSettings())
-        self.crew = TimedCrew("tcp://127.0.0.1:0", judge, PlanCache())
+        (front, front_secret), (public, secret) = new_keys(), new_keys()
+        keys = FrontKeys(front_secret, lambda: frozenset([public])) if curve else None
+        self.crew = TimedCrew("tcp://127.0.0.1:0", judge, PlanCache(), keys)
         self.crew.start(self.ring, 0.01, (), self._take)
         module, *arguments = worker
         command = [sys.executable, "-m", module, self.crew.address, *arguments]
+        command += [secret.decode(), front.decode()] if curve else []
         self._child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + START_S
         while not self.crew.threads:
@@ -249,17 +256,22 @@ def handing(bundle: Path, frames: Sequence[Frame], seconds: float) -> tuple[list
     # ``way`` goes over the wire now.
     with pulling(FRAMES) as (push, back_of_peer), told_back() as (address, back_of_ours):
         there = Way(bundle, "cxls.bench.one_way_worker", address, str(FRAMES))
+        locked = Way(bundle, "cxls.bench.idle_worker", "wire", curve=True)
+        flat_out(locked, frames, 100)
         bare(push, back_of_peer, frames, FRAMES)
         one_way(there, back_of_ours, frames, FRAMES)
-        alone, outwards, both = [], [], []
+        alone, outwards, both, encrypted = [], [], [], []
         for _ in range(ROUNDS):
             alone.append(bare(push, back_of_peer, frames, FRAMES))
             outwards.append(one_way(there, back_of_ours, frames, FRAMES))
             both.append(flat_out(way, frames, FRAMES))
+            encrypted.append(flat_out(locked, frames, FRAMES))
         there.close()
+        locked.close()
     way.close()
     rates |= {
         "TCP, there and back": FRAMES / middle(both),
+        "TCP with keys (CURVE), there and back": FRAMES / middle(encrypted),
         "TCP, one way": FRAMES / middle(outwards),
         "bare PUSH, one way": FRAMES / middle(alone),
     }

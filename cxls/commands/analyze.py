@@ -46,10 +46,11 @@ from analyzer.product_files import ProductFiles, ProductsExist
 from analyzer.product_files import prepare as prepare_products
 from analyzer.reports import BadReports, ReportFiles
 from analyzer.reports import prepare as prepare_reports
+from analyzer.restart import Restart
 from analyzer.results import Decision, HitRule
 from analyzer.running import WINDOWS
 from analyzer.runs import BadRun, RunInfo, Runs
-from analyzer.sinks import DetachedSink, HitOutput, Sink, open_results
+from analyzer.sinks import DetachedSink, HitOutput, ResultsFile, Sink, open_results
 from analyzer.warm import warm_up
 from analyzer.web.control import ControlEndpoints
 from analyzer.web.guard import Refusals
@@ -95,6 +96,8 @@ def run(resolved: Resolved[AnalyzeSettings], source: Sequence[str]) -> None:
     interrupted = stop_on_signals(session.stop)
     session.run()
     print_summary(session.front)
+    if session.restart is not None and session.restart.lost:
+        click.echo(f"lost in crashes: {session.restart.lost} images of earlier runs are in no record")
     lost = sum(sink.lost for sink in session.front.sinks)
     hits = session.hits
     if hits is not None:
@@ -164,7 +167,7 @@ class Session:
             _check_addresses(sources)
         info = _run_info(settings)
         if settings.products:
-            _prepare_products(settings.products, settings.overwrite)
+            _prepare_products(settings.products, settings.overwrite or settings.append)
         if settings.reports:
             _prepare_reports(settings.reports)
         check_epics(settings)
@@ -196,10 +199,18 @@ class Session:
         analysers = [makers.make(judge) for _ in range(workers)]
         # What is there is touched only now that all else is known to be in order.
         self.hits = _open_hits(settings)
-        sinks: list[Sink] = [_open_results(settings)] if settings.results else []
+        sinks: list[Sink] = []
+        self.restart: Restart | None = None
+        if settings.results is not None:
+            results = _open_results(settings, settings.results)
+            sinks.append(DetachedSink(results))
+            # A file is read from its start again, so a kill costs it nothing.
+            self.restart = Restart(settings.results, results, settings.append) if where.live else None
         if broadcast is not None:
             sinks.append(broadcast)
         hit_outputs: list[HitOutput] = [output for output in (self.hits, indexing) if output is not None]
+        if self.restart is not None:
+            self.restart.start()
         # Connected last: from here on the detector hands us its images.
         source: Source = self._files or _connect(settings, sources)
         self.front = Front(
@@ -222,6 +233,7 @@ class Session:
             on_series=self._report_series,
             hit_outputs=hit_outputs,
             crew=None if self.crew is None else self.crew.dispatch,
+            restart=self.restart,
         )
         indexed = _indexed_by(indexing)
         self.run_reports = None if settings.reports is None else ReportFiles(settings.reports)
@@ -255,7 +267,9 @@ class Session:
             self.bragg = BraggWatch(cell, self.front.running.hit_spots, lambda: self.parameters.water)
         self._endpoints = ControlEndpoints(self.control, token)
         self._product_files = (
-            ProductFiles(settings.products, self.front.products, settings.overwrite) if settings.products else None
+            ProductFiles(settings.products, self.front.products, settings.overwrite, append=settings.append)
+            if settings.products
+            else None
         )
         disks = DiskSpace(_folders(settings))
         self._load = [disks, *([GpuLoad.of(device)] if device != "cpu" else [])]
@@ -299,7 +313,8 @@ class Session:
         registry = make_registry(self.front, self.running_estimate, judge.point, build)
         registry.register(self._endpoints)
         collectors = (
-            self._log_counts, self._live_socket, self._refusals, *self._load, self._product_files, self.run_reports
+            self._log_counts, self._live_socket, self._refusals, *self._load, self._product_files, self.run_reports,
+            self.restart,
         )  # fmt: skip
         for collector in collectors:
             if collector is not None:
@@ -375,6 +390,8 @@ class Session:
                 self._product_files.close()
             if self.run_reports is not None:
                 self.run_reports.close(lambda: self.control.capture(over=True))
+            if self.restart is not None:
+                self.restart.close()
             if self.epics is not None:
                 self.epics.close()
             if self.web is not None:
@@ -539,13 +556,12 @@ def _connect(settings: AnalyzeSettings, addresses: list[str]) -> StreamReceiver:
         raise BadSettings(str(error)) from None
 
 
-def _open_results(settings: AnalyzeSettings) -> Sink:
-    assert settings.results is not None
+def _open_results(settings: AnalyzeSettings, path: Path) -> ResultsFile:
     try:
-        return DetachedSink(open_results(settings.results, append=settings.append, overwrite=settings.overwrite))
+        return open_results(path, append=settings.append, overwrite=settings.overwrite)
     except OSError as error:
         why = error.strerror or error
-        raise BadSettings(f"{settings.results}: {why}; choose a place that can be written") from None
+        raise BadSettings(f"{path}: {why}; choose a place that can be written") from None
     except ValueError as error:
         raise BadSettings(str(error)) from None
 
@@ -564,9 +580,11 @@ def _folders(settings: AnalyzeSettings) -> dict[str, Path]:
 def _open_hits(settings: AnalyzeSettings) -> HitFolder | None:
     if settings.hits is None:
         return None
-    sizes = HitFolderSettings(queue_bytes=settings.hits_queue_mib << 20, file_bytes=settings.hits_file_mib << 20)
+    kept = HitFolderSettings(
+        queue_bytes=settings.hits_queue_mib << 20, file_bytes=settings.hits_file_mib << 20, append=settings.append
+    )
     try:
-        return HitFolder(settings.hits, sizes)
+        return HitFolder(settings.hits, kept)
     except UnusableFolder as error:
         raise BadSettings(f"--hits {error}") from None
 

@@ -10,6 +10,7 @@ import click
 import torch
 
 from analyzer.cascade import MOST_FRAMES
+from analyzer.crew.curve import WorkerKeys
 from analyzer.crew.worker import Refused, Worker
 from analyzer.web.worker_server import WorkerServer
 from cxls import allocator
@@ -17,6 +18,7 @@ from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.analyze import CPU_BATCH, DEVICE_WORKERS, bind_or_refuse, choose_device
 from cxls.compilation import compilation
 from cxls.crew import LocalWorkers
+from cxls.key_files import read_worker_keys
 from cxls.makers import Makers
 from cxls.service import open_notifier
 from cxls.settings import BadSettings, Resolved, WorkerSettings
@@ -33,13 +35,14 @@ def run(resolved: Resolved[WorkerSettings], address: str) -> None:
         raise BadSettings(f"{address}: give the front's address for workers, for instance tcp://front:31100")
     device = choose_device(settings.device)
     alone = device == "cuda" or settings.once
+    keys = _keys_of(settings)
     processes = settings.processes or (1 if alone else len(os.sched_getaffinity(0)))
     stop = threading.Event()
     interrupted = stop_on_signals(stop)
     if processes > 1:
         _supervise(settings, address, processes, stop)
     else:
-        _work(settings, address, device, stop)
+        _work(settings, address, device, stop, keys)
     if interrupted:
         raise Interrupted(interrupted[0])
 
@@ -50,6 +53,8 @@ def _supervise(settings: WorkerSettings, address: str, processes: int, stop: thr
         raise BadSettings("--once: with --processes 1 only; several are started again when they end")
     arguments = ["--device", settings.device, "--processes", "1", "--threads", str(settings.threads)]
     arguments += ["--batch", str(settings.batch)]
+    for option, path in (("--worker-key", settings.worker_key), ("--front-key", settings.front_key)):
+        arguments += [] if path is None else [option, str(path)]
     workers = LocalWorkers(address, processes, arguments, name=settings.name, listen=settings.listen)
     workers.start()
     click.echo(f"{processes} workers for {address}; Ctrl-C ends them", err=True)
@@ -66,7 +71,17 @@ def _supervise(settings: WorkerSettings, address: str, processes: int, stop: thr
             notifier.close()
 
 
-def _work(settings: WorkerSettings, address: str, device: str, stop: threading.Event) -> None:
+def _keys_of(settings: WorkerSettings) -> WorkerKeys | None:
+    if settings.worker_key is None and settings.front_key is None:
+        return None
+    if settings.worker_key is None or settings.front_key is None:
+        raise BadSettings(
+            "--worker-key and --front-key: give both, this worker's secret key and the front's public one"
+        )
+    return read_worker_keys(settings.worker_key, settings.front_key)
+
+
+def _work(settings: WorkerSettings, address: str, device: str, stop: threading.Event, keys: WorkerKeys | None) -> None:
     bound = bind_or_refuse(settings.listen) if settings.listen else None
     allocator.settle()
     torch.set_num_threads(1)
@@ -78,6 +93,7 @@ def _work(settings: WorkerSettings, address: str, device: str, stop: threading.E
         threads=settings.threads or (DEVICE_WORKERS if device == "cuda" else 1),
         batch_frames=settings.batch or (MOST_FRAMES if device == "cuda" else CPU_BATCH),
         once=settings.once,
+        keys=keys,
     )
     server = None
     if bound is not None:

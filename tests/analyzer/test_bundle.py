@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +293,46 @@ def test_tables_with_what_is_no_number_are_refused(scattering_folder: Path) -> N
     tensors["air"][7] = float("nan")
     put_tables(scattering_folder, save(tensors))
     assert "scattering.safetensors: scattering tables hold what is no number" in refusal(scattering_folder)
+
+
+# --- a folder from somebody ---------------------------------------------------------------
+
+
+def test_a_card_that_states_a_network_without_end_is_refused_at_once(folder: Path) -> None:
+    change(folder, "parameters", settings={"blocks": 10**9})
+    began = time.monotonic()
+    assert "blocks 1000000000 is not from 0 to" in refusal(folder)
+    assert time.monotonic() - began < 10
+
+
+def test_a_card_nested_beyond_all_depth_is_refused(folder: Path) -> None:
+    text = (folder / "bundle.json").read_text()
+    deep = '"training": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}, "
+    (folder / "bundle.json").write_text(text.replace('"network"', deep + '"network"', 1))
+    assert "not a bundle card" in refusal(folder)
+
+
+@pytest.mark.parametrize("length", [1 << 62, (1 << 64) - 1, 200 << 20, 0])
+def test_weights_whose_header_lies_of_its_length_are_refused(folder: Path, length: int) -> None:
+    data = length.to_bytes(8, "little") + b"{" + b" " * 100
+    (folder / "hit.safetensors").write_bytes(data)
+    change(folder, "hit", sha256=hashlib.sha256(data).hexdigest())
+    assert "not a safetensors file" in refusal(folder)
+
+
+def test_tensors_that_claim_more_than_the_file_has_are_refused_before_memory_is_set_aside(folder: Path) -> None:
+    facts = {"head.weight": {"dtype": "F32", "shape": [1 << 20, 1 << 20], "data_offsets": [0, 1 << 42]}}
+    header = json.dumps(facts).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(64)
+    (folder / "hit.safetensors").write_bytes(data)
+    change(folder, "hit", sha256=hashlib.sha256(data).hexdigest())
+    assert "not a safetensors file" in refusal(folder)
+
+
+def test_a_link_to_a_file_whose_content_the_card_does_not_know_is_refused_unshown(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"somebody's secret")
+    (folder / "hit.safetensors").unlink()
+    (folder / "hit.safetensors").symlink_to(tmp_path / "secret")
+    text = refusal(folder)
+    assert "SHA-256" in text
+    assert "somebody" not in text

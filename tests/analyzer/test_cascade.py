@@ -109,6 +109,40 @@ def test_a_record_does_not_depend_on_what_came_before(bundle: Bundle) -> None:
     assert first == again
 
 
+def test_a_frame_of_noise_says_why_there_is_no_fit_and_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    fits, masked = load_bundle(DEFAULT_BUNDLE), np.random.default_rng(3).random(SHAPE) < 0.2
+    of = series(masks={CHANNEL: masked.astype("u4")})
+    noise = [np.random.default_rng(n).integers(0, 65535, SHAPE, endpoint=True, dtype=np.uint16) for n in range(12)]
+    results = judge(fits, *(frame(pixels, n, of) for n, pixels in enumerate(noise)))
+    assert {result.status for result in results} == {Status.OK}
+    assert all(result.estimate_reason for result in results)
+    assert "failed" not in caplog.text
+
+
+def test_a_fault_of_ours_on_one_frame_costs_no_other(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = mixture()
+    alone = judge(bundle, *frames)
+    analyser = Analyser(bundle, CascadeSettings())
+    decide = Analyser._decision
+
+    def fail_on_one(self: Analyser, fields: dict[str, Any], probability: float) -> Decision:
+        if probability == alone[2].hit_probability:
+            raise ZeroDivisionError("a fault of ours")
+        return decide(self, fields, probability)
+
+    monkeypatch.setattr(Analyser, "_decision", fail_on_one)
+    outcome = analyser.process(frames)
+    assert [*outcome.results[:2], *outcome.results[3:]] == [*alone[:2], *alone[3:]]
+    assert (outcome.results[2].status, outcome.results[2].reason) == (Status.UNDECODABLE, "failed")
+    good = [result for result in outcome.results if result.status == Status.OK]
+    assert len(outcome.profiles) == len(outcome.peaks) == len(outcome.diffuse) == len(good)
+    assert "a fault of ours" in caplog.text
+    with pytest.raises(ZeroDivisionError):
+        analyser.process([frames[2]])
+
+
 def test_big_and_little_endian_images_give_the_same_record(bundle: Bundle) -> None:
     pixels = with_spots(water(0.4), 300)
     little, big = (

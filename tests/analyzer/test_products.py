@@ -404,6 +404,17 @@ def test_an_existing_folder_is_refused_unless_it_may_be_replaced(bundle: Bundle,
     ProductFiles(tmp_path, front.products, overwrite=True).close()
 
 
+def test_a_run_that_goes_on_keeps_what_the_earlier_ones_added_up(bundle: Bundle, tmp_path: Any) -> None:
+    for images in (1, 2, 3):
+        front, _ = run_front(bundle, [start(1, images), *(image(n) for n in range(images)), end(1)])
+        ProductFiles(tmp_path, front.products, append=True).close()
+    counts = []
+    for name in ("products-1.h5", "products-2.h5", HDF5):
+        with h5py.File(tmp_path / name) as file:
+            counts.append(int(file.attrs["frames_hit"] + file.attrs["frames_miss"]))
+    assert counts == [1, 2, 3]
+
+
 def test_a_folder_that_vanishes_costs_writings_and_nothing_else(bundle: Bundle, tmp_path: Any) -> None:
     front, _ = run_front(bundle, [start(1, 1), image(0), end(1)])
     files = ProductFiles(tmp_path / "out", front.products, every_s=0.05)

@@ -341,6 +341,27 @@ def test_reducing_twice_gives_the_same() -> None:
     assert_equal(kept(held.reduce()), held.reduce())
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_mirrored_frame_has_mirrored_peaks(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = with_spots(water(0.05, seed=seed), 40)
+    for ss, fs in SPOT:
+        # Of two pixels alike the first would be the middle, which is another one in the mirror.
+        pixels[ss, fs] += 9
+    valid = (rng.random(SHAPE) < 0.99).astype(np.uint8)
+    rows, columns = SHAPE
+    plain = kept(workspace(pixels, valid=valid).reduce())
+    for axis, name, last in ((0, "ss", rows - 1), (1, "fs", columns - 1)):
+        mirrored, mask = (np.ascontiguousarray(np.flip(each, axis)) for each in (pixels, valid))
+        found = kept(workspace(mirrored, valid=mask).reduce())
+        found.peaks[name] = last - found.peaks[name]
+        one, other = (np.sort(each.peaks, order=("intensity", "fs")) for each in (plain, found))
+        assert len(one) == len(other) > 0
+        for field in ("fs", "ss", "intensity", "snr"):
+            np.testing.assert_allclose(other[field], one[field], rtol=1e-6, atol=1e-6)
+        assert found.background_photons == pytest.approx(plain.background_photons, rel=1e-12)
+
+
 def test_nothing_of_a_frame_is_left_for_the_next() -> None:
     bright, dim = with_spots(water(5.0, seed=1), 4000), with_spots(water(0.01, seed=2), 30, spots=3)
     held = workspace(bright)

@@ -211,6 +211,18 @@ def test_a_file_of_other_columns_is_refused_and_stays_as_it_is(tmp_path: Path, c
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(("age_s", "stays"), [(7200, False), (60, True)])
+def test_a_page_that_a_kill_left_unfinished_goes_and_one_in_the_making_stays(
+    tmp_path: Path, age_s: int, stays: bool
+) -> None:
+    unfinished = tmp_path / ".run-0012.html.tmp"
+    unfinished.write_text("<html>")
+    then = time.time() - age_s
+    os.utime(unfinished, (then, then))
+    prepare(tmp_path)
+    assert unfinished.exists() is stays
+
+
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
         path = tmp_path / "runs.csv"

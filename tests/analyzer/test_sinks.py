@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from analyzer.results import RECORD_FIELDS, FrameResult, Status
+from analyzer.results import RECORD_FIELDS, FrameResult, Status, to_json_line
 from analyzer.sinks import JsonLinesSink, ParquetSink, ResultsExist, files, open_results
 from tests.analyzer.writer_child import result
 from tests.support import REPOSITORY
@@ -156,11 +156,12 @@ def test_parts_appear_when_they_are_complete(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "r.parquet"
     sink = ParquetSink(path)
     sink.write([result(n) for n in range(6)])
-    assert list(path.iterdir()) == []
+    assert pq.read_table(path).num_rows == 0
     sink.write([result(n) for n in range(6, 12)])
     assert [part.name for part in path.iterdir()] == ["part-000000.parquet"]
     sink.write([result(12)])
     sink.close()
+    assert not list(path.glob(".*"))
     assert ids(path) == list(range(13))
 
 
@@ -185,6 +186,51 @@ def test_an_unfinished_part_is_cleared_away(tmp_path: Path) -> None:
     write(path, [3], append=True)
     assert ids(path) == [0, 1, 2, 3]
     assert not list(path.glob("*.tmp"))
+
+
+def test_what_a_killed_writer_leaves_does_not_keep_others_from_reading_the_folder(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    write(path, range(3))
+    for name in (".part-000001.tmp", ".part-000001.jsonl"):
+        (path / name).write_bytes(b"half")
+    assert pq.read_table(path).num_rows == 3
+    write(path, [3], append=True)
+    assert pq.read_table(path).num_rows == 4
+    assert not list(path.glob(".*"))
+
+
+def test_records_that_waited_for_their_part_when_a_run_was_killed_are_in_one_when_it_goes_on(tmp_path: Path) -> None:
+    path, whole = tmp_path / "r.parquet", tmp_path / "whole.parquet"
+    tagged = [replace(result(n), tags={"x": [1, "\u00e9"]}, peaks=None if n % 2 else result(n).peaks) for n in range(9)]
+    killed = ParquetSink(path)
+    killed.write([*tagged, UNDECODABLE])
+    del killed
+    (lines,) = path.glob(".part-*.jsonl")
+    lines.write_bytes(lines.read_bytes() + b'{"series_id":1,"image_id":9')
+    again = open_results(path, append=True)
+    again.write(tagged)
+    again.close()
+    assert again.repeated == 9
+    unkilled = open_results(whole)
+    unkilled.write([*tagged, UNDECODABLE])
+    unkilled.close()
+    assert read(path) == read(whole)
+
+
+def test_a_kill_between_a_part_and_the_end_of_its_lines_repeats_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    write(path, range(3))
+    (path / ".part-000000.jsonl").write_bytes(b"".join(map(to_json_line, [result(n) for n in range(3)])))
+    write(path, [3], append=True)
+    assert ids(path) == [0, 1, 2, 3]
+
+
+def test_zeros_that_a_power_cut_left_at_the_end_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, range(3))
+    path.write_bytes(path.read_bytes() + bytes(500))
+    write(path, [3], append=True)
+    assert ids(path) == [0, 1, 2, 3]
 
 
 def test_a_folder_with_something_else_in_it_is_not_cleared(tmp_path: Path) -> None:
@@ -261,6 +307,10 @@ def test_a_killed_writer_leaves_every_record_it_finished(tmp_path: Path, suffix:
     else:
         found = ids(path)
         assert len(found) >= 400, "parts of 56 records"
+        pq.read_table(path)
+        open_results(path, append=True).close()
+        found = ids(path)
+        assert len(found) >= confirmed, "what waited for its part is in one when the run goes on"
     assert found == list(range(len(found)))
     write(path, range(len(found) + 5), append=True)
     again = ids(path)

@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import poisson
 
@@ -95,3 +97,18 @@ def test_a_spot_beside_a_pixel_without_data_is_ruled_out() -> None:
 def test_counts_without_end_are_no_number_without_end() -> None:
     window = np.full((SIDE, SIDE), 60_000, np.uint16)
     assert np.isfinite(evidence(window, 1e-6))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-5, 0.003, 0.1, 4.0]))
+def test_a_window_says_the_same_however_it_is_turned_or_mirrored(seed: int, mean: float) -> None:
+    rng = np.random.default_rng(seed)
+    window = rng.poisson(mean, (SIDE, SIDE)).astype(np.uint16)
+    valid = (rng.random((SIDE, SIDE)) < 0.95).astype(np.uint8)
+    window[REACH, REACH] += 3
+    valid[REACH, REACH] = 1
+    turned = [np.rot90(each, k) for k in range(4) for each in (window, window.T)]
+    masks = [np.rot90(each, k) for k in range(4) for each in (valid, valid.T)]
+    both = zip(map(np.ascontiguousarray, turned), map(np.ascontiguousarray, masks), strict=True)
+    said = {evidence(counts, mean, good) for counts, good in both}
+    assert len(said) == 1

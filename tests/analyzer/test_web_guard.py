@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from analyzer.web import guard
+from analyzer.web import connections, guard
 from analyzer.web.guard import MOST_LARGE, Refusals
 from analyzer.web.http import HttpServer, bind
 from tests.cxls.programs import wait_for
@@ -96,3 +96,75 @@ def test_clients_that_read_nothing_are_hung_up_on_and_large_answers_are_few(
     assert served.get("/large")[0] == 200
     for each in silent:
         each.close()
+
+
+def silent(served: Served, count: int, said: bytes = b"") -> list[socket.socket]:
+    opened = [socket.create_connection(("127.0.0.1", served.port), timeout=10) for _ in range(count)]
+    for each in opened:
+        each.sendall(said)
+    return opened
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET /small HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: b"], ids=["silent", "half a head"]
+)
+def test_whoever_asks_is_served_however_many_merely_connect(
+    served: Served, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 20)
+    idle = silent(served, 60, said)
+    for _ in range(5):
+        assert served.get("/small")[0] == 200
+    wait_for(lambda: len(served.server._server.server_state.connections) <= 20)
+    assert served.refusals.counts["connections"] >= 40
+    # The first to come were the first to go.
+    assert idle[0].recv(1) == b""
+    for each in idle:
+        each.close()
+
+
+def test_a_head_that_comes_byte_by_byte_has_its_time_and_no_more(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "REQUEST_S", 0.5)
+    slow = silent(served, 3, b"GET /small HTTP/1.1\r\n")
+    began = time.monotonic()
+    with pytest.raises(OSError):  # noqa: PT012
+        while time.monotonic() < began + 10:
+            time.sleep(0.05)
+            for each in slow:
+                each.sendall(b"X")
+    assert time.monotonic() - began < 5
+    wait_for(lambda: served.refusals.counts["no_request"] == 3)
+    for each in slow:
+        each.close()
+
+
+def test_an_answer_that_takes_longer_than_a_request_may_is_not_cut_off(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "REQUEST_S", 0.2)
+    raw = served.open("/large")
+    time.sleep(0.6)
+    received = 0
+    while received < LARGE:
+        part = raw.recv(1 << 20)
+        assert part
+        received += len(part)
+    raw.close()
+
+
+def test_a_head_of_many_bytes_is_refused(served: Served) -> None:
+    with silent(served, 1)[0] as raw:
+        raw.sendall(b"GET /small HTTP/1.1\r\n" + b"X-A: " + b"a" * (connections.MOST_HEAD_BYTES + 1))
+        assert raw.recv(12) == b"HTTP/1.1 400"
+    assert served.get("/small")[0] == 200
+
+
+def test_a_connection_may_ask_again_and_again(served: Served) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    for _ in range(5):
+        connection.request("GET", "/small")
+        assert connection.getresponse().read() == b"ok"
+    connection.close()
+    assert not any(served.refusals.counts.values())

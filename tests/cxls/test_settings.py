@@ -99,6 +99,13 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     assert "not TOML" in refused(AnalyzeSettings, {}, path)
 
 
+def test_a_file_that_would_take_hours_is_refused(tmp_path: Path) -> None:
+    digits = refused(AnalyzeSettings, {}, toml(tmp_path, "min_peaks = " + "9" * 5000))
+    assert "not TOML" in digits
+    assert len(digits) < 400
+    assert "larger than 64 kB" in refused(AnalyzeSettings, {}, toml(tmp_path, "a" + ".a" * 100_000 + " = 1"))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("min_peaks", "0"), ("min_peaks", "many"), ("threshold", "1.5"), ("threshold", "nan"), ("hit_rule", "maybe"),

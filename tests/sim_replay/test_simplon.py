@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 import zmq
 
+from sim_replay import simplon_http
+from sim_replay.faults import FaultPlan, parse_specs
 from sim_replay.replay import Replay, ReplayReport, ReplaySettings, run_replay
 from sim_replay.simplon_http import SimplonServer
 from streamer.files import CHANNEL, BadInput
@@ -424,3 +427,42 @@ def test_a_rest_port_in_use_is_one_clear_line(detector: Detector, master: Path) 
     settings = ReplaySettings((str(master),), bind="tcp://127.0.0.1:0")
     with Replay(settings) as replay, pytest.raises(BadInput, match=f"{address}: cannot be bound: Address already"):
         SimplonServer(replay, address)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simplon_http, "BODY_TIMEOUT_S", 0.3)
+    host, _, port = detector.url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as slow:
+        slow.sendall(
+            b"PUT /detector/api/1.8.0/config/count_time HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n" + b"{"
+        )
+        assert b" 408 " in slow.recv(100)
+
+
+def test_more_connections_than_are_served_are_told_so(detector: Detector) -> None:
+    host, _, port = detector.url.removeprefix("http://").rpartition(":")
+    idle = [socket.create_connection((host, int(port)), timeout=10) for _ in range(simplon_http.MOST_CONNECTIONS)]
+    idle[-1].sendall(b"GET /detector/api/version HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert b" 503 " in idle[-1].recv(100)
+    for each in idle:
+        each.close()
+
+
+def test_a_client_meets_faults_in_the_series_that_it_arms(master: Path) -> None:
+    specs = ["drop_image@1", "disconnect@3", "early_end@6", "reboot=1", "rearm_without_end=1"]
+    with serving(master, faults=FaultPlan(parse_specs(specs))) as detector:
+        # More images than the file has: from its first again.
+        assert detector.arm(nimages=8) == 1
+        detector.put("command/trigger")
+        messages = detector.receive_all(0.5)
+        assert [m.image_id for m in messages if isinstance(m, ImageMessage)] == [0, 2, 4, 5]
+        assert [type(m) for m in (messages[0], messages[-1])] == [StartMessage, EndMessage]
+        assert len(messages) == 6
+        assert detector.get("status/state") == "idle"
+        assert detector.arm(nimages=2) == 2
+        detector.put("command/trigger")
+        assert [m.image_id for m in detector.receive_all(0.5) if isinstance(m, ImageMessage)] == [0]
+        detector.stop.set()
+        report = detector.report.result(10)
+    assert report.faults == {"drop_image": 2, "disconnect": 1, "early_end": 1}
+    assert (report.series, report.sent, report.withheld, report.control_lost) == (2, 5, 5, 0)

@@ -1,4 +1,4 @@
-"""Mutated messages through parser, frame and decoder, in a process whose memory is limited.
+"""Mutated messages through parser, frame, decoder and listing, in a process whose memory is limited.
 
     python -m tests.streamer.fuzz_child SEED MUTATIONS
 
@@ -6,6 +6,7 @@ Prints one JSON line: what became of the mutations, and how much memory they cos
 """
 
 import importlib.util
+import itertools
 import json
 import random
 import resource
@@ -13,17 +14,20 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from streamer import stream_v1, stream_v2
 from streamer.decoding import check_size, decode
 from streamer.frames import make_frame
+from streamer.listing import Listing
 from streamer.messages import (
     INVALID_REASONS,
     UNDECODABLE_REASONS,
     Algorithm,
     Defect,
+    ImageData,
     ImageMessage,
     InvalidMessage,
     SeriesMetadata,
@@ -34,6 +38,9 @@ from streamer.series import Series
 from tests.streamer.hostile_wire import V1_START, V2_START
 from tests.support import packed_image, poisson
 
+SHAPE = (61, 75)
+VALID = np.ones(SHAPE, np.uint8)
+VALID[20:23] = VALID[:, 40] = 0
 GUARD = 256
 """Bytes on either side of the decoder's output that it must leave alone."""
 
@@ -48,8 +55,10 @@ def messages() -> list[list[bytes]]:
     packed = [Algorithm.RAW, Algorithm.BSLZ4, Algorithm.LZ4_HDF5, Algorithm.LZ4_BLOCK]
     if importlib.util.find_spec("dectris") is not None:
         packed.append(Algorithm.BSZSTD)
-    for dtype in ("u1", "<u2", "<u4", ">u2"):
-        pixels = poisson(1, (61, 75), dtype)[0]
+    # Few counts are listed from their planes of bits, many from their pixels.
+    for dtype, mean in itertools.product(("u1", "<u2", "<u4", ">u2"), (0.03, 3.0)):
+        pixels = poisson(1, SHAPE, dtype, mean)[0]
+        pixels[5, 5:9] = np.iinfo(dtype).max
         for algorithm in packed:
             message = ImageMessage(
                 7, 3, {"threshold_1": packed_image(pixels, algorithm)}, 1.0, 1.1, 0.1, "01HRC", {"a": 1}
@@ -103,7 +112,28 @@ def mutated(rng: random.Random, parts: list[bytes]) -> list[bytes]:
     return [mutate(rng, part) if n == at else part for n, part in enumerate(parts)]
 
 
-def run(parts: list[bytes], series: Series) -> str:
+def listings() -> dict[str, Listing]:
+    """By type of pixel; each goes from frame to frame, as an analyser's does."""
+    return {dtype: Listing(VALID, np.dtype(dtype)) for dtype in ("uint8", "uint16", "uint32")}
+
+
+def check_listing(listing: Listing, image: ImageData, pixels: np.ndarray[Any, Any] | None) -> None:
+    """What is listed is what was decoded, or as undecodable (``None``)."""
+    try:
+        listing.unpack(image)
+    except UndecodableImage:
+        assert pixels is None, "decoded, but not listed"
+        return
+    assert pixels is not None, "listed, but not decoded"
+    assert np.array_equal(listing.pixels, pixels.reshape(SHAPE)), "listed with other pixels"
+    counted = np.zeros(pixels.size, np.uint64)
+    counted[listing.index] = listing.value
+    counted[listing.blank] = np.iinfo(listing.dtype).max
+    expected = np.where(VALID, pixels.reshape(SHAPE), 0).reshape(-1)
+    assert np.array_equal(counted, expected), "another list than the pixels make"
+
+
+def run(parts: list[bytes], series: Series, listings: dict[str, Listing]) -> str:
     try:
         message = parse([memoryview(part) for part in parts])
     except InvalidMessage as error:
@@ -115,6 +145,7 @@ def run(parts: list[bytes], series: Series) -> str:
     if isinstance(frame.image, Defect):
         assert frame.image.reason in UNDECODABLE_REASONS
         return f"defect {frame.image.reason}"
+    listing = listings[frame.image.dtype.name] if frame.image.shape == SHAPE else None
     try:
         check_size(frame.image)
         guarded = np.full(frame.image.decoded_bytes + 2 * GUARD, 0xA5, np.uint8)
@@ -126,7 +157,11 @@ def run(parts: list[bytes], series: Series) -> str:
             assert (guarded[-GUARD:] == 0xA5).all(), "written after the buffer"
     except UndecodableImage as error:
         assert error.reason in UNDECODABLE_REASONS  # noqa: PT017
+        if listing is not None:
+            check_listing(listing, frame.image, None)
         return f"undecodable {error.reason}"
+    if listing is not None:
+        check_listing(listing, frame.image, out)
     return "decoded"
 
 
@@ -140,9 +175,10 @@ def main(seed: int, count: int) -> None:
     rng = random.Random(seed)
     corpus = messages()
     # With a known shape only images of it get to the decoder; without, any that claims to be one.
-    known = Series(1, 7, None, SeriesMetadata(shape=(61, 75)))
+    known = Series(1, 7, None, SeriesMetadata(shape=SHAPE))
     joined = Series(2, 7, None, SeriesMetadata(), joined=True)
-    outcomes = Counter(run(parts, known) for parts in corpus)
+    lists = listings()
+    outcomes = Counter(run(parts, known, lists) for parts in corpus)
     assert set(outcomes) == {"decoded", "StartMessage", "EndMessage"}, outcomes
     limit = status("VmSize") + HEADROOM
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -155,7 +191,7 @@ def main(seed: int, count: int) -> None:
         if number % 1000 == 0:
             print(f"# {number} {state}", file=sys.stderr, flush=True)
         began = time.perf_counter()
-        outcomes[run(parts, joined if rng.random() < 0.2 else known)] += 1
+        outcomes[run(parts, joined if rng.random() < 0.2 else known, lists)] += 1
         slowest = max(slowest, time.perf_counter() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     report = {

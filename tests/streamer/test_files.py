@@ -1,6 +1,7 @@
 """HDF5 files behind the interface of the wire: tiny real ones."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from streamer.account import Account
 from streamer.decoding import decode
-from streamer.files import CHANNEL, BadInput, FileSeries, FileSource, expand
+from streamer.files import CHANNEL, BadInput, FileSeries, FileSource, expand, named_files
 from streamer.messages import Algorithm, Defect, EndMessage, ImageData, ImageMessage, StartMessage
 from streamer.series import SeriesClosed, SeriesTracker
 from tests.support import (
@@ -313,3 +314,22 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe_master.h5")
     with pytest.raises(BadInput, match=r"pipe_master\.h5: not a regular file"):
         messages(tmp_path / "pipe_master.h5")
+
+
+def test_a_list_of_anything_is_read_or_refused_in_a_line(tmp_path: Path) -> None:
+    listing = tmp_path / "some.lst"
+    listing.write_text(
+        "a.h5" + " " * 200_000 + "b\n" + "x" * 5000 + ".h5\nc.h5 //" + "9" * 5000 + "\nd.h5 \t //7\n//3\n"
+    )
+    began = time.process_time()
+    names = [(path.name, images) for path, images in named_files([str(listing)])]
+    assert time.process_time() - began < 1.0
+    assert [images for _, images in names] == [None, None, None, [7], None]
+    assert names[3][0] == "d.h5"
+    listing.write_bytes(b"\xff\xfe")
+    with pytest.raises(BadInput, match="the list cannot be read"):
+        named_files([str(listing)])
+    device = tmp_path / "device.lst"
+    device.symlink_to("/dev/zero")
+    with pytest.raises(BadInput, match="not a regular file"):
+        named_files([str(device)])

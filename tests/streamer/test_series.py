@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamer import series as tracking
 from streamer.account import Account
 from streamer.messages import (
     ConfigMessage,
@@ -335,3 +337,32 @@ def test_whatever_comes_the_account_adds_up(steps: list[Any]) -> None:
         assert closed.accepted == sum(ordinal == closed.series.ordinal for ordinal, _ in run.accepted)
         if closed.announced is not None:
             assert closed.announced == closed.accepted + sum(closed.missing.values())
+
+
+def test_ids_that_are_strewn_take_bounded_memory_and_what_is_beyond_is_out_of_range(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracking, "MOST_CHUNKS", 4)
+    run = Run().feed(start(1, 1 << 40), *images(1, *(1024 * n for n in range(10))), *images(1, 1, 1025))
+    account = run.account
+    assert account.received == 12
+    assert account.dropped["out_of_range"] == 6
+    assert account.accepted == 6
+
+
+def test_series_of_one_detector_share_its_maps_which_every_header_brings_again() -> None:
+    def begun(series_id: int, bad: int, **more: Any) -> StartMessage:
+        mask = np.zeros((4, 6), np.uint32)
+        mask[0, bad] = 1
+        flat = np.ones((4, 6), np.float32)
+        return StartMessage(
+            series_id, SeriesMetadata(masks={"threshold_1": mask}, flatfields={"threshold_1": flat}, **more)
+        )
+
+    run = Run().feed(begun(1, 2), begun(2, 2, arm_date="later"), start(3), begun(4, 2), begun(5, 3))
+    first, second, bare, fourth, other = [e.series.metadata for e in run.events if isinstance(e, SeriesOpened)]
+    assert second.masks["threshold_1"] is first.masks["threshold_1"] is fourth.masks["threshold_1"]
+    assert second.flatfields["threshold_1"] is first.flatfields["threshold_1"]
+    assert second.arm_date == "later"
+    assert not bare.masks
+    assert other.masks["threshold_1"][0].tolist() == [0, 0, 0, 1, 0, 0]

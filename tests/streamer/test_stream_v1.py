@@ -231,3 +231,12 @@ def test_an_image_that_cannot_be_carried_is_not_sent() -> None:
         stream_v1.encode_image(ImageMessage(1, 1, {"a": Defect("failed", "broken")}))
     with pytest.raises(ValueError, match="no encoding for bszstd"):
         stream_v1.encode_image(good_image(0, Algorithm.BSZSTD))
+
+
+def test_a_header_of_a_known_detector_without_a_mask_tells_its_gaps() -> None:
+    sent = SeriesMetadata(number_of_images=1, shape=(514, 1030), dtype=np.dtype("u2"))
+    shape = (1065, 1030)
+    for meta, bad in ((sent, 0), (sent.with_changes(shape=shape), 37 * 1030)):
+        message = stream_v1.parse(stream_v1.encode_start(1, meta, header_detail="all"))
+        assert isinstance(message, StartMessage)
+        assert int(message.metadata.masks["threshold_1"].sum()) == bad

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from cxls.settings import BadSettings, SimulateSettings, resolve
+from cxls.settings import MAX_CONFIG_BYTES, BadSettings, SimulateSettings, resolve
 from sim_replay.beam import read_spectrum
 from sim_replay.crystal import read_cell, read_hkl
 from sim_replay.structure import read_structure
 from streamer.geometry_file import read_geometry
-from streamer.text_files import MAX_TEXT_FILE_BYTES, read_text
+from streamer.text_files import read_text
 
 MB = 1 << 20
 
@@ -103,7 +103,7 @@ def test_a_file_that_states_no_size_is_bounded_as_any_other() -> None:
     if not path.exists():
         pytest.skip("no /proc here")
     assert b"Pid:" in read_text(path, "list")
-    assert "larger than 0 MB" in refusal(lambda p: read_text(p, "list", 10), path)
+    assert "larger than 0 kB" in refusal(lambda p: read_text(p, "list", 10), path)
 
 
 @every_reader
@@ -166,13 +166,13 @@ def test_a_missing_file_or_a_folder_says_so(tmp_path: Path, reader: Callable[[An
 
 def test_settings_nested_beyond_all_depth_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "deep.toml"
-    path.write_text("rate = " + "[" * 100_000)
+    path.write_text("rate = " + "[" * 50_000)
     assert f"{path}: not TOML: nested too deep" in refusal(read_config, path)
 
 
 def test_settings_may_be_as_long_as_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "long.toml"
-    path.write_text("frames = 3\n" + "#" * (MAX_TEXT_FILE_BYTES - 11))
+    path.write_text("frames = 3\n" + "#" * (MAX_CONFIG_BYTES - 11))
     assert resolve(SimulateSettings, {}, path, {}).settings.frames == 3
-    path.write_text("frames = 3\n" + "#" * MAX_TEXT_FILE_BYTES)
-    assert "larger than 4 MB" in refusal(read_config, path)
+    path.write_text("frames = 3\n" + "#" * MAX_CONFIG_BYTES)
+    assert "larger than 64 kB" in refusal(read_config, path)

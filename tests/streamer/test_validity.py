@@ -65,3 +65,8 @@ def test_the_largest_value_says_no_data(dtype: str, value: int) -> None:
 @pytest.mark.parametrize(("said", "meant"), [(None, 65534), (0, 65534), (900, 900), (65534, 65534), (1 << 20, 65534)])
 def test_a_pixel_is_saturated_from_what_the_header_says_and_below_the_sentinel(said: int | None, meant: int) -> None:
     assert saturation_of(SeriesMetadata(saturation_value=said), np.dtype("u2")) == meant
+
+
+def test_a_streams_mask_that_leaves_nothing_out_has_no_name_of_its_own() -> None:
+    meta = SeriesMetadata(masks={"threshold_1": np.zeros((4, 5), "u4")})
+    assert series_validity(meta, (4, 5), "threshold_1").name == series_validity(SeriesMetadata(), (4, 5), "any").name

@@ -8,6 +8,7 @@ from typing import Any
 
 from analyzer.bundle import Bundle
 from analyzer.cascade import Analyser, CascadeSettings, PlanCache
+from analyzer.crew.curve import FrontKeys
 from analyzer.crew.dispatch import Crew
 from analyzer.crew.worker import Worker
 from analyzer.front import Front, FrontSettings
@@ -48,10 +49,11 @@ class Run:
         *,
         cascade: CascadeSettings | None = None,
         live: bool = False,
+        keys: FrontKeys | None = None,
         **settings: Any,
     ) -> None:
         self.judge = Judge(bundle, cascade or CascadeSettings())
-        self.crew = Crew(LOOPBACK, self.judge, PlanCache())
+        self.crew = Crew(LOOPBACK, self.judge, PlanCache(), keys)
         self.kept = Collector()
         self.stop = threading.Event()
         wanted = FrontSettings(**({"block": True, "batch_frames": BATCH, "tags": self.judge.cascade.tags} | settings))

@@ -155,6 +155,7 @@ def test_every_metric_and_label_is_there_from_the_start(tmp_path: Path) -> None:
         "cxls_hits_written_total": 0,
         "cxls_hits_files_total": 0,
         "cxls_hits_recovered_total": 0,
+        "cxls_hits_repeated_total": 0,
         **{f'cxls_hits_lost_total{{reason="{why}"}}': 0 for why in ("queue_full", "disk", "failed", "shutdown")},
         **{f'cxls_hits_waiting{{place="{place}"}}': 0 for place in ("queue", "journal")},
         "cxls_hits_waiting_bytes": 0,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,19 @@ from analyzer.hits.files import make_files
 from analyzer.hits.journal import Journal
 from analyzer.hits.lists import Lists
 from analyzer.hits.places import JOURNALS, journal_path, list_lock, new_run, prepare_folder, run_lock
-from streamer.messages import ImageData
-from tests.analyzer.hits.made import files, hit, image_ids, pixels, read_as_crystfel, the_geometry, wait_for, write
+from streamer.messages import Algorithm, ImageData
+from tests.analyzer import builders
+from tests.analyzer.hits.made import (
+    QUICK,
+    files,
+    hit,
+    image_ids,
+    pixels,
+    read_as_crystfel,
+    the_geometry,
+    wait_for,
+    write,
+)  # fmt: skip
 from tests.support import REPOSITORY, packed_image
 
 CHILD = [sys.executable, "-m", "tests.analyzer.hits.run_child"]
@@ -89,6 +101,38 @@ def test_the_next_run_in_the_folder_finishes_the_last(tmp_path: Path) -> None:
     assert len((tmp_path / "hits.lst").read_text().splitlines()) == 8
     assert_sound(tmp_path)
     assert not (tmp_path / JOURNALS).exists()
+
+
+def test_a_run_that_goes_on_holds_no_hit_twice(tmp_path: Path) -> None:
+    first = [hit(number) for number in range(12)]
+    write(tmp_path, first)
+    again = write(tmp_path, [hit(number) for number in range(8, 15)], replace(QUICK, append=True))
+    assert image_ids(tmp_path) == list(range(15))
+    assert (again.written, again.repeated, again.lost_hits) == (3, 4, 0)
+    write(tmp_path, [hit(3)])
+    assert image_ids(tmp_path).count(3) == 2, "a run that is not told to append writes what it finds"
+
+
+def test_the_same_ids_of_another_image_are_another_hit(tmp_path: Path) -> None:
+    write(tmp_path, [hit(number) for number in range(3)])
+    series_2 = builders.series(series_id=2)
+    counted_anew = [hit(1, packed_image(pixels(100))), hit(1, of=series_2), hit(2)]
+    again = write(tmp_path, counted_anew, replace(QUICK, append=True))
+    assert (again.written, again.repeated) == (2, 1)
+
+
+@pytest.mark.parametrize("algorithm", [each for each in Algorithm if each != Algorithm.TRPX])
+def test_a_hit_is_known_again_however_it_is_packed(tmp_path: Path, algorithm: Algorithm) -> None:
+    hits = [hit(number, packed_image(pixels(number), algorithm)) for number in range(3)]
+    write(tmp_path, hits)
+    assert write(tmp_path, hits, replace(QUICK, append=True)).repeated == 3
+
+
+def test_a_damaged_file_keeps_no_hit_from_being_written(tmp_path: Path) -> None:
+    write(tmp_path, [hit(number) for number in range(5)])
+    (path,) = files(tmp_path)
+    path.write_bytes(path.read_bytes()[:3000])
+    assert write(tmp_path, [hit(number) for number in range(5)], replace(QUICK, append=True)).written == 5
 
 
 def test_a_kill_between_the_rename_and_the_end_of_the_journal_repeats_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Which hits the files of a folder hold already: by series, image and the packed bytes of the image.
+
+Ids alone do not tell: a detector counts its series anew after a reboot, and files are counted from 1 in every run. The
+same ids with the same bytes are the same hit.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from analyzer.hits.packing import chunk_of
+from analyzer.hits.places import EVENT, FILES, IMAGES
+from streamer.messages import ImageData, UndecodableImage
+
+log = logging.getLogger(__name__)
+
+_WHICH = np.dtype([("series_id", "i8"), ("image_id", "i8"), ("file", "i4"), ("row", "i4")])
+_FAULTS = (OSError, KeyError, ValueError, TypeError, RuntimeError)
+
+
+class Held:
+    """The hits in the files that are there now, 24 bytes each; images are read only where the ids are the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = sorted(path for path in folder.glob(FILES) if path.is_file())
+        found = [_rows(path, number) for number, path in enumerate(self._paths)]
+        every = np.concatenate([*found, np.empty(0, _WHICH)])
+        self._which = every[np.lexsort([every["image_id"], every["series_id"]])]
+        self._series = self._which["series_id"]
+
+    def has(self, series_id: int, image_id: int, image: ImageData) -> bool:
+        """Whether this image of this series is in a file."""
+        begin, end = np.searchsorted(self._series, [series_id, series_id + 1])
+        ids = self._which["image_id"][begin:end]
+        first, last = np.searchsorted(ids, [image_id, image_id + 1])
+        return any(self._alike(each, image) for each in self._which[begin + first : begin + last])
+
+    def _alike(self, which: Any, image: ImageData) -> bool:
+        try:
+            with h5py.File(self._paths[which["file"]]) as file:
+                images = file[IMAGES]
+                if images.shape[1:] != image.shape or images.dtype != image.dtype:
+                    return False
+                return bool(images.id.read_direct_chunk((int(which["row"]), 0, 0))[1] == bytes(chunk_of(image)))
+        except (*_FAULTS, UndecodableImage):
+            return False
+
+
+def _rows(path: Path, number: int) -> npt.NDArray[Any]:
+    try:
+        with h5py.File(path) as file:
+            series, images = file[f"{EVENT}/series_id"][()], file[f"{EVENT}/image_id"][()]
+        which = np.zeros(len(series), _WHICH)
+        which["series_id"], which["image_id"] = series, images
+    except _FAULTS as error:
+        log.warning("%s: its hits are not known: %s", path, str(error).splitlines()[0])
+        return np.empty(0, _WHICH)
+    which["file"], which["row"] = number, np.arange(len(which))
+    return which

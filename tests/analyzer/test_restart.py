@@ -1,0 +1,210 @@
+"""A killed run's note, and what the next run makes of it: the header of the running series, and what was lost."""
+
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analyzer.restart import Restart, note_path
+from analyzer.sinks import open_results
+from streamer.account import Account
+from streamer.messages import EndMessage, ImageMessage, StartMessage
+from streamer.series import ImageAccepted, SeriesOpened, SeriesTracker
+from tests.analyzer.builders import SHAPE, image_data, metadata, water
+from tests.analyzer.writer_child import result
+
+IMAGE = {"threshold_1": image_data(water(0.1))}
+
+
+class Program:
+    """A run: what it receives goes through a real tracker; ``records`` are what it got to write before its end."""
+
+    def __init__(self, results: Path, append: bool = True) -> None:
+        self.file = open_results(results, append=append)
+        self.restart = Restart(results, self.file, append)
+        self.restart.start()
+        self.account = Account()
+        self.tracker = SeriesTracker(self.account, self.restart.known)
+        self.opened: list[SeriesOpened] = []
+        self.note = note_path(results)
+
+    def hear(self, *messages: Any) -> "Program":
+        for number, each in enumerate(messages):
+            for event in self.tracker.handle(each, float(number) * 1e-3):
+                if isinstance(event, SeriesOpened):
+                    self.opened.append(event)
+                if not isinstance(event, ImageAccepted):
+                    self.restart.event(event)
+        return self
+
+    def records(self, ids: Iterable[int]) -> "Program":
+        self.file.write([result(n) for n in ids])
+        return self
+
+    def killed(self) -> None:
+        """What a kill leaves once the thread of the note has had its turn."""
+        deadline = time.monotonic() + 5
+        while not self.restart._waiting.empty():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(0.05)
+        self.file.close()
+
+    def ends(self) -> int:
+        for event in self.tracker.finish():
+            if not isinstance(event, ImageAccepted):
+                self.restart.event(event)
+        self.file.close()
+        self.restart.close()
+        return self.restart.lost
+
+
+def start(images: int | None = 60, series_id: int = 1, unique: str | None = "a", **changes: Any) -> StartMessage:
+    return StartMessage(series_id, metadata(images, **changes), unique)
+
+
+def images(ids: Iterable[int], series_id: int = 1, unique: str | None = "a") -> list[ImageMessage]:
+    return [ImageMessage(series_id, n, IMAGE, unique_id=unique) for n in ids]
+
+
+def test_a_run_that_ends_by_itself_leaves_no_note_and_the_next_counts_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    first = Program(path).hear(start(), *images(range(30))).records(range(30))
+    assert first.note.exists()
+    assert first.ends() == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["r.jsonl"]
+    assert Program(path).hear(*images(range(40, 60))).ends() == 0
+
+
+@pytest.mark.parametrize("unique", ["a", None])
+def test_a_running_series_is_joined_with_its_header_and_what_was_lost_is_counted(
+    tmp_path: Path, unique: str | None
+) -> None:
+    path = tmp_path / "r.jsonl"
+    mask = np.zeros(SHAPE, "u4")
+    mask[3:5, 7] = 1
+    begun = start(unique=unique, masks={"threshold_1": mask}, arm_date="2026-11-30T12:00:00", saturation_value=99)
+    Program(path).hear(begun, *images(range(30), unique=unique)).records(range(28)).killed()
+    again = Program(path).hear(*images(range(33, 58), unique=unique))
+    (opened,) = again.opened
+    known = opened.series.metadata
+    assert opened.series.joined
+    assert np.array_equal(known.masks["threshold_1"] != 0, mask != 0)
+    assert (known.number_of_images, known.arm_date, known.saturation_value) == (60, "2026-11-30T12:00:00", 99)
+    assert (known.camera_length_m, known.photon_energy_eV, known.beam_center_x_px) == (0.15, 7000.0, 37.5)
+    assert again.restart.lost == 5, "said at once, not only when the series is over"
+    again.records(range(33, 58))
+    assert again.ends() == 5
+    missing = again.account.missing
+    assert (missing["head"], missing["gap"], missing["tail"]) == (33, 0, 2)
+    assert 28 + again.account.accepted + 5 + missing["gap"] + missing["tail"] == 60
+
+
+def test_images_that_were_received_and_not_recorded_of_a_series_that_was_over_are_counted_at_once(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "r.jsonl"
+    Program(path).hear(start(10), *images(range(9)), EndMessage(1, "a")).records(range(7)).killed()
+    assert Program(path).restart.lost == 2, "the tenth never came, which the killed run's account said"
+
+
+def test_a_series_of_which_nothing_comes_any_more_is_given_up_when_the_next_begins_or_the_run_ends(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "r.jsonl"
+    Program(path).hear(start(), *images(range(58))).records(range(55)).killed()
+    waiting = Program(path)
+    assert waiting.restart.lost == 0
+    waiting.hear(start(20, 2, "b"))
+    assert waiting.restart.lost == 5
+    waiting.killed()
+    assert Program(path).ends() == 5 + 20
+
+
+def test_kills_add_up_and_none_is_counted_twice(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    Program(path).hear(start(), *images(range(20))).records(range(18)).killed()
+    Program(path).killed()
+    Program(path).hear(*images(range(25, 40))).records(range(25, 39)).killed()
+    last = Program(path).hear(*images(range(41, 60)), EndMessage(1, "a")).records(range(41, 60))
+    assert last.ends() == 60 - 18 - 14 - 19
+    assert not last.note.exists()
+
+
+def test_a_series_that_began_while_nobody_listened_is_counted_from_its_first_image(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    Program(path).hear(start(10), *images(range(10)), EndMessage(1, "a")).records(range(10)).killed()
+    again = Program(path).hear(*images(range(7, 12), 2, "b"))
+    assert again.opened[0].series.metadata.number_of_images is None
+    assert again.ends() == 7
+
+
+def test_series_that_came_while_nobody_listened_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "r.jsonl"
+    Program(path).hear(start(10), *images(range(10)), EndMessage(1, "a")).records(range(10)).killed()
+    Program(path).hear(start(10, 4, "d")).ends()
+    assert "series 2 to 3 came while nobody listened" in caplog.text
+    caplog.clear()
+    Program(path).hear(start(10, 9, "e")).ends()
+    assert "nobody" not in caplog.text, "the run before ended by itself"
+
+
+def test_a_detector_that_counts_anew_does_not_go_on_with_the_old_header(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    Program(path).hear(start(), *images(range(30))).records(range(30)).killed()
+    other = Program(path).hear(*images(range(33, 40), unique="b"))
+    assert other.opened[0].series.metadata.number_of_images is None
+    other.killed()
+    (tmp_path / "2").mkdir()
+    path = tmp_path / "2" / "r.jsonl"
+    Program(path).hear(start(unique=None), *images(range(30), unique=None)).records(range(30)).killed()
+    repeated = Program(path).hear(*images(range(5, 9), unique=None))
+    assert repeated.opened[0].series.metadata.number_of_images is None
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"CXLSHITS", b"\0" * 4000])
+def test_a_note_that_is_none_costs_no_start(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "r.jsonl"
+    Program(path).records(range(3)).ends()
+    note_path(path).write_bytes(content)
+    again = Program(path)
+    assert again.restart.crashed
+    assert again.hear(*images(range(5, 9))).ends() == 2
+
+
+def test_any_cut_of_a_note_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    Program(path).hear(start(), *images(range(30))).records(range(28)).killed()
+    whole = note_path(path).read_bytes()
+    for length in range(0, len(whole), 7):
+        note_path(path).write_bytes(whole[:length])
+        file = open_results(path, append=True)
+        assert Restart(path, file, True).crashed
+        file.close()
+
+
+def test_a_folder_that_takes_no_note_costs_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("analyzer.restart.Journal", full)
+    caplog.set_level(logging.WARNING)
+    run = Program(tmp_path / "r.jsonl").hear(start(), *images(range(5))).records(range(5))
+    assert run.ends() == 0
+    assert "will not be known" in caplog.text
+    assert len((tmp_path / "r.jsonl").read_bytes().splitlines()) == 5
+
+
+def test_records_of_ids_that_are_there_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    Program(path).records(range(5)).ends()
+    again = Program(path).records(range(3, 9))
+    values = {each.name: each.samples[0].value for each in again.restart.collect()}
+    assert values == {"cxls_frames_lost_in_crash": 0, "cxls_results_repeated": 2}
+    again.ends()
