@@ -101,7 +101,8 @@ class FrameRing:
         with self._filled:
             self._filled.wait_for(lambda: self._frames or self._closed, timeout_s)
             self._linger(most, time.monotonic() + linger_s)
-            taken, held = [], 0
+            taken: list[Frame] = []
+            held = 0
             while self._frames and len(taken) < most and (most_bytes is None or held < most_bytes):
                 frame, size = self._frames.popleft()
                 taken.append(frame)

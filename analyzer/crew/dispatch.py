@@ -465,7 +465,7 @@ class Crew:
     def _receive(self) -> bool:
         """Take what came; returns whether that was all."""
         for _ in range(_AT_ONCE):
-            if not self._socket.get(zmq.EVENTS) & zmq.POLLIN:
+            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return True
             first = self._socket.recv(zmq.DONTWAIT, copy=False)
             # Whole: libzmq gives no part before all are there.

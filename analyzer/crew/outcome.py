@@ -78,7 +78,8 @@ def _read_arrays(outcome: BatchOutcome, items: Sequence[Item], data: Any, plans:
     )  # fmt: skip
     if len(data) != sum(dtype.itemsize * count for dtype, count in kinds):
         raise BadMessage(f"{len(data)} bytes are not the arrays of {len(items)} frames")
-    arrays, place = [], 0
+    arrays: list[npt.NDArray[Any]] = []
+    place = 0
     for dtype, count in kinds:
         arrays.append(np.frombuffer(data, dtype, count, place))
         place += dtype.itemsize * count

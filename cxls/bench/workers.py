@@ -87,7 +87,8 @@ class Way:
     """
 
     def __init__(self, bundle: Path, *worker: str, curve: bool = False) -> None:
-        self.ring = FrameRing(256 << 20, 1 << 16)
+        # All frames of a round may be on their way; they are the same few over and over, which takes no memory.
+        self.ring = FrameRing(8 << 30, 1 << 16)
         self.arrived = 0
         self._changed = threading.Condition()
         judge = Judge(load_bundle(bundle), CascadeSettings())
