@@ -137,6 +137,9 @@ class PlanCache:
             for plan in self._plans:
                 same = (plan.geometry, plan.saturation, plan.validity.name) == (geometry, saturation, validity.name)
                 if same and np.array_equal(plan.validity.valid, validity.valid):
+                    # The oldest in use goes first, or a rare series would drive out the plan of all others.
+                    self._plans.remove(plan)
+                    self._plans.append(plan)
                     return plan
             plan = make_plan(geometry, validity, saturation)
             self._plans.append(plan)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
-from analyzer.cascade import Analyser, CascadeSettings
+from analyzer.cascade import Analyser, CascadeSettings, PlanCache
+from analyzer.geometry import Geometry
+from analyzer.reduction import FramePlan
 from analyzer.results import Decision, FrameResult, HitRule, Status
 from sim_replay.detector import CONDITIONS
 from streamer.frames import DIFFERENCE, Frame, make_frame
@@ -430,6 +432,20 @@ def test_buffers_are_kept_for_few_series_only(bundle: Bundle) -> None:
     assert sum(len(analyser.workspaces(each)) for each in many) <= 4
     analyser.forget(many[-1])
     assert analyser.workspaces(many[-1]) == []
+
+
+def test_the_plan_that_most_series_have_outlives_those_of_odd_ones() -> None:
+    plans = PlanCache()
+
+    def plan_of_a_mask(bad: int) -> FramePlan:
+        valid = np.ones(SHAPE, np.uint8)
+        valid[0, bad] = 0
+        return plans.get(Geometry(SHAPE, 25.0, 18.0, 75e-6, 0.15, 7000.0), Validity("gaps", valid), 65000)
+
+    usual = plan_of_a_mask(0)
+    for odd in range(1, 12):
+        plan_of_a_mask(odd)
+        assert plan_of_a_mask(0) is usual
 
 
 def test_a_size_that_cannot_be_allocated_is_refused_before_it_is_tried(bundle: Bundle) -> None:
