@@ -6,11 +6,8 @@ kernel says how many bytes came, libzmq which connection a message is from. One 
 without a whole message, is hung up on.
 """
 
-import contextlib
-import os
 import socket
 import struct
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +16,10 @@ from enum import StrEnum
 import zmq
 from prometheus_client.core import CounterMetricFamily, Metric
 
+from streamer.connections import hang_up, received_bytes, second_handle
+
 LOOK_S = 0.1
 _MOST_EVENTS = 1000
-_ESTABLISHED = 1
-_RECEIVED_AT = 128
-"""Of struct tcp_info, since Linux 4.1: ``tcpi_bytes_received``."""
 
 
 class RefusedConnection(StrEnum):
@@ -156,11 +152,11 @@ class Door:
     def _came(self, descriptor: int) -> bool:
         if (before := self._peers.pop(descriptor, None)) is not None:
             before.connection.close()
-        connection = _second(descriptor)
+        connection = second_handle(descriptor)
         if connection is None:
             return True
         if len(self._peers) >= self._limits.connections:
-            _hang_up(connection)
+            hang_up(connection)
             connection.close()
             return False
         self._peers[descriptor] = _Peer(connection)
@@ -170,7 +166,7 @@ class Door:
         """Hang up on those that sent too much; how many."""
         unread: dict[int, int] = {}
         for descriptor, peer in list(self._peers.items()):
-            received = _received(peer.connection)
+            received = received_bytes(peer.connection)
             if received is None:
                 peer.connection.close()
                 del self._peers[descriptor]
@@ -186,39 +182,6 @@ class Door:
             everything -= count
             gone += 1
             peer = self._peers.pop(descriptor)
-            _hang_up(peer.connection)
+            hang_up(peer.connection)
             peer.connection.close()
         return gone
-
-
-def _second(descriptor: int) -> socket.socket | None:
-    """A connection that libzmq has as ``descriptor``; ``None`` where it is gone and the number is another's now."""
-    try:
-        copy = os.dup(descriptor)
-    except OSError:
-        return None
-    try:
-        found = socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
-        return None
-    with contextlib.suppress(OSError):
-        tcp = found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM
-        if tcp and not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and found.getpeername():
-            return found
-    found.close()
-    return None
-
-
-def _received(connection: socket.socket) -> int | None:
-    """Bytes that ever came, ``None`` where it is over."""
-    with contextlib.suppress(OSError):
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED_AT + 8)
-        if info[0] == _ESTABLISHED and len(info) == _RECEIVED_AT + 8:
-            return int.from_bytes(info[_RECEIVED_AT:], sys.byteorder)
-    return None
-
-
-def _hang_up(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)

@@ -6,6 +6,7 @@ its part alive and nothing else does.
 """
 
 import contextlib
+import socket as tcp
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from streamer import stream_v1, stream_v2
+from streamer.connections import hang_up, received_bytes, second_handle
 from streamer.messages import InvalidMessage, Message
 
 DEFAULT_MAX_PART_BYTES = 512 << 20
@@ -29,6 +31,9 @@ _RETRY_S = 0.5
 
 _SLICE_S = 0.1
 
+_MOST_PARTS_BYTES = 2
+"""Largest parts that a message may be together: a v1 start of a 16M detector with every array is 0.2 GB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Received:
@@ -41,13 +46,34 @@ class Received:
 
 @dataclass(slots=True)
 class _Link:
-    """A connection as its socket's events tell it. ``greeted``: the peer turned out to be a PUSH."""
+    """A connection as its socket's events tell it. ``greeted``: the peer turned out to be a PUSH.
+
+    ``whole``: a message was taken since the last look at ``line``, by which ``before`` bytes had come by then.
+    """
 
     endpoint: str
     monitor: zmq.Socket[bytes]
     connected: bool = False
     greeted: bool = False
     lost_at: float | None = None
+    line: tcp.socket | None = None
+    before: int = 0
+    whole: bool = False
+
+    def endless(self, most_bytes: int) -> bool:
+        """Whether more came than that and no message is whole; asked when none is there to be taken."""
+        received = None if self.line is None else received_bytes(self.line)
+        if received is None:
+            return False
+        if self.whole:
+            self.whole, self.before = False, received
+        return received - self.before > most_bytes
+
+    def let_go(self) -> None:
+        """Of the second descriptor of the connection."""
+        if self.line is not None:
+            self.line.close()
+            self.line = None
 
 
 class StreamReceiver:
@@ -56,7 +82,8 @@ class StreamReceiver:
     ``protocol`` is ``auto`` (told from each message), ``v1`` or ``v2``. A part larger than
     ``max_part_bytes`` is refused by libzmq, which gives up that connection for good (what the
     sender had queued on it is lost, as in any loss of a connection); the socket monitor shows
-    it, and we count the message as too large and connect again. Raises ``ValueError`` for an
+    it, and we count the message as too large and connect again. So is a message of parts without
+    end, once two times as much came. Raises ``ValueError`` for an
     address that cannot be one.
     """
 
@@ -72,6 +99,7 @@ class StreamReceiver:
         self._poller = zmq.Poller()
         self._links: dict[zmq.Socket[bytes], _Link] = {}
         self._look_at = 0.0
+        self._most_unread_bytes = _MOST_PARTS_BYTES * max_part_bytes
         self._reader = stream_v2.ImageReader()
         if protocol not in PROTOCOLS:
             raise ValueError(f"stream {protocol!r} is not known; take one of {', '.join(PROTOCOLS)}")
@@ -97,7 +125,8 @@ class StreamReceiver:
         socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
         socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
         monitor = socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED
+            zmq.EVENT_CONNECTED
+            | zmq.EVENT_HANDSHAKE_SUCCEEDED
             | zmq.EVENT_DISCONNECTED
             | zmq.EVENT_CONNECT_RETRIED
             | zmq.EVENT_CONNECT_DELAYED
@@ -137,6 +166,9 @@ class StreamReceiver:
             for socket in self._links:
                 if socket in ready and (received := self._take(socket)) is not None:
                     return received
+            for socket, link in self._links.items():
+                if socket not in ready and link.endless(self._most_unread_bytes):
+                    return self._hang_up(link)
             if left <= 0:
                 return None
 
@@ -149,6 +181,7 @@ class StreamReceiver:
         received_at = time.time()
         while frames[-1].more:
             frames.append(socket.recv(copy=False))
+        self._links[socket].whole = True
         if len(self._links) > 1:
             # Its next turn comes after all others', so that a busy one starves none.
             self._links[socket] = self._links.pop(socket)
@@ -161,6 +194,14 @@ class StreamReceiver:
             return Received(parse(parts, self._protocol, self._reader), received_at, nbytes)
         except InvalidMessage as error:
             return Received(error, received_at, nbytes)
+
+    def _hang_up(self, link: _Link) -> Received:
+        """libzmq sees its peer gone, lets go of the parts and connects again by itself."""
+        assert link.line is not None
+        hang_up(link.line)
+        link.let_go()
+        text = f"parts without end, {self._most_unread_bytes >> 20} MiB of them, were refused; connecting again"
+        return Received(InvalidMessage("too_large", f"{link.endpoint}: {text}"), time.time(), 0)
 
     def _reconnect(self, socket: "zmq.Socket[bytes]", link: _Link) -> Received:
         link.lost_at = None
@@ -180,6 +221,7 @@ class StreamReceiver:
             socket.disable_monitor()
             socket.close()
             link.monitor.close()
+            link.let_go()
         self._links.clear()
         self._context.term()
 
@@ -187,12 +229,17 @@ class StreamReceiver:
 def _follow(link: _Link) -> None:
     """Read what happened to a connection since the last look."""
     while link.monitor.poll(0):
-        event = recv_monitor_message(link.monitor)["event"]
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        told = recv_monitor_message(link.monitor)
+        event = told["event"]
+        if event == zmq.EVENT_CONNECTED:
+            link.let_go()
+            link.line, link.before = second_handle(told["value"]), 0
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             link.connected = link.greeted = True
             link.lost_at = None
         elif event == zmq.EVENT_DISCONNECTED:
             link.connected, link.lost_at = False, time.monotonic()
+            link.let_go()
         else:
             # libzmq tries again by itself after a lost peer, never after a refused part.
             link.greeted, link.lost_at = False, None

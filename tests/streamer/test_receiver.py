@@ -1,6 +1,9 @@
 """The receiver on real sockets."""
 
 import gc
+import socket
+import struct
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +13,7 @@ import pytest
 import zmq
 
 from streamer import stream_v1, stream_v2
-from streamer.messages import ImageData, ImageMessage, InvalidMessage
+from streamer.messages import EndMessage, ImageData, ImageMessage, InvalidMessage
 from streamer.receiver import Received, StreamReceiver, parse
 from tests.streamer.hostile_wire import good_image
 
@@ -262,3 +265,56 @@ def test_a_received_image_is_not_copied_and_keeps_only_its_own_part(senders: Sen
         assert len(owner.buffer) <= size
     finally:
         receiver.close()
+
+
+def greeted_as_push(listening: socket.socket) -> socket.socket:
+    """The receiver's connection, greeted by hand: a PUSH whose parts go out before their message ends."""
+    connection, _ = listening.accept()
+    connection.settimeout(5)
+    connection.sendall(b"\xff" + bytes(8) + b"\x7f\x03\0" + b"NULL".ljust(20, b"\0") + bytes(32))
+    ready = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", 4) + b"PUSH"
+    # What comes before it has answered, libzmq may take for a fault of the greeting.
+    assert connection.recv(64, socket.MSG_WAITALL)[:1] == b"\xff"
+    connection.sendall(bytes([4, len(ready)]) + ready)
+    assert b"PULL" in connection.recv(1000)
+    return connection
+
+
+def test_a_message_of_parts_without_end_is_hung_up_on_and_the_stream_goes_on() -> None:
+    part, end = b"\x03" + struct.pack(">Q", 1000) + b"x" * 1000, stream_v2.encode_end(5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(5)
+        receiver = StreamReceiver([f"tcp://127.0.0.1:{listening.getsockname()[1]}"], "v2", LIMIT)
+        came: list[Received] = []
+        over = threading.Event()
+
+        def receive() -> None:
+            while not over.is_set():
+                if (received := receiver.receive(0.05)) is not None:
+                    came.append(received)
+
+        thread = threading.Thread(target=receive)
+        thread.start()
+        try:
+            with greeted_as_push(listening) as endless:
+                # Many times the limit in whole messages is no matter.
+                for _ in range(500):
+                    endless.sendall(bytes([0, 200]) + bytes(200))
+                    endless.sendall(bytes([0, len(end)]) + end)
+                with pytest.raises(OSError):  # noqa: PT012
+                    for _ in range(1000):
+                        endless.sendall(part)
+                        time.sleep(0.002)
+            with greeted_as_push(listening) as again:
+                again.sendall(bytes([0, len(end)]) + end)
+                deadline = time.monotonic() + 5
+                while not (came and isinstance(came[-1].message, EndMessage)) and time.monotonic() < deadline:
+                    time.sleep(0.01)
+        finally:
+            over.set()
+            thread.join(5)
+            receiver.close()
+    kinds = [m.reason if isinstance(m, InvalidMessage) else type(m).__name__ for m in (each.message for each in came)]
+    assert kinds.count("EndMessage") == 501
+    assert kinds[-2:] == ["too_large", "EndMessage"]
+    assert "parts without end" in str(came[-2].message)
