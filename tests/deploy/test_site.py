@@ -1,16 +1,18 @@
 """The site's example configuration, and the script that the services start, run for real."""
 
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from cxls.settings import AnalyzeSettings, resolve
 from tests.analyzer.builders import frames_of_a_run, write_series
-from tests.cxls.programs import cxls, environment, replaying
+from tests.cxls.programs import cxls, environment, replaying, wait_for
 from tests.support import REPOSITORY
 
 SITE = REPOSITORY / "deploy" / "site"
@@ -45,18 +47,25 @@ def test_it_is_served_to_this_machine_alone() -> None:
     assert resolve(AnalyzeSettings, {}, CONFIG, {}).settings.listen == "127.0.0.1:8080"
 
 
-def script(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The script's run to its end, on one series."""
+def script_of(folder: Path, **variables: str) -> "subprocess.Popen[str]":
+    """The script on one series, running."""
     binaries = folder / "bin"
     binaries.mkdir(exist_ok=True)
     program = binaries / "cxls"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cxls "$@"\n')
     program.chmod(0o755)
     variables |= {"PATH": f"{binaries}:/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(
+    return subprocess.Popen(
         [SCRIPT, "--series", "1", "--listen", "127.0.0.1:0"],
-        env=environment(**variables), capture_output=True, text=True, timeout=120,
+        env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def script(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The script's run to its end, on one series."""
+    with script_of(folder, **variables) as child:
+        out, errors = child.communicate(timeout=120)
+    return subprocess.CompletedProcess([SCRIPT], child.returncode, out, errors)
 
 
 def test_each_start_writes_into_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -73,6 +82,26 @@ def test_each_start_writes_into_a_folder_of_its_own(tmp_path: Path) -> None:
         time.sleep(1.0)
     for folder in data.iterdir():
         assert sorted(each.name for each in folder.iterdir()) == ["hits", "products", "results.parquet"]
+
+
+def test_a_start_after_a_kill_goes_on_in_the_same_folder_and_counts_what_was_lost(tmp_path: Path) -> None:
+    master = write_series(tmp_path / "series", frames_of_a_run(40))
+    data = tmp_path / "data"
+    data.mkdir()
+    with replaying(master, rate_hz=8.0) as (endpoint, _):
+        with script_of(tmp_path, DETECTOR=endpoint, DATA=str(data)) as killed:
+            wait_for(lambda: any(data.glob("*/results.parquet/part-*.parquet")))
+            killed.kill()
+        done = script(tmp_path, DETECTOR=endpoint, DATA=str(data))
+    assert done.returncode == 0, done.stderr
+    (folder,) = data.iterdir()
+    images = pq.read_table(folder / "results.parquet").column("image_id").to_pylist()
+    lost = int(re.search(r"lost in crashes: (\d+)", done.stdout)[1]) if "lost in crashes" in done.stdout else 0  # type: ignore[index]
+    assert len(set(images)) == len(images) == 40 - lost
+    # It ended by itself: the next start is a run of its own.
+    with replaying(master) as (endpoint, _):
+        assert script(tmp_path, DETECTOR=endpoint, DATA=str(data)).returncode == 0
+    assert len(list(data.iterdir())) == 2
 
 
 @pytest.mark.parametrize("missing", ["DETECTOR", "DATA"])

@@ -1,7 +1,9 @@
 """The reduction's kernels, on the CPU or a device, on frames as the decoder leaves them; and ``Workspace`` beside."""
 
+import atexit
 import ctypes
 import functools
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +67,7 @@ class Sanitized(InOrder):
 def programs(kind: type[InOrder] | type[LanesProgram] = InOrder) -> Mapping[str, Launcher]:
     """The reduction's programs, built once a process."""
     folder = Path(tempfile.mkdtemp(prefix="host-reduce-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return {source: kind(source, folder) for source in SOURCES}
 
 
