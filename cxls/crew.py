@@ -1,6 +1,5 @@
 """Workers of other processes and hosts: the front's address for them, and those of this machine."""
 
-import contextlib
 import logging
 import math
 import os
@@ -115,15 +114,19 @@ class LocalWorkers:
         command += [] if place.listen is None else ["--listen", place.listen]
         told = {"NOTIFY_SOCKET": "@" + place.ear.getsockname()[1:].decode(), "WATCHDOG_USEC": f"{WATCHDOG_S * 1e6:.0f}"}
         environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"} | told
+        # What the process before it said is not its own.
+        while _said(place.ear):
+            pass
         place.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
         place.began_s, place.heard_s = time.monotonic(), None
 
     def _listen(self, place: _Place, now: float) -> None:
         """Kill a process that has been silent for too long; it is started again as any that ended."""
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(_MOST_SAID):
-                if place.ear.recv(512) == b"WATCHDOG=1":
-                    place.heard_s = now
+        for _ in range(_MOST_SAID):
+            if (said := _said(place.ear)) == b"WATCHDOG=1":
+                place.heard_s = now
+            elif not said:
+                break
         if place.process is not None and place.heard_s is not None and now - place.heard_s > WATCHDOG_S:
             log.error("worker %s has not moved for %.0f s; it is killed", place.name, now - place.heard_s)
             place.process.send_signal(signal.SIGKILL)
@@ -164,6 +167,14 @@ def _ear() -> socket.socket:
     ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     ear.bind("")
     return ear
+
+
+def _said(ear: socket.socket) -> bytes:
+    """What was said next, nothing where all was heard."""
+    try:
+        return ear.recv(512)
+    except BlockingIOError:
+        return b""
 
 
 def _after(listen: str | None, number: int) -> str | None:

@@ -3,6 +3,7 @@
 It has no name in any file system: the worker opens it through the front's descriptor, which ends with the front.
 """
 
+import contextlib
 import mmap
 import os
 from typing import Any
@@ -46,9 +47,11 @@ class Slots:
     def free(self, place: tuple[int, int]) -> None:
         """A frame at this place is done with."""
         offset, size = place
-        if size > KEPT_BYTES:
-            self._map.madvise(mmap.MADV_REMOVE, offset + KEPT_BYTES, SLOT_BYTES - KEPT_BYTES)
         self._free.append(offset // SLOT_BYTES)
+        if size > KEPT_BYTES:
+            # Where the system cannot, the memory stays with the slot.
+            with contextlib.suppress(OSError):
+                self._map.madvise(mmap.MADV_REMOVE, offset + KEPT_BYTES, SLOT_BYTES - KEPT_BYTES)
 
     def close(self) -> None:
         self._map.close()
