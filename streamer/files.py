@@ -142,7 +142,7 @@ class FileSeries:
                     raise KeyError(name)
                 yield _stack(found, f"{self.path}:/entry/data/{name}")
             except links.Refused as error:
-                self.problems.append(f"{self.path}:/entry/data/{name} {error}")
+                self.problems.append(f"{self.path}:/entry/data/{name}: {error}")
                 yield None
             except (KeyError, OSError):
                 target = getattr(link, "filename", name)
@@ -163,7 +163,7 @@ class FileSeries:
         try:
             return self._linked.get(path)
         except links.Refused as error:
-            raise BadInput(f"{self.path}:/{path} {error}") from None
+            raise BadInput(f"{self.path}:/{path}: {error}") from None
         except (KeyError, OSError):
             return None
 
