@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 
 from streamer import bounds
 from streamer.decoding import check_size, decode
+from streamer.links import Linked
 from streamer.messages import Algorithm, ImageData, UndecodableImage
 from streamer.validity import Validity
 
@@ -66,8 +67,8 @@ def _npy(path: Path) -> npt.NDArray[Any]:
 
 
 def _hdf5(path: Path, name: str) -> npt.NDArray[Any]:
-    with h5py.File(path, "r") as file:
-        dataset = file[name]
+    with Linked(h5py.File(path, "r"), path) as linked:
+        dataset = linked.get(name)
         if not isinstance(dataset, h5py.Dataset):
             raise ValueError(f"{name} is no dataset")
         _check(dataset.shape, dataset.dtype)

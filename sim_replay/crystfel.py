@@ -36,6 +36,7 @@ from sim_replay.detector import HC_EV_ANGSTROM, Condition, Detector, beam_center
 from streamer.bounds import BEAM_CENTER_PX, CAMERA_LENGTH_M, ENERGY_EV, PIXEL_SIZE_M, Range, image_shape
 from streamer.flat_detector import FlatDetector, flat_detector
 from streamer.geometry_file import BadPixels, DetectorGeometry, Mask, Panel, format_geometry, read_geometry
+from streamer.links import Linked
 from streamer.panel_grid import panels_between
 
 MASK_PATH = "/entry/instrument/detector/pixel_mask"
@@ -538,19 +539,19 @@ def _read_image(path: Path, data: str, flat: FlatDetector, flux_photons: float) 
     if not path.is_file():  # opening a pipe would wait for a writer
         raise ValueError(f"{said}: is not a file; pattern_sim's images are HDF5 files")
     try:
-        with h5py.File(path, "r") as file:
-            found = [place for place in (data, *_IMAGE_PATHS) if isinstance(file.get(place), h5py.Dataset)]
-            if not found:
+        with Linked(h5py.File(path, "r"), path) as linked:
+            places = ((place, linked.get(place)) for place in (data, *_IMAGE_PATHS))
+            place, dataset = next((each for each in places if isinstance(each[1], h5py.Dataset)), (data, None))
+            if dataset is None:
                 raise ValueError(f"{said}: has no image at {data}")
-            dataset = file[found[0]]
             if dataset.dtype.kind != "f" or dataset.shape not in (flat.shape, (1, *flat.shape)):
                 raise ValueError(
-                    f"{said}: {found[0]} is {dataset.dtype} of shape {dataset.shape}; the geometry file describes "
+                    f"{said}: {place} is {dataset.dtype} of shape {dataset.shape}; the geometry file describes "
                     f"floats of shape {flat.shape}"
                 )
             with np.errstate(over="ignore"):  # a number too large is not finite, which is refused below
                 image: NDArray[np.float32] = np.asarray(dataset[()], dtype=np.float32).reshape(flat.shape)
-            stated = file.get("wavelength")
+            stated = linked.get("wavelength")
             wavelength_m = (
                 float(np.ravel(stated[()])[0])
                 if isinstance(stated, h5py.Dataset) and stated.size == 1 and stated.dtype.kind == "f"

@@ -54,7 +54,6 @@ MAX_LIST_BYTES = 256 << 20
 
 _BITSHUFFLE, _LZ4 = 32008, 32004
 _JOULE_PER_EV = 1.602176634e-19
-_ELSEWHERE = "link the file into that folder (ln -s) if it is to be read"
 _MOST_DIGITS = 18
 """Of an image's number in a list."""
 
@@ -96,7 +95,7 @@ class FileSeries:
         self.path = path
         self.problems: list[str] = []
         self.data_files: list[Path] = []
-        self._file = _open(path)
+        self._linked = links.Linked(_open(path), path)
         try:
             slots = list(self._find_stacks())
             self._stacks = [slot for slot in slots if slot is not None]
@@ -111,44 +110,40 @@ class FileSeries:
             self._events = range(present) if events is None else list(events)
             if bad := [event for event in self._events if not 0 <= event < present]:
                 raise BadInput(f"{path}: event //{bad[0]} is not among its {present} images")
-            self.metadata = _metadata(self._file, self.shape, self.dtype, len(self._events), bool(self.problems))
+            self.metadata = _metadata(self._linked, self.shape, self.dtype, len(self._events), bool(self.problems))
         except BadInput:
-            self._file.close()
+            self._linked.close()
             raise
         except (OSError, RuntimeError, ValueError, UndecodableImage) as error:  # h5py's words for damage
-            self._file.close()
+            self._linked.close()
             raise BadInput(f"{path}: damaged: {str(error).splitlines()[0]}") from None
         except BaseException:
-            self._file.close()
+            self._linked.close()
             raise
 
     def __len__(self) -> int:
         return len(self._events)
 
     def close(self) -> None:
-        self._file.close()
+        self._linked.close()
 
     def _find_stacks(self) -> Iterator[_Stack | None]:
         """The stacks in order; ``None`` stands for one that is announced but cannot be read."""
-        data = self._file.get("entry/data")
-        names = [n for n in data if re.fullmatch(r"data_\d+", str(n))] if isinstance(data, h5py.Group) else []
+        data = self._found("entry/data")
+        group: Any = data if isinstance(data, h5py.Group) else {}
+        names = [name for name in group if re.fullmatch(r"data_\d+", str(name))]
         names.sort(key=lambda name: int(name.removeprefix("data_")))
         for name in names:
-            link = data.get(name, getlink=True)
+            link = group.get(name, getlink=True)
             try:
                 if isinstance(link, h5py.ExternalLink):
-                    if links.outside(link.filename, self.path):
-                        self._leave_out(name, f"is a link to {link.filename!a}")
-                        yield None
-                        continue
-                    self.data_files.append(self.path.parent / link.filename)
-                    _refuse_special(self.data_files[-1])
-                found = data[name]
-                if isinstance(found, h5py.Dataset) and (why := links.foreign(found, self.path)):
-                    self._leave_out(name, why)
-                    yield None
-                    continue
+                    self.data_files.append(self._linked.target(link.filename, group))
+                if (found := self._linked.get(f"entry/data/{name}")) is None:
+                    raise KeyError(name)
                 yield _stack(found, f"{self.path}:/entry/data/{name}")
+            except links.Refused as error:
+                self.problems.append(f"{self.path}:/entry/data/{name}: {error}")
+                yield None
             except (KeyError, OSError):
                 target = getattr(link, "filename", name)
                 self.problems.append(
@@ -158,15 +153,19 @@ class FileSeries:
         if names:
             return
         for path in IMAGE_PATHS:
-            found = self._file.get(path)
+            found = self._found(path)
             if isinstance(found, h5py.Dataset):
-                if why := links.foreign(found, self.path):
-                    raise BadInput(f"{self.path}:/{path} {why}, outside the file's folder; {_ELSEWHERE}")
                 yield _stack(found, f"{self.path}:/{path}")
                 return
 
-    def _leave_out(self, name: str, why: str) -> None:
-        self.problems.append(f"{self.path}:/entry/data/{name} {why}, outside the master's folder; {_ELSEWHERE}")
+    def _found(self, path: str) -> Any | None:
+        """What is at a path; a link to nowhere is nothing. Raises ``BadInput`` for what is from elsewhere."""
+        try:
+            return self._linked.get(path)
+        except links.Refused as error:
+            raise BadInput(f"{self.path}:/{path}: {error}") from None
+        except (KeyError, OSError):
+            return None
 
     def image_id(self, position: int) -> int:
         """The id of the image at ``position``: the position, moved on by data files that are lost."""
@@ -241,12 +240,6 @@ def _open(path: Path) -> h5py.File:
         raise BadInput(f"{path}: cannot be opened: {error}") from None
 
 
-def _refuse_special(path: Path) -> None:
-    """Raise ``OSError`` for a pipe or a device, which HDF5 would wait for without end."""
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no regular file")
-
-
 def _stack(dataset: Any, where: str) -> _Stack:
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in (2, 3) or dataset.dtype.kind not in "uif":
         raise BadInput(f"{where}: not a stack of images (ss, fs) or (N, ss, fs)")
@@ -294,12 +287,12 @@ def _pixel_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _metadata(
-    file: h5py.File, shape: tuple[int, int], dtype: np.dtype[Any], images: int, incomplete: bool
+    linked: links.Linked, shape: tuple[int, int], dtype: np.dtype[Any], images: int, incomplete: bool
 ) -> SeriesMetadata:
     def number(allowed: bounds.Range, *paths: str) -> float | None:
         """The first of the paths that holds a sensible number; of one an image, the first image's."""
         for path in paths:
-            found = _dataset(file, path)
+            found = _dataset(linked, path)
             if found is not None and found.size and found.dtype.kind in "uif":
                 value = bounds.number(float(found[(0,) * found.ndim]), allowed)
                 if value is not None:
@@ -307,13 +300,13 @@ def _metadata(
         return None
 
     def attribute(allowed: bounds.Range, name: str) -> float | None:
-        value = np.asarray(file.attrs.get(name, "absent"))
+        value = np.asarray(linked.file.attrs.get(name, "absent"))
         return (
             bounds.number(float(value.ravel()[0]), allowed) if value.size == 1 and value.dtype.kind in "uif" else None
         )
 
     def text(path: str) -> str | None:
-        found = _dataset(file, path)
+        found = _dataset(linked, path)
         value = found[()] if found is not None and found.shape == () else None
         return bounds.text(value.decode("utf-8", "replace")) if isinstance(value, bytes) else None
 
@@ -339,7 +332,7 @@ def _metadata(
         (
             found
             for path in (spec + "pixel_mask", det + "pixel_mask", cxi + "mask", "entry_1/data_1/mask")
-            if (found := _dataset(file, path)) is not None and found.shape == shape and found.dtype.kind in "uib"
+            if (found := _dataset(linked, path)) is not None and found.shape == shape and found.dtype.kind in "uib"
         ),
         None,
     )
@@ -380,15 +373,13 @@ def _metadata(
     )
 
 
-def _dataset(file: h5py.File, path: str) -> h5py.Dataset | None:
+def _dataset(linked: links.Linked, path: str) -> h5py.Dataset | None:
     """What lies at the path, if it is a dataset; a link to nowhere is nothing, nor is one out of the file's folder."""
     try:
-        found = file.get(path)
+        found = linked.get(path)
     except (KeyError, OSError):
         return None
-    if not isinstance(found, h5py.Dataset) or links.foreign(found, Path(file.filename)):
-        return None
-    return found
+    return found if isinstance(found, h5py.Dataset) else None
 
 
 def expand(sources: Sequence[str]) -> list[Member]:

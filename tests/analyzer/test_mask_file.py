@@ -116,6 +116,20 @@ def test_a_dataset_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_mask(Path(f"{tmp_path / 'm.h5'}:/entry"))
 
 
+@pytest.mark.parametrize("kind", ["raw", "link", "pipe"])
+def test_a_mask_from_elsewhere_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "own").mkdir()
+    other = hdf5(tmp_path / "other.h5")
+    os.mkfifo(tmp_path / "own" / "pipe")
+    with h5py.File(tmp_path / "own" / "m.h5", "w") as file:
+        if kind == "raw":
+            file.create_dataset("m", BAD.shape, "u1", external=[(bytes(other), 0, h5py.h5f.UNLIMITED)])
+        else:
+            file["m"] = h5py.ExternalLink("pipe" if kind == "pipe" else "../other.h5", "m")
+    with pytest.raises(BadMask, match=r"takes its bytes|outside the file's folder|not a regular file"):
+        read_mask(Path(f"{tmp_path / 'own' / 'm.h5'}:/m"))
+
+
 def test_damaged_bitshuffle_does_not_end_the_process(tmp_path: Path) -> None:
     """In a child, since HDF5's own filter would end it."""
     random = np.random.default_rng(1)

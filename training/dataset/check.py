@@ -9,7 +9,7 @@ from streamer.files import BadInput
 from training.dataset.check_series import check_series
 from training.dataset.check_tree import check_image, check_tree
 from training.dataset.images import DATASET, AfterImage
-from training.dataset.opening import open_hdf5
+from training.dataset.opening import open_linked
 from training.dataset.paper import IMAGE_KINDS, PAPER, parse_name
 from training.dataset.problems import Problem
 from training.dataset.series import open_series
@@ -48,8 +48,8 @@ def _check_alone(path: Path) -> Iterator[Problem]:
 
 def _holds_one_image(path: Path) -> bool:
     try:
-        with open_hdf5(path) as file:
-            found = file.get(DATASET)
+        with open_linked(path) as linked:
+            found = linked.get(DATASET)
             return isinstance(found, h5py.Dataset) and found.ndim == 2
     except (OSError, KeyError, RuntimeError):
         return False

@@ -4,13 +4,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from streamer.files import BadInput, FileSeries
+from streamer.links import Linked, Refused
 from training.dataset.images import AfterImage, digest
-from training.dataset.opening import is_special, open_hdf5
+from training.dataset.opening import is_special, open_hdf5, open_linked
 from training.dataset.problems import Problem, cannot_open
 from training.dataset.series import OpenSeries, UnreadableFrame
 from training.dataset.truth import Truth, truth_problems
@@ -23,8 +25,8 @@ _DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 def check_series(path: Path, after_image: AfterImage | None = None) -> Iterator[Problem]:
     """Every problem of a master with its data files, or of a data file alone; every frame is decoded."""
     try:
-        with open_hdf5(path) as file:
-            link_problems = list(_links(path, file))
+        with open_linked(path) as linked:
+            link_problems = list(_links(path, linked))
     except OSError as error:
         yield cannot_open(path, error)
         return
@@ -55,22 +57,32 @@ def check_series(path: Path, after_image: AfterImage | None = None) -> Iterator[
         files.close()
 
 
-def _links(path: Path, file: h5py.File) -> Iterator[Problem]:
+def _links(path: Path, linked: Linked) -> Iterator[Problem]:
     """Data files that a master links to and that are not there or cannot be read; images it announces and has not."""
-    data = file.get("entry/data")
+    try:
+        data = linked.get("entry/data")
+    except OSError:  # which the reader says better
+        return
     if not isinstance(data, h5py.Group):
         return
     images, whole = 0, True
     for name in sorted(name for name in map(str, data) if re.fullmatch(r"data_\d+", name)):
         where = f"/entry/data/{name}"
         link = data.get(name, getlink=True)
-        target = path.parent / link.filename if isinstance(link, h5py.ExternalLink) else path
         inner = link.path if isinstance(link, h5py.ExternalLink) else where
+        target = path
         try:
+            if isinstance(link, h5py.ExternalLink):
+                target = linked.target(link.filename, data)
             if not is_special(target):
-                images += len(data[name])
+                found: Any = linked.get(where)
+                images += len(found)
                 continue
             whole = False
+        except Refused as error:
+            whole = False
+            yield Problem(path, where, str(error))
+            continue
         except (KeyError, OSError, RuntimeError, TypeError):
             whole = False
         if not target.exists():
@@ -81,14 +93,17 @@ def _links(path: Path, file: h5py.File) -> Iterator[Problem]:
             yield Problem(path, where, f"links to {inner} of {target.name}, which has no images there")
         except OSError as error:
             yield Problem(path, where, f"links to {target.name}, which is no good: {cannot_open(target, error).text}")
-    announced = _announced(file)
+    announced = _announced(linked)
     if whole and images and announced is not None and announced != images:
         where = "/entry/instrument/detector/detectorSpecific/nimages"
         yield Problem(path, where, f"{announced} images are announced, the data files hold {images}")
 
 
-def _announced(file: h5py.File) -> int | None:
-    counts = [file.get(f"entry/instrument/detector/detectorSpecific/{name}") for name in ("nimages", "ntrigger")]
+def _announced(linked: Linked) -> int | None:
+    try:
+        counts = [linked.get(f"entry/instrument/detector/detectorSpecific/{name}") for name in ("nimages", "ntrigger")]
+    except (KeyError, OSError):
+        return None
     product = 1
     for count in counts:
         if not isinstance(count, h5py.Dataset) or count.size != 1 or count.dtype.kind not in "ui":

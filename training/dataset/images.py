@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.files import BadInput
-from training.dataset.opening import open_hdf5
+from streamer.links import Refused
+from training.dataset.opening import open_linked
 from training.dataset.paper import PaperDataset
 from training.dataset.problems import Problem, cannot_open
 
@@ -56,10 +57,12 @@ class StoredImage:
 def load_image(path: Path) -> StoredImage | Problem:
     """Read an image, or say what stands in the way. Nothing is judged but that pixels are numbers (ss, fs)."""
     try:
-        with open_hdf5(path) as file:
+        with open_linked(path) as linked:
             try:
-                found = file.get(DATASET)
-            except (KeyError, OSError, RuntimeError):  # the last for a link that leads to itself
+                found = linked.get(DATASET)
+            except Refused as error:
+                return Problem(path, DATASET, str(error))
+            except (KeyError, OSError, RuntimeError):
                 found = None
             if not isinstance(found, h5py.Dataset):
                 return Problem(path, DATASET, "the dataset is missing")
@@ -70,7 +73,7 @@ def load_image(path: Path) -> StoredImage | Problem:
             if not 0 < math.prod(found.shape) <= MAX_PIXELS:
                 return Problem(path, DATASET, f"shape {found.shape} is no image")
             try:
-                return StoredImage(path, _plain(found[()]), dict(file.attrs))
+                return StoredImage(path, _plain(found[()]), dict(linked.file.attrs))
             except (OSError, RuntimeError, TypeError) as error:
                 return Problem(path, DATASET, f"cannot be read: {error}")
     except OSError as error:

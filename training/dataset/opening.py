@@ -4,6 +4,8 @@ from pathlib import Path
 
 import h5py
 
+from streamer.links import Linked
+
 
 def is_special(path: Path) -> bool:
     """Whether a pipe, a socket or a device is there, which no data set is kept in."""
@@ -20,3 +22,8 @@ def open_hdf5(path: Path) -> h5py.File:
     """Open for reading. Raises OSError; `problems.cannot_open` says it in our words."""
     require_ordinary(path)
     return h5py.File(path, "r")
+
+
+def open_linked(path: Path) -> Linked:
+    """As `open_hdf5`, and what the file links to comes from its folder or not at all (`streamer.links`)."""
+    return Linked(open_hdf5(path), path)

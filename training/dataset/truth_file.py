@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.files import BadInput
-from training.dataset.opening import open_hdf5, require_ordinary
+from streamer.links import Linked, Refused
+from training.dataset.opening import open_linked, require_ordinary
 from training.dataset.problems import Problem, cannot_open
 from training.dataset.truth import TABLE_NAMES, Truth
 
@@ -60,10 +61,15 @@ def read_truth(master: Path, images: int) -> Truth | Problem | None:
     What is too large or of a wrong kind is not in its values but among its problems.
     """
     try:
-        with open_hdf5(master) as file:
-            group = file.get(GROUP)
+        with open_linked(master) as linked:
+            try:
+                group = linked.get(GROUP)
+            except Refused as error:
+                return Problem(master, GROUP, str(error))
+            except (KeyError, OSError):  # a link to nowhere
+                group = None
             if isinstance(group, h5py.Group):
-                return _from_group(group, master, images)
+                return _from_group(linked, master, images)
     except OSError as error:
         return cannot_open(master, error)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -89,22 +95,22 @@ def _budget(images: int) -> int:
     return min(max(images, 1) * MAX_BYTES_A_FRAME, MAX_BYTES)
 
 
-def _from_group(group: h5py.Group, master: Path, images: int) -> Truth:
-    values, unfit = _read_datasets(group, _FORMS, _misfit, images)
+def _from_group(linked: Linked, master: Path, images: int) -> Truth:
+    values, unfit = _read_datasets(linked, GROUP, _FORMS, _misfit, images)
     problems = tuple(Problem(master, f"{GROUP}/{name}", text) for name, text in unfit.items())
     return Truth(images, values, master, GROUP, problems)
 
 
-def _read_datasets(group: h5py.Group, names: Iterable[str], misfit: _Misfit, images: int) -> _Found:
+def _read_datasets(linked: Linked, group: str, names: Iterable[str], misfit: _Misfit, images: int) -> _Found:
     """Those of the datasets that are there; one that does not fit is not read."""
     values: dict[str, NDArray[Any]] = {}
     unfit: dict[str, str] = {}
     left = _budget(images)
     for name in names:
         try:
-            if name not in group:
+            item = linked.get(f"{group}/{name}")
+            if item is None:
                 continue
-            item = group[name]
             if not isinstance(item, h5py.Dataset):
                 unfit[name] = "not a dataset"
             elif text := misfit(name, item.shape, item.dtype):
@@ -142,9 +148,9 @@ def read_others(truth: Truth) -> tuple[dict[str, NDArray[Any]], dict[str, Proble
 
 
 def _others_of_group(truth: Truth, misfit: _Misfit) -> _Found:
-    with open_hdf5(truth.file) as file:
-        group = file[truth.group]
-        return _read_datasets(group, [name for name in group if name not in _FORMS], misfit, truth.images)
+    with open_linked(truth.file) as linked:
+        names = [name for name in linked.get(truth.group) or () if name not in _FORMS]
+        return _read_datasets(linked, truth.group, names, misfit, truth.images)
 
 
 def _others_of_table(truth: Truth, misfit: _Misfit) -> _Found:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sim_replay.distractors import Kind, kinds_names
 from streamer.files import BadInput
-from training.dataset.opening import open_hdf5
+from training.dataset.opening import open_linked
 from training.dataset.series import OpenSeries
 from training.dataset.truth import Truth, unusable
 from training.dataset.truth_file import GROUP
@@ -209,10 +209,9 @@ def _read_extra(truth: Truth) -> dict[str, Any]:
 
 def _of_group(file: Path) -> dict[str, npt.NDArray[Any]]:
     found: dict[str, npt.NDArray[Any]] = {}
-    with open_hdf5(file) as opened:
-        group = opened[GROUP]
+    with open_linked(file) as linked:
         for name in _EXTRA:
-            item = group.get(name)
+            item = linked.get(f"{GROUP}/{name}")
             if not isinstance(item, h5py.Dataset) or item.shape is None:
                 continue
             if math.prod(item.shape) * max(item.dtype.itemsize, 1) <= _MOST_BYTES:

@@ -1,5 +1,6 @@
 """Checking a series: one thing is spoilt in a good one, and the message is exactly this."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def test_a_lost_data_file_is_named(master: Path) -> None:
         "run_master.h5:/entry/data/data_000002: links to run_data_000002.h5, which is not there; "
         "put it beside the master"
     ]
+
+
+@pytest.mark.parametrize("target", ["pipe", "../elsewhere.h5"])
+@pytest.mark.parametrize("place", ["entry/data", "entry/data/data_000002"])
+def test_a_link_that_is_not_followed_is_named_where_it_is(master: Path, place: str, target: str) -> None:
+    os.mkfifo(master.parent / "pipe")
+    with h5py.File(master, "r+") as file:
+        del file[place]
+        file[place] = h5py.ExternalLink(target, "/entry/data")
+    said = problems(master)
+    assert len(said) == 1
+    assert said[0].startswith(f"run_master.h5:/{place}: ")
+    assert "not a regular file" in said[0] or "is a link to ../elsewhere.h5, outside" in said[0]
 
 
 def test_all_data_files_lost_are_named_once_each(master: Path) -> None:

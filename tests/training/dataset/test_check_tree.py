@@ -14,6 +14,8 @@ import pytest
 
 from tests.training.dataset.builders import SHAPE, build_tree, change, change_attributes, write_h5
 from training.dataset.check_tree import check_image, check_tree
+from training.dataset.images import load_image
+from training.dataset.problems import Problem
 from training.dataset.tree import Tree, find_tree
 
 PEAKS, LABELS, OVERLAYS = "peaks/01", "labels/01", "peaks_water_overlay/01"
@@ -142,6 +144,32 @@ def test_a_dataset_whose_external_link_dangles_is_named(images: Path) -> None:
         del file["entry/data/data"]
         file["entry/data/data"] = h5py.ExternalLink("gone.h5", "/x")
     assert problems(images) == [f"{PEAK}:/entry/data/data: the dataset is missing"]
+
+
+@pytest.mark.parametrize("kind", ["raw", "link", "virtual"])
+def test_what_an_image_has_from_elsewhere_is_no_image(images: Path, kind: str) -> None:
+    other = images.parent / "other"
+    other.write_bytes(b"somebody's token " * 100)
+    with h5py.File(images / PEAK, "r+") as file:
+        shape = file["entry/data/data"].shape
+        del file["entry/data/data"]
+        if kind == "link":
+            file["entry/data/data"] = h5py.ExternalLink(str(images / WATER), "entry/data/data")
+        else:
+            place = "entry/data/data" if kind == "raw" else "x"
+            file.create_dataset(place, shape, "u1", external=[(bytes(other), 0, h5py.h5f.UNLIMITED)])
+        if kind == "virtual":
+            layout = h5py.VirtualLayout(shape, "u1")
+            layout[:] = h5py.VirtualSource(".", "x", shape)
+            file.create_virtual_dataset("entry/data/data", layout)
+    said = {
+        "raw": "takes its bytes from",
+        "link": "is a link to",
+        "virtual": "is put together from x of ., which takes",
+    }
+    loaded = load_image(images / PEAK)
+    assert isinstance(loaded, Problem)
+    assert str(loaded).startswith(f"{images / PEAK}:/entry/data/data: {said[kind]}")
 
 
 def test_an_odd_shape_is_named(images: Path) -> None:

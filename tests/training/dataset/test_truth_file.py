@@ -36,6 +36,35 @@ def claim(master: Path, name: str, shape: tuple[int, ...], dtype: Any = "f8") ->
         truth.create_dataset(name, shape, dtype, chunks=(1024, *shape[1:]) if len(shape) == 1 else None)
 
 
+@pytest.mark.parametrize("what", ["group", "dataset", "raw"])
+def test_truth_from_elsewhere_is_not_read(tmp_path: Path, what: str) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "others").mkdir()
+    master, other = (build_series(tmp_path / name, name=name, truth=good_truth()) for name in ("own", "others"))
+    with h5py.File(master, "r+") as file:
+        if what == "group":
+            del file["entry/truth"]
+            file["entry/truth"] = h5py.ExternalLink(str(other), "/entry/truth")
+        else:
+            shape = file["entry/truth/bragg_photons"].shape
+            del file["entry/truth/bragg_photons"]
+        if what == "dataset":
+            file["entry/truth/bragg_photons"] = h5py.ExternalLink(
+                "../others/others_master.h5", "/entry/truth/bragg_photons"
+            )
+        if what == "raw":
+            external = [(bytes(other), 0, h5py.h5f.UNLIMITED)]
+            file.create_dataset("entry/truth/bragg_photons", shape, "f8", external=external)
+    truth = read_truth(master, 4)
+    if what == "group":
+        assert isinstance(truth, Problem)
+        assert "is a link to" in truth.text
+    else:
+        assert isinstance(truth, Truth)
+        assert "bragg_photons" not in truth.values
+        assert any(each.dataset.endswith("bragg_photons") and "cannot be read" in each.text for each in truth.problems)
+
+
 def uses(master: Path) -> list[Callable[[], Any]]:
     return [
         lambda: label_series(master, "maxima"),
