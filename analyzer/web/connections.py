@@ -22,13 +22,12 @@ MOST_HEAD_BYTES = 32 << 10
 def limited(refusals: Refusals) -> type[H11Protocol]:
     """The protocol of one server, whose ``refusals`` count what is hung up on."""
     counts = refusals.counts
-    places = at_most(MOST_CONNECTIONS, descriptors_each=1)
 
     class Limited(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._settle()
-            if len(self.connections) > places:
+            if len(self.connections) > at_most(MOST_CONNECTIONS, descriptors_each=1):
                 counts["connections"] += 1
                 # The first is idle for longest; where none is, who comes has to go.
                 next(iter(idle), self)._hang_up()
