@@ -22,6 +22,7 @@ MOST_KEYS = 1000
 SECRET, PUBLIC = ".secret", ".public"
 _MOST_BYTES = 256 << 10
 _LOOK_S = 1.0
+_WAIT_S = 0.2
 _MAKE = "cxls worker-keys NAME makes one"
 
 
@@ -60,7 +61,8 @@ def read_worker_keys(secret: Path, front: Path) -> WorkerKeys:
 class AllowedKeys:
     """The public keys in a file, read again when it has changed, so that a worker can be let in, or out, while the
     front runs. ``more``: keys that are allowed besides. Raises ``BadSettings`` for a file that cannot be used at first;
-    later on the last good one holds."""
+    later on the last good one holds, and where the disk does not answer nobody waits for it for longer than a moment.
+    """
 
     def __init__(self, path: Path, more: frozenset[bytes] = frozenset()) -> None:
         self._path, self._more = path, more
@@ -68,13 +70,19 @@ class AllowedKeys:
         self._keys = _read_public(path, "--worker-keys") | more
         self._looked_s = time.monotonic()
         self._lock = threading.Lock()
+        self._looking: threading.Thread | None = None
 
     def __call__(self) -> frozenset[bytes]:
         with self._lock:
             now = time.monotonic()
-            if now - self._looked_s >= _LOOK_S:
+            stuck = self._looking is not None and self._looking.is_alive()
+            if now - self._looked_s >= _LOOK_S and not stuck:
                 self._looked_s = now
-                self._look()
+                self._looking = threading.Thread(target=self._look, name="worker-keys", daemon=True)
+                self._looking.start()
+                self._looking.join(_WAIT_S)
+                if self._looking.is_alive():
+                    log.warning("%s: the disk does not answer; the keys read before hold until it does", self._path)
             return self._keys
 
     def _look(self) -> None:

@@ -233,7 +233,10 @@ def _follow(link: _Link) -> None:
         event = told["event"]
         if event == zmq.EVENT_CONNECTED:
             link.let_go()
-            link.line, link.before = second_handle(told["value"]), 0
+            link.before = 0
+            # Without a descriptor left it goes unwatched: the stream comes first.
+            with contextlib.suppress(OSError):
+                link.line = second_handle(told["value"], peer_port=_port_of(link.endpoint))
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             link.connected = link.greeted = True
             link.lost_at = None
@@ -243,6 +246,11 @@ def _follow(link: _Link) -> None:
         else:
             # libzmq tries again by itself after a lost peer, never after a refused part.
             link.greeted, link.lost_at = False, None
+
+
+def _port_of(endpoint: str) -> int | None:
+    port = endpoint.rpartition(":")[2]
+    return int(port) if endpoint.startswith("tcp://") else None
 
 
 def check_port(endpoint: str) -> None:

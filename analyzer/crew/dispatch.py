@@ -77,8 +77,10 @@ _MOST_UNREAD = 64
 MOST_PART_BYTES = 32 << 20
 """Of what workers send: records and peaks of a batch, coverage of a series. libzmq hangs up on who sends more."""
 
-LIMITS = Limits(connections=2 * _MOST_WORKERS, unread_bytes=128 << 20, all_unread_bytes=1 << 30)
-"""A worker that comes back has a second connection for a moment."""
+LIMITS = Limits(
+    connections=2 * _MOST_WORKERS, unread_bytes=128 << 20, all_unread_bytes=1 << 30, first_s=10.0, silent_s=30.0
+)
+"""A worker that comes back has a second connection for a moment; it says hello at once and then beats."""
 
 _HANDSHAKE_MS = 5000
 _MOST_STRANGERS = 256
@@ -87,8 +89,9 @@ _MOST_STRANGERS = 256
 _REFUSED = {
     RefusedConnection.KEY: "its key is not in the file of --worker-keys",
     RefusedConnection.PROTOCOL: "it speaks without keys, takes another key for ours, or is no worker",
-    RefusedConnection.TOO_MANY: f"{LIMITS.connections} are connected",
+    RefusedConnection.TOO_MANY: "too many are connected",
     RefusedConnection.TOO_MUCH: "it sent without end and never a whole message",
+    RefusedConnection.SILENT: "it says nothing",
 }
 _SERIES_KEPT = 16
 
@@ -434,6 +437,8 @@ class Crew:
             self._guarded(work)
         self._guarded(self._let_in)
         caught_up = self._receive()
+        # After what is there was read: after a pause much of it is.
+        self._guarded(lambda: self._tell_refused(self._door.weigh(caught_up)))
         self._guarded(lambda: self._look_after(caught_up))
         self._guarded(self._send_out)
 
@@ -458,7 +463,10 @@ class Crew:
         """Workers with a key that is allowed; who was refused is counted, and said once in a while."""
         if self._gate is not None:
             self._gate.answer()
-        for reason in self._door.look():
+        self._tell_refused(self._door.admit())
+
+    def _tell_refused(self, reasons: Sequence[RefusedConnection]) -> None:
+        for reason in reasons:
             text = f"a connection to {self.address} was refused: {_REFUSED[reason]}"
             self._repeats.warning(f"connection {reason}", text, "worker_refused_at_the_door", reason=reason)
 

@@ -28,8 +28,8 @@ TOPICS = ("hit", "miss", "no_beam", *(str(status) for status in Status if status
 MESSAGES_HELD = 2000
 """For each subscriber: two seconds at a kilohertz."""
 
-LIMITS = Limits(connections=256, unread_bytes=4 << 20, all_unread_bytes=1 << 30)
-"""A subscriber says which topics it wants, and nothing more as long as it stays."""
+LIMITS = Limits(connections=256, unread_bytes=4 << 20, all_unread_bytes=1 << 30, refill_bytes_s=64.0)
+"""A subscriber says which topics it wants, and later no more than signs of life, of nine bytes each."""
 
 _LINGER_MS = 1000
 _MM_PER_M = 1000.0

@@ -28,8 +28,8 @@ _NEXT, _UNKNOWN = b"next", b"What?"
 _REQUESTS_A_TURN = 1000
 """Then hits and keep-alives have their turn, however fast requests come."""
 
-LIMITS = Limits(connections=1024, unread_bytes=64 << 10, all_unread_bytes=16 << 20)
-"""A request is a word."""
+LIMITS = Limits(connections=1024, unread_bytes=64 << 10, all_unread_bytes=16 << 20, first_s=10.0)
+"""A request is a word, and an indexer's first comes as it connects; later on it may compute for long."""
 
 _MOST_PARTS = 8
 _REPLIES_HELD = 2

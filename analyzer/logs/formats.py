@@ -3,6 +3,7 @@
 Whatever a message holds, it cannot begin a line of its own: what came over the wire is in many of them.
 """
 
+import codecs
 import json
 import logging
 import math
@@ -15,6 +16,8 @@ MOST_CHARACTERS = 4000
 
 EVENT, _FIELDS = "cxls_event", "cxls_fields"
 _INDENT = "    "
+_escape = codecs.lookup("unicode_escape").encode
+"""Looked up now: at its first use it is a file, and there may be no descriptor left."""
 
 
 def event(name: str, /, **fields: Any) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def printable(text: str) -> str:
         text = f"{text[:MOST_CHARACTERS]}… ({len(text) - MOST_CHARACTERS} characters more)"
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(each if each.isprintable() else _escape(each)[0].decode() for each in text)
 
 
 class TextFormatter(logging.Formatter):

@@ -16,7 +16,7 @@ MOST_WAITING = 2000
 """Lines; more are lost, and how many is said once there is room."""
 
 FLUSH_S = 2.0
-_SERVING = ("uvicorn.error", "websockets.server", "p4p.server.raw", "p4p.server.thread")
+_SERVING = ("asyncio", "uvicorn.error", "websockets.server", "p4p.server.raw", "p4p.server.thread")
 """Loggers of libraries that serve strangers, who could fill the log through them."""
 
 
@@ -35,9 +35,9 @@ class Output(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
-        except Exception:
-            self.handleError(record)
-            return
+        except Exception as error:
+            # One line, whatever failed: logging's own answer is a traceback for each record.
+            line = self.format(_unsaid(record, error))
         with self._changed:
             if len(self._waiting) >= MOST_WAITING:
                 self._lost += 1
@@ -71,6 +71,13 @@ class Output(logging.Handler):
         with self._changed:
             while (self._waiting or self._writing) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
+
+
+def _unsaid(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
+    text = f"a line of {record.name} cannot be written: {type(error).__name__}, {record.filename}:{record.lineno}"
+    made = logging.LogRecord(__name__, record.levelno, __file__, 0, "%s", (text,), None)
+    made.__dict__.update(event("log_line_failed"))
+    return made
 
 
 def _loss(lines: int) -> logging.LogRecord:

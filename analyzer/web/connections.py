@@ -10,6 +10,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from analyzer.descriptors import at_most
 from analyzer.web.guard import Refusals
 
 MOST_CONNECTIONS = 500
@@ -26,7 +27,7 @@ def limited(refusals: Refusals) -> type[H11Protocol]:
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._settle()
-            if len(self.connections) > MOST_CONNECTIONS:
+            if len(self.connections) > at_most(MOST_CONNECTIONS, descriptors_each=1):
                 counts["connections"] += 1
                 # The first is idle for longest; where none is, who comes has to go.
                 next(iter(idle), self)._hang_up()

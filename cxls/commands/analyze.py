@@ -67,6 +67,7 @@ from cxls.crew import open_crew
 from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
 from cxls.makers import Makers
+from cxls.open_files import raise_limit
 from cxls.service import open_notifier
 from cxls.settings import AnalyzeSettings, BadSettings, FinderName, JudgeSettings, Resolved
 from cxls.token_file import read_token
@@ -92,6 +93,7 @@ DEVICE_WORKERS = 3
 
 def run(resolved: Resolved[AnalyzeSettings], source: Sequence[str]) -> None:
     """Analyse until the source ends, enough series are over, or a signal comes."""
+    raise_limit()
     session = Session(resolved.settings, list(source))
     interrupted = stop_on_signals(session.stop)
     session.run()

@@ -20,6 +20,7 @@ from cxls.compilation import compilation
 from cxls.crew import LocalWorkers
 from cxls.key_files import read_worker_keys
 from cxls.makers import Makers
+from cxls.open_files import raise_limit
 from cxls.service import open_notifier
 from cxls.settings import BadSettings, Resolved, WorkerSettings
 
@@ -30,6 +31,7 @@ _ADDRESS = re.compile(r"tcp://[^/\s:]+:[0-9]{1,5}|tcp://\[[0-9a-fA-F:]+\]:[0-9]{
 
 def run(resolved: Resolved[WorkerSettings], address: str) -> None:
     """Work until a signal comes, or with ``once`` until the front's run is over."""
+    raise_limit()
     settings = resolved.settings
     if not _ADDRESS.fullmatch(address):
         raise BadSettings(f"{address}: give the front's address for workers, for instance tcp://front:31100")

@@ -2,11 +2,11 @@
 
 import ctypes
 import os
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 from cxls.doctor.finding import Finding, ok, warn
+from cxls.open_files import attainable
 
 _GIB = 1 << 30
 _MIB = 1 << 20
@@ -16,7 +16,9 @@ PROGRAM_BYTES = 600 * _MIB
 WORKER_BYTES = 100 * _MIB
 """What a worker takes for a 4M detector's geometry, rounded up."""
 
-FEWEST_FILES = 1024
+FEWEST_FILES = 10 * 1024
+"""Two for each of the 1024 connections of the largest door, which takes a fifth (``analyzer/descriptors.py``)."""
+
 TCP_BUFFER_BYTES = 6 * _MIB
 """Linux' own default for the largest receive buffer of a connection."""
 
@@ -65,13 +67,12 @@ def meminfo(name: str) -> int | None:
 
 def limits() -> Iterator[Finding]:
     """Open files, and the shared memory that torch and others use."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < FEWEST_FILES:
-        yield warn(
-            "open files", f"{soft} at most ({hard} could be)", f"ulimit -n {FEWEST_FILES}, or LimitNOFILE in the unit"
-        )
+    files = attainable()
+    if files < FEWEST_FILES:
+        todo = f"ulimit -Hn {FEWEST_FILES}, or LimitNOFILE in the unit; fewer connections are served with less"
+        yield warn("open files", f"{files} at most", todo)
     else:
-        yield ok("open files", f"{soft} at most")
+        yield ok("open files", f"{files} at most")
     try:
         shared = os.statvfs("/dev/shm")
     except OSError as error:

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -220,6 +222,18 @@ def test_memory_is_short_when_the_queues_are_larger_than_it() -> None:
     assert levels(list(machine.memory(1 << 20, 1, 0))) == {"memory": Level.OK}
     assert levels(list(machine.memory(1 << 50, 1, 0))) == {"memory": Level.WARN}
     assert levels(list(machine.memory(1 << 20, 1, 10_000))) == {"memory": Level.WARN}
+
+
+def test_few_open_files_are_warned_of() -> None:
+    program = (
+        "import resource; from cxls.doctor import machine; from cxls.open_files import raise_limit;"
+        "print(next(iter(machine.limits())).text); resource.setrlimit(resource.RLIMIT_NOFILE, (256, 4096));"
+        "print(next(iter(machine.limits())).level); raise_limit(); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    text, *rest = done.stdout.splitlines()
+    assert text.endswith(" at most")
+    assert rest == ["warn", "(4096, 4096)"]
 
 
 def test_the_clock_is_asked_and_never_set() -> None:

@@ -3,6 +3,8 @@
 import os
 import signal
 import stat
+import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -137,6 +139,26 @@ def test_the_list_is_read_again_when_it_changes_and_a_bad_one_changes_nothing(
     assert allowed() == {one, two, own}
     path.write_bytes(two + b"\n# that is all\n")
     assert allowed() == {two, own}
+
+
+def test_a_disk_that_does_not_answer_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(key_files, "_LOOK_S", 0.0)
+    one, two = (new_keys()[0] for _ in range(2))
+    path = tmp_path / "keys"
+    path.write_bytes(one + b"\n")
+    allowed = AllowedKeys(path)
+    answers, stamp = threading.Event(), key_files._stamp
+    monkeypatch.setattr(key_files, "_stamp", lambda path: answers.wait(30) and stamp(path))
+    path.write_bytes(two + b" changed\n")
+    began = time.monotonic()
+    for _ in range(100):
+        assert allowed() == {one}
+    assert time.monotonic() - began < 2
+    assert sum("does not answer" in each.getMessage() for each in caplog.records) == 1
+    answers.set()
+    wait_for(lambda: allowed() == {two}, 5)
 
 
 def test_a_front_with_keys_has_its_own_workers_and_one_from_elsewhere(

@@ -6,6 +6,7 @@ import logging
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -188,6 +189,38 @@ def test_a_terminal_that_stands_still_holds_nobody_up_and_lost_lines_are_told_of
     assert "100 lines of the log are lost" in stuck.text
 
 
+def test_a_line_that_cannot_be_formatted_is_one_line_that_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    stuck = Stuck()
+    stuck.go.set()
+    output = Output(stuck)  # type: ignore[arg-type]
+    output.setFormatter(TextFormatter())
+    output.handle(record("%d images", "no number"))
+    output.flush()
+    assert stuck.text.count("\n") == 1
+    assert "a line of analyzer.front cannot be written: TypeError" in stuck.text
+    assert capsys.readouterr().err == ""
+
+
+def test_lines_are_written_with_no_descriptor_left() -> None:
+    program = (
+        "import logging, resource; from analyzer import logs; logs.configure(detached=True);"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); logging.warning('red \\x1b[31m \\u202e'); logs.settle()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.endswith("WARNING red \\x1b[31m \\u202e\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_asyncio_says_again_and_again_is_said_once() -> None:
+    program = (
+        "import logging; from analyzer import logs; logs.configure(detached=True);"
+        "[logging.getLogger('asyncio').error('socket.accept() out of system resource') for _ in range(2000)];"
+        "logs.settle()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.count("out of system resource") == 1
+
+
 def test_warnings_and_errors_are_counted_from_0() -> None:
     registry, counts = CollectorRegistry(), LogCounts()
     registry.register(counts)
@@ -227,7 +260,7 @@ def test_the_page_lists_every_event() -> None:
         for path in (DOCS.parent / package).rglob("*.py"):
             if "logs" not in path.parent.name:
                 told |= set(events_of(path.read_text()))
-    assert told - {"x"} | {"log_lost"} == listed
+    assert told - {"x"} | {"log_lost", "log_line_failed"} == listed
 
 
 # --- the program ------------------------------------------------------------------------

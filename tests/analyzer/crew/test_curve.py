@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -237,6 +238,40 @@ def test_a_worker_that_reads_nothing_is_given_up_and_not_queued_for(
         dealer.send_multipart(message(Kind.HELLO, Hello(PROTOCOL, "deaf", "h", 1, 1, 4, 8)))
         until(lambda: members(crew) == 1)
         until(lambda: members(crew) == 0)
+
+
+def test_peers_that_say_nothing_keep_no_worker_out(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "LIMITS", replace(dispatch.LIMITS, connections=8))
+    crew = Crew(LOOPBACK, Judge(bundle, CascadeSettings()), PlanCache())
+    crew.start(FrameRing(1 << 20, 8), 0.01, (), lambda frames, outcome: None)
+    silent = [stranger(crew) for _ in range(8)]
+    until(lambda: len(crew._door) == 8)
+    hand = Hand(crew.address)
+    until(lambda: members(crew) == 1)
+    time.sleep(0.5)
+    assert members(crew) == 1
+    hand.end()
+    for dealer in silent:
+        dealer.close(0)
+    crew.drain(lambda: False)
+    crew.close()
+
+
+def test_what_came_in_a_pause_of_the_front_is_read_before_it_is_weighed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "LIMITS", replace(dispatch.LIMITS, unread_bytes=1 << 20))
+    crew = Crew(LOOPBACK, Judge(bundle, CascadeSettings()), PlanCache())
+    with stranger(crew) as dealer:
+        for _ in range(30):
+            dealer.send_multipart([b"O", b"\xc0", bytes(100_000)])
+        time.sleep(0.5)
+        crew.start(FrameRing(1 << 20, 8), 0.01, (), lambda frames, outcome: None)
+        assert dealer.poll(5000), "who are you"
+        time.sleep(0.3)
+    assert handshakes(crew) == dict.fromkeys(RefusedConnection, 0)
+    crew.drain(lambda: False)
+    crew.close()
 
 
 def test_a_handshake_that_is_not_finished_ends(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
