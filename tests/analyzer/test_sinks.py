@@ -322,7 +322,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.full = True
         self._write = pq.write_table
-        monkeypatch.setattr(files.pq, "write_table", self)
+        monkeypatch.setattr(pq, "write_table", self)
 
     def __call__(self, table: Any, file: Any) -> None:
         if self.full:

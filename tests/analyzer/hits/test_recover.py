@@ -119,13 +119,13 @@ def test_a_file_is_opened_once_for_all_its_hits_that_repeat(tmp_path: Path, monk
     assert len(files(tmp_path)) == 2
     folder = HitFolder(tmp_path, replace(QUICK, append=True))
     opened: list[Path] = []
+    really = h5py.File
 
-    class Counted(h5py.File):
-        def __init__(self, path: Path, **options: object) -> None:
-            opened.append(path)
-            super().__init__(path, **options)
+    def counted(path: Path, **options: Any) -> Any:
+        opened.append(path)
+        return really(path, **options)
 
-    monkeypatch.setattr("analyzer.hits.held.h5py.File", Counted)
+    monkeypatch.setattr("analyzer.hits.held.h5py.File", counted)
     for each in hits:
         folder.offer(*each)
     wait_for(lambda: folder.repeated == 12)
