@@ -2,7 +2,8 @@
 
 The note (``.NAME.running``) has the series that began and those that are over, with how many images were accepted. A
 run that ends by itself takes it away. So where one is found, a run was killed: the series that it names are compared
-with the images that have a record, and a series that still runs is joined with its own header.
+with the images that have a record, and a series that still runs is joined with its own header. It names the results
+by their inode: others that came in their place are not compared with it.
 
 Written by a thread of its own, as a journal of ``analyzer.hits.journal``: a kill leaves every whole entry readable.
 """
@@ -24,12 +25,13 @@ from analyzer import logs
 from analyzer.crew.wire import BadMessage, Kind, pack_series, read_series
 from analyzer.hits.journal import Damage, Entry, Journal, UnreadableJournal, read_body, read_entries
 from analyzer.sinks import ResultsFile
+from analyzer.sinks.hold import Hold, note_path
 from streamer.messages import ImageData, ImageMessage, SeriesMetadata
 from streamer.series import Series, SeriesClosed, SeriesOpened, SeriesUpdated
 
 log = logging.getLogger(__name__)
 
-OPENED, CLOSED, LOST = 1, 2, 3
+OPENED, CLOSED, LOST, RESULTS = 1, 2, 3, 4
 """Kinds of entries."""
 
 CLOSE_S = 10.0
@@ -62,10 +64,16 @@ class _Lost(msgspec.Struct, frozen=True):
     lost: int
 
 
+class _Results(msgspec.Struct, frozen=True):
+    """Which results the note is of."""
+
+    inode: int
+
+
 @dataclass(slots=True)
 class Left:
     """What a killed run left: images ``lost`` before it, images expected by series, the series that was open, the id of
-    the latest.
+    the latest; the ``inode`` of its results.
     """
 
     lost: int = 0
@@ -73,15 +81,11 @@ class Left:
     running: Series | None = None
     latest: int | None = None
     masks: list[bytes] = field(default_factory=list)
+    inode: int | None = None
 
 
 _Item = tuple[int, msgspec.Struct | Series]
 _encode, _pack = msgspec.json.Encoder().encode, msgspec.msgpack.Encoder().encode
-
-
-def note_path(results: Path) -> Path:
-    """Where the note of a run with these results lies."""
-    return results.with_name(f".{results.name}.running")
 
 
 class Restart(Collector):
@@ -93,7 +97,13 @@ class Restart(Collector):
     def __init__(self, results: Path, file: ResultsFile, append: bool) -> None:
         self._path = note_path(results)
         self._results, self._file = results, file
+        self._inode = _inode(results)
         left = _read(self._path) if append else None
+        if left is not None and None not in (left.inode, self._inode) and left.inode != self._inode:
+            log.warning("%s: is of other results than those that are there now; not used", self._path)
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            left = None
         self.crashed = left is not None
         self._left = left.running if left is not None else None
         self._latest = left.latest if left is not None else None
@@ -107,6 +117,8 @@ class Restart(Collector):
         self._waiting: queue.Queue[_Item | None] = queue.Queue(_MOST_WAITING)
         self._masks: list[bytes] = []
         self._thread: threading.Thread | None = None
+        self._hold: Hold | None = None
+        self._own: int | None = None
 
     @property
     def lost(self) -> int:
@@ -158,6 +170,9 @@ class Restart(Collector):
                     images=announced, lost=self._before,
                 ),
             )  # fmt: skip
+        if self._file.hold is not None:
+            # Nobody else may take the note for that of a killed run before it is gone.
+            self._hold = self._file.hold.share()
         try:
             journal = self._begin()
         except OSError as error:
@@ -182,13 +197,17 @@ class Restart(Collector):
         """The run ends by itself: the note goes."""
         if self._left is not None:
             self._give_up(self._left)
-        if self._thread is None:
-            return
-        with contextlib.suppress(queue.Full):
-            self._waiting.put(None, timeout=CLOSE_S)
-        self._thread.join(CLOSE_S)
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        if self._thread is not None:
+            with contextlib.suppress(queue.Full):
+                self._waiting.put(None, timeout=CLOSE_S)
+            self._thread.join(CLOSE_S)
+            self._thread = None
+            if self._own is not None and _inode(self._path) == self._own:
+                with contextlib.suppress(OSError):
+                    self._path.unlink()
+        held, self._hold = self._hold, None
+        if held is not None:
+            held.release()
 
     def _continue(self, event: SeriesOpened) -> None:
         """The first series after a kill: the one that was open, or another."""
@@ -265,6 +284,9 @@ class Restart(Collector):
         temporary = self._path.with_name(f"{self._path.name}.new")
         temporary.unlink(missing_ok=True)
         journal = Journal(temporary)
+        self._own = _inode(temporary)
+        if self._inode is not None:
+            self._append(journal, RESULTS, _Results(self._inode))
         self._append(journal, LOST, _Lost(self._before))
         if self._left is not None:
             self._append(journal, OPENED, self._left)
@@ -292,6 +314,13 @@ class Restart(Collector):
         )
         journal.append(kind, _encode(opened), _pack([facts, *(masks if new else ())]))
         self._masks = masks
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _same(left: Series, series: Series) -> bool:
@@ -330,7 +359,9 @@ def _entries(fd: int) -> Left:
 
 
 def _take(left: Left, fd: int, entry: Entry) -> None:
-    if entry.kind == LOST:
+    if entry.kind == RESULTS:
+        left.inode = msgspec.json.decode(entry.head, type=_Results).inode
+    elif entry.kind == LOST:
         left.lost = msgspec.json.decode(entry.head, type=_Lost).lost
     elif entry.kind == CLOSED:
         closed = msgspec.json.decode(entry.head, type=_Closed)

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 import types
 import typing
 from collections.abc import Callable
@@ -610,17 +611,27 @@ def listening(name: str, address: str) -> None:
         click.echo(f"listening {name} {where}", err=True)
 
 
+REPEAT_S = 1.0
+"""A signal so soon behind the first is the same one: `timeout` sends it to its child and then to the child's group."""
+
+
 def stop_on_signals(*stops: threading.Event) -> list[int]:
     """Set these events on Ctrl-C or SIGTERM; the list then holds the signal's number.
 
-    A second signal ends the process at once.
+    One that comes more than ``REPEAT_S`` after the first ends the process at once.
     """
     received: list[int] = []
+    since = 0.0
 
     def handle(number: int, frame: types.FrameType | None) -> None:
+        nonlocal since
         del frame
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
+        if received:
+            if time.monotonic() - since > REPEAT_S:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        since = time.monotonic()
         received.append(number)
         for event in stops:
             event.set()

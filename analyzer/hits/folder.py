@@ -110,7 +110,8 @@ class HitFolder:
         self._closing = False
         self._faults: dict[str, str] = {}
         self._writer = JournalWriter(folder, self._run_name)
-        self._held: Held | None = None
+        # Before the first hit can come: it reads the ids of every file.
+        self._held = Held(folder) if self._settings.append else None
         self._retry_at = 0.0
         self._steps = 0
         self._repeats = Repeats(log)
@@ -212,8 +213,6 @@ class HitFolder:
     # --- the thread ---------------------------------------------------------------------
 
     def _run(self) -> None:
-        if self._settings.append:
-            self._held = Held(self.folder)
         while True:
             with self._changed:
                 if not self._waiting and not self._closing:
@@ -365,6 +364,8 @@ class HitFolder:
             log.warning("%s: hits are written again; %d were lost until now", self.folder, self.lost_hits)
 
     def _end(self) -> None:
+        if self._held is not None:
+            self._held.close()
         self._repeats.close()
         left = self._journaled
         for current in self._writer.left:

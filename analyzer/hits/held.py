@@ -23,7 +23,10 @@ _FAULTS = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 
 class Held:
-    """The hits in the files that are there now, 24 bytes each; images are read only where the ids are the same."""
+    """The hits in the files that are there now, 24 bytes each; images are read only where the ids are the same.
+
+    The file that was read last stays open, as hits that repeat come in the order of the files.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._paths = sorted(path for path in folder.glob(FILES) if path.is_file())
@@ -31,6 +34,7 @@ class Held:
         every = np.concatenate([*found, np.empty(0, _WHICH)])
         self._which = every[np.lexsort([every["image_id"], every["series_id"]])]
         self._series = self._which["series_id"]
+        self._open: tuple[int, h5py.File] | None = None
 
     def has(self, series_id: int, image_id: int, image: ImageData) -> bool:
         """Whether this image of this series is in a file."""
@@ -41,13 +45,25 @@ class Held:
 
     def _alike(self, which: Any, image: ImageData) -> bool:
         try:
-            with h5py.File(self._paths[which["file"]]) as file:
-                images = file[IMAGES]
-                if images.shape[1:] != image.shape or images.dtype != image.dtype:
-                    return False
-                return bool(images.id.read_direct_chunk((int(which["row"]), 0, 0))[1] == bytes(chunk_of(image)))
+            images = self._file(int(which["file"]))[IMAGES]
+            if images.shape[1:] != image.shape or images.dtype != image.dtype:
+                return False
+            return bool(images.id.read_direct_chunk((int(which["row"]), 0, 0))[1] == bytes(chunk_of(image)))
         except (*_FAULTS, UndecodableImage):
             return False
+
+    def _file(self, number: int) -> h5py.File:
+        if self._open is None or self._open[0] != number:
+            self.close()
+            # Not locked: whoever works with the files meanwhile may.
+            self._open = number, h5py.File(self._paths[number], locking=False)
+        return self._open[1]
+
+    def close(self) -> None:
+        """Let go of the file that was read last."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
 
 
 def _rows(path: Path, number: int) -> npt.NDArray[Any]:

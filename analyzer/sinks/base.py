@@ -1,13 +1,16 @@
 """What an output of results is."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from prometheus_client.core import Metric
 
 from analyzer.results import FrameResult
 from analyzer.sinks.recorded import Recorded
 from streamer.frames import Frame
+
+if TYPE_CHECKING:
+    from analyzer.sinks.hold import Hold
 
 
 class ResultsExist(ValueError):
@@ -29,10 +32,12 @@ class Sink(Protocol):
 
 
 class ResultsFile(Sink, Protocol):
-    """Results on disk. ``recorded``: what was there before; ``repeated``: records that were there, and not written."""
+    """Results on disk. ``recorded``: what was there before; ``repeated``: records that were there, and not written;
+    ``hold``: what keeps other processes away until it is closed, where there are locks."""
 
     recorded: Recorded
     repeated: int
+    hold: "Hold | None"
 
 
 @runtime_checkable

@@ -1,15 +1,19 @@
 """Results on disk: JSON lines, or Parquet as a folder of parts.
 
 A line is written whole and flushed with its batch; a part is written under a hidden name, brought to the disk and
-renamed when complete. So a killed run leaves every record it finished readable: the last line may be a part of one,
-and is cut off by the run that goes on. Records of which there is no part yet are lines of a hidden file, of which the
-run that goes on makes one.
+given its name when complete. So a killed run leaves every record it finished readable: the last line may be a part of
+one, and is cut off by the run that goes on. Records of which there is no part yet are lines of a hidden file. Where the
+part could not be written, they stay there: it is made when there is room again, or by the run that goes on.
+
+One process at a time writes to results, see ``analyzer.sinks.hold``.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -22,6 +26,7 @@ import pyarrow.parquet as pq
 
 from analyzer.results import RECORD_FIELDS, FrameResult, record, to_json_line
 from analyzer.sinks.base import ResultsExist, ResultsFile
+from analyzer.sinks.hold import Hold, hold, note_path
 from analyzer.sinks.recorded import Recorded
 
 log = logging.getLogger(__name__)
@@ -48,6 +53,10 @@ _TYPES = {
 RECORD_SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in RECORD_FIELDS])
 """Of every table of records; ``tags`` and ``attributes`` are JSON in it."""
 
+_UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError)
+"""What Arrow raises for values that its types cannot hold."""
+
+_PART = re.compile(r"\.?part-(\d+)\.(?:parquet|jsonl)")
 _FIRST_FIELD = b'{"series_id":'
 
 
@@ -64,11 +73,12 @@ _which = msgspec.json.Decoder(_Which)
 class _FileSink:
     """Common to both: pairs already on disk are not written again, faults are counted.
 
-    ``recorded``: what was on disk when it was opened.
+    ``recorded``: what was on disk when it was opened; ``hold``: the results are ours until it is released.
     """
 
-    def __init__(self, path: Path, recorded: Recorded) -> None:
+    def __init__(self, path: Path, recorded: Recorded, hold: Hold | None) -> None:
         self.path = path
+        self.hold = hold
         self.lost = self.repeated = 0
         self.recorded = recorded
 
@@ -94,15 +104,51 @@ class _FileSink:
             log.error("%s: results cannot be written: %s; analysis goes on, lost records are counted", self.path, error)
         self.lost += records
 
+    def _release(self) -> None:
+        held, self.hold = self.hold, None
+        if held is not None:
+            held.release()
+
+
+class _LineFile:
+    """Lines added whole, or not at all, to a file of ours alone. ``lines``: how many were added."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self.path, self.lines = path, 0
+        # Unbuffered: what is written is in the kernel, whatever becomes of us.
+        self._file: IO[bytes] = open(path, mode, buffering=0, opener=_appending)  # noqa: SIM115
+        self._end = os.fstat(self._file.fileno()).st_size
+
+    def add(self, data: bytes) -> None:
+        """Raises ``OSError``; the lines that were written whole are then there and counted."""
+        written = 0
+        try:
+            while written < len(data):
+                written += self._file.write(data[written:])
+        except OSError:
+            # A part of a line, written when the disk filled up, is taken back.
+            written = data.rfind(b"\n", 0, written) + 1
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), self._end + written)
+            raise
+        finally:
+            self._end += written
+            self.lines += data.count(b"\n", 0, written)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _appending(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_APPEND, 0o666)
+
 
 class JsonLinesSink(_FileSink):
     """One JSON object a line."""
 
-    def __init__(self, path: Path, append: bool = False) -> None:
-        super().__init__(path, _pairs_of_lines(path) if append and path.exists() else Recorded())
-        # Unbuffered: what is written is in the kernel, whatever becomes of us.
-        self._end = path.stat().st_size if append and path.exists() else 0
-        self._file: IO[bytes] = open(path, "ab" if append else "wb", buffering=0)  # noqa: SIM115
+    def __init__(self, path: Path, append: bool = False, hold: Hold | None = None) -> None:
+        super().__init__(path, _pairs_of_lines(path) if append and path.exists() else Recorded(), hold)
+        self._lines = _LineFile(path, "ab" if append else "wb")
 
     def write(self, results: Sequence[FrameResult]) -> None:
         new = self._new(results)
@@ -111,25 +157,15 @@ class JsonLinesSink(_FileSink):
         except (ValueError, TypeError) as error:
             self._failed(len(new), error)
             return
-        written = 0
+        before = self._lines.lines
         try:
-            while written < len(data):
-                written += self._file.write(data[written:])
+            self._lines.add(data)
         except OSError as error:
-            whole = data.rfind(b"\n", 0, written) + 1
-            self._cut_back(whole)
-            self._failed(len(new) - data.count(b"\n", 0, whole), error)
-        else:
-            self._end += len(data)
-
-    def _cut_back(self, whole: int) -> None:
-        """Take back the part of a line that was written when the disk filled up."""
-        self._end += whole
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._file.fileno(), self._end)
+            self._failed(len(new) - (self._lines.lines - before), error)
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
+        self._release()
 
 
 def _pairs_of_lines(path: Path) -> Recorded:
@@ -160,28 +196,35 @@ def _pairs_of_lines(path: Path) -> Recorded:
 class ParquetSink(_FileSink):
     """A folder of Parquet parts, a new one every ``PART_RECORDS`` records or ``PART_SECONDS`` seconds."""
 
-    def __init__(self, path: Path, append: bool = False) -> None:
+    def __init__(self, path: Path, append: bool = False, hold: Hold | None = None) -> None:
         path.mkdir(parents=True, exist_ok=True)
+        super().__init__(path, Recorded(), hold)
         for unfinished in (*path.glob(".part-*.tmp"), *path.glob("part-*.tmp")):
             unfinished.unlink()
+        self._left: dict[Path, int] = {}
+        """Files of lines of which no part could be made, with their records."""
         if append:
             for lines in sorted(path.glob(".part-*.jsonl")):
-                _finish_part(lines)
-        super().__init__(path, _pairs_of_parts(path) if append else Recorded())
-        self._part = 1 + max((int(part.stem.split("-")[-1]) for part in path.glob("part-*.parquet")), default=-1)
+                self._finish(lines)
+            self.recorded = _pairs_of_parts(path)
+        for lines in self._left:
+            for row in _rows_of(lines)[0]:
+                self.recorded.add(row["series_id"], row["image_id"])
+        numbers = [int(found[1]) for each in path.iterdir() if (found := _PART.fullmatch(each.name))]
+        self._part = 1 + max(numbers, default=-1)
         self._waiting: list[FrameResult] = []
-        self._lines: IO[bytes] | None = None
+        self._lines: _LineFile | None = None
         self._since = time.monotonic()
 
     def write(self, results: Sequence[FrameResult]) -> None:
         new = self._new(results)
         self._waiting += new
-        # What fails here costs these records only where a kill comes before their part.
-        with contextlib.suppress(OSError, ValueError, TypeError, OverflowError):
+        # What fails here costs these records only where a kill comes before their part, or it cannot be written.
+        with contextlib.suppress(OSError):
             if new and self._lines is None:
-                self._lines = open(_lines_of(self._target), "wb", buffering=0)  # noqa: SIM115
+                self._lines = self._new_lines()
             if self._lines is not None:
-                self._lines.write(b"".join(map(to_json_line, new)))
+                self._lines.add(_good_lines(new))
         if len(self._waiting) >= PART_RECORDS:
             self._flush()
         self.tick()
@@ -191,28 +234,93 @@ class ParquetSink(_FileSink):
         if self._waiting and time.monotonic() - self._since >= PART_SECONDS:
             self._flush()
 
+    def close(self) -> None:
+        self._flush()
+        self._finish_left()
+        if self._left:
+            records = sum(self._left.values())
+            log.error(
+                "%s: %d records are in no part, but in hidden files of lines (.part-*.jsonl); where there is room, a "
+                "run with --append makes parts of them",
+                self.path, records,
+            )  # fmt: skip
+            self.lost += records
+        self._release()
+
+    def _new_lines(self) -> _LineFile:
+        while True:
+            try:
+                return _LineFile(_lines_of(self._target), "xb")
+            except FileExistsError:
+                self._part += 1
+
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
+        lines, self._lines = self._lines, None
         self._since = time.monotonic()
+        if lines is not None:
+            lines.close()
         if not waiting:
             return
         try:
-            _place(self._target, record_table(waiting))
-        except (OSError, pa.ArrowException) as error:
-            self._failed(len(waiting), error)
-        lines, self._lines = self._lines, None
-        with contextlib.suppress(OSError):
-            _lines_of(self._target).unlink()
-        if lines is not None:
-            lines.close()
-        self._part += self._target.exists()
+            self._place_next(record_table(waiting))
+        except (OSError, *_UNFIT) as error:
+            self._keep(lines, len(waiting), error)
+        else:
+            if lines is not None:
+                with contextlib.suppress(OSError):
+                    lines.path.unlink()
+            self._finish_left()
+        self._part += 1
+
+    def _place_next(self, table: pa.Table) -> None:
+        while True:
+            try:
+                _place(self._target, table)
+                return
+            except FileExistsError:
+                self._part += 1
+
+    def _keep(self, lines: _LineFile | None, records: int, error: Exception) -> None:
+        """No part could be made of records: what is in their file of lines stays there."""
+        kept = 0
+        if lines is not None and lines.lines:
+            kept = lines.lines
+            if not self._left:
+                log.warning(
+                    "%s: a part cannot be written: %s; its records stay in %s until there is room",
+                    self.path, str(error).splitlines()[0], lines.path.name,
+                )  # fmt: skip
+            self._left[lines.path] = kept
+        elif lines is not None:
+            with contextlib.suppress(OSError):
+                lines.path.unlink()
+        if records > kept:
+            self._failed(records - kept, error)
+
+    def _finish_left(self) -> None:
+        """Make the parts that could not be made, now that there may be room."""
+        for lines in list(self._left):
+            if not self._finish(lines):
+                return
+
+    def _finish(self, lines: Path) -> bool:
+        try:
+            _finish_part(lines)
+        except FileNotFoundError:
+            self.lost += self._left.pop(lines, 0)
+            return True
+        except OSError as error:
+            if lines not in self._left:
+                log.warning("%s: no part can be made of it: %s; it stays until there is room", lines, error.strerror)
+                self._left[lines] = len(_rows_of(lines)[0])
+            return False
+        self._left.pop(lines, None)
+        return True
 
     @property
     def _target(self) -> Path:
         return self.path / f"part-{self._part:06d}.parquet"
-
-    def close(self) -> None:
-        self._flush()
 
 
 def _lines_of(part: Path) -> Path:
@@ -220,8 +328,17 @@ def _lines_of(part: Path) -> Path:
     return part.with_name(f".{part.stem}.jsonl")
 
 
+def _good_lines(results: Sequence[FrameResult]) -> bytes:
+    found = []
+    for result in results:
+        with contextlib.suppress(ValueError, TypeError):
+            found.append(to_json_line(result))
+    return b"".join(found)
+
+
 def _place(part: Path, table: pa.Table) -> None:
-    """Write a part, whole or not at all. Raises ``OSError``, ``pa.ArrowException``."""
+    """Write a part, whole or not at all. Raises ``OSError``, ``FileExistsError`` where it is there, and what Arrow
+    does."""
     # Hidden: readers of the whole folder pass it over.
     temporary = part.with_name(f".{part.stem}.tmp")
     try:
@@ -229,26 +346,69 @@ def _place(part: Path, table: pa.Table) -> None:
             pq.write_table(table, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(part)
-    except (OSError, pa.ArrowException):
+        _name(temporary, part)
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _name(temporary: Path, part: Path) -> None:
+    """Give a file its name, never that of another."""
+    try:
+        os.link(temporary, part)
+    except FileExistsError:
         raise
+    except OSError:  # no hard links here
+        if part.exists():
+            raise FileExistsError(f"{part}: exists") from None
+        temporary.rename(part)
 
 
 def _finish_part(lines: Path) -> None:
-    """Make the part that a killed run had no time for. Raises ``OSError``."""
+    """Make the part that a killed run, or a full disk, left as lines. Raises ``OSError``.
+
+    Lines that are no records stay in a file that is named.
+    """
     part = lines.with_name(f"{lines.stem[1:]}.parquet")
-    if not part.exists():
-        rows = []
-        for line in lines.read_bytes().split(b"\n")[:-1]:
-            # One that is no record was never whole.
-            with contextlib.suppress(ValueError):
-                rows.append(dict.fromkeys(RECORD_FIELDS) | json.loads(line))
-        if rows:
-            _place(part, _table(rows))
-            log.info("%s: %d records of an earlier run are in a part now", part, len(rows))
+    if part.exists():
+        lines.unlink()
+        return
+    rows, bad = _rows_of(lines)
+    try:
+        table = _table(rows)
+    except _UNFIT:
+        fit = [row for row in rows if _fits(row)]
+        bad += len(rows) - len(fit)
+        rows, table = fit, _table(fit)
+    if rows:
+        _place(part, table)
+        log.info("%s: %d records of which there was no part are in one now", part, len(rows))
+    if bad:
+        aside = next(p for n in itertools.count() if not (p := lines.with_suffix(f".damaged-{n}")).exists())
+        lines.rename(aside)
+        log.warning("%s: %d lines are no records and are in no part; the file stays as it was", aside, bad)
+        return
     lines.unlink()
+
+
+def _rows_of(lines: Path) -> tuple[list[dict[str, Any]], int]:
+    """Records in a file of lines, and how many whole lines are none. Raises ``OSError``."""
+    rows: list[dict[str, Any]] = []
+    # What follows the last newline was never whole.
+    whole = lines.read_bytes().split(b"\n")[:-1]
+    for line in whole:
+        with contextlib.suppress(ValueError, RecursionError):
+            _which.decode(line)
+            rows.append(dict.fromkeys(RECORD_FIELDS) | json.loads(line))
+    return rows, len(whole) - len(rows)
+
+
+def _fits(row: dict[str, Any]) -> bool:
+    try:
+        _table([row])
+    except _UNFIT:
+        return False
+    return True
 
 
 def record_table(results: Sequence[FrameResult]) -> pa.Table:
@@ -286,22 +446,41 @@ def _pairs_of_parts(path: Path) -> Recorded:
 def open_results(path: Path, *, append: bool = False, overwrite: bool = False) -> ResultsFile:
     """The sink for a results path by its suffix.
 
-    Raises ``ResultsExist`` when it is there and neither option was given, ``ValueError`` for
-    another suffix, ``OSError`` when it cannot be opened.
+    Raises ``ResultsExist`` when it is there and neither option was given, or when another process writes to it,
+    ``ValueError`` for another suffix, ``OSError`` when it cannot be opened.
     """
     if append and overwrite:
         raise ValueError(f"{path}: --append and --overwrite exclude each other; give one")
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"{path}: results are written as .jsonl or .parquet; choose one of these endings")
-    if path.exists() and not (append or overwrite):
+    if path.suffix == ".parquet":
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Before anything is looked at: what is there may be in the making.
+    held = hold(path)
+    try:
+        return _open(path, append, overwrite, held)
+    except BaseException:
+        if held is not None:
+            held.release()
+        raise
+
+
+def _open(path: Path, append: bool, overwrite: bool, held: Hold | None) -> ResultsFile:
+    there = path.exists()
+    if there and not (append or overwrite):
         raise ResultsExist(f"{path}: exists already; use --append to add to it or --overwrite to replace it")
-    if path.suffix == ".jsonl":
-        return JsonLinesSink(path, append)
-    if path.exists() and not path.is_dir():
-        raise ResultsExist(f"{path}: is a file; .parquet results are a folder, remove the file or choose another name")
-    if path.exists() and overwrite:
-        _clear_parts(path)
-    return ParquetSink(path, append)
+    if path.suffix == ".parquet" and there:
+        if not path.is_dir():
+            raise ResultsExist(
+                f"{path}: is a file; .parquet results are a folder, remove the file or choose another name"
+            )
+        if overwrite:
+            _clear_parts(path)
+    if overwrite or not there:
+        # Of results that are no more.
+        with contextlib.suppress(OSError):
+            note_path(path).unlink()
+    return JsonLinesSink(path, append, held) if path.suffix == ".jsonl" else ParquetSink(path, append, held)
 
 
 def _clear_parts(path: Path) -> None:

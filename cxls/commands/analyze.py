@@ -214,7 +214,12 @@ class Session:
         if self.restart is not None:
             self.restart.start()
         # Connected last: from here on the detector hands us its images.
-        source: Source = self._files or _connect(settings, sources)
+        try:
+            source: Source = self._files or _connect(settings, sources)
+        except BadSettings:
+            if self.restart is not None:
+                self.restart.close()
+            raise
         self.front = Front(
             source,
             analysers,

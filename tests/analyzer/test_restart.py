@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analyzer.restart import Restart, note_path
-from analyzer.sinks import open_results
+from analyzer.restart import Restart
+from analyzer.sinks import ResultsExist, hold, open_results
+from analyzer.sinks.hold import note_path
 from streamer.account import Account
 from streamer.messages import EndMessage, ImageMessage, StartMessage
 from streamer.series import ImageAccepted, SeriesOpened, SeriesTracker
@@ -53,6 +54,8 @@ class Program:
             time.sleep(0.005)
         time.sleep(0.05)
         self.file.close()
+        assert self.restart._hold is not None
+        self.restart._hold.release()
 
     def ends(self) -> int:
         for event in self.tracker.finish():
@@ -185,6 +188,81 @@ def test_any_cut_of_a_note_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
         file = open_results(path, append=True)
         assert Restart(path, file, True).crashed
         file.close()
+
+
+BOTH = pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+
+
+def killed_in_a_series(path: Path) -> None:
+    Program(path).hear(start(10), *images(range(9)), EndMessage(1, "a"), start(10, 2, "b")).records(range(7)).killed()
+    assert note_path(path).exists()
+
+
+@BOTH
+def test_a_second_run_is_refused_while_the_first_lives_and_its_note_stays(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hold, "WAIT_S", 0.0)
+    path = tmp_path / f"r{suffix}"
+    first = Program(path).hear(start(), *images(range(30))).records(range(30))
+    note = first.note.stat().st_ino
+    with pytest.raises(ResultsExist, match="another analysis"):
+        Program(path)
+    first.file.close()
+    with pytest.raises(ResultsExist, match="another analysis"):
+        Program(path)
+    assert first.note.stat().st_ino == note
+    first.restart.close()
+    after = Program(path)
+    assert not after.restart.crashed
+    assert after.ends() == 0
+
+
+def test_a_run_takes_away_its_own_note_alone(tmp_path: Path) -> None:
+    first = Program(tmp_path / "r.jsonl")
+    other = tmp_path / "other"
+    other.write_bytes(b"of another run")
+    other.replace(first.note)
+    first.ends()
+    assert first.note.read_bytes() == b"of another run"
+
+
+@BOTH
+def test_a_note_counts_nothing_of_results_that_were_moved_away(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"r{suffix}"
+    killed_in_a_series(path)
+    path.rename(tmp_path / f"kept{suffix}")
+    again = Program(path).hear(start(10, 3, "c"), *images(range(10), 3, "c"))
+    assert not again.restart.crashed
+    assert again.ends() == 0
+    assert not again.note.exists()
+
+
+@BOTH
+def test_a_note_counts_nothing_of_other_results_in_the_place_of_its_own(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, other = tmp_path / f"r{suffix}", tmp_path / f"other{suffix}"
+    killed_in_a_series(path)
+    Program(other).records(range(3)).ends()
+    path.rename(tmp_path / f"kept{suffix}")
+    other.rename(path)
+    assert Program(path).ends() == 0
+    assert "is of other results" in caplog.text
+
+
+@BOTH
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_whoever_begins_results_anew_takes_the_note_of_the_old_ones_away(
+    tmp_path: Path, suffix: str, overwrite: bool
+) -> None:
+    path = tmp_path / f"r{suffix}"
+    killed_in_a_series(path)
+    if not overwrite:
+        path.rename(tmp_path / f"kept{suffix}")
+    open_results(path, overwrite=overwrite).close()
+    assert not note_path(path).exists()
+    assert not Program(path).restart.crashed
 
 
 def test_a_folder_that_takes_no_note_costs_no_record(

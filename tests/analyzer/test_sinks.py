@@ -1,6 +1,8 @@
 """Results on disk: whole records, no pair twice, faults counted and never raised."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analyzer.results import RECORD_FIELDS, FrameResult, Status, to_json_line
-from analyzer.sinks import JsonLinesSink, ParquetSink, ResultsExist, files, open_results
+from analyzer.sinks import JsonLinesSink, ParquetSink, ResultsExist, files, hold, open_results
 from tests.analyzer.writer_child import result
 from tests.support import REPOSITORY
 
@@ -148,6 +150,72 @@ def test_a_place_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> 
         open_results(tmp_path / "none" / "r.jsonl")
 
 
+# --- one writer at a time ---------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("options", [{}, {"append": True}, {"overwrite": True}])
+def test_results_that_another_writes_are_refused_and_lose_nothing(
+    tmp_path: Path, suffix: str, options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hold, "WAIT_S", 0.0)
+    path, link = tmp_path / f"r{suffix}", tmp_path / f"link{suffix}"
+    link.symlink_to(path)
+    first = open_results(path)
+    first.write([result(0)])
+    for name in (path, link):
+        with pytest.raises(ResultsExist, match="another analysis writes to it"):
+            open_results(name, **options)
+    first.write([result(1)])
+    first.close()
+    write(path, [2], append=True)
+    assert ids(path) == [0, 1, 2]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [link.name, path.name], "no lock stays"
+
+
+@BOTH
+def test_results_that_were_refused_are_free(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"r{suffix}"
+    write(path, range(3))
+    with pytest.raises(ResultsExist):
+        open_results(path)
+    write(path, [3], append=True)
+
+
+@BOTH
+def test_without_locks_results_are_written_with_a_warning_and_no_part_replaces_another(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)  # no file system here is without them
+    path = tmp_path / f"r{suffix}"
+    first, second = open_results(path), open_results(path, append=True)
+    assert "see that no other analysis writes to it" in caplog.text
+    for n in range(0, 6, 2):
+        first.write([result(n)])
+        second.write([result(n + 1)])
+    second.close()
+    first.close()
+    assert sorted(ids(path)) == list(range(6))
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_part_keeps_its_name_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("os.link", link)
+    path = tmp_path / "r.parquet"
+    sink = open_results(path)
+    (path / "part-000000.parquet").write_bytes(b"another's")
+    sink.write([result(0)])
+    sink.close()
+    assert (path / "part-000000.parquet").read_bytes() == b"another's"
+    assert pq.read_table(path / "part-000001.parquet").num_rows == 1
+
+
 # --- Parquet ----------------------------------------------------------------------------
 
 
@@ -246,6 +314,76 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.parquet").write_text("x")
     with pytest.raises(ResultsExist, match="is a file"):
         open_results(tmp_path / "r.parquet", overwrite=True)
+
+
+class Disk:
+    """A disk that may be full for parts, while short lines still find room."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = True
+        self._write = pq.write_table
+        monkeypatch.setattr(pq, "write_table", self)
+
+    def __call__(self, table: Any, file: Any) -> None:
+        if self.full:
+            file.write(b"PAR1")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._write(table, file)
+
+
+def test_records_of_a_part_that_found_no_room_are_in_one_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PART_RECORDS", 3)
+    path, disk = tmp_path / "r.parquet", Disk(monkeypatch)
+    sink = open_results(path)
+    for n in range(0, 6, 3):
+        sink.write([result(n + each) for each in range(3)])
+    assert pq.read_table(path).num_rows == 0
+    disk.full = False
+    sink.write([result(n) for n in range(6, 9)])
+    assert ids(path) == list(range(9))
+    sink.close()
+    assert sink.lost == 0
+    assert not list(path.glob(".*"))
+
+
+def test_records_of_a_disk_that_stays_full_are_counted_and_the_next_run_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, disk = tmp_path / "r.parquet", Disk(monkeypatch)
+    sink = open_results(path)
+    sink.write([result(n) for n in range(5)])
+    sink.close()
+    assert sink.lost == 5
+    assert "a run with --append makes parts of them" in caplog.text
+    assert [each.name for each in path.iterdir()] == [".part-000000.jsonl"]
+    again = open_results(path, append=True)
+    again.write([result(n) for n in range(7)])
+    assert again.repeated == 5, "known although they are in no part yet"
+    disk.full = False
+    again.close()
+    assert again.lost == 0
+    assert sorted(ids(path)) == list(range(7))
+    assert not list(path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "bad", [b"123", b'{"series_id":1,"image_id":8,"peaks":"many"}', b"[" * 100_000, b'{"series_id":"x","image_id":8}']
+)
+def test_lines_that_are_no_records_cost_no_start_and_no_other_record(
+    tmp_path: Path, bad: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "r.parquet"
+    path.mkdir()
+    left = to_json_line(result(0)) + bad + b"\n" + to_json_line(result(1))
+    (path / ".part-000000.jsonl").write_bytes(left)
+    write(path, range(4), append=True)
+    assert ids(path) == [0, 1, 2, 3]
+    assert pq.read_table(path).num_rows == 4
+    assert (path / ".part-000000.damaged-0").read_bytes() == left
+    assert ".part-000000.damaged-0: 1 lines are no records" in caplog.text
+    write(path, [5], overwrite=True)
 
 
 # --- faults -----------------------------------------------------------------------------

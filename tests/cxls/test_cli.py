@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from analyzer.sinks import open_results
 from tests.analyzer.builders import frames_of_a_run, write_series
 from tests.cxls.programs import CXLS, LOOPBACK, Child, cxls, environment, records, refusal, wait_for
 
@@ -175,6 +177,15 @@ def test_a_replay_of_nothing_is_refused() -> None:
     assert "no such file" in refusal("replay", "nowhere.h5", "--bind", LOOPBACK)
 
 
+def test_results_that_another_analysis_writes_are_refused(master: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    results = tmp_path / "r.jsonl"
+    first = open_results(results)
+    said = refusal("analyze", master, "--results", results, "--bundle", bundle_folder, "--append")
+    assert said == f"cxls: {results}: another analysis writes to it; end that one, or give other results"
+    first.close()
+    assert cxls("analyze", master, "--results", results, "--bundle", bundle_folder, "--append").returncode == 0
+
+
 # --- signals ----------------------------------------------------------------------------
 
 
@@ -195,6 +206,58 @@ def test_a_signal_ends_a_live_analysis_with_everything_received_written(
         assert analysis.end(number) == code
         assert "Traceback" not in "".join(analysis.errors)
     assert sorted(record["image_id"] for record in records(results)) == list(range(12))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_twice_at_once_costs_neither_records_nor_the_summary(
+    master: Path, bundle_folder: Path, tmp_path: Path, number: int
+) -> None:
+    results = tmp_path / "r.parquet"
+    with (
+        Child("replay", master, "--bind", LOOPBACK, "--rate", "200") as replay,
+        Child(
+            "analyze", replay.listening("replay"), "--results", results, "--bundle", bundle_folder,
+            "--products", tmp_path / "products", "--listen", "127.0.0.1:0",
+        ) as analysis,
+    ):  # fmt: skip
+        assert replay.end() == 0
+        wait_for(lambda: "series 1 over" in "".join(analysis.errors))
+        analysis.process.send_signal(number)
+        time.sleep(0.05)
+        # As the interpreter ends it answers no more; all is written then.
+        assert analysis.end(number) in (128 + number, -number)
+        assert analysis.process.stdout is not None
+        assert "received 12 = processed 12" in analysis.process.stdout.read()
+    assert sorted(pq.read_table(results)["image_id"].to_pylist()) == list(range(12))
+
+
+STUCK = """
+import threading, time
+from cxls.cli import stop_on_signals
+stop = threading.Event()
+stop_on_signals(stop)
+print("ready", flush=True)
+stop.wait()
+print("stops", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_signal_some_time_after_the_first_ends_a_program_that_does_not(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.stdout.readline() == "stops\n"
+            time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1.5)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == -signal.SIGTERM
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

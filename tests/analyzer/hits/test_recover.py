@@ -113,6 +113,26 @@ def test_a_run_that_goes_on_holds_no_hit_twice(tmp_path: Path) -> None:
     assert image_ids(tmp_path).count(3) == 2, "a run that is not told to append writes what it finds"
 
 
+def test_a_file_is_opened_once_for_all_its_hits_that_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hits = [hit(n) for n in range(12)]
+    write(tmp_path, hits, replace(QUICK, journal_hits=6))
+    assert len(files(tmp_path)) == 2
+    folder = HitFolder(tmp_path, replace(QUICK, append=True))
+    opened: list[Path] = []
+    really = h5py.File
+
+    def counted(path: Path, **options: Any) -> Any:
+        opened.append(path)
+        return really(path, **options)
+
+    monkeypatch.setattr("analyzer.hits.held.h5py.File", counted)
+    for each in hits:
+        folder.offer(*each)
+    wait_for(lambda: folder.repeated == 12)
+    assert opened == files(tmp_path), "their ids were read before"
+    folder.close()
+
+
 def test_the_same_ids_of_another_image_are_another_hit(tmp_path: Path) -> None:
     write(tmp_path, [hit(number) for number in range(3)])
     series_2 = builders.series(series_id=2)
