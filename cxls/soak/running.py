@@ -316,7 +316,6 @@ class Soak:
                 Check("images", None, "told to end before the first one"),
                 checks.readable(seen.problems.texts, "nothing to read yet"),
                 checks.ended(seen.codes),
-                checks.words_on_stderr(seen.stderr),
             ]
         quiet = checks.settled(seen.samples)
         faults = committed([self.places.faults(leg) for leg in legs(self.settings)])

@@ -525,7 +525,9 @@ def test_a_soak_that_is_told_to_end_checks_what_there_is(master: Path, bundle_fo
     assert json.loads((tmp_path / "soak.json").read_text())["notes"]
 
 
-@pytest.mark.parametrize(("stage", "number"), [("simulate", signal.SIGTERM), ("analyze", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("stage", "number"), [("imports", signal.SIGINT), ("simulate", signal.SIGTERM), ("analyze", signal.SIGINT)]
+)
 def test_a_soak_that_is_told_to_end_before_the_first_image_has_failed_nothing(
     bundle_folder: Path, master: Path, tmp_path: Path, stage: str, number: signal.Signals
 ) -> None:
@@ -533,11 +535,15 @@ def test_a_soak_that_is_told_to_end_before_the_first_image_has_failed_nothing(
     with Child(
         "soak", *files, "--bundle", bundle_folder, *SHORT, "--report", tmp_path / "soak.json", TMPDIR=str(tmp_path)
     ) as child:
-        wait_for(lambda: any(stage.encode() in each for each in commands(child.process.pid)), 120)
+        if stage == "imports":
+            wait_for(lambda: "torch" in Path(f"/proc/{child.process.pid}/maps").read_text(), 120)
+        else:
+            wait_for(lambda: any(stage.encode() in each for each in commands(child.process.pid)), 120)
         code = child.end(number, 120)
         assert child.process.stdout is not None
         words = child.process.stdout.read()
     assert code == 128 + number, words
+    assert not any("Traceback" in line for line in child.errors)
     assert "not told  images: told to end before the first one" in words
     assert "FAIL" not in words
     assert not list(tmp_path.glob("cxls-soak-*"))
