@@ -168,7 +168,7 @@ class Wire:
         does both also accepts connections: when one made now is accepted, all before is done.
         """
         before = self._accepted
-        with _connection(self.endpoint):
+        with connection(self.endpoint):
             return self.wait_until(lambda: self._accepted > before, stop, limit_s)
 
     def reopen(self, stop: threading.Event, limit_s: float | None = None) -> bool:
@@ -200,8 +200,8 @@ class Wire:
         self._socket.close(linger=linger_ms)
 
 
-def _connection(endpoint: str) -> tcp.socket:
-    """A connection that never says a word."""
+def connection(endpoint: str) -> tcp.socket:
+    """To an address of libzmq's form; nothing is said yet. Raises ``OSError``."""
     kind, _, where = endpoint.partition("://")
     if kind == "ipc":
         line = tcp.socket(tcp.AF_UNIX)

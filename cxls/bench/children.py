@@ -10,13 +10,21 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 START_S = 60.0
 STOP_S = 30.0
 _LISTENING = re.compile(r"listening (\S+) (\S+)")
+
+_BOUND = """
+import ctypes, os, signal, sys
+parent, *command = sys.argv[1:]
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, which outlives exec
+if os.getppid() == int(parent):  # else it ended before we asked
+    os.execv(command[0], command)
+"""
 
 
 @dataclass(slots=True)
@@ -60,18 +68,23 @@ class Child:
 
 
 @contextlib.contextmanager
-def cxls(*arguments: str, apart: bool = False) -> Iterator[Child]:
-    """Run ``cxls ARGUMENTS`` beside us; it is ended when the block is left.
+def cxls(*arguments: str, apart: bool = False, holding: Sequence[int] = ()) -> Iterator[Child]:
+    """Run ``cxls ARGUMENTS`` beside us; it is ended when the block is left. ``holding``: descriptors that it inherits.
 
-    ``apart``: in a session of its own, so that Ctrl-C at the terminal reaches us alone.
+    ``apart``: in a session of its own, so that Ctrl-C at the terminal reaches us alone. On Linux it gets SIGTERM when
+    the thread that started it is gone, however that came: start it from one that lives as long as the program.
     """
+    command = [sys.executable, "-m", "cxls", *arguments]
+    if apart and sys.platform == "linux":
+        command = [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), *command]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cxls", *arguments],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"COLUMNS": "200"},
         start_new_session=apart,
+        pass_fds=holding,
     )
     child = Child(process)
     followers = [threading.Thread(target=work, daemon=True) for work in (child.follow_errors, child.follow_output)]
@@ -86,6 +99,7 @@ def cxls(*arguments: str, apart: bool = False) -> Iterator[Child]:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
         for follower in followers:
             follower.join(STOP_S)
 
@@ -108,13 +122,18 @@ def replaying(
         yield child.address("replay")
 
 
+def is_ready(url: str) -> None:
+    """Raises ``OSError`` where an analysis does not listen yet, or has its models not warm."""
+    with urllib.request.urlopen(f"{url}/readyz", timeout=2):
+        pass
+
+
 def wait_ready(url: str) -> None:
     """Wait until an analysis that listens has its models warm. Raises ``OSError`` after ``START_S`` seconds."""
     deadline = time.monotonic() + START_S
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=2):
-                return
+            return is_ready(url)
         except OSError:
             if time.monotonic() > deadline:
                 raise

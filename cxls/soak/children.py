@@ -1,6 +1,8 @@
 """The processes of a soak: simulation, replay and analysis, each `cxls` as anybody runs it."""
 
 import re
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +29,20 @@ _REASONS = re.compile(r"(.+?) (\d+)(?:, |$)")
 _TITLES = {"dropped": "dropped", "undecodable": "undecodable", "missing": "missing", "messages refused": "invalid"}
 
 
+class ToldToEnd(Exception):
+    """The soak is to end before it has begun."""
+
+
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a soak writes; ``results`` ends in ``.parquet`` or ``.jsonl``."""
+    """Where a soak writes; ``results`` ends in ``.parquet`` or ``.jsonl``.
+
+    ``holding``: descriptors that every process inherits, by which others see that all have ended.
+    """
 
     folder: Path
     results: Path
+    holding: tuple[int, ...] = ()
 
     @property
     def hits(self) -> Path:
@@ -50,14 +60,20 @@ class Places:
         return self.folder / f"faults-{leg.number:02d}.jsonl"
 
 
-def simulated(folder: Path, settings: SoakSettings) -> Path:
-    """A series of ``SERIES_IMAGES`` images; its master. Raises ``RuntimeError``."""
-    prefix = folder / "simulated"
+def simulated(places: Places, settings: SoakSettings, stop: threading.Event) -> Path:
+    """A series of ``SERIES_IMAGES`` images; its master. Raises ``RuntimeError``, ``ToldToEnd``."""
+    prefix = places.folder / "simulated"
     arguments = ["--frames", str(FRAMES), "--condition", str(_CONDITION), "--seed", str(settings.seed)]
     arguments += ["--hit-fraction", str(settings.hit_fraction), "--overwrite"]
-    with cxls("simulate", str(prefix), *arguments, apart=True) as child:
-        if child.process.wait(_SIMULATE_S):
-            raise RuntimeError(f"the simulation failed: {' | '.join(child.errors[-3:])}")
+    latest = time.monotonic() + _SIMULATE_S
+    with cxls("simulate", str(prefix), *arguments, apart=True, holding=places.holding) as child:
+        while child.process.poll() is None:
+            if stop.wait(0.1):
+                raise ToldToEnd
+            if time.monotonic() > latest:
+                raise RuntimeError(f"the simulation did not end in {_SIMULATE_S:.0f} s")
+    if child.process.returncode:
+        raise RuntimeError(f"the simulation failed: {' | '.join(child.errors[-3:])}")
     return repeated(prefix.with_name("simulated_master.h5"), SERIES_IMAGES // FRAMES)
 
 
@@ -73,7 +89,7 @@ def analysing(endpoint: str, settings: SoakSettings, places: Places) -> Iterator
         arguments += ["--processes", str(settings.processes)]
     if settings.bundle is not None:
         arguments += ["--bundle", str(settings.bundle)]
-    with cxls("analyze", *arguments, apart=True) as child:
+    with cxls("analyze", *arguments, apart=True, holding=places.holding) as child:
         yield child
 
 
@@ -101,9 +117,9 @@ def legs(settings: SoakSettings) -> list[Leg]:
 
 @contextmanager
 def replaying(
-    files: list[Path], endpoint: str, leg: Leg, settings: SoakSettings, first_series: int, report: Path
+    files: list[Path], endpoint: str, leg: Leg, settings: SoakSettings, first_series: int, places: Places
 ) -> Iterator[Child]:
-    """A replay that ends by itself when the leg is over and all is handed over; its faults are told in ``report``."""
+    """A replay that ends by itself when the leg is over and all is handed over; its faults are told in a file."""
     arguments = [
         *map(str, files), "--bind", endpoint, "--stream", leg.protocol, "--time", str(leg.seconds),
         "--series-id", str(first_series), "--on-full", "block", "--header-detail", "all",
@@ -111,8 +127,14 @@ def replaying(
     if settings.rate is not None:
         arguments += ["--rate", str(settings.rate)]
     if faults := arguments_of(settings.faults, leg.protocol, leg.number == 0):
-        arguments += [*faults, "--fault-seed", str(settings.seed + leg.number), "--fault-report", str(report)]
-    with cxls("replay", *arguments, apart=True) as child:
+        arguments += [
+            *faults,
+            "--fault-seed",
+            str(settings.seed + leg.number),
+            "--fault-report",
+            str(places.faults(leg)),
+        ]
+    with cxls("replay", *arguments, apart=True, holding=places.holding) as child:
         yield child
 
 

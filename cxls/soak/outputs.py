@@ -102,7 +102,9 @@ class ParquetFollower:
         self._seen = {part.name for part in parts[-1:]}
         for part in parts[:-1]:
             part.unlink()
-        if last:
+        if last and not self.path.is_dir():
+            self.recorded.problems.add(f"{self.path}: the analysis did not make it")
+        elif last:
             for left in self.path.iterdir():
                 if left.name not in self._seen:
                     self.recorded.problems.add(f"{left}: left behind by an analysis that ended")
@@ -128,6 +130,8 @@ class LinesFollower:
     def follow(self, last: bool = False) -> None:
         """Take whole lines; ``last``: the analysis is over, so the last line must be whole too."""
         if not self.path.exists():
+            if last:
+                self.recorded.problems.add(f"{self.path}: the analysis did not make it")
             return
         with self.path.open("rb") as file:
             file.seek(self._read)

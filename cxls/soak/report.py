@@ -14,19 +14,22 @@ from cxls.soak.checks import Check
 from cxls.soak.samples import Sample
 
 _MIB = 1 << 20
+_WORDS = {True: "ok  ", False: "FAIL", None: "not told"}
 
 
 def as_report(settings: SoakSettings, samples: Sequence[Sample], found: Sequence[Check], early: str) -> Report:
     """Figures of the settled part, and a line a check."""
-    failed = sum(not each.kept for each in found)
+    failed = sum(each.kept is False for each in found)
+    open_ = sum(each.kept is None for each in found)
     took = samples[-1].at_s if samples else 0.0
     rate = "flat out" if settings.rate is None else f"{settings.rate:g} images/s"
     title = f"soak: {_span(took)}, {settings.stream}, {rate}, --on-full {settings.on_full}"
     title += f", {settings.processes} worker processes" if settings.processes else ""
     if early:
         title += f"; ended early: {early}"
-    notes = [f"{'ok  ' if each.kept else 'FAIL'}  {each.name}: {each.text}" for each in found]
-    notes.append(f"{failed} of {len(found)} checks failed" if failed else f"all {len(found)} checks hold")
+    notes = [f"{_WORDS[each.kept]}  {each.name}: {each.text}" for each in found]
+    outcome = f"{failed} of {len(found)} checks failed" if failed else f"all {len(found) - open_} checks hold"
+    notes.append(f"{outcome}, {open_} cannot be told" if open_ else outcome)
     return Report(title, _figures(checks.settled(samples)), notes=notes, samples=_columns(samples))
 
 

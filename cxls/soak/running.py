@@ -3,25 +3,38 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
-from cxls.bench.children import Child, free_endpoint, wait_ready
+from cxls.bench.children import START_S, Child, free_endpoint, is_ready
 from cxls.http_address import parse_address
 from cxls.http_get import NoAnswer
 from cxls.settings import BadSettings, SoakSettings
 from cxls.soak import checks
 from cxls.soak.checks import Check
-from cxls.soak.children import Leg, Places, Replayed, Said, analysing, legs, replayed, replaying, said, simulated
+from cxls.soak.children import (
+    Leg,
+    Places,
+    Replayed,
+    Said,
+    ToldToEnd,
+    analysing,
+    legs,
+    replayed,
+    replaying,
+    said,
+    simulated,
+)
 from cxls.soak.faults import committed
-from cxls.soak.outputs import Follower, HitsFollower, finished, follower
+from cxls.soak.outputs import Follower, HitsFollower, Problems, finished, follower
 from cxls.soak.samples import Sample, count, sample, scrape
 from cxls.watching.client import ask
 from cxls.watching.reading import items, value
@@ -40,7 +53,18 @@ MOST_RATE_HZ = 1000.0
 LEAST_FREE_BYTES = 512 << 20
 """With less than that left the soak ends early: a full disk harms others."""
 
+TOLD = "told to end"
+
+_ENOUGH, _ENOUGH_TOLD = 3, 10
+"""Looks after the warm-up that growth is judged by; a soak that is told to end has just begun with fewer than ten."""
+
+_UP_S = 5 * START_S
+"""For an analysis to listen and to have its models warm, on a machine that does other work and has to compile first."""
+
+_MOST_ROOM = re.compile(r"attached, room for (\d+) images")
+
 _DRAIN_S = 30.0
+_DRAIN_APART_S = 1.5
 _STUCK_S = 60.0
 """A replay whose time is over ends its last series; it is told to end where nothing came from it for so long."""
 
@@ -61,17 +85,21 @@ class Progress:
 
 @dataclass(slots=True)
 class Soaked:
-    """What was seen. ``stderr`` by process, ``codes``: exit codes seen and meant."""
+    """What was seen. ``stderr`` by process, ``codes``: exit codes seen and meant.
+
+    ``until_s``: when replaying ended, counted as samples are.
+    """
 
     samples: list[Sample] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     replay: Replayed = field(default_factory=Replayed)
     words: Said | None = None
+    until_s: float = 0.0
     kills: int = 0
     early: str = ""
     stderr: dict[str, list[str]] = field(default_factory=dict)
     codes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    problems: Problems = field(default_factory=Problems)
 
 
 def room(settings: SoakSettings, folder: Path) -> None:
@@ -88,7 +116,10 @@ def room(settings: SoakSettings, folder: Path) -> None:
 
 
 class Soak:
-    """``files``: what to replay, simulated where there are none. ``stop`` ends it early, with all its checks."""
+    """``files``: what to replay, simulated where there are none. ``stop`` ends it early, with all its checks.
+
+    ``holding``: descriptors that its processes inherit.
+    """
 
     def __init__(
         self,
@@ -96,10 +127,10 @@ class Soak:
         files: Sequence[Path],
         folder: Path,
         stop: threading.Event,
-        tell: Callable[[Progress], None],
+        holding: tuple[int, ...] = (),
     ) -> None:
-        self.settings, self.stop, self.tell = settings, stop, tell
-        self.places = Places(folder, folder / f"results.{settings.format}")
+        self.settings, self.stop = settings, stop
+        self.places = Places(folder, folder / f"results.{settings.format}", holding)
         self.records: Follower = follower(self.places.results)
         self.hits = HitsFollower(self.places.hits)
         self.seen = Soaked()
@@ -109,101 +140,143 @@ class Soak:
         self._began: float | None = None
         self._next_look = self._next_kill = 0.0
 
-    def run(self) -> None:
-        """Play all legs, end, and read what is left; ``seen`` has it all. Raises ``RuntimeError``, ``OSError`` where
-        a process cannot be started."""
-        files = self._files or [simulated(self.places.folder, self.settings)]
-        endpoint = free_endpoint()
-        with analysing(endpoint, self.settings, self.places) as analysis:
-            url = f"http://{analysis.address('http')}"
-            wait_ready(url)
-            for leg in legs(self.settings):
-                if not self._over(analysis):
-                    self._play(analysis, url, files, endpoint, leg)
-            self._drain(analysis, url)
-            self.seen.codes["analysis"] = self._end(analysis), 128 + signal.SIGINT
-        self.seen.stderr["analysis"] = analysis.errors
+    def run(self, tell: Callable[[Progress], None]) -> None:
+        """Play all legs, end, and read what is left; ``seen`` has it all, and as much as there was where it raises.
+        ``tell`` is called at each look.
+
+        Call it from the main thread: its processes end with the thread that starts them. Raises ``RuntimeError``,
+        ``OSError`` where a process cannot be started or a disk is full.
+        """
+        try:
+            files = self._files or [simulated(self.places, self.settings, self.stop)]
+            endpoint = free_endpoint()
+            with analysing(endpoint, self.settings, self.places) as analysis:
+                self.seen.stderr["analysis"] = analysis.errors
+                url = self._up(analysis)
+                for leg in legs(self.settings):
+                    if not self._over(analysis):
+                        self._play(analysis, url, files, endpoint, leg, tell)
+                self._drain(analysis, url)
+                self.seen.codes["analysis"] = self._end(analysis, "the analysis"), 128 + signal.SIGINT
+        except ToldToEnd:
+            self.seen.early = TOLD
+        if not self._nothing_yet:
+            self._gather(analysis)
+
+    def _gather(self, analysis: Child) -> None:
+        """What an analysis that ended said and left."""
         self.seen.words = said(analysis.output)
         self.records.follow(last=True)
         self.hits.follow(last=True)
-        self.seen.problems += finished(self.places.results, self.places.products, self.places.reports)
-        self.seen.problems += [*self.records.recorded.problems.texts, *self.hits.problems.texts]
+        problems = finished(self.places.results, self.places.products, self.places.reports)
+        for text in (*problems, *self.records.recorded.problems.texts, *self.hits.problems.texts):
+            self.seen.problems.add(text)
 
-    def _end(self, analysis: Child) -> int:
-        """The exit code of the analysis, which is told to end unless it has."""
-        if (code := analysis.process.poll()) is not None:
+    @property
+    def _nothing_yet(self) -> bool:
+        """Told to end before the first image, so that there is nothing to check."""
+        return self.seen.early == TOLD and self._began is None
+
+    def _up(self, analysis: Child) -> str:
+        """The address of the analysis once its models are warm. Raises ``RuntimeError``, ``ToldToEnd``."""
+        latest = time.monotonic() + _UP_S
+        while not self.stop.is_set():
+            if analysis.process.poll() is not None or time.monotonic() > latest:
+                raise RuntimeError(f"the analysis is not ready: {' | '.join(analysis.errors[-3:])}")
+            if (address := analysis.addresses.get("http")) is not None:
+                with contextlib.suppress(OSError):
+                    is_ready(f"http://{address}")
+                    return f"http://{address}"
+            self.stop.wait(0.1)
+        raise ToldToEnd
+
+    def _end(self, child: Child, name: str) -> int:
+        """The exit code of a process, which is told to end unless it has."""
+        if (code := child.process.poll()) is not None:
             return code
         try:
-            return analysis.interrupt()
+            return child.interrupt()
         except subprocess.TimeoutExpired:
-            self.seen.problems.append("the analysis did not end when it was told to")
-            analysis.process.kill()
-            return analysis.process.wait()
+            self.seen.problems.add(f"{name} did not end when it was told to")
+            child.process.kill()
+            return child.process.wait()
 
     def _over(self, analysis: Child) -> bool:
         if analysis.process.poll() is not None:
             self.seen.early = "the analysis ended by itself"
         elif self.stop.is_set():
-            self.seen.early = "told to end"
+            self.seen.early = TOLD
         elif shutil.disk_usage(self.places.folder).free < LEAST_FREE_BYTES:
             self.seen.early = f"less than {LEAST_FREE_BYTES >> 20} MiB free in {self.places.folder}"
         return bool(self.seen.early)
 
-    def _play(self, analysis: Child, url: str, files: list[Path], endpoint: str, leg: Leg) -> None:
-        first_series = self.seen.replay.series + 1
-        with ExitStack() as opened:
-            report = self.places.faults(leg)
-            replay = opened.enter_context(replaying(files, endpoint, leg, self.settings, first_series, report))
+    def _play(
+        self,
+        analysis: Child,
+        url: str,
+        files: list[Path],
+        endpoint: str,
+        leg: Leg,
+        tell: Callable[[Progress], None],
+    ) -> None:
+        first_series, name = self.seen.replay.series + 1, f"replay {leg.number} {leg.protocol}"
+        with replaying(files, endpoint, leg, self.settings, first_series, self.places) as replay:
+            self.seen.stderr[name] = replay.errors
             latest, received = time.monotonic() + leg.seconds + _STUCK_S, -1
             while replay.process.poll() is None and not self._over(analysis) and time.monotonic() < latest:
-                self._look(analysis, url)
+                if self._look(analysis, url):
+                    tell(self._progress())
                 if self.seen.samples and self.seen.samples[-1].received != received:
                     received = self.seen.samples[-1].received
                     latest = max(latest, time.monotonic() + _STUCK_S)
                 self.stop.wait(min(0.2, self._apart_s))
+            if self._began is not None:
+                self.seen.until_s = time.monotonic() - self._began
             if cut := replay.process.poll() is None:
-                replay.interrupt()
+                with contextlib.suppress(RuntimeError):
+                    replay.address("replay")  # before it listens it may not know yet how to end
                 if not self.seen.early:
-                    self.seen.problems.append(
-                        f"replay of {leg.protocol} did not end, and sent nothing for {_STUCK_S:.0f} s"
-                    )
-        name = f"replay {leg.number} {leg.protocol}"
-        self.seen.codes[name] = replay.process.returncode, 128 + signal.SIGINT if cut else 0
-        self.seen.stderr[name] = replay.errors
-        self.seen.replay += replayed(replay.output, cut)
+                    self.seen.problems.add(f"{name} did not end, and sent nothing for {_STUCK_S:.0f} s")
+            self.seen.codes[name] = self._end(replay, name), 128 + signal.SIGINT if cut else 0
+        try:
+            self.seen.replay += replayed(replay.output, cut)
+        except ValueError as error:
+            self.seen.problems.add(f"{name}: {error}")
 
-    def _look(self, analysis: Child, url: str) -> None:
-        """Sample, read what is finished, and kill, each when it is due."""
+    def _look(self, analysis: Child, url: str) -> bool:
+        """Read what is finished, sample, and kill, each when it is due; whether there is a new sample."""
         now = time.monotonic()
         if now < self._next_look:
-            return
+            return False
         self._next_look = now + self._apart_s
+        self.records.follow()
+        self.hits.follow()
         metrics = self._scrape(analysis, url)
         if metrics is None:
-            return
+            return False
         if self._began is None:
             if not count(metrics, "cxls_frames_received_total"):
-                return
+                return False
             self._began, self._next_kill = now, now + (self.settings.kills or 0.0)
         self.seen.metrics = metrics
         try:
             self.seen.samples.append(sample(analysis.process.pid, metrics, now - self._began))
-        except (OSError, ValueError):
-            return  # it has just ended, as the next look says
-        self.records.follow()
-        self.hits.follow()
+        except (OSError, ValueError) as error:
+            if analysis.process.poll() is None:
+                self.seen.problems.add(f"the processes of the analysis cannot be looked at: {error}")
+            return False
         if self.settings.kills is not None and now >= self._next_kill:
             self._kill(url)
             self._next_kill = now + self.settings.kills
-        self._tell()
+        return True
 
     def _scrape(self, analysis: Child, url: str) -> dict[str, float] | None:
         """The metrics; ``None`` where there is no answer, which is a problem as long as the analysis runs."""
         try:
             return scrape(url)
-        except OSError as error:
+        except (OSError, HTTPException, ValueError) as error:
             if analysis.process.poll() is None:
-                self.seen.problems.append(f"no answer at {url}/metrics: {error}")
+                self.seen.problems.add(f"no answer at {url}/metrics: {error}")
             return None
 
     def _kill(self, url: str) -> None:
@@ -215,31 +288,35 @@ class Soak:
                 os.kill(self._chance.choice(ready), signal.SIGKILL)
                 self.seen.kills += 1
 
-    def _tell(self) -> None:
+    def _progress(self) -> Progress:
         last = self.seen.samples[-1]
         before = self.seen.samples[-2] if len(self.seen.samples) > 1 else last
         took = last.at_s - before.at_s
         rate = (last.received - before.received) / took if took else 0.0
         memory = last.usage.shared_bytes
-        self.tell(Progress(last.at_s, self.settings.time, last.received, rate, memory, self.seen.kills))
+        return Progress(last.at_s, self.settings.time, last.received, rate, memory, self.seen.kills)
 
     def _drain(self, analysis: Child, url: str) -> None:
         """Wait until nothing is in any queue and the last series is over; then the last look."""
         deadline, before = time.monotonic() + _DRAIN_S, -1
         while analysis.process.poll() is None and time.monotonic() < deadline:
-            metrics = self._scrape(analysis, url)
-            if metrics is None:
-                continue
-            self.seen.metrics = metrics
-            received = count(metrics, "cxls_frames_received_total")
-            if received == before and not count(metrics, "cxls_queue_frames"):
-                return
-            before = received
-            time.sleep(1.5)
+            if (metrics := self._scrape(analysis, url)) is not None:
+                self.seen.metrics = metrics
+                received = count(metrics, "cxls_frames_received_total")
+                if received == before and not count(metrics, "cxls_queue_frames"):
+                    return
+                before = received
+            time.sleep(_DRAIN_APART_S)
 
     def checks(self) -> list[Check]:
         """Every check there is of such a soak."""
         seen, recorded = self.seen, self.records.recorded
+        if self._nothing_yet:
+            return [
+                Check("images", None, "told to end before the first one"),
+                checks.readable(seen.problems.texts, "nothing to read yet"),
+                checks.ended(seen.codes),
+            ]
         quiet = checks.settled(seen.samples)
         faults = committed([self.places.faults(leg) for leg in legs(self.settings)])
         cut = bool(seen.replay.cut)
@@ -250,12 +327,13 @@ class Soak:
             checks.sent(seen.metrics, seen.replay, faults.totals.exact["received"]),
             checks.records(seen.metrics, recorded, faults.same_id),
             checks.hits(seen.metrics, self.hits.hits),
-            checks.readable(seen.problems, self._looked_at()),
+            checks.readable(seen.problems.texts, self._looked_at()),
             checks.ended(seen.codes),
             checks.words_on_stderr(seen.stderr),
-            checks.standstill(seen.samples),
+            checks.standstill(seen.samples, seen.until_s),
         ]
-        if len(quiet) >= 3:
+        told = seen.early == TOLD
+        if len(quiet) >= (_ENOUGH_TOLD if told else _ENOUGH):
             found += [
                 checks.memory(quiet),
                 checks.descriptors(quiet),
@@ -264,12 +342,21 @@ class Soak:
                 checks.cpu(quiet),
             ]
         else:
-            found.append(Check("growth", False, f"{len(quiet)} looks after the warm-up show none; soak for longer"))
+            text = f"{len(quiet)} looks after the warm-up show none; soak for longer"
+            found.append(Check("growth", None if told else False, text))
         if seen.words is not None and self.settings.faults != "none":
-            found.append(checks.ledger(seen.words.reasons, faults, cut, self.settings.kills is not None))
+            found.append(checks.ledger(seen.words.reasons, faults, cut, self._most_failed()))
         if self.settings.kills is not None:
-            found.append(checks.kills(seen.kills, seen.metrics))
+            if told and not seen.kills:
+                found.append(Check("kills", None, "told to end before the first one"))
+            else:
+                found.append(checks.kills(seen.kills, seen.metrics))
         return found
+
+    def _most_failed(self) -> int:
+        """Images that the kills may have made undecodable, by the room of the workers as the analysis told of it."""
+        told = [_MOST_ROOM.search(line) for line in self.seen.stderr.get("analysis", [])]
+        return checks.most_failed(self.seen.kills, max((int(found[1]) for found in told if found), default=0))
 
     def _looked_at(self) -> str:
         return f"{self.records.recorded.records} records, {self.hits.hits} hits in {self.hits.files} files read"

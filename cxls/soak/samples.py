@@ -22,7 +22,8 @@ Metrics = Mapping[str, float]
 class Usage:
     """Of an analysis and all processes that it started, added up. ``cpu_s`` counts those that ended, too.
 
-    ``shared_bytes`` is the proportional set size: memory that several processes share counts once.
+    ``shared_bytes`` is the proportional set size: memory that several processes share counts once. Of a process whose
+    proportional size the system does not show it is the resident size.
     """
 
     processes: int
@@ -61,7 +62,8 @@ class Sample:
 
 
 def sample(pid: int, metrics: Metrics, at_s: float) -> Sample:
-    """A look at the processes below ``pid`` beside metrics that were just read. Raises ``OSError`` when it is gone."""
+    """A look at the processes below ``pid`` beside metrics that were just read. Raises ``OSError`` or
+    ``ValueError`` when it is gone."""
     return Sample(
         at_s,
         usage(pid),
@@ -118,7 +120,7 @@ def family(pid: int) -> list[int]:
 
 
 def usage(pid: int) -> Usage:
-    """Raises ``OSError`` when the process itself is gone; those below may come and go."""
+    """Raises ``OSError`` or ``ValueError`` when the process itself is gone; those below may come and go."""
     looks = [_one(pid)]
     for each in family(pid)[1:]:
         try:
@@ -144,7 +146,11 @@ def _stat(pid: int) -> list[str]:
 
 
 def _proportional(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except (PermissionError, FileNotFoundError):  # a container that hides it, a kernel without it
+        return memory_bytes(pid)
+    for line in text.splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) << 10
     raise ValueError(f"no Pss of process {pid}")

@@ -176,7 +176,7 @@ class FaultyLine:
         if thief is not None:
             given_up = threading.Event()
             given_up.set()
-            thief.leave(0, given_up)
+            thief.leave(0, given_up, lambda: False)
         self.ledger.close()
 
     def _stream(self, running: RunningSeries, images_to_come: int) -> Stream:
@@ -412,7 +412,7 @@ class FaultyLine:
         thief, self._now.thief = self._now.thief, None
         assert thief is not None
         before = self._wire.consumers
-        taken = thief.leave(THIEF_IMAGES // 2, running.cancel)
+        taken = thief.leave(THIEF_IMAGES // 2, running.cancel, lambda: self._wire.settle(running.cancel, RECONNECT_S))
         # What is sent before its end is noticed would be lost with it.
         if self._wire.wait_until(lambda: self._wire.consumers < before, running.cancel, RECONNECT_S):
             self._wire.settle(running.cancel, RECONNECT_S)

@@ -1,11 +1,13 @@
 """The soak: each check refuses what it is for, outputs are followed, and a short one with faults holds."""
 
+import contextlib
 import json
 import math
 import os
 import signal
-import time
-from collections.abc import Callable
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from analyzer.crew.flight import MOST_LOSSES
 from analyzer.results import RECORD_FIELDS
 from analyzer.sinks.files import RECORD_SCHEMA
+from cxls.bench.children import Child as Running
+from cxls.bench.children import free_endpoint
 from cxls.settings import BadSettings, ReplaySettings, SoakSettings, resolve
 from cxls.soak import checks
 from cxls.soak.checks import Check
 from cxls.soak.children import Replayed, Said, legs, replayed, said
 from cxls.soak.faults import Committed, arguments
+from cxls.soak.leftovers import temporary
 from cxls.soak.outputs import LinesFollower, ParquetFollower, Recorded
-from cxls.soak.report import draw
-from cxls.soak.running import room
+from cxls.soak.report import as_report, draw
+from cxls.soak.running import Soak, room
 from cxls.soak.samples import Sample, Usage, family, usage
 from sim_replay.faults import KINDS
 from sim_replay.faults.ledger import Entry
@@ -73,7 +79,7 @@ def test_a_soak_in_which_nothing_changes_holds() -> None:
     assert checks.latency(quiet(), False).kept
     assert checks.latency(quiet(), True).kept
     assert checks.every_look(made_up()).kept
-    assert checks.standstill(made_up()).kept
+    assert checks.standstill(made_up(), HOUR_S).kept
 
 
 @pytest.mark.parametrize(
@@ -138,7 +144,17 @@ def test_a_soak_without_images_fails() -> None:
     still = quiet(rate_hz=0.0)
     assert not checks.cpu(still).kept
     assert not checks.latency(still, True).kept
-    assert not checks.standstill(made_up(rate_hz=0.0)).kept
+    assert not checks.standstill(made_up(rate_hz=0.0), HOUR_S).kept
+
+
+def test_without_a_look_nothing_holds_and_silence_after_the_last_is_a_standstill() -> None:
+    assert not checks.every_look([]).kept
+    assert not checks.standstill([], 0.0).kept
+    assert checks.standstill(made_up(), HOUR_S + checks.STANDSTILL_S - 1).kept
+    found = checks.standstill(made_up(), HOUR_S + checks.STANDSTILL_S + 1)
+    assert not found.kept
+    assert "21.0 s" in found.text
+    assert checks.ended({}).kept is None
 
 
 def test_a_look_that_does_not_add_up_fails() -> None:
@@ -224,6 +240,7 @@ def test_an_account_that_closes_holds() -> None:
         checks.records(counted(), recorded(rows()[1:] + rows()[1:2])),
         checks.records(counted(), recorded(rows(12)[:-1])),
         checks.kills(3, {"cxls_crew_workers_lost_total": 2.0}),
+        checks.kills(0, {"cxls_crew_workers_lost_total": 0.0}),
         checks.readable(["a", "b"], ""),
         checks.ended({"replay": (1, 0)}),
         checks.words_on_stderr({"analysis": ["INFO", "Traceback (most recent call last):"]}),
@@ -277,13 +294,22 @@ FAULTS = ledger(
     ],
 )
 def test_every_fault_is_in_its_counter_and_nothing_else(seen: dict[str, int], kept: bool) -> None:
-    found = checks.ledger(seen, FAULTS, False, False)
+    found = checks.ledger(seen, FAULTS, False, 0)
     assert found.kept == kept, found.text
 
 
 def test_a_killed_worker_may_cost_an_image_that_killed_others() -> None:
     seen = {"missing.gap": 1, "undecodable.bad_block": 1, "undecodable.failed": 1}
-    assert checks.ledger(seen, FAULTS, False, True).kept
+    assert checks.ledger(seen, FAULTS, False, checks.most_failed(1, room=16)).kept
+
+
+def test_kills_do_not_excuse_more_images_than_the_workers_held() -> None:
+    most = checks.most_failed(2, room=16)
+    assert most == 2 * 16 // MOST_LOSSES
+    seen = {"missing.gap": 1, "undecodable.bad_block": 1}
+    assert checks.ledger(seen | {"undecodable.failed": most}, FAULTS, False, most).kept
+    assert not checks.ledger(seen | {"undecodable.failed": most + 1}, FAULTS, False, most).kept
+    assert not checks.ledger(seen | {"undecodable.failed": 1}, FAULTS, False, checks.most_failed(0, room=16)).kept
 
 
 def test_images_of_series_without_a_start_are_told_by_the_ledger() -> None:
@@ -324,6 +350,17 @@ def test_finished_parts_are_read_and_deleted_but_the_newest(tmp_path: Path) -> N
     assert "000003.parquet: cannot be read" in told
     assert "000004.parquet: columns" in told
     assert "5.tmp: left" in told
+
+
+@pytest.mark.parametrize("follower", [ParquetFollower, LinesFollower])
+def test_results_that_were_never_made_are_told(
+    follower: type[ParquetFollower] | type[LinesFollower], tmp_path: Path
+) -> None:
+    results = follower(tmp_path / "results")
+    results.follow()
+    assert not results.recorded.problems.count
+    results.follow(last=True)
+    assert "did not make it" in results.recorded.problems.texts[0]
 
 
 def test_lines_are_read_as_they_come_and_a_torn_one_is_told(tmp_path: Path) -> None:
@@ -386,6 +423,7 @@ def test_a_rate_is_a_number_or_max() -> None:
     ("arguments_given", "said_so"),
     [
         (("--kills", "5s"), "--processes"),
+        (("--kills", "9s", "--time", "9s", "--processes", "1"), "none in a soak of 9 s"),
         (("--faults", "nonsense=1"), "nonsense"),
         (("nowhere_master.h5",), "nowhere_master.h5"),
         (("--report", "here.txt"), ".json"),
@@ -411,6 +449,29 @@ def test_our_own_use_is_seen() -> None:
     assert 0 < seen.shared_bytes <= seen.resident_bytes
 
 
+def test_where_the_system_does_not_show_proportional_memory_it_is_the_resident(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = Path.read_text
+
+    def hidden(path: Path, *given: Any, **named: Any) -> str:
+        if path.name == "smaps_rollup":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    seen = usage(os.getpid())
+    assert seen.shared_bytes == pytest.approx(seen.resident_bytes, rel=0.05)
+
+
+def test_a_report_tells_what_cannot_be_told_from_what_fails() -> None:
+    found = [Check("a", True, "x"), Check("b", None, "y")]
+    told = as_report(SoakSettings(), [], found, "told to end").notes
+    assert told == ["ok    a: x", "not told  b: y", "all 1 checks hold, 1 cannot be told"]
+    failed = as_report(SoakSettings(), [], [*found, Check("c", False, "z")], "").notes
+    assert failed[-2:] == ["FAIL  c: z", "1 of 3 checks failed, 1 cannot be told"]
+
+
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     draw(made_up(looks=30), tmp_path / "soak.png")
     with Image.open(tmp_path / "soak.png") as drawn:
@@ -432,19 +493,123 @@ def test_a_short_soak_with_faults_over_both_streams_holds(master: Path, bundle_f
     assert "checks hold" in done.stdout
 
 
+def looks(folder: Path) -> int:
+    """Images in the records that a soak reads line by line."""
+    results = folder / "results.jsonl"
+    return results.read_bytes().count(b"\n") if results.exists() else 0
+
+
+def ended(pids: Sequence[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+SHORT = ("--time", "50s", "--rate", "50", "--faults", "none", "--format", "jsonl")
+ENDING = "ending; checking what there is (again: end at once)\n"
+
+
 def test_a_soak_that_is_told_to_end_checks_what_there_is(master: Path, bundle_folder: Path, tmp_path: Path) -> None:
-    settings = ("--time", "50s", "--rate", "50", "--faults", "none", "--format", "jsonl")
+    folder = tmp_path / "work"
     with Child(
-        "soak", master, "--bundle", bundle_folder, *settings, "--report", tmp_path / "soak.json"
-    ) as child:  # fmt: skip
-        wait_for(lambda: any("images/s" in line for line in child.errors), 90)
-        time.sleep(4)
-        code = child.end(signal.SIGINT, 90)
+        "soak", master, "--bundle", bundle_folder, *SHORT, "--work", folder, "--report", tmp_path / "soak.json"
+    ) as child:
+        wait_for(lambda: looks(folder) > 40, 120)
+        code = child.end(signal.SIGINT, 120)
         assert child.process.stdout is not None
         words = child.process.stdout.read()
+    assert ENDING in child.errors
     assert "ended early: told to end" in words
     assert "ok    sent: " in words, words
+    assert "FAIL" not in words
     assert code == 130, words
+    assert (folder / "analysis.log").stat().st_size > 0
+    assert json.loads((tmp_path / "soak.json").read_text())["notes"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "number"), [("imports", signal.SIGINT), ("simulate", signal.SIGTERM), ("analyze", signal.SIGINT)]
+)
+def test_a_soak_that_is_told_to_end_before_the_first_image_has_failed_nothing(
+    bundle_folder: Path, master: Path, tmp_path: Path, stage: str, number: signal.Signals
+) -> None:
+    files = [] if stage == "simulate" else [master]
+    with Child(
+        "soak", *files, "--bundle", bundle_folder, *SHORT, "--report", tmp_path / "soak.json", TMPDIR=str(tmp_path)
+    ) as child:
+        if stage == "imports":
+            wait_for(lambda: "torch" in Path(f"/proc/{child.process.pid}/maps").read_text(), 120)
+        else:
+            wait_for(lambda: any(stage.encode() in each for each in commands(child.process.pid)), 120)
+        code = child.end(number, 120)
+        assert child.process.stdout is not None
+        words = child.process.stdout.read()
+    assert code == 128 + number, words
+    assert not any("Traceback" in line for line in child.errors)
+    assert "not told  images: told to end before the first one" in words
+    assert "FAIL" not in words
+    assert not list(tmp_path.glob("cxls-soak-*"))
+
+
+def commands(pid: int) -> list[bytes]:
+    """Command lines of the processes below one, those that are about to run another program left out."""
+    found = []
+    for each in family(pid)[1:]:
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{each}/cmdline").read_bytes())
+    return [each for each in found if b"-m\0cxls\0" in each and b"prctl" not in each]
+
+
+def test_a_soak_that_is_killed_leaves_no_process_and_no_folder(
+    master: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    with Child(
+        "soak", master, "--bundle", bundle_folder, *SHORT, "--report", tmp_path / "soak.json", TMPDIR=str(tmp_path)
+    ) as child:
+        wait_for(lambda: any("images/s" in line for line in child.errors), 120)
+        below = family(child.process.pid)[1:]
+        assert len(commands(child.process.pid)) == 2, "a replay and an analysis"
+        assert list(tmp_path.glob("cxls-soak-*"))
+        child.process.kill()
+        wait_for(lambda: ended(below), 60)
+    assert not list(tmp_path.glob("cxls-soak-*"))
+
+
+def test_a_temporary_folder_stays_until_the_last_that_holds_it_is_gone() -> None:
+    with temporary("cxls-test-") as (folder, holding):
+        other = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[holding])
+        late = threading.Timer(0.3, other.communicate)
+        late.start()
+        assert folder.is_dir()
+    assert other.poll() is not None
+    assert not folder.exists()
+    late.join()
+
+
+def test_a_replay_that_dies_does_not_cost_the_report(master: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "soak.json"
+    with Child("soak", master, "--bundle", bundle_folder, "--time", "5s", "--rate", "50", "--report", report) as child:
+        wait_for(lambda: any("images/s" in line for line in child.errors), 120)
+        replay = next(
+            pid for pid in family(child.process.pid) if b"\0replay\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        os.kill(replay, signal.SIGKILL)
+        assert child.end(timeout_s=120) == 1
+    notes = json.loads(report.read_text())["notes"]
+    assert any("replay 0 v2: replay did not say what it sent" in note for note in notes), notes
+    assert any(note.startswith("FAIL  clean ends: replay 0 v2: exit code -9, not 0") for note in notes), notes
+
+
+def test_an_analysis_that_refuses_connections_is_told_so_now_and_then_and_not_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cxls.soak.running._DRAIN_S", 1.0)
+    monkeypatch.setattr("cxls.soak.running._DRAIN_APART_S", 0.2)
+    soak = Soak(SoakSettings(), [], tmp_path, threading.Event())
+    nobody = free_endpoint().replace("tcp", "http")
+    with subprocess.Popen(["sleep", "60"], text=True) as alive:
+        soak._drain(Running(alive), nobody)
+        alive.kill()
+    assert 1 <= soak.seen.problems.count <= 6
+    assert "no answer at http" in soak.seen.problems.texts[0]
 
 
 def test_an_analysis_that_dies_fails_the_soak_and_what_it_left_is_read(
