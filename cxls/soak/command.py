@@ -37,9 +37,11 @@ def run(settings: SoakSettings, files: Sequence[str], stop: threading.Event, int
         except (RuntimeError, OSError, ValueError) as error:
             soak.seen.early = failure = str(error)
         finally:  # whatever came: an hour's samples are not to be lost
-            _logs(soak, folder)
-            found = soak.checks()
-            _show(soak, found)
+            try:
+                found = soak.checks()
+                _show(soak, found)
+            finally:
+                _logs(soak, folder)
     if failure:
         raise Failed(f"soak: {failure}")
     if failed := [each.name for each in found if each.kept is False]:

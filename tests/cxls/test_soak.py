@@ -584,6 +584,17 @@ def test_a_temporary_folder_stays_until_the_last_that_holds_it_is_gone() -> None
     late.join()
 
 
+def test_an_analysis_that_does_not_start_is_one_line_after_a_report(master: Path, tmp_path: Path) -> None:
+    done = cxls(
+        "soak", master, "--bundle", tmp_path, "--work", tmp_path / "work", "--report", tmp_path / "soak.json"
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("cxls: soak: the analysis is not ready: ")
+    assert "FAIL  account at the end" in done.stdout
+    assert (tmp_path / "soak.json").exists()
+    assert (tmp_path / "work" / "analysis.log").stat().st_size > 0
+
+
 def test_a_replay_that_dies_does_not_cost_the_report(master: Path, bundle_folder: Path, tmp_path: Path) -> None:
     report = tmp_path / "soak.json"
     with Child("soak", master, "--bundle", bundle_folder, "--time", "5s", "--rate", "50", "--report", report) as child:
