@@ -288,8 +288,8 @@ class ParquetSink(_FileSink):
             kept = lines.lines
             if not self._left:
                 log.warning(
-                    "%s: a part cannot be written: %s; its records stay in %s until there is room",
-                    self.path, str(error).splitlines()[0], lines.path.name,
+                    "%s: a part cannot be written: %s; its records stay in %s until one can",
+                    self.path, _first_line(error), lines.path.name,
                 )  # fmt: skip
             self._left[lines.path] = kept
         elif lines is not None:
@@ -310,9 +310,9 @@ class ParquetSink(_FileSink):
         except FileNotFoundError:
             self.lost += self._left.pop(lines, 0)
             return True
-        except OSError as error:
+        except (OSError, *_UNFIT) as error:
             if lines not in self._left:
-                log.warning("%s: no part can be made of it: %s; it stays until there is room", lines, error.strerror)
+                log.warning("%s: no part can be made of it: %s; it stays until one can", lines, _first_line(error))
                 self._left[lines] = len(_rows_of(lines)[0])
             return False
         self._left.pop(lines, None)
@@ -321,6 +321,10 @@ class ParquetSink(_FileSink):
     @property
     def _target(self) -> Path:
         return self.path / f"part-{self._part:06d}.parquet"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _lines_of(part: Path) -> Path:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -316,18 +317,22 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
         open_results(tmp_path / "r.parquet", overwrite=True)
 
 
+NO_ROOM = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 class Disk:
     """A disk that may be full for parts, while short lines still find room."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fault: Exception = NO_ROOM) -> None:
         self.full = True
+        self._fault = fault
         self._write = pq.write_table
         monkeypatch.setattr(pq, "write_table", self)
 
     def __call__(self, table: Any, file: Any) -> None:
         if self.full:
             file.write(b"PAR1")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise self._fault
         self._write(table, file)
 
 
@@ -348,10 +353,11 @@ def test_records_of_a_part_that_found_no_room_are_in_one_when_there_is_room(
     assert not list(path.glob(".*"))
 
 
+@pytest.mark.parametrize("fault", [NO_ROOM, pa.ArrowInvalid("")])
 def test_records_of_a_disk_that_stays_full_are_counted_and_the_next_run_has_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, fault: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path, disk = tmp_path / "r.parquet", Disk(monkeypatch)
+    path, disk = tmp_path / "r.parquet", Disk(monkeypatch, fault)
     sink = open_results(path)
     sink.write([result(n) for n in range(5)])
     sink.close()
