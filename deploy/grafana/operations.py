@@ -380,6 +380,27 @@ def _workers() -> Row:
                 decimals=0,
                 limits=[Limit(0.9, ORANGE)],
             ),
+            curves(
+                Text(
+                    "Nobody ready",
+                    "For how long no worker has been ready, where all are other processes; images wait meanwhile.",
+                    alerts=("CxlsNoWorkerReady",),
+                ),
+                "s",
+                [Line(metric("cxls_unserved_seconds"), "nobody ready", RED)],
+                decimals=0,
+                limits=[Limit(60, RED)],
+            ),
+            curves(
+                Text(
+                    "Workers of other processes",
+                    "How many are ready, starting, stalled or leaving; none where all are threads of the analysis.",
+                ),
+                "short",
+                [Line(f"sum by (state) ({metric('cxls_crew_workers')}) > 0", "{{state}}")],
+                decimals=0,
+                named=("ready", "starting", "stalled", "leaving", "unfit"),
+            ),
             bars(
                 Text(
                     "Each worker busy",
