@@ -394,7 +394,8 @@ def _workers() -> Row:
             curves(
                 Text(
                     "Workers of other processes",
-                    "How many are ready, starting, stalled or leaving; none where all are threads of the analysis.",
+                    "How many are ready, starting, stalled or leaving.",
+                    without="where all workers are threads of the analysis",
                 ),
                 "short",
                 [Line(f"sum by (state) ({metric('cxls_crew_workers')}) > 0", "{{state}}")],

@@ -27,9 +27,10 @@ COLOUR_BLIND_SAFE = {
 }  # fmt: skip
 UNANSWERED = {
     "GPU memory", "GPU load", "GPU temperature", "Indexed ratio", "Cell edges", "Cell angles", "Control actions",
-    "Drift of the scores", "Alerts", "Alerts now",
+    "Drift of the scores", "Alerts", "Alerts now", "Workers of other processes",
 }  # fmt: skip
-"""Panels that this run may leave empty: there is no GPU, no indexer, nothing was asked or amiss, and it is short."""
+"""Panels that this run may leave empty: there is no GPU, no indexer, no other process, nothing was asked or
+amiss, and it is short."""
 
 PARTLY_UNANSWERED = {"Devices in trouble"}
 """Of which one query may have no answer."""
