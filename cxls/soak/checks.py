@@ -114,11 +114,11 @@ takes some for a moment, and a leak is what never goes."""
 
 
 def held(samples: Sequence[Sample]) -> Growth:
-    """Growth of the proportional memory of all processes that is held at least, part of the time by part."""
+    """Growth of the own memory of all processes that is held at least, part of the time by part."""
     each = max(1, len(samples) // _SPANS)
     spans = [samples[first : first + each] for first in range(0, len(samples) - each + 1, each)]
-    least = [min(span, key=lambda sample: sample.usage.shared_bytes) for span in spans]
-    return growth([s.at_s for s in least], [s.usage.shared_bytes for s in least])
+    least = [min(span, key=lambda sample: sample.usage.own_bytes) for span in spans]
+    return growth([s.at_s for s in least], [s.usage.own_bytes for s in least])
 
 
 def memory(samples: Sequence[Sample]) -> Check:

@@ -49,7 +49,7 @@ def _figures(samples: Sequence[Sample]) -> list[Figure]:
     return [
         Figure("images received", "images", samples[-1].received),
         Figure("rate", "images/s", whole.rate_hz, note=f"first tenth {first.rate_hz:.1f}, last {last.rate_hz:.1f}"),
-        Figure("memory, shared once", "MiB", memory.base / _MIB, note="held at least; first tenth after the warm-up"),
+        Figure("memory, its own", "MiB", memory.base / _MIB, note="held at least; first tenth after the warm-up"),
         Figure("growth by medians", "%", 100 * memory.by_medians / memory.base, note="last tenth against first"),
         Figure("growth by slope", "%", 100 * memory.by_slope / memory.base, note="median slope between two looks"),
         Figure("resident, added up", "MiB", resident.base / _MIB, note=f"growth {resident.most / _MIB:+.2f} MiB"),
@@ -65,7 +65,7 @@ def _figures(samples: Sequence[Sample]) -> list[Figure]:
 def _columns(samples: Sequence[Sample]) -> dict[str, list[float]]:
     return {
         "at_s": [round(each.at_s, 3) for each in samples],
-        "memory_bytes": [each.usage.shared_bytes for each in samples],
+        "memory_bytes": [each.usage.own_bytes for each in samples],
         "resident_bytes": [each.usage.resident_bytes for each in samples],
         "processes": [each.usage.processes for each in samples],
         "descriptors": [each.usage.descriptors for each in samples],
@@ -85,7 +85,7 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
     with house_style():
         figure = new_figure(9.0, 8.0)
         memory, open_, rate, latency = figure.subplots(4, 1, sharex=True)
-        memory.plot(at / scale, [each.usage.shared_bytes / _MIB for each in samples], color=BLUE, label="shared once")
+        memory.plot(at / scale, [each.usage.own_bytes / _MIB for each in samples], color=BLUE, label="its own")
         memory.plot(
             at / scale, [each.usage.resident_bytes / _MIB for each in samples], color=GREY, label="resident, added"
         )

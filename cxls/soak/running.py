@@ -293,7 +293,7 @@ class Soak:
         before = self.seen.samples[-2] if len(self.seen.samples) > 1 else last
         took = last.at_s - before.at_s
         rate = (last.received - before.received) / took if took else 0.0
-        memory = last.usage.shared_bytes
+        memory = last.usage.own_bytes
         return Progress(last.at_s, self.settings.time, last.received, rate, memory, self.seen.kills)
 
     def _drain(self, analysis: Child, url: str) -> None:

@@ -22,13 +22,14 @@ Metrics = Mapping[str, float]
 class Usage:
     """Of an analysis and all processes that it started, added up. ``cpu_s`` counts those that ended, too.
 
-    ``shared_bytes`` is the proportional set size: memory that several processes share counts once. Of a process whose
-    proportional size the system does not show it is the resident size.
+    ``own_bytes`` leaves out pages of files, such as libraries, which count for less where other programs have them too;
+    memory that several of the processes share counts once. Of a process of which the system does not show it, it is the
+    resident size.
     """
 
     processes: int
     resident_bytes: int
-    shared_bytes: int
+    own_bytes: int
     descriptors: int
     threads: int
     cpu_s: float
@@ -128,8 +129,8 @@ def usage(pid: int) -> Usage:
         except (OSError, ValueError):
             continue
     columns = zip(*looks, strict=True)
-    resident, shared, descriptors, threads, ticks = (sum(column) for column in columns)
-    return Usage(len(looks), resident, shared, descriptors, threads, ticks / _TICKS)
+    resident, own, descriptors, threads, ticks = (sum(column) for column in columns)
+    return Usage(len(looks), resident, own, descriptors, threads, ticks / _TICKS)
 
 
 def _one(pid: int) -> tuple[int, int, int, int, int]:
@@ -137,7 +138,7 @@ def _one(pid: int) -> tuple[int, int, int, int, int]:
     # Fields 14 to 17: its own time and that of its children that ended.
     ticks = sum(int(value) for value in stat[11:15])
     resident = memory_bytes(pid)
-    return resident, _proportional(pid), len(os.listdir(f"/proc/{pid}/fd")), int(stat[17]), ticks
+    return resident, _own(pid), len(os.listdir(f"/proc/{pid}/fd")), int(stat[17]), ticks
 
 
 def _stat(pid: int) -> list[str]:
@@ -145,12 +146,12 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def _proportional(pid: int) -> int:
+def _own(pid: int) -> int:
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except (PermissionError, FileNotFoundError):  # a container that hides it, a kernel without it
         return memory_bytes(pid)
-    for line in text.splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) << 10
-    raise ValueError(f"no Pss of process {pid}")
+    sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
+    if "Pss_Anon" not in sizes:  # before Linux 5.4
+        return memory_bytes(pid)
+    return sum(int(sizes[name].split()[0]) << 10 for name in ("Pss_Anon", "Pss_Shmem"))

@@ -446,10 +446,10 @@ def test_our_own_use_is_seen() -> None:
     assert seen.threads >= 1
     assert seen.descriptors > 2
     assert seen.cpu_s > 0
-    assert 0 < seen.shared_bytes <= seen.resident_bytes
+    assert 0 < seen.own_bytes <= seen.resident_bytes
 
 
-def test_where_the_system_does_not_show_proportional_memory_it_is_the_resident(
+def test_where_the_system_does_not_show_own_memory_it_is_the_resident(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read = Path.read_text
@@ -461,7 +461,7 @@ def test_where_the_system_does_not_show_proportional_memory_it_is_the_resident(
 
     monkeypatch.setattr(Path, "read_text", hidden)
     seen = usage(os.getpid())
-    assert seen.shared_bytes == pytest.approx(seen.resident_bytes, rel=0.05)
+    assert seen.own_bytes == pytest.approx(seen.resident_bytes, rel=0.05)
 
 
 def test_a_report_tells_what_cannot_be_told_from_what_fails() -> None:
