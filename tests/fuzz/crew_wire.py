@@ -93,11 +93,11 @@ def seeds() -> Iterator[bytes]:
         series_id=7, image_id=0, channel="threshold_1", start_time=1.0, exposure_s=0.1, received_at=2.0, ordinal=1,
         decision=Decision.MISS, hit=False, hit_probability=0.1,
     )  # fmt: skip
-    peaks = np.zeros(1, PEAK_DTYPE)
     arrays = (
-        np.zeros((2, 5), "f4"), peaks, np.zeros(1, np.int64), np.zeros(1, bool), np.zeros((3, PLAN.sectors.bins), "f4"),
+        np.zeros(1, np.int64), np.zeros((2, 5), "f4"), np.zeros((3, PLAN.sectors.bins), "f4"), np.zeros(1, PEAK_DTYPE),
+        np.zeros(1, bool),
     )  # fmt: skip
-    item = Item(*map(describe, arrays), 1.0)
+    item = Item(5, 1, PLAN.sectors.bins, 1.0)
     outcome = Done(1, [good, undecodable(FRAMES[1], "bad_block", "cut")], [item], {"decode": 0.1}, 0.1, [(1, 2, 1)])
     covered = np.zeros(PLAN.surrounded.shape, np.uint64), np.zeros(PLAN.bin_pixels.shape, np.float64)
     coverage = {"ordinal": 1, "plans": [(SHAPE, *map(describe, covered))]}
@@ -105,8 +105,8 @@ def seeds() -> Iterator[bytes]:
         message(Kind.HELLO, Hello(1, "name", "host", 1, 2, 8, 16, True)),
         message(Kind.READY, Told(1)),
         message(Kind.UNFIT, Told(1, "why")),
-        message(Kind.OUTCOME, outcome, [array.tobytes() for array in arrays]),
-        message(Kind.OUTCOME, Done(1, [], [], {}, 0.1)),
+        message(Kind.OUTCOME, outcome, [b"".join(array.tobytes() for array in arrays)]),
+        message(Kind.OUTCOME, Done(1, [], [], {}, 0.1), [b""]),
         message(Kind.COVERAGE, coverage, [array.tobytes() for array in covered]),
         message(Kind.COVERAGE, {"ordinal": 1, "plans": [((2, 2), ArrayFacts("<u8", (1,)), ArrayFacts("<f8", (1,)))]}),
         message(Kind.BEAT),
