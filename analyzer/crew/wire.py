@@ -214,10 +214,15 @@ def kind_of(parts: Sequence[Any]) -> Kind:
 def header_of(parts: Sequence[Any], kind: type[T]) -> T:
     """A message's header. Raises ``BadMessage``."""
     try:
-        return msgspec.msgpack.decode(parts[1], type=kind)
+        return msgspec.msgpack.decode(parts[1], type=kind, ext_hook=_no_extension)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # It may hold a name from the message: of any length, with line ends.
         raise BadMessage(f"header: {' '.join(str(error).split())[:_MOST_TEXT]}") from None
+
+
+def _no_extension(code: int, data: memoryview) -> None:
+    """What no header of ours has would stay in one as it came: no value of JSON, and part of the message's memory."""
+    raise BadMessage(f"header: {len(data)} bytes of extension type {code}")
 
 
 # --- arrays -----------------------------------------------------------------------------

@@ -14,7 +14,18 @@ from analyzer.bundle import Bundle
 from analyzer.cascade import Analyser, BatchOutcome, CascadeSettings, PlanCache
 from analyzer.crew.outcome import pack_outcome, read_outcome
 from analyzer.crew.wakeup import Wakeup
-from analyzer.crew.wire import BadMessage, Done, FrameFacts, Item, as_received, frame_facts, header_of, part_of
+from analyzer.crew.wire import (
+    BadMessage,
+    Done,
+    FrameFacts,
+    Item,
+    Kind,
+    as_received,
+    frame_facts,
+    header_of,
+    part_of,
+    read_series,
+)
 from analyzer.judge import Judge
 from analyzer.reduction import FramePlan
 from streamer import stream_v2
@@ -218,3 +229,10 @@ def test_no_call_is_lost_between_threads() -> None:
     thread.join()
     assert heard == 2000
     wakeup.close()
+
+
+def test_a_header_with_values_that_no_header_has_is_refused() -> None:
+    facts = {"number": 1, "ordinal": 1, "series_id": 7, "unique_id": None, "masks": {}}
+    header = facts | {"header": {}, "raw": {"a": [1, msgspec.msgpack.Ext(5, b"b")]}}
+    with pytest.raises(BadMessage, match="1 bytes of extension type 5"):
+        read_series([Kind.SERIES.value.encode(), msgspec.msgpack.encode(header)])
