@@ -1,6 +1,5 @@
 """The PUSH socket an Eiger binds: whole messages or none, and a hand-over that can be called off."""
 
-import contextlib
 import errno
 import os
 import socket as tcp
@@ -11,6 +10,7 @@ from collections.abc import Callable
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from streamer.connections import hang_up
 from streamer.files import BadInput
 from streamer.messages import Buffer
 
@@ -156,8 +156,7 @@ class Wire:
         for connection in connections:
             if not complete:
                 # A lingering libzmq cannot be called off, but it gives up when the line goes dead.
-                with contextlib.suppress(OSError):
-                    connection.shutdown(tcp.SHUT_RDWR)
+                hang_up(connection)
             connection.close()
         return complete
 

@@ -31,7 +31,7 @@ _RETRY_S = 0.5
 
 _SLICE_S = 0.1
 
-_MOST_PARTS_BYTES = 2
+_LARGEST_PARTS = 2
 """Largest parts that a message may be together: a v1 start of a 16M detector with every array is 0.2 GB."""
 
 
@@ -99,7 +99,7 @@ class StreamReceiver:
         self._poller = zmq.Poller()
         self._links: dict[zmq.Socket[bytes], _Link] = {}
         self._look_at = 0.0
-        self._most_unread_bytes = _MOST_PARTS_BYTES * max_part_bytes
+        self._most_unread_bytes = _LARGEST_PARTS * max_part_bytes
         self._reader = stream_v2.ImageReader()
         if protocol not in PROTOCOLS:
             raise ValueError(f"stream {protocol!r} is not known; take one of {', '.join(PROTOCOLS)}")

@@ -122,7 +122,7 @@ def held(samples: Sequence[Sample]) -> Growth:
 
 
 def memory(samples: Sequence[Sample]) -> Check:
-    """Proportional memory of all processes of the analysis."""
+    """Memory that is the analysis' own, of all its processes."""
     found = held(samples)
     limit = limits(samples).memory
     share = found.most / found.base
