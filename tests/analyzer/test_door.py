@@ -16,6 +16,7 @@ from analyzer.descriptors import at_most
 from analyzer.door import Door, Limits, RefusedConnection
 from streamer import connections
 from streamer.connections import second_handle
+from tests.zmtp import greet
 
 LIMITS = Limits(connections=4, unread_bytes=1 << 20, all_unread_bytes=3 << 20)
 
@@ -56,10 +57,7 @@ class Bound:
     def plain(self) -> socket.socket:
         """A peer that speaks ZMTP by hand, as libzmq's would not: its parts go out before their message ends."""
         raw = socket.create_connection(self.where, timeout=5)
-        raw.sendall(b"\xff" + bytes(8) + b"\x7f\x03\0" + b"NULL".ljust(20, b"\0") + bytes(32))
-        kind = b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
-        ready = b"\x05READY" + kind
-        raw.sendall(bytes([4, len(ready)]) + ready)
+        greet(raw, b"DEALER")
         return raw
 
     def dealer(self) -> "zmq.Socket[bytes]":

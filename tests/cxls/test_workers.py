@@ -110,7 +110,8 @@ def test_workers_killed_one_after_the_other_under_load_lose_no_frame(
         wait_for(lambda: site.ready(3), 90)
         before = site.processed
         wait_for(lambda: site.processed > before + 40, 60)
-        wait_for(lambda: status(site.http)["crew"]["lost_workers"] == KILLS)
+        # On a busy machine one that lives may fall silent, too, and come back.
+        wait_for(lambda: status(site.http)["crew"]["lost_workers"] >= KILLS)
         resent = status(site.http)["crew"]["resent"]
         assert site.front.end(signal.SIGINT) == 130
         found = assert_whole(site.results, site.front, ("shutdown",))
