@@ -89,6 +89,18 @@ def test_the_share_that_is_analysed_follows_from_the_cores(cores: int) -> None:
     assert line in CAPACITY.splitlines(), f"docs/capacity.md needs the line\n{line}"
 
 
+def test_what_one_process_sends_on_follows_from_its_shares() -> None:
+    out, back = (
+        numbers("workers", f"0.18 MB, 500 a second, TCP: {what}")[0] / 100 / 500
+        for what in ("handed out", "outcomes taken back")
+    )
+    receive = round(numbers("front", "v2, 0.2 MB: python")[0]) * 1e-6
+    told = f"is {out * 1e6:.0f} and {back * 1e6:.0f} microseconds an image"
+    rate = f"sends on {1 / (receive + out + back):.0f} images a second"
+    for each in (told, f"With {receive * 1e6:.0f} to receive it", rate):
+        assert each in " ".join(CAPACITY.split())
+
+
 @pytest.mark.parametrize(
     ("bench", "row", "which", "text"),
     [
@@ -103,6 +115,9 @@ def test_the_share_that_is_analysed_follows_from_the_cores(cores: int) -> None:
         ("end-to-end", "over ZeroMQ, v2, 50% of its highest", 3, "came within {:.0f} ms, at three quarters"),
         ("end-to-end", "over ZeroMQ, v2, 75% of its highest", 3, "three quarters within {:.0f} ms"),
         ("cascade", "the paper's network for hit or miss", 0, "costs {:.0f} ms of CPU a frame"),
+        ("workers", "0.18 MB, 500 a second, TCP: handed out", 0, "handed out for {} % of a core"),
+        ("workers", "0.18 MB, 500 a second, TCP: outcomes taken back", 0, "taken back for {} % at 500"),
+        ("workers", "0.18 MB, flat out, TCP, there and back", 0, "it was {:.0f} a second"),
     ],
 )
 def test_a_figure_in_the_text_is_the_benchmarks(bench: str, row: str, which: int, text: str) -> None:
