@@ -83,6 +83,7 @@ _NEVER_OUTLIER = 3
 """Counts of a pixel, on any background."""
 
 _LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, 65536, dtype=np.float64)))])
+_HALF_LOG_2PI = 0.5 * np.log(2.0 * np.pi)
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
@@ -92,8 +93,9 @@ def _surprise(counts: Any, expected: float, log_expected: float) -> float:
         return 0.0
     if counts < 65536:
         return float(expected - counts * log_expected + _LOG_FACTORIAL[counts])
-    # Stirling; reached only by spots far beyond doubt.
-    return float(expected - counts * log_expected + counts * (np.log(float(counts)) - 1.0))
+    # Stirling.
+    log_factorial = (counts + 0.5) * np.log(float(counts)) - counts + _HALF_LOG_2PI
+    return float(expected - counts * log_expected + log_factorial)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -74,7 +74,9 @@ DEVICE bool counts(const Image& image, int pixel) { return image.inside[pixel] &
 DEVICE double surprise(const double* log_factorial, int64_t counted, double expected, double log_expected) {
     if (counted <= expected) return 0.0;
     if (counted < 65536) return expected - counted * log_expected + log_factorial[counted];
-    return expected - counted * log_expected + counted * (log(static_cast<double>(counted)) - 1.0);
+    // Stirling, with half the logarithm of 2 pi.
+    double log_of_factorial = (counted + 0.5) * log(static_cast<double>(counted)) - counted + 0.9189385332046727;
+    return expected - counted * log_expected + log_of_factorial;
 }
 
 // Mean counts a pixel of each bin, widened along the radius until enough photons support it. `total` and `area` hold
