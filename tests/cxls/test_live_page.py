@@ -27,6 +27,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 
 from playwright.sync_api import Browser
 
+from tests.cxls import ssh
 from tests.cxls.browser import Served, Watched, chromium, free_port, write_token
 
 FRAMES, VIEWS = 8, ("now", "run", "scan", "performance", "settings")
@@ -548,3 +549,23 @@ def test_a_connection_that_went_silent_is_given_up_for_another(browser: Browser,
         watched.wait("document.getElementById('banner').textContent === ''")
         watched.wait("document.getElementById('state').textContent === 'live'")
         watched.page.close()
+
+
+def test_over_ssh_the_page_is_live_and_comes_back_with_the_tunnel(
+    browser: Browser, served: Served, tmp_path: Path
+) -> None:
+    there, here = int(served.url.split(":")[2].strip("/")), free_port()
+    with ssh.server(tmp_path) as server:
+        with ssh.forwarded(tmp_path, server, there, here):
+            watched = Watched(browser, f"http://127.0.0.1:{here}/")
+            watched.wait_for_image()
+            watched.wait("document.getElementById('state').textContent === 'live'")
+            assert (watched.text("banner"), watched.errors) == ("", [])
+            # A click that asks for data, not only what is pushed.
+            watched.view("run")
+            watched.wait("document.getElementById('powder').naturalWidth > 100")
+        watched.wait("/does not answer/.test(document.getElementById('banner').textContent)")
+        with ssh.forwarded(tmp_path, server, there, here):
+            watched.wait("document.getElementById('banner').textContent === ''")
+            watched.wait("document.getElementById('state').textContent === 'live'")
+            watched.page.close()
