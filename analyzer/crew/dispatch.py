@@ -5,6 +5,7 @@ that what nobody has room for stays where it is counted and, if need be, dropped
 """
 
 import logging
+import secrets
 import threading
 import time
 from collections import OrderedDict, deque
@@ -13,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
+from msgspec.structs import replace
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from analyzer.bundle import BadBundle
 from analyzer.cascade import BatchOutcome, PlanCache, plan_of, tags_of, undecodable
 from analyzer.crew.curve import FrontKeys, Gate
-from analyzer.crew.flight import Batch, FlightTable
+from analyzer.crew.flight import NUMBER_BITS, Batch, FlightTable
 from analyzer.crew.outcome import read_coverage, read_outcome
 from analyzer.crew.setup import pack_setup
 from analyzer.crew.shared import Slots
@@ -163,8 +165,9 @@ class Crew:
             raise OSError(f"{address}: {error}") from None
         self.address = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
         self._wakeup = Wakeup()
-        self._setup, self._setup_parts = 1, pack_setup(1, judge)
-        self._judges = {1: judge}
+        self._setup = secrets.randbits(NUMBER_BITS)
+        self._setup_parts = pack_setup(self._setup, judge)
+        self._judges = {self._setup: judge}
         self._table = FlightTable()
         self._members: dict[bytes, _Member] = {}
         self._changed = threading.Condition()
@@ -536,9 +539,17 @@ class Crew:
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
         old = self._members.get(identity)
-        if old is not None and old.hello == hello and not self._table.held_by(identity) and not old.late:
+        held = old is not None and bool(self._table.held_by(identity) or old.late)
+        if old is not None and not held and old.hello == hello:
             # Said again, because this front was not heard for a while.
             old.heard_s = time.monotonic()
+            return
+        if old is not None and not held and old.hello.shared and hello == replace(old.hello, shared=False):
+            # It cannot open the memory that it was told of.
+            old.heard_s, old.hello = time.monotonic(), hello
+            if old.slots is not None:
+                old.slots.close()
+                old.slots = None
             return
         if (why := _unwelcome(hello)) is not None:
             self._send(identity, message(Kind.UNFIT, Told(0, why)))
@@ -767,7 +778,9 @@ class Crew:
             self._series_numbers += 1
             known = self._series[id(series)] = (series, self._series_numbers)
             while len(self._series) > _SERIES_KEPT:
-                self._series.popitem(last=False)
+                _, (_, gone) = self._series.popitem(last=False)
+                for member in self._members.values():
+                    member.series.discard(gone)
         return known[1]
 
     def _free(self, member: _Member, places: list[tuple[int, int]]) -> None:

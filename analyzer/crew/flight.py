@@ -5,6 +5,7 @@ queue, each on its own, and are given to workers that hold nothing else, so that
 other with it; one that was in the hands of ``MOST_LOSSES`` lost workers is given up. It touches no socket and no clock.
 """
 
+import secrets
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ from streamer.frames import Frame
 
 MOST_LOSSES = 3
 """Workers that a frame may be lost with; after so many it is the likely cause."""
+
+NUMBER_BITS = 48
+"""Numbers of batches and setups begin anywhere, so that an answer that is still on its way to an earlier front at this
+address is not taken for one of ours."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,7 +47,7 @@ class FlightTable:
         self.waiting: deque[Batch] = deque()
         self.resent = self.repeated = self.held_bytes = 0
         self._flying: dict[bytes, dict[int, Batch]] = {}
-        self._numbers = 0
+        self._numbers = secrets.randbits(NUMBER_BITS)
 
     def add(self, frames: Sequence[Frame]) -> None:
         """New frames, behind all that wait."""

@@ -18,13 +18,14 @@ from analyzer.cascade import Analyser, BatchOutcome, CascadeSettings, PlanCache
 from analyzer.crew import dispatch, shared
 from analyzer.crew.dispatch import Crew
 from analyzer.crew.outcome import pack_outcome
-from analyzer.crew.setup import CannotShare
+from analyzer.crew.setup import CannotShare, read_setup
 from analyzer.crew.wire import PROTOCOL, Hello, Kind, Told, Work, header_of, kind_of, message, part_of, read_frame
 from analyzer.front import Forget, Front, FrontSettings
 from analyzer.judge import Judge
 from analyzer.results import HitRule, Status
 from streamer.frames import Frame
 from streamer.messages import Algorithm, ImageData
+from streamer.ring import FrameRing
 from streamer.validity import Validity
 from tests.analyzer.builders import (
     BROKEN,
@@ -42,6 +43,7 @@ from tests.analyzer.builders import (
     write_bundle,
 )  # fmt: skip
 from tests.analyzer.crew.made import BATCH, LOOPBACK, Hand, Run, comparable, make
+from tests.cxls.programs import wait_for
 
 SERIES = series()
 
@@ -293,8 +295,7 @@ class Silenced:
         self.socket.send_multipart(pack_outcome(work.batch, outcome, 0.01, None))
 
     def get_ready(self) -> None:
-        self.hear(Kind.SETUP)
-        self.say(Kind.READY, Told(1))
+        self.say(Kind.READY, Told(read_setup(self.hear(Kind.SETUP))[0]))
 
     def close(self) -> None:
         self.socket.close(0)
@@ -360,7 +361,7 @@ def test_a_frame_that_ends_every_worker_is_recorded_and_takes_no_other_with_it(
                 if parts is None:
                     peer.say(Kind.BEAT)
                 elif kind_of(parts) == Kind.SETUP:
-                    peer.say(Kind.READY, Told(1))
+                    peer.say(Kind.READY, Told(read_setup(parts)[0]))
                 elif kind_of(parts) == Kind.WORK:
                     work = header_of(parts, Work)
                     if any(facts.image_id == 5 for facts in work.frames):
@@ -421,6 +422,55 @@ def test_a_worker_outlives_the_front_and_serves_the_next_at_the_same_address(
     front = Front(ScriptedSource(series_with_hits(12)), [], [kept], FrontSettings(block=True), crew=again[0])
     front.run(threading.Event())
     assert len(kept.results) == 12
+    hand.end()
+
+
+def test_what_a_worker_prepared_for_an_earlier_front_judges_no_frame_of_the_next(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analyzer.crew.worker.SILENT_S", 1.0)
+    first, second = (Judge(bundle, CascadeSettings(threshold=each)) for each in (0.9, 0.1))
+    may_go_on = {0.9: threading.Event(), 0.1: threading.Event()}
+
+    def preparing(judge: Judge) -> Analyser:
+        assert may_go_on[judge.threshold].wait(30)
+        return make(judge)
+
+    crew = Crew(LOOPBACK, first, PlanCache())
+    address, hand = crew.address, Hand(crew.address, preparing)
+    crew.start(FrameRing(), 0.01, (), lambda frames, outcome: None)
+    wait_for(lambda: len(crew.facts()["workers"]) == 1)
+    crew.close()
+    crew = Crew(address, second, PlanCache())
+    kept = Collector()
+    front = Front(ScriptedSource(series_with_hits(12)), [], [kept], FrontSettings(block=True), crew=crew)
+    running = threading.Thread(target=front.run, args=(threading.Event(),), daemon=True)
+    running.start()
+    wait_for(lambda: len(crew.facts()["workers"]) == 1)
+    may_go_on[0.9].set()
+    wait_for(lambda: hand.worker.ready)
+    time.sleep(0.5)
+    assert (crew.threads, kept.results) == (0, [])
+    may_go_on[0.1].set()
+    running.join(30)
+    hand.end()
+    (here,) = in_process(bundle, series_with_hits(12), CascadeSettings(threshold=0.1)).sinks
+    assert comparable(kept.results) == comparable(here.results)  # type: ignore[attr-defined]
+
+
+def test_a_worker_that_cannot_open_shared_memory_is_sent_images_and_not_lost(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(facts: object) -> None:
+        raise FileNotFoundError("it is another machine's")
+
+    monkeypatch.setattr("analyzer.crew.worker.SlotView", elsewhere)
+    run = Run(bundle, series_with_hits(20)).start()
+    hand = Hand(run.crew.address)
+    run.join().assert_closes()
+    facts = run.crew.facts()
+    assert (facts["lost_workers"], facts["resent"]) == (0, 0)
+    assert (run.crew._bytes["shared"], run.crew._bytes["wire"] > 0) == (0, True)
     hand.end()
 
 
