@@ -573,10 +573,11 @@ class Front:
                 # Whatever one item does, the next ones are published and the outputs closed.
                 self._repeats.exception("publishing failed", "publishing_failed")
             self.pulse.rest()
-        for sink in self.sinks:
-            sink.close()
-        for output in self.hit_outputs:
-            output.close()
+        for output in (*self.sinks, *self.hit_outputs):
+            try:
+                output.close()
+            except Exception:
+                self._repeats.exception("an output could not be closed", "output_failed")
 
     def _publish_one(self, item: _Published) -> None:
         if isinstance(item, BatchOutcome):

@@ -4,8 +4,9 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from analyzer.logs import Repeats
 from analyzer.results import FrameResult
 from analyzer.sinks.base import Sink
 
@@ -26,15 +27,16 @@ class DetachedSink:
 
     def __init__(self, sink: Sink, max_batches: int = MAX_WAITING_BATCHES) -> None:
         self._sink = sink
-        self._overflow = 0
+        self._overflow = self._failed = 0
+        self._repeats = Repeats(log)
         self._waiting: queue.Queue[Sequence[FrameResult] | None] = queue.Queue(max_batches)
         self._thread = threading.Thread(target=self._run, name="sink", daemon=True)
         self._thread.start()
 
     @property
     def lost(self) -> int:
-        """Records that could not be written."""
-        return self._sink.lost + self._overflow
+        """Records that could not be written, or of which that is not known."""
+        return self._sink.lost + self._overflow + self._failed
 
     def write(self, results: Sequence[FrameResult]) -> None:
         try:
@@ -56,15 +58,28 @@ class DetachedSink:
             while not self._waiting.empty():
                 self._overflow += len(self._waiting.get_nowait() or ())
             log.error("an output did not finish in %.0f s; %d records are lost", CLOSE_S, self._overflow)
+        self._repeats.close()
 
     def _run(self) -> None:
         while True:
             try:
                 results = self._waiting.get(timeout=TICK_S)
             except queue.Empty:
-                self._sink.tick()
+                self._guarded(self._sink.tick)
                 continue
             if results is None:
                 break
-            self._sink.write(results)
-        self._sink.close()
+            if not self._guarded(lambda results=results: self._sink.write(results)):  # type: ignore[misc]
+                self._failed += len(results)
+        if not self._guarded(self._sink.close):
+            # How much it still held is not known; the run must not end as one that lost nothing.
+            self._failed += 1
+
+    def _guarded(self, work: Callable[[], None]) -> bool:
+        """Whatever one batch does, the next ones are written, and what is lost is counted."""
+        try:
+            work()
+        except Exception:
+            self._repeats.exception("an output failed", "output_failed")
+            return False
+        return True

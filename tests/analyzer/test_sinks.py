@@ -5,17 +5,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from analyzer.results import RECORD_FIELDS, FrameResult, Status, to_json_line
-from analyzer.sinks import JsonLinesSink, ParquetSink, ResultsExist, files, hold, open_results
+from analyzer.sinks import DetachedSink, JsonLinesSink, ParquetSink, ResultsExist, files, hold, open_results
 from tests.analyzer.writer_child import result
 from tests.support import REPOSITORY
 
@@ -472,3 +472,44 @@ def test_a_strange_tag_raises_nothing_and_costs_no_other_record(tmp_path: Path, 
     found = ids(path)
     assert {0, 2} <= set(found)
     assert len(found) + sink.lost == 3
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_fault_that_no_sink_expects_costs_its_batch_and_is_counted(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"r{suffix}"
+    behind = open_results(path)
+    written = type(behind).write
+
+    def faulty(self: Any, results: Any) -> None:
+        if any(each.image_id == 4 for each in results):
+            raise MemoryError
+        written(self, results)
+
+    monkeypatch.setattr(type(behind), "write", faulty)
+    sink = DetachedSink(behind)
+    for first in range(0, 12, 3):
+        sink.write([result(n) for n in range(first, first + 3)])
+    sink.close()
+    assert (ids(path), sink.lost) == ([0, 1, 2, 6, 7, 8, 9, 10, 11], 3)
+
+
+def test_an_output_that_cannot_be_closed_is_one_that_lost_something(tmp_path: Path) -> None:
+    class Unclosable:
+        lost = 0
+        written: ClassVar[list[int]] = []
+
+        def write(self, results: Sequence[FrameResult]) -> None:
+            self.written.extend(each.image_id for each in results)
+
+        def tick(self) -> None:
+            raise ValueError("not even this")
+
+        def close(self) -> None:
+            raise MemoryError
+
+    sink = DetachedSink(Unclosable())
+    sink.write([result(1)])
+    sink.close()
+    assert (Unclosable.written, sink.lost) == ([1], 1)
