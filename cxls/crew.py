@@ -35,6 +35,9 @@ _STOP_S = 12.0
 WATCHDOG_S = 60.0
 """A worker that has said it is alive and says so no more for this long hangs: it is killed and started again."""
 
+_BAD_SETTINGS = 2
+"""Exit code of a program that refuses its settings."""
+
 _PAUSE_S = 2.0
 _MOST_SAID = 64
 
@@ -61,7 +64,8 @@ class LocalWorkers:
     """``count`` worker processes for the front at ``address``, started again when they end or hang; ``restarts`` counts
     that.
 
-    ``listen``: HOST:PORT of the first one's metrics. ``pulse``: whether they are looked after.
+    ``listen``: HOST:PORT of the first one's metrics. ``refused``: one cannot be started with its settings, and is not
+    again. ``pulse``: whether they are looked after.
     """
 
     address: str
@@ -70,6 +74,7 @@ class LocalWorkers:
     name: str = ""
     listen: str | None = None
     restarts: int = 0
+    refused: threading.Event = field(default_factory=threading.Event)
     pulse: Pulse = field(default_factory=Pulse)
     _places: list[_Place] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -144,9 +149,14 @@ class LocalWorkers:
                     place.heard_s = now
                 self._listen(place, now)
                 if place.process is not None and (code := place.process.poll()) is not None:
-                    if code == 0:
-                        # Told that the run is over.
+                    if code in (0, _BAD_SETTINGS):
+                        # Told that the run is over, or what would be refused again.
                         place.process, place.due_s = None, math.inf
+                        if code:
+                            log.error(
+                                "worker %s refuses its settings, as said above; it is not started again", place.name
+                            )
+                            self.refused.set()
                         continue
                     lasted = now - place.began_s
                     place.process, place.early = None, 0 if lasted > _LASTED_S else place.early + 1

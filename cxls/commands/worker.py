@@ -26,14 +26,17 @@ from cxls.settings import BadSettings, Resolved, WorkerSettings
 
 log = logging.getLogger(__name__)
 
-_ADDRESS = re.compile(r"tcp://[^/\s:]+:[0-9]{1,5}|tcp://\[[0-9a-fA-F:]+\]:[0-9]{1,5}|ipc://.+")
+_ADDRESS = re.compile(r"tcp://[^/\s:]+:(?P<port>[0-9]{1,5})|tcp://\[[0-9a-fA-F:]+\]:(?P<port6>[0-9]{1,5})|ipc://.+")
+
+_LOOK_S = 0.5
 
 
 def run(resolved: Resolved[WorkerSettings], address: str) -> None:
     """Work until a signal comes, or with ``once`` until the front's run is over."""
     raise_limit()
     settings = resolved.settings
-    if not _ADDRESS.fullmatch(address):
+    found = _ADDRESS.fullmatch(address)
+    if found is None or not 0 < int(found["port"] or found["port6"] or 1) < 65536:
         raise BadSettings(f"{address}: give the front's address for workers, for instance tcp://front:31100")
     device = choose_device(settings.device)
     alone = device == "cuda" or settings.once
@@ -66,11 +69,14 @@ def _supervise(settings: WorkerSettings, address: str, processes: int, stop: thr
         lambda: f"{workers.running} of {processes} workers for {address}, {workers.restarts} started again",
     )
     try:
-        stop.wait()
+        while not stop.wait(_LOOK_S) and not workers.refused.is_set():
+            pass
     finally:
         workers.close()
         if notifier is not None:
             notifier.close()
+    if workers.refused.is_set():
+        raise BadSettings("a worker refuses these settings; it says above why")
 
 
 def _keys_of(settings: WorkerSettings) -> WorkerKeys | None:

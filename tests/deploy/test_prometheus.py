@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from analyzer.bundle import DEFAULT_BUNDLE
 from analyzer.drift import ALARM_RATIO
 from tests.analyzer.builders import frames_of_a_run, write_series
 from tests.cxls.programs import Analysis, replaying, wait_for
+from tests.cxls.test_http import get
 from tests.support import REPOSITORY, require
 
 DEPLOY = REPOSITORY / "deploy"
@@ -59,8 +59,9 @@ def scrape(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             web = analysis.session.web
             assert web is not None
             wait_for(lambda: bool(analysis.session.front.reports))
-            with urllib.request.urlopen(f"http://{web.address}/metrics", timeout=10) as answer:
-                yield answer.read().decode()
+            # The data are compared with the header once a second.
+            wait_for(lambda: "cxls_header_mismatch" in get(web.address, "/metrics")[2])
+            yield get(web.address, "/metrics")[2]
         finally:
             analysis.stop()
 

@@ -13,16 +13,28 @@ import pytest
 from cxls.settings import AnalyzeSettings, resolve
 from tests.analyzer.builders import frames_of_a_run, write_series
 from tests.cxls.programs import cxls, environment, replaying, wait_for
-from tests.support import REPOSITORY
+from tests.support import REPOSITORY, require
 
 SITE = REPOSITORY / "deploy" / "site"
 CONFIG = SITE / "cxls.toml"
 SCRIPT = SITE / "analyze-live.sh"
+FIREWALL = SITE / "cxls.nft"
 
 
 def test_the_configuration_is_good() -> None:
     done = cxls("config", "check", "--config", CONFIG)
     assert (done.returncode, done.stdout.strip()) == (0, "settings are good")
+
+
+def test_the_firewall_is_one_and_opens_what_the_guide_lists() -> None:
+    require("nft", "nftables")
+    done = subprocess.run(["nft", "--check", "--file", FIREWALL], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    guide = (REPOSITORY / "docs" / "commissioning.md").read_text()
+    to_analyser = re.findall(r"^\| [^|]+ \| analyser \| (\d+) \|", guide, re.M)
+    opened = set(re.findall(r"\b\d{4,5}\b", " ".join(re.findall(r"dport (.+) accept", FIREWALL.read_text()))))
+    # PVAccess searches by broadcast, which is for the site to decide.
+    assert opened == set(to_analyser) - {"5075"}
 
 
 def test_what_it_sets_reaches_the_analysis() -> None:
