@@ -42,6 +42,7 @@ import cxls.commands.replay  # noqa: F401  # imported before the forks
 from cxls.cli import main
 from sim_replay.wire import SEND_HWM
 from streamer.receiver import RECEIVE_HWM
+from streamer.series import JOIN_AFTER
 from tests.analyzer.builders import SHAPE, frames_of_a_run, write_bundle, write_series
 
 SERIES, IMAGES, RATE = 3, 40, 60
@@ -295,13 +296,13 @@ class Found:
 @dataclass(frozen=True)
 class Kill:
     """When a run began and was killed (Unix s), whether it listened by then, and what its account was ``IN_FLIGHT_S``
-    before that: images received, and of those analysed or given up."""
+    before that: images received, and of those analysed."""
 
     began_at: float
     killed_at: float
     listened: bool
     received: int
-    settled: int
+    analysed: int
 
 
 @dataclass
@@ -313,15 +314,16 @@ class Left:
 
 
 def account_of(run: Process) -> tuple[int, int]:
-    """Images received and settled so far, nothing of a run that does not listen yet: it receives only after that."""
+    """Images received and analysed so far, without those of no running series, which have no record. Nothing of a run
+    that does not listen yet: it receives only after that."""
     if not (found := re.search(r"^listening http (\S+)$", run.said, re.M)):
         return 0, 0
     try:
         account = json.load(urllib.request.urlopen(f"http://{found[1]}/status", timeout=5))["account"]
     except OSError:
         return 0, 0
-    settled = sum(sum(account[name].values()) for name in ("processed", "dropped", "undecodable"))
-    return account["received"], settled
+    processed, dropped, undecodable = (sum(account[name].values()) for name in ("processed", "dropped", "undecodable"))
+    return account["received"] - dropped, processed + undecodable
 
 
 def kill(run: Process, at_s: float) -> Kill:
@@ -476,10 +478,11 @@ def look_at_what_is_left(site: Site, work: Path, suffix: str, left: Left) -> Non
 
 def check_costs(found: Found, kills: list[Kill], records: dict[tuple[int, int], dict[str, Any]]) -> None:
     """No more is lost than what was in flight; ``hits_missing`` are of images whose hit was on its way to the disk."""
-    for each in kills:
+    for number, each in enumerate(kills):
         own = sum(each.began_at <= record["received_at"] <= each.killed_at for record in records.values())
-        # Of a front without workers what it received waits; else it is analysed at once.
-        due = each.settled if found.victim == "front" else each.received
+        # Of a front without workers what it received waits; else it is analysed at once, once a series is joined.
+        joining = JOIN_AFTER - 1 if number else 0
+        due = each.analysed if found.victim == "front" else max(0, each.received - joining)
         found.due += due
         assert own >= due, (
             f"{due - own} images received more than {IN_FLIGHT_S} s before a kill are in no record: {each}"
