@@ -69,6 +69,9 @@ IN_FLIGHT_S = 0.5
 BUFFERED = SEND_HWM + RECEIVE_HWM
 """Messages that the two sockets hold between them."""
 
+KEEPS_UP = 8
+"""Images that wait in an analysis that keeps up, at most; from one that does not, those that were analysed are due."""
+
 GONE_S = 10.0
 """How long a process may live on whose program was killed."""
 
@@ -282,6 +285,7 @@ class Found:
     phase: str = ""
     suffix: str = ""
     due: int = 0
+    behind: int = 0
     allowed: int = 0
     lost: int = 0
     missing: int = 0
@@ -480,9 +484,11 @@ def check_costs(found: Found, kills: list[Kill], records: dict[tuple[int, int], 
     """No more is lost than what was in flight; ``hits_missing`` are of images whose hit was on its way to the disk."""
     for number, each in enumerate(kills):
         own = sum(each.began_at <= record["received_at"] <= each.killed_at for record in records.values())
-        # Of a front without workers what it received waits; else it is analysed at once, once a series is joined.
-        joining = JOIN_AFTER - 1 if number else 0
-        due = each.analysed if found.victim == "front" else max(0, each.received - joining)
+        # What a front received waits where no worker is ready, and any analysis may be behind on a busy machine. Images
+        # of a series that is not joined yet wait for another.
+        behind = found.victim == "front" or each.received - each.analysed > KEEPS_UP
+        due = each.analysed if behind else max(0, each.received - (JOIN_AFTER - 1 if number else 0))
+        found.behind += behind
         found.due += due
         assert own >= due, (
             f"{due - own} images received more than {IN_FLIGHT_S} s before a kill are in no record: {each}"
@@ -743,7 +749,8 @@ def run_points(points: int, seed: int, work: Path) -> int:
               f"missing and counted {sum(e.missing for e in of)}")  # fmt: skip
         print(f"lost at a point: median {lost[len(lost) // 2]}, most {lost[-1]} of {ANNOUNCED}")
         print(
-            f"images that came more than {IN_FLIGHT_S} s before a kill: {sum(each.due for each in of)}, each recorded"
+            f"images that came more than {IN_FLIGHT_S} s before a kill: {sum(each.due for each in of)}, each recorded; "
+            f"kills of an analysis that was behind, or had its workers elsewhere: {sum(each.behind for each in of)}"
         )
         print(f"images of series whose start no run saw, that nobody could count: {sum(e.unknown for e in of)}")
         print(f"series that began and ended unseen: {sum(each.unseen for each in of)}")
