@@ -6,6 +6,7 @@ with the images that have a record, and a series that still runs is joined with 
 by their inode: others that came in their place are not compared with it.
 
 Written by a thread of its own, as a journal of ``analyzer.hits.journal``: a kill leaves every whole entry readable.
+When it has grown it is written anew, with what of it still counts, and renamed into its own place.
 """
 
 import contextlib
@@ -37,6 +38,9 @@ OPENED, CLOSED, LOST, RESULTS = 1, 2, 3, 4
 CLOSE_S = 10.0
 _MOST_WAITING = 1024
 _MOST_NOTE_BYTES = 1 << 30
+_ANEW_BYTES = 16 << 20
+"""The size at which a note is written anew, or twice what was left of it then. A header is some kilobytes, and comes
+again with every start; the masks of 16 million pixels are 2 MB."""
 
 
 class _Opened(msgspec.Struct, frozen=True):
@@ -119,6 +123,8 @@ class Restart(Collector):
         self._thread: threading.Thread | None = None
         self._hold: Hold | None = None
         self._own: int | None = None
+        self._anew_at = _ANEW_BYTES
+        self._left_out = False
 
     @property
     def lost(self) -> int:
@@ -174,7 +180,7 @@ class Restart(Collector):
             # Nobody else may take the note for that of a killed run before it is gone.
             self._hold = self._file.hold.share()
         try:
-            journal = self._begin()
+            journal = self._write(Left(self._before, running=self._left, inode=self._inode))
         except OSError as error:
             self._fail(error)
             return
@@ -262,8 +268,15 @@ class Restart(Collector):
     # --- the note -----------------------------------------------------------------------
 
     def _put(self, kind: int, what: msgspec.Struct | Series) -> None:
-        with contextlib.suppress(queue.Full):  # a disk that stands still; what is counted then is less exact
+        try:
             self._waiting.put_nowait((kind, what))
+        except queue.Full:
+            if not self._left_out:
+                log.warning(
+                    "%s: %d entries wait for the disk, more are left out; what a kill of this run costs will be "
+                    "counted less exactly", self._path, self._waiting.maxsize,
+                )  # fmt: skip
+            self._left_out = True
 
     def _run(self, journal: Journal) -> None:
         failed = False
@@ -271,6 +284,8 @@ class Restart(Collector):
             try:
                 if not failed:
                     self._append(journal, *item)
+                    if journal.nbytes > self._anew_at:
+                        journal = self._anew(journal)
             except OSError as error:
                 failed = True
                 self._fail(error)
@@ -279,18 +294,41 @@ class Restart(Collector):
     def _fail(self, error: OSError) -> None:
         log.warning("%s: %s; what a kill of this run costs will not be known", self._path, error.strerror or error)
 
-    def _begin(self) -> Journal:
-        """A new note in the place of the old one, with all that the old one still says."""
+    def _anew(self, journal: Journal) -> Journal:
+        """The note without what does not count any more; where there is no room for a second one it goes on growing."""
+        masks = self._masks
+        try:
+            smaller = self._write(_entries(journal.fileno()))
+        except (OSError, ValueError):
+            self._masks, self._anew_at = masks, 2 * journal.nbytes
+            return journal
+        journal.close()
+        self._anew_at = max(_ANEW_BYTES, 2 * smaller.nbytes)
+        return smaller
+
+    def _write(self, left: Left) -> Journal:
+        """A new note that says this, in the place of the old one."""
         temporary = self._path.with_name(f"{self._path.name}.new")
         temporary.unlink(missing_ok=True)
         journal = Journal(temporary)
-        self._own = _inode(temporary)
-        if self._inode is not None:
-            self._append(journal, RESULTS, _Results(self._inode))
-        self._append(journal, LOST, _Lost(self._before))
-        if self._left is not None:
-            self._append(journal, OPENED, self._left)
-        os.replace(temporary, self._path)
+        self._masks = []
+        try:
+            if left.inode is not None:
+                self._append(journal, RESULTS, _Results(left.inode))
+            self._append(journal, LOST, _Lost(left.lost))
+            # The latest at the end, as when they came.
+            for series in sorted(left.expected, key=lambda series: series == left.latest):
+                self._append(journal, CLOSED, _Closed(0, series, left.expected[series], left.lost))
+            if left.running is not None:
+                self._append(journal, OPENED, left.running)
+            own = _inode(temporary)
+            os.replace(temporary, self._path)
+        except OSError:
+            journal.close()
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        self._own = own
         return journal
 
     def _append(self, journal: Journal, kind: int, what: msgspec.Struct | Series) -> None:

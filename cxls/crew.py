@@ -20,6 +20,7 @@ from analyzer.crew.dispatch import Crew
 from analyzer.crew.setup import CannotShare
 from analyzer.judge import Judge
 from analyzer.pulse import Pulse
+from cxls.bound import bound
 from cxls.cli import listening
 from cxls.key_files import make_keys, read_front_keys
 from cxls.settings import AnalyzeSettings, BadSettings
@@ -122,7 +123,9 @@ class LocalWorkers:
         # What the process before it said is not its own.
         while _said(place.ear):
             pass
-        place.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
+        place.process = subprocess.Popen(
+            bound(command), stdin=subprocess.DEVNULL, start_new_session=True, env=environment
+        )
         place.began_s, place.heard_s = time.monotonic(), None
 
     def _listen(self, place: _Place, now: float) -> None:

@@ -325,10 +325,11 @@ class Replay:
         """The counts so far."""
         ended = self._ended or time.monotonic()
         faulty = self._faulty
+        unsent = 0 if faulty is None else faulty.unsent
         return ReplayReport(
             series=self.series,
-            sent=self.sent,
-            dropped=self.dropped,
+            sent=self.sent - unsent,
+            dropped=self.dropped + (unsent if self.settings.on_full == "drop" else 0),
             unreadable=self.unreadable,
             control_lost=self.control_lost,
             seconds=0.0 if self._began is None else ended - self._began,

@@ -14,17 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cxls.bound import bound
+
 START_S = 60.0
 STOP_S = 30.0
 _LISTENING = re.compile(r"listening (\S+) (\S+)")
-
-_BOUND = """
-import ctypes, os, signal, sys
-parent, *command = sys.argv[1:]
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, which outlives exec
-if os.getppid() == int(parent):  # else it ended before we asked
-    os.execv(command[0], command)
-"""
 
 
 @dataclass(slots=True)
@@ -75,8 +69,8 @@ def cxls(*arguments: str, apart: bool = False, holding: Sequence[int] = ()) -> I
     the thread that started it is gone, however that came: start it from one that lives as long as the program.
     """
     command = [sys.executable, "-m", "cxls", *arguments]
-    if apart and sys.platform == "linux":
-        command = [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), *command]
+    if apart:
+        command = bound(command)
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -23,8 +23,8 @@ class Usage:
     """Of an analysis and all processes that it started, added up. ``cpu_s`` counts those that ended, too.
 
     ``own_bytes`` leaves out pages of files, such as libraries, which count for less where other programs have them too;
-    memory that several of the processes share counts once. Of a process of which the system does not show it, it is the
-    resident size.
+    what was swapped out counts, and memory that several of the processes share counts once. Of a process of which the
+    system does not show it, it is the resident size.
     """
 
     processes: int
@@ -154,4 +154,6 @@ def _own(pid: int) -> int:
     sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
     if "Pss_Anon" not in sizes:  # before Linux 5.4
         return memory_bytes(pid)
-    return sum(int(sizes[name].split()[0]) << 10 for name in ("Pss_Anon", "Pss_Shmem"))
+    # Swapped out it is no less its own: a leak that nobody touches would go unseen. A kernel without swap has no line.
+    own = ("Pss_Anon", "Pss_Shmem", "SwapPss")
+    return sum(int(sizes[name].split()[0]) << 10 for name in own if name in sizes)

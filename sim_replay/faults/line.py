@@ -81,7 +81,8 @@ class _Now:
 
 
 class FaultyLine:
-    """The faults of a plan, on one wire. ``withheld`` counts images that were never handed to ZeroMQ.
+    """The faults of a plan, on one wire. ``withheld`` counts images that were never handed to ZeroMQ; ``unsent`` those
+    that were held back and called sent, and for which there was no room when their turn came.
 
     ``patience_s``: how long a message of a fault may wait for room. With ``rearms`` series may be begun that nobody
     asked for.
@@ -97,6 +98,7 @@ class FaultyLine:
         self._patience_s = patience_s
         self._rearms = rearms
         self.withheld = 0
+        self.unsent = 0
         self.left_out: list[str] = []
         self._ordinal = 0
         self._ids: deque[int] = deque(maxlen=_IDS_KEPT)
@@ -138,7 +140,7 @@ class FaultyLine:
         else:
             fate = self._commit(kind.name, running, image, wait_s)
         if now.late is not None and number >= now.late[0]:
-            self._extra(running, now.late[1])
+            self._held_back(running, now.late[1], self._patience_s)
             now.late = None
         if now.thief is not None and number + 1 >= now.thief_until:
             self._thief_leaves(running, now.thief_until - THIEF_IMAGES)
@@ -150,7 +152,7 @@ class FaultyLine:
         """The series is over. As ``Wire.send``; True too where the end was withheld."""
         now = self._now
         if now.late is not None and not now.overtakes:
-            self._extra(running, now.late[1])
+            self._held_back(running, now.late[1], self._patience_s)
         if now.burst is not None:
             self._release_burst(running)
         if now.thief is not None:
@@ -165,7 +167,9 @@ class FaultyLine:
         sent = self._wire.send(running.end_parts(), cancel, wait_s)
         if sent and name == "double_end" and self._wire.send(running.end_parts(), cancel, wait_s):
             self._enter(name, running, None, {})
-        if sent and now.overtakes and now.late is not None and self._extra(running, now.late[1]):
+        # Without an end there is nothing that it could come behind.
+        limit_s = self._patience_s if sent else 0.0
+        if now.overtakes and now.late is not None and self._held_back(running, now.late[1], limit_s) and sent:
             lost = self._lost(now.stream.images - 1, 1, received=1)
             self._enter("end_overtakes", running, None, {"dropped.stale_series": 1, **lost})
         return sent
@@ -229,11 +233,20 @@ class FaultyLine:
         """A message of a fault, which waits as long as a start."""
         return self._wire.send(parts, running.cancel, self._patience_s)
 
+    def _held_back(self, running: RunningSeries, parts: list[Buffer], wait_s: float | None) -> bool:
+        """An image whose turn is later than its own."""
+        sent = self._wire.send(parts, running.cancel, wait_s)
+        self.unsent += not sent
+        return sent
+
     def _release_burst(self, running: RunningSeries) -> None:
         parts, self._now.burst = self._now.burst or [], None
         running.cancel.wait(BURST_PAUSE_S)
+        patience_s = self._patience_s
         for each in parts:
-            self._extra(running, each)
+            if not self._held_back(running, each, patience_s):
+                # One has waited for all.
+                patience_s = 0.0
 
     def _commit(self, name: str, running: RunningSeries, image: ImageData, wait_s: float | None) -> Fate | bool:
         if name in IMAGE_FAULTS:

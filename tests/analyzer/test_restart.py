@@ -1,6 +1,7 @@
 """A killed run's note, and what the next run makes of it: the header of the running series, and what was lost."""
 
 import logging
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analyzer.hits.journal import Journal
 from analyzer.restart import Restart
 from analyzer.sinks import ResultsExist, hold, open_results
 from analyzer.sinks.hold import note_path
@@ -48,11 +50,7 @@ class Program:
 
     def killed(self) -> None:
         """What a kill leaves once the thread of the note has had its turn."""
-        deadline = time.monotonic() + 5
-        while not self.restart._waiting.empty():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(0.05)
+        written(self)
         self.file.close()
         assert self.restart._hold is not None
         self.restart._hold.release()
@@ -277,6 +275,101 @@ def test_a_folder_that_takes_no_note_costs_no_record(
     assert run.ends() == 0
     assert "will not be known" in caplog.text
     assert len((tmp_path / "r.jsonl").read_bytes().splitlines()) == 5
+
+
+def written(run: Program) -> None:
+    deadline = time.monotonic() + 5
+    while not run.restart._waiting.empty():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize("open_at_the_end", [True, False])
+def test_a_note_does_not_grow_without_end_and_still_says_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_at_the_end: bool
+) -> None:
+    monkeypatch.setattr("analyzer.restart._ANEW_BYTES", 20_000)
+    path, mask = tmp_path / "r.jsonl", np.zeros(SHAPE, "u4")
+    mask[3:5, 7] = 1
+    run = Program(path).records(range(3))
+    sizes, files = [], set()
+    for series in range(1, 101):
+        # Said twice, as a detector may; the first series had an image more than was recorded.
+        begun = start(9, series, f"s{series}", masks={"threshold_1": mask}, saturation_value=series)
+        run.hear(begun, begun, *images(range(4), series, f"s{series}"))
+        if series < 100 or not open_at_the_end:
+            run.hear(EndMessage(series, f"s{series}"))
+        if series % 5 == 0:
+            written(run)
+            sizes.append(run.note.stat().st_size)
+            files.add(run.note.stat().st_ino)
+    assert len(files) > 1
+    assert max(sizes) < 40_000, "a header has some kilobytes, and there were two hundred"
+    assert not run.note.with_name(f"{run.note.name}.new").exists()
+    run.killed()
+    again = Program(path)
+    assert again.restart.lost == 1 + 4 * (98 if open_at_the_end else 99)
+    if open_at_the_end:
+        (opened,) = again.hear(*images(range(4, 9), 100, "s100")).opened
+        assert opened.series.metadata.saturation_value == 100
+        assert np.array_equal(opened.series.metadata.masks["threshold_1"] != 0, mask != 0)
+    again.ends()
+
+
+def test_masks_are_known_of_a_series_that_began_after_the_note_was_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, mask = tmp_path / "r.jsonl", np.zeros(SHAPE, "u4")
+    mask[3:5, 7] = 1
+    run = Program(path).hear(start(4, masks={"threshold_1": mask}), *images(range(4)), EndMessage(1, "a"))
+    written(run)
+    monkeypatch.setattr("analyzer.restart._ANEW_BYTES", 1)
+    run.restart._anew_at = 1
+    note = run.note.stat().st_ino
+    run.hear(start(4, 2, "b", masks={"threshold_1": mask}), *images(range(4), 2, "b"), EndMessage(2, "b"))
+    written(run)
+    assert run.note.stat().st_ino != note
+    run.hear(start(9, 3, "c", masks={"threshold_1": mask}), *images(range(1), 3, "c")).killed()
+    (opened,) = Program(path).hear(*images(range(3, 9), 3, "c")).opened
+    assert np.array_equal(opened.series.metadata.masks["threshold_1"] != 0, mask != 0)
+
+
+def test_where_a_second_note_has_no_room_the_first_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.jsonl"
+    run = Program(path).hear(start(), *images(range(10))).records(range(8))
+    written(run)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("analyzer.restart.Journal", full)
+    run.restart._anew_at = 1
+    run.hear(EndMessage(1, "a"), start(5, 2, "b"), *images(range(5), 2, "b")).killed()
+    monkeypatch.undo()
+    again = Program(path)
+    assert again.restart.lost == 2
+    assert again.ends() == 7
+
+
+def test_entries_that_a_disk_keeps_waiting_are_left_out_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_on, append = threading.Event(), Journal.append
+
+    def stuck(journal: Journal, *given: Any) -> None:
+        assert go_on.wait(10)
+        append(journal, *given)
+
+    monkeypatch.setattr("analyzer.restart._MOST_WAITING", 3)
+    run = Program(tmp_path / "r.jsonl")
+    monkeypatch.setattr(Journal, "append", stuck)
+    for series in range(1, 9):
+        run.hear(start(1, series, f"s{series}"), *images(range(1), series, f"s{series}"))
+    go_on.set()
+    assert caplog.text.count("less exactly") == 1
+    assert run.ends() == 0
+    assert not run.note.exists()
 
 
 def test_records_of_ids_that_are_there_are_counted(tmp_path: Path) -> None:

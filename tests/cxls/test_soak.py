@@ -446,7 +446,24 @@ def test_our_own_use_is_seen() -> None:
     assert seen.threads >= 1
     assert seen.descriptors > 2
     assert seen.cpu_s > 0
-    assert 0 < seen.own_bytes <= seen.resident_bytes
+    assert seen.own_bytes > 0
+
+
+def test_what_is_swapped_out_is_still_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_text
+    sizes = {"Rss": 900, "Pss_Anon": 100, "Pss_File": 700, "Pss_Shmem": 20, "Swap": 50, "SwapPss": 40}
+
+    def swapping(path: Path, *given: Any, **named: Any) -> str:
+        if path.name == "smaps_rollup":
+            return "0-1 ---p 0 0:0 0 [rollup]\n" + "".join(f"{name}: {size} kB\n" for name, size in sizes.items())
+        return read(path, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", swapping)
+    seen = usage(os.getpid())
+    assert seen.own_bytes == seen.processes * (160 << 10)
+    del sizes["SwapPss"]
+    seen = usage(os.getpid())
+    assert seen.own_bytes == seen.processes * (120 << 10), "a kernel without swap"
 
 
 def test_where_the_system_does_not_show_own_memory_it_is_the_resident(

@@ -102,6 +102,13 @@ def test_a_unit_restarts_what_failed_but_not_what_is_set_wrongly(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["cxls-analyze.service", "cxls-worker@.service"])
+def test_analysis_is_started_again_however_often_it_fails(name: str) -> None:
+    assert lines(name, "StartLimitIntervalSec") == ["0"]
+    assert lines(name, "StartLimitBurst") == []
+    assert int(lines(name, "RestartSec")[0]) >= 2
+
+
+@pytest.mark.parametrize("name", ["cxls-analyze.service", "cxls-worker@.service"])
 def test_analysis_is_watched(name: str) -> None:
     assert lines(name, "Type") == ["notify"]
     assert lines(name, "WatchdogSec") == ["3min"]

@@ -250,6 +250,23 @@ def test_a_stop_ends_a_fault_that_waits(masters: dict[int, Path], kind: str) -> 
     assert report.interrupted
 
 
+@pytest.mark.parametrize("kind", ["burst_after_pause@2", "delay_image@2", "reorder@2", "end_overtakes=1"])
+def test_an_image_that_is_held_back_and_finds_no_room_counts_as_dropped(
+    masters: dict[int, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sim_replay.replay.CONTROL_LIMIT_S", 0.2)
+    settings = ReplaySettings(
+        (str(masters[IMAGES]),), bind="tcp://127.0.0.1:0", rate_hz=20, on_full="drop", faults=plan(kind)
+    )  # fmt: skip
+    with running(settings) as replay:
+        for _ in range(3):
+            replay.receive()
+        # With nobody there, nothing has room.
+        replay.pull.close()
+        report = replay.report.result(10)
+    assert (report.sent, report.dropped, report.withheld) == (2, IMAGES - 2, 0)
+
+
 def test_a_client_meets_faults_in_the_series_that_it_arms(masters: dict[int, Path]) -> None:
     faults = plan("drop_image@1", "disconnect@3", "early_end@6", "reboot=1", "rearm_without_end=1")
     with serving(masters[3], faults=faults) as detector:
