@@ -159,9 +159,11 @@ def test_workers_elsewhere_that_are_not_ready_are_told_of_after_a_while(bundle: 
     crew.close()
 
 
-def test_late_results_are_told_of(watched: Watched, clock: Clock) -> None:
-    watched.front.history.add([result(n, at=clock.now, latency_s=3.0) for n in range(50)])
+@pytest.mark.parametrize("lag_s", [3.0, 11.0, 60.0])
+def test_late_results_are_told_of_however_late_they_are(watched: Watched, clock: Clock, lag_s: float) -> None:
+    watched.front.history.add([result(n, at=clock.now - lag_s, latency_s=lag_s) for n in range(50)])
     assert watched.names(clock) == ["CxlsLatencyOverDeadline"]
+    assert watched.names(clock, 60) == []
 
 
 def test_a_hit_ratio_stuck_at_one_is_told_of(watched: Watched, clock: Clock) -> None:

@@ -113,6 +113,12 @@ def test_every_image_of_a_series_is_recorded_once(bundle: Bundle) -> None:
     assert (report.analysed, report.undecodable, report.closed.why) == (30, 0, "end message")
 
 
+def test_an_image_left_out_has_arrived_as_one_analysed_has(bundle: Bundle) -> None:
+    run = Run(bundle, whole_series(30), sample=3)
+    seconds = run.front.history.curves()["time"]
+    assert (sum(seconds["received"]), sum(seconds["analysed"])) == (30, 10)
+
+
 def test_files_are_analysed_to_their_end(bundle: Bundle, tmp_path: Path) -> None:
     masters = [write_series(tmp_path, frames_of_a_run(n), f"run{n}") for n in (3, 7)]
     run = Run(bundle, [], source=FileSource([str(m) for m in masters]))
