@@ -78,7 +78,7 @@ class Alarms:
     """The alarms of one run, for whoever asks: from any thread, about once a second.
 
     ``estimate`` gives the running parameters, ``drift`` the divergence of scores from a reference or ``None``,
-    ``rooms`` size and free bytes of the disks of outputs.
+    ``rooms`` size and free bytes of the disks of outputs, ``throttled`` whether a GPU's clock is held down.
     """
 
     def __init__(
@@ -87,8 +87,10 @@ class Alarms:
         estimate: Callable[[], Mapping[str, Any]],
         drift: Callable[[], float | None] = lambda: None,
         rooms: Callable[[], Mapping[str, Room]] = dict,
+        throttled: Callable[[], bool] = bool,
     ) -> None:
         self._front, self._estimate, self._drift, self._rooms = front, estimate, drift, rooms
+        self._throttled = throttled
         self._lock = threading.Lock()
         self._samples = deque([self._counts()])
         self._since: dict[str, float] = {}
@@ -259,6 +261,12 @@ class Alarms:
         if faults:
             text = f"The GPU failed in {len(faults)} worker(s), which use the CPU: {faults[0]}"
             yield Alarm("CxlsDeviceFault", CRITICAL, text)
+        if self._throttled():
+            yield Alarm(
+                "CxlsGpuThrottled",
+                WARNING,
+                "Heat or a fault of power holds the GPU's clock down, so that it is slower: check cooling and power.",
+            )
         for output, (size, free) in self._rooms().items():
             if size > 0 and free < THRESHOLDS.disk_free_ratio * size:
                 yield Alarm(

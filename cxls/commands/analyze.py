@@ -279,11 +279,14 @@ class Session:
             else None
         )
         disks = DiskSpace(_folders(settings))
-        self._load = [disks, *([GpuLoad.of(device)] if device != "cpu" else [])]
+        gpu = None if device == "cpu" else GpuLoad.of(device)
+        self._load = [disks, *([] if gpu is None else [gpu])]
         self.front.latest.keeping = bound is not None or settings.epics is not None
         self.front.targets = Targets(lambda: self.front.account.processed[Decision.HIT], indexed)
         self.front.targets.set(hits=settings.target_hits, indexed=settings.target_indexed)
-        self._alarms = Alarms(self.front, self.running_estimate, self._drift, disks.rooms)
+        self._alarms = Alarms(
+            self.front, self.running_estimate, self._drift, disks.rooms, lambda: gpu is not None and gpu.throttled
+        )
         self.report = StatusReport(self.front, self._alarms, self._control_facts)
         self._refusals = Refusals()
         self._live_socket = LiveSocket(self.report, self.front.latest)

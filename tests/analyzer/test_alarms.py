@@ -54,7 +54,10 @@ class Watched:
         self.facts: dict[str, Any] = {}
         self.drift: float | None = None
         self.rooms: dict[str, tuple[float, float]] = {}
-        self.alarms = Alarms(self.front, lambda: self.facts, lambda: self.drift, lambda: self.rooms)
+        self.throttled = False
+        self.alarms = Alarms(
+            self.front, lambda: self.facts, lambda: self.drift, lambda: self.rooms, lambda: self.throttled
+        )
 
     def open(self, clock: Clock) -> None:
         list(self.front._tracker.handle(start(1, 1000), 0.0))
@@ -254,9 +257,11 @@ def test_findings_of_others_are_passed_on(watched: Watched, clock: Clock) -> Non
     watched.drift = 0.2
     watched.front._faults[1] = "CUDA error: device lost"
     watched.rooms = {"hits": (100e9, 5e9), "results": (100e9, 50e9), "products": (float("nan"), float("nan"))}
+    watched.throttled = True
     clock.now += 2
     assert {each["name"] for each in watched.alarms.facts()} == {
-        "CxlsHeaderDisagrees photon_energy", "CxlsModelDrift", "CxlsDeviceFault", "CxlsDiskLow hits",
+        "CxlsHeaderDisagrees photon_energy", "CxlsModelDrift", "CxlsDeviceFault", "CxlsGpuThrottled",
+        "CxlsDiskLow hits",
     }  # fmt: skip
 
 
