@@ -8,7 +8,7 @@ at a time; HTTP threads read copies.
 
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -143,12 +143,14 @@ class History:
     def arrived(self, times_s: Sequence[float]) -> None:
         """Frames were accepted; ``times_s`` is when each arrived (Unix s)."""
         with self._lock:
-            for at_s in times_s:
+            for second, count in Counter(map(int, times_s)).items():
                 for bins in (self._seconds, self._minutes):
-                    bins.row(at_s)[_RECEIVED] += 1
+                    bins.row(second)[_RECEIVED] += count
 
     def add(self, results: Sequence[FrameResult]) -> None:
-        """Take in a batch of published results."""
+        """Take in a batch of results, published together."""
+        analysed = hits = 0
+        published_at = 0.0
         with self._lock:
             for result in results:
                 for bins in (self._seconds, self._minutes):
@@ -156,9 +158,14 @@ class History:
                 if result.status == Status.OK:
                     latency_s = result.latency_s or 0.0
                     published_at = result.received_at + latency_s
-                    _enter(self._published.row(published_at), result)
+                    analysed += 1
+                    hits += bool(result.hit)
                     self._latencies.append((published_at, latency_s))
                     self._add_image(result)
+            if analysed:
+                row = self._published.row(published_at)
+                row[_ANALYSED] += analysed
+                row[_HITS] += hits
 
     def _add_image(self, result: FrameResult) -> None:
         first = self._place_of(result.ordinal)

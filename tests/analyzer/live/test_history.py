@@ -17,9 +17,10 @@ def history() -> History:
 
 
 def take(seen: History, results: Sequence[FrameResult]) -> None:
-    """Frames that arrive and are published."""
+    """Frames that arrive and are published, one by one."""
     seen.arrived([each.received_at for each in results])
-    seen.add(results)
+    for each in results:
+        seen.add([each])
 
 
 def test_a_late_frame_counts_in_the_second_it_arrived_and_at_its_own_image() -> None:
