@@ -1,9 +1,10 @@
 """When to raise an alarm: the thresholds, which deploy/prometheus has as rules, and what of a run is past them.
 
-The page, the terminal view and the control system show the same sentences. It is looked at when somebody asks, so that
-a run that nobody watches spends nothing on it.
+The page, the terminal view and the control system show the same sentences. It is looked at when somebody asks, and now
+and then in any case: counts are of the last minutes, so that who asks first hears of what was lost before.
 """
 
+import logging
 import math
 import threading
 import time
@@ -12,19 +13,28 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from analyzer import logs
 from analyzer.drift import ALARM_RATIO
 from analyzer.front import Front
 from analyzer.hits import HitFolder
 from analyzer.metrics.disk import Room
 from analyzer.running import WINDOWS
 
+log = logging.getLogger(__name__)
+
 CRITICAL, WARNING = "critical", "warning"
+WATCH_S = 10.0
+"""How often it is looked at where nobody asks."""
+
 _LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Times in seconds, ratios of 1. Counts are looked at over so long: ``dropped_s``, others ``lost_s``."""
+    """Times in seconds, ratios of 1. Counts are looked at over so long: ``dropped_s``, others ``lost_s``.
+
+    ``hit_ratio_s``: a hit ratio is an alarm only while images with beam come, the last of them not longer ago.
+    """
 
     dropped_s: float = 120.0
     lost_s: float = 300.0
@@ -33,6 +43,7 @@ class Thresholds:
     queue_ratio: float = 0.8
     unserved_s: float = 60.0
     no_beam_s: float = 10.0
+    hit_ratio_s: float = 60.0
     stuck_hit_ratio: float = 0.99
     stuck_frames: int = 1000
     collapsed_to: float = 0.2
@@ -67,7 +78,7 @@ class Alarms:
     """The alarms of one run, for whoever asks: from any thread, about once a second.
 
     ``estimate`` gives the running parameters, ``drift`` the divergence of scores from a reference or ``None``,
-    ``rooms`` size and free bytes of the disks of outputs.
+    ``rooms`` size and free bytes of the disks of outputs, ``throttled`` whether a GPU's clock is held down.
     """
 
     def __init__(
@@ -76,12 +87,25 @@ class Alarms:
         estimate: Callable[[], Mapping[str, Any]],
         drift: Callable[[], float | None] = lambda: None,
         rooms: Callable[[], Mapping[str, Room]] = dict,
+        throttled: Callable[[], bool] = bool,
     ) -> None:
         self._front, self._estimate, self._drift, self._rooms = front, estimate, drift, rooms
+        self._throttled = throttled
         self._lock = threading.Lock()
-        self._samples: deque[_Counts] = deque()
+        self._samples = deque([self._counts()])
         self._since: dict[str, float] = {}
         self._kept: tuple[float, list[dict[str, Any]]] = (-math.inf, [])
+
+    def watch(self, done: threading.Event) -> None:
+        """Look every ``WATCH_S`` seconds until ``done``."""
+        repeats = logs.Repeats(log)
+        while not done.wait(WATCH_S):
+            try:
+                self.facts()
+            except Exception:
+                # Only shown, so a fault of it costs no frame.
+                repeats.exception("the alarms cannot be looked at", "page_failed")
+        repeats.close()
 
     def facts(self) -> list[dict[str, Any]]:
         """What is past its threshold, the gravest first: ``name``, ``severity``, ``text`` and ``since`` (Unix s)."""
@@ -108,6 +132,7 @@ class Alarms:
         yield from self._of_stream(now)
         yield from self._of_counts()
         yield from self._of_load(now)
+        yield from self._of_hits(now)
         yield from self._of_science()
         yield from self._of_machine()
 
@@ -135,16 +160,8 @@ class Alarms:
                 )
 
     def _of_counts(self) -> Iterator[Alarm]:
-        account, steady = self._front.account, time.monotonic()
-        here = _Counts(
-            steady,
-            account.dropped["queue_full"],
-            account.missing["gap"],
-            sum(account.undecodable.values()),
-            sum(account.invalid.values()),
-            self._lost(),
-        )
-        samples = self._samples
+        here, samples = self._counts(), self._samples
+        steady = here.at_s
         while samples and steady - samples[0].at_s > THRESHOLDS.lost_s:
             samples.popleft()
         samples.append(here)
@@ -164,6 +181,17 @@ class Alarms:
         ):  # fmt: skip
             if count > 0:
                 yield Alarm(name, severity, f"{count} {text}")
+
+    def _counts(self) -> _Counts:
+        account = self._front.account
+        return _Counts(
+            time.monotonic(),
+            account.dropped["queue_full"],
+            account.missing["gap"],
+            sum(account.undecodable.values()),
+            sum(account.invalid.values()),
+            self._lost(),
+        )
 
     def _lost(self) -> int:
         """Records and hits that could not be written."""
@@ -194,11 +222,14 @@ class Alarms:
                 f"The queue is {filled:.0%} full: images will be dropped; --sample auto follows with fewer.",
             )
 
-    def _of_science(self) -> Iterator[Alarm]:
-        front, limits = self._front, THRESHOLDS
-        with front.running.lock:
-            hits, counted = front.running.hits.counts(max(WINDOWS))
-            recent, latest = front.running.hits.counts(min(WINDOWS))
+    def _of_hits(self, now: float) -> Iterator[Alarm]:
+        running, limits = self._front.running, THRESHOLDS
+        with running.lock:
+            hits, counted = running.hits.counts(max(WINDOWS))
+            recent, latest = running.hits.counts(min(WINDOWS))
+            last = running.last_beam_at
+        if last is None or now - last > limits.hit_ratio_s:
+            return
         if counted >= limits.stuck_frames and hits > limits.stuck_hit_ratio * counted:
             yield Alarm(
                 "CxlsHitRatioStuckAtOne",
@@ -213,10 +244,12 @@ class Alarms:
                 WARNING,
                 f"{recent} hits in the last {latest} images, {whole:.1%} of {counted}: check jet, overlap and beam.",
             )
+
+    def _of_science(self) -> Iterator[Alarm]:
         for mismatch in self._estimate().get("mismatches") or ():
             yield Alarm(f"CxlsHeaderDisagrees {mismatch['quantity']}", WARNING, mismatch["text"])
         drift = self._drift()
-        if drift is not None and drift > limits.drift_ratio:
+        if drift is not None and drift > THRESHOLDS.drift_ratio:
             yield Alarm(
                 "CxlsModelDrift",
                 WARNING,
@@ -228,6 +261,12 @@ class Alarms:
         if faults:
             text = f"The GPU failed in {len(faults)} worker(s), which use the CPU: {faults[0]}"
             yield Alarm("CxlsDeviceFault", CRITICAL, text)
+        if self._throttled():
+            yield Alarm(
+                "CxlsGpuThrottled",
+                WARNING,
+                "Heat or a fault of power holds the GPU's clock down, so that it is slower: check cooling and power.",
+            )
         for output, (size, free) in self._rooms().items():
             if size > 0 and free < THRESHOLDS.disk_free_ratio * size:
                 yield Alarm(

@@ -246,6 +246,7 @@ class Front:
         self._reads = 0
         # What the reader hands on now and then, so that it wakes nobody for each image.
         self._receive_seconds: list[float] = []
+        self._arrivals: list[float] = []
         self._unseen: list[FrameResult] = []
         self._handed_s = 0.0
         self._repeats = logs.Repeats(log)
@@ -433,6 +434,7 @@ class Front:
                 frame = make_frame(event.series, event.image, received_at, self.channel)
                 self.last_frame_at = received_at
                 self._receive_seconds.append(max(0.0, time.time() - received_at))
+                self._arrivals.append(received_at)
                 if not self.sampler.wants(frame.image_id):
                     self._leave_out(frame, "sampled")
                 elif not self._queue(frame, stop):
@@ -480,7 +482,8 @@ class Front:
     def _hand_on(self) -> None:
         if self._receive_seconds:
             self.running.received(self._receive_seconds)
-            self._receive_seconds = []
+            self.history.arrived(self._arrivals)
+            self._receive_seconds, self._arrivals = [], []
         if self._unseen:
             self._results.put(BatchOutcome(self._unseen))
             self._unseen = []

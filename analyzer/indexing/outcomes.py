@@ -19,6 +19,8 @@ CRYSTALS_KEPT = 1000
 """The running cell and resolution are of so many of the latest crystals."""
 
 CELLS_SHOWN = 500
+"""Most cells of the usual lattice that are drawn, the latest."""
+
 HITS_REMEMBERED = 100_000
 """Handed-out event ids kept for the join, the latest; an indexer is rarely a thousand hits behind."""
 
@@ -111,7 +113,7 @@ class Outcomes:
                 [c.resolution_angstrom for c in crystals if c.resolution_angstrom is not None]
             ),
             "peak_resolution_angstrom": _median(peak_resolutions),
-            "cells": [crystal.cell for crystal in crystals[-CELLS_SHOWN:] if crystal.cell is not None],
+            "cells": cells[-CELLS_SHOWN:],
         }
 
     def collect(self) -> Iterator[Metric]:

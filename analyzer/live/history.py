@@ -1,12 +1,14 @@
 """What a run did over time and over its images, in bins that a late frame still finds.
 
-A frame counts in the second it arrived and at its own image id, whenever its result comes. The publisher adds to it,
-a batch at a time; HTTP threads read copies.
+A frame counts in the second it arrived and at its own image id, whenever its result comes. Rates are another matter:
+what is analysed a second, and how late, is of the results that were published in it, however long ago their frames
+arrived; else an analysis that is behind would seem to stand. The reader adds arrivals and the publisher results, many
+at a time; HTTP threads read copies.
 """
 
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,8 +30,9 @@ RATE_S = 10.0
 """Rates are means over so many seconds."""
 
 COLUMNS = ("received", "analysed", "beam", "hits", "indexable", "dropped", "peaks", "latency_s")
-"""Of a bin of time. ``peaks`` is a sum over frames with beam; ``latency_s`` the longest, ``None`` without a result;
-``dropped`` are images lost to load or to the end of a run, not those that sampling left out."""
+"""Of a bin of time. ``received`` are frames accepted; ``peaks`` is a sum over frames with beam; ``latency_s`` the
+longest, ``None`` without a result; ``dropped`` are images lost to load or to the end of a run, not those that sampling
+left out."""
 
 _OF_IMAGES = ("beam", "hits", "indexable")
 _RECEIVED, _ANALYSED, _BEAM, _HITS, _INDEXABLE, _DROPPED, _PEAKS, _LATENCY = range(len(COLUMNS))
@@ -124,6 +127,7 @@ class History:
         with self._lock:
             self._seconds, self._minutes = TimeBins(1, SECONDS_KEPT), TimeBins(60, MINUTES_KEPT)
             self._images = ImageBins()
+            self._published = TimeBins(1, 2 * math.ceil(RATE_S))
             self._series: deque[dict[str, Any]] = deque(maxlen=SERIES_KEPT)
             self._latencies: deque[tuple[float, float]] = deque(maxlen=LATENCIES_KEPT)
 
@@ -136,15 +140,32 @@ class History:
                     {"series_id": series_id, "ordinal": ordinal, "began_at": round(now, 3), "first_image": place or 0}
                 )
 
+    def arrived(self, times_s: Sequence[float]) -> None:
+        """Frames were accepted; ``times_s`` is when each arrived (Unix s)."""
+        with self._lock:
+            for second, count in Counter(map(int, times_s)).items():
+                for bins in (self._seconds, self._minutes):
+                    bins.row(second)[_RECEIVED] += count
+
     def add(self, results: Sequence[FrameResult]) -> None:
-        """Take in a batch of published results."""
+        """Take in a batch of results, published together."""
+        analysed = hits = 0
+        published_at = 0.0
         with self._lock:
             for result in results:
                 for bins in (self._seconds, self._minutes):
                     _enter(bins.row(result.received_at), result)
                 if result.status == Status.OK:
-                    self._latencies.append((result.received_at, result.latency_s or 0.0))
+                    latency_s = result.latency_s or 0.0
+                    published_at = result.received_at + latency_s
+                    analysed += 1
+                    hits += bool(result.hit)
+                    self._latencies.append((published_at, latency_s))
                     self._add_image(result)
+            if analysed:
+                row = self._published.row(published_at)
+                row[_ANALYSED] += analysed
+                row[_HITS] += hits
 
     def _add_image(self, result: FrameResult) -> None:
         first = self._place_of(result.ordinal)
@@ -168,13 +189,15 @@ class History:
             }
 
     def rates(self, now: float) -> dict[str, float | None]:
-        """Means over the last whole ``RATE_S`` seconds, and latency percentiles of what arrived in them."""
+        """Means over the last whole ``RATE_S`` seconds: frames that arrived, and results that were published.
+
+        Percentiles are of the latency of those results, ``None`` where there are none.
+        """
         last = math.floor(now)
         first = last - RATE_S
         with self._lock:
-            frames, analysed, hits = (
-                self._seconds.total(column, first, last) / RATE_S for column in (_RECEIVED, _ANALYSED, _HITS)
-            )
+            frames = self._seconds.total(_RECEIVED, first, last) / RATE_S
+            analysed, hits = (self._published.total(column, first, last) / RATE_S for column in (_ANALYSED, _HITS))
             latencies = [seconds for at, seconds in self._latencies if at >= now - RATE_S]
         p50, p99 = (None, None) if not latencies else (round(float(v), 4) for v in np.percentile(latencies, (50, 99)))
         return {
@@ -187,7 +210,6 @@ class History:
 
 
 def _enter(row: list[float], result: FrameResult) -> None:
-    row[_RECEIVED] += 1
     if result.status != Status.OK:
         row[_DROPPED] += result.status == Status.DROPPED and result.reason != "sampled"
         return

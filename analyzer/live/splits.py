@@ -75,8 +75,9 @@ class TagMap:
         self.reset()
 
     def reset(self) -> None:
-        self._step = [_FINEST, _FINEST]
-        self._cells: dict[tuple[int, int], list[int]] = {}
+        with self._lock:
+            self._step = [_FINEST, _FINEST]
+            self._cells: dict[tuple[int, int], list[int]] = {}
 
     def add(self, results: Sequence[FrameResult]) -> None:
         """Take in a batch; frames without beam, and those not tagged with two finite numbers, are left out."""

@@ -44,15 +44,23 @@ class GpuLoad(Collector):
         """Of a torch device, such as ``cuda``."""
         return cls(lambda: _torch_memory(torch.device(device)), _nvml_health(torch.device(device)))
 
-    def collect(self) -> Iterator[Metric]:
-        memory: Memory | None = None
-        health: Health | None = None
+    @property
+    def throttled(self) -> bool:
+        """Whether heat or a fault of power holds the clock down; not where the device does not tell."""
+        health = self._told()
+        return health is not None and health.throttled
+
+    def _told(self) -> Health | None:
         # What a lost device raises is many things; the run counts the fault itself.
         with contextlib.suppress(Exception):
+            return None if self._health is None else self._health()
+        return None
+
+    def collect(self) -> Iterator[Metric]:
+        memory: Memory | None = None
+        with contextlib.suppress(Exception):
             memory = self._memory()
-        if self._health is not None:
-            with contextlib.suppress(Exception):
-                health = self._health()
+        health = self._told()
         allocated, size = (memory.allocated_bytes, memory.size_bytes) if memory else (None, None)
         yield gauge_if_known("cxls_gpu_memory_allocated_bytes", "Memory of the device that tensors hold", allocated)
         yield gauge_if_known("cxls_gpu_memory_size_bytes", "Memory of the device", size)

@@ -279,12 +279,15 @@ class Session:
             else None
         )
         disks = DiskSpace(_folders(settings))
-        self._load = [disks, *([GpuLoad.of(device)] if device != "cpu" else [])]
+        gpu = None if device == "cpu" else GpuLoad.of(device)
+        self._load = [disks, *([] if gpu is None else [gpu])]
         self.front.latest.keeping = bound is not None or settings.epics is not None
         self.front.targets = Targets(lambda: self.front.account.processed[Decision.HIT], indexed)
         self.front.targets.set(hits=settings.target_hits, indexed=settings.target_indexed)
-        alarms = Alarms(self.front, self.running_estimate, self._drift, disks.rooms)
-        self.report = StatusReport(self.front, alarms, self._control_facts)
+        self._alarms = Alarms(
+            self.front, self.running_estimate, self._drift, disks.rooms, lambda: gpu is not None and gpu.throttled
+        )
+        self.report = StatusReport(self.front, self._alarms, self._control_facts)
         self._refusals = Refusals()
         self._live_socket = LiveSocket(self.report, self.front.latest)
         self.report.view = self._view(judge)
@@ -375,6 +378,8 @@ class Session:
         if self.bragg is not None:
             # Not waited for: an estimate in hand at the end may take its seconds.
             threading.Thread(target=self.bragg.watch, args=(self._done,), name="bragg", daemon=True).start()
+        if self.web is not None or self.epics is not None:
+            threading.Thread(target=self._alarms.watch, args=(self._done,), name="alarms", daemon=True).start()
         self.report.ready = True
         notifier = open_notifier(lambda: self.report.is_ready, self.front.pulse.longest, self._line)
         if self.epics is not None:

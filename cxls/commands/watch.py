@@ -35,7 +35,7 @@ def run(resolved: Resolved[WatchSettings], address: str) -> None:
         stop = threading.Event()
         interrupted = stop_on_signals(stop)
         if console.is_terminal and not console.is_dumb_terminal:
-            screen = Screen(where, lambda: poller.heard, memory)
+            screen = Screen(where, lambda: poller.heard, memory, settings.interval)
             _draw(screen, poller, console, stop)
         else:
             _print_lines(poller, memory, stop)

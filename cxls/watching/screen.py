@@ -12,21 +12,27 @@ from cxls.watching.view import BARS, PLAIN_BARS, Line, Memory, lines, no_answer
 
 _LABEL = 10
 STALE_S = 3.0
+"""So long after the next answer was due, or when nothing was heard at all, the server has gone."""
+
 STYLES = {"plain": "", "good": "green", "warning": "yellow", "critical": "bold red"}
 
 
 class Screen:
-    """What rich draws: the lines of ``heard()`` as many as fit, the least important left out first."""
+    """What rich draws: the lines of ``heard()`` as many as fit, the least important left out first.
 
-    def __init__(self, where: SplitResult, heard: Callable[[], Heard], memory: Memory) -> None:
+    ``interval_s``: how often it is asked for; an answer of then is no old one before the next is due.
+    """
+
+    def __init__(self, where: SplitResult, heard: Callable[[], Heard], memory: Memory, interval_s: float) -> None:
         self._where, self._heard, self._memory = where, heard, memory
+        self._stale_s = interval_s + STALE_S
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = console.size
         heard = self._heard()
         shown: list[Line] = []
         silent = time.monotonic() - heard.at_s
-        if heard.why is not None or silent > STALE_S:
+        if heard.why is not None or silent > self._stale_s:
             shown.append(Line("server", no_answer(heard.why, silent), "critical"))
         if heard.status is not None:
             shown += lines(heard.status, self._memory, bars(console), width)

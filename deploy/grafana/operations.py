@@ -511,7 +511,7 @@ def _gpu() -> Row:
                     "Devices in trouble",
                     "Whether heat or a fault of power holds the clock down, and whether a worker lost its GPU and uses "
                     "the CPU until the next start.",
-                    alerts=("CxlsDeviceFault",),
+                    alerts=("CxlsDeviceFault", "CxlsGpuThrottled"),
                     without="of the clock without a CUDA device, or without the extra nvml",
                 ),
                 [

@@ -1,13 +1,15 @@
 """Alarms of a front: each where its threshold is passed and not before, the same as the rules of Prometheus."""
 
 import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from analyzer.alarms import THRESHOLDS, Alarms
+from analyzer.alarms import THRESHOLDS, WATCH_S, Alarms
 from analyzer.bundle import Bundle
 from analyzer.cascade import Analyser, CascadeSettings, PlanCache
 from analyzer.crew.dispatch import Crew
@@ -52,7 +54,10 @@ class Watched:
         self.facts: dict[str, Any] = {}
         self.drift: float | None = None
         self.rooms: dict[str, tuple[float, float]] = {}
-        self.alarms = Alarms(self.front, lambda: self.facts, lambda: self.drift, lambda: self.rooms)
+        self.throttled = False
+        self.alarms = Alarms(
+            self.front, lambda: self.facts, lambda: self.drift, lambda: self.rooms, lambda: self.throttled
+        )
 
     def open(self, clock: Clock) -> None:
         list(self.front._tracker.handle(start(1, 1000), 0.0))
@@ -107,6 +112,52 @@ def test_drops_stay_an_alarm_for_two_minutes_and_are_critical(watched: Watched, 
     assert watched.names(clock, 20) == []
 
 
+def test_who_asks_first_hears_of_what_was_lost_in_the_last_minutes(clock: Clock, watched: Watched) -> None:
+    account = watched.front.account
+    account.dropped["queue_full"] += 3
+    account.missing["gap"] += 2
+    account.undecodable["bad_block"] = account.invalid["malformed"] = 1
+    assert watched.names(clock, 60) == [
+        "CxlsFramesDropped", "CxlsFrameGaps", "CxlsUndecodable", "CxlsInvalidMessages",
+    ]  # fmt: skip
+
+
+def test_a_run_that_nobody_asks_is_looked_at_and_a_burst_is_told_of_a_minute_later(
+    watched: Watched, clock: Clock
+) -> None:
+    class Waits(threading.Event):
+        """A day in which a burst is dropped in its last hour but a minute."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout == WATCH_S
+            clock.now += timeout
+            if clock.now >= begun + 86400 - 60 and not watched.front.account.dropped["queue_full"]:
+                watched.front.account.dropped["queue_full"] += 7
+            return clock.now >= begun + 86400
+
+    begun = clock.now
+    watched.front.account.dropped["queue_full"] = 0
+    watched.front.account.missing["gap"] += 5
+    watched.alarms.watch(Waits())
+    clock.now += 2
+    (alarm,) = watched.alarms.facts()
+    assert (alarm["name"], alarm["text"][:8]) == ("CxlsFramesDropped", "7 images")
+    assert clock.now - alarm["since"] == pytest.approx(60, abs=WATCH_S + 2)
+    assert len(watched.alarms._samples) <= THRESHOLDS.lost_s / WATCH_S + 2
+
+
+def test_a_look_that_fails_is_logged_and_the_watch_goes_on(
+    watched: Watched, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = iter([False, False, True])
+    done = mock.Mock(wait=lambda timeout: next(looks))
+    with mock.patch.object(watched.alarms, "_drift", side_effect=RuntimeError("no drift today")) as drift:
+        clock.now += 2
+        watched.alarms.watch(done)
+    assert drift.call_count == 2
+    assert "the alarms cannot be looked at" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "part", "key"),
     [
@@ -159,9 +210,11 @@ def test_workers_elsewhere_that_are_not_ready_are_told_of_after_a_while(bundle: 
     crew.close()
 
 
-def test_late_results_are_told_of(watched: Watched, clock: Clock) -> None:
-    watched.front.history.add([result(n, at=clock.now, latency_s=3.0) for n in range(50)])
+@pytest.mark.parametrize("lag_s", [3.0, 11.0, 60.0])
+def test_late_results_are_told_of_however_late_they_are(watched: Watched, clock: Clock, lag_s: float) -> None:
+    watched.front.history.add([result(n, at=clock.now - lag_s, latency_s=lag_s) for n in range(50)])
     assert watched.names(clock) == ["CxlsLatencyOverDeadline"]
+    assert watched.names(clock, 60) == []
 
 
 def test_a_hit_ratio_stuck_at_one_is_told_of(watched: Watched, clock: Clock) -> None:
@@ -169,6 +222,23 @@ def test_a_hit_ratio_stuck_at_one_is_told_of(watched: Watched, clock: Clock) -> 
     assert watched.names(clock) == []
     watched.front.running.add([result(n, Decision.HIT) for n in range(999, 1200)], [], {})
     assert watched.names(clock) == ["CxlsHitRatioStuckAtOne"]
+
+
+@pytest.mark.parametrize(
+    ("share", "name"), [(lambda n: True, "CxlsHitRatioStuckAtOne"), (lambda n: n < 1000, "CxlsHitRatioCollapsed")]
+)
+def test_a_hit_ratio_is_no_alarm_once_no_image_comes(
+    watched: Watched, clock: Clock, share: Callable[[int], bool], name: str
+) -> None:
+    running = watched.front.running
+    running.add([result(n, Decision.HIT if share(n) else Decision.MISS) for n in range(1100)], [], {})
+    running.last_beam_at = clock.now
+    assert watched.names(clock, THRESHOLDS.hit_ratio_s - 1) == [name]
+    assert watched.names(clock, 2) == []
+    running.last_result_at = clock.now
+    assert watched.names(clock) == [], "images without beam are none of a hit ratio"
+    running.last_beam_at = clock.now
+    assert watched.names(clock) == [name]
 
 
 def test_a_hit_ratio_that_collapses_is_told_of_and_a_low_one_is_not(watched: Watched, clock: Clock) -> None:
@@ -187,9 +257,11 @@ def test_findings_of_others_are_passed_on(watched: Watched, clock: Clock) -> Non
     watched.drift = 0.2
     watched.front._faults[1] = "CUDA error: device lost"
     watched.rooms = {"hits": (100e9, 5e9), "results": (100e9, 50e9), "products": (float("nan"), float("nan"))}
+    watched.throttled = True
     clock.now += 2
     assert {each["name"] for each in watched.alarms.facts()} == {
-        "CxlsHeaderDisagrees photon_energy", "CxlsModelDrift", "CxlsDeviceFault", "CxlsDiskLow hits",
+        "CxlsHeaderDisagrees photon_energy", "CxlsModelDrift", "CxlsDeviceFault", "CxlsGpuThrottled",
+        "CxlsDiskLow hits",
     }  # fmt: skip
 
 
@@ -220,6 +292,8 @@ def test_every_alarm_is_an_alert_of_prometheus_with_the_same_threshold() -> None
         ("CxlsNoWorkerReady", f"> {THRESHOLDS.unserved_s:.0f}"),
         ("CxlsNoBeam", f"> {THRESHOLDS.no_beam_s:.0f}"),
         ("CxlsHitRatioStuckAtOne", f"> {THRESHOLDS.stuck_hit_ratio}"),
+        ("CxlsHitRatioStuckAtOne", f"hit_ratio:{THRESHOLDS.hit_ratio_s / 60:.0f}m"),
+        ("CxlsHitRatioCollapsed", f"hit_ratio:{THRESHOLDS.hit_ratio_s / 60:.0f}m"),
         ("CxlsHitRatioCollapsed", f"{THRESHOLDS.collapsed_to} *"),
         ("CxlsHitRatioCollapsed", f"> {THRESHOLDS.collapsed_expected:.0f}"),
         ("CxlsModelDrift", f"> {THRESHOLDS.drift_ratio}"),

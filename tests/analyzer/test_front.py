@@ -113,6 +113,12 @@ def test_every_image_of_a_series_is_recorded_once(bundle: Bundle) -> None:
     assert (report.analysed, report.undecodable, report.closed.why) == (30, 0, "end message")
 
 
+def test_an_image_left_out_has_arrived_as_one_analysed_has(bundle: Bundle) -> None:
+    run = Run(bundle, whole_series(30), sample=3)
+    seconds = run.front.history.curves()["time"]
+    assert (sum(seconds["received"]), sum(seconds["analysed"])) == (30, 10)
+
+
 def test_files_are_analysed_to_their_end(bundle: Bundle, tmp_path: Path) -> None:
     masters = [write_series(tmp_path, frames_of_a_run(n), f"run{n}") for n in (3, 7)]
     run = Run(bundle, [], source=FileSource([str(m) for m in masters]))
@@ -413,9 +419,17 @@ def test_a_stop_in_the_middle_keeps_what_was_received(bundle: Bundle) -> None:
 
 def test_a_stop_while_the_ring_is_full_records_the_image_in_hand(bundle: Bundle) -> None:
     stop = threading.Event()
-    slow = SlowAnalyser(bundle, CascadeSettings())
-    slow.delay_s = 0.5
-    threading.Timer(0.7, stop.set).start()
+
+    class Interrupted(SlowAnalyser):
+        """Stopped a while after its first image came, when the ring is full behind it."""
+
+        delay_s = 0.5
+
+        def process(self, frames: Sequence[Frame]) -> BatchOutcome:
+            threading.Timer(0.2, stop.set).start()
+            return super().process(frames)
+
+    slow = Interrupted(bundle, CascadeSettings())
     run = Run(bundle, whole_series(50), analysers=[slow], stop=stop, ring_frames=1, batch_frames=1)
     run.assert_closes()
     assert run.account.dropped["shutdown"] == 1

@@ -1,6 +1,7 @@
 """Load of the GPU among the metrics: what it tells is shown, what it does not tell costs no scrape."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,6 +38,13 @@ def test_what_a_device_tells_is_shown() -> None:
         "cxls_gpu_temperature_celsius": 61.0,
         "cxls_gpu_throttled": 1.0,
     }
+
+
+def test_a_clock_that_is_held_down_is_known_and_one_that_nobody_tells_of_is_not() -> None:
+    assert GpuLoad(lambda: MEMORY, lambda: HEALTH).throttled
+    assert not GpuLoad(lambda: MEMORY, lambda: replace(HEALTH, throttled=False)).throttled
+    assert not GpuLoad(lambda: MEMORY, None).throttled
+    assert not GpuLoad(lost, unwell).throttled
 
 
 def test_without_nvml_torchs_memory_is_left() -> None:

@@ -332,6 +332,20 @@ def test_another_lattice_does_not_mix_into_the_cell() -> None:
     ).facts()
     assert facts["lattice"] == "tetragonal P"
     assert facts["lattices"] == {"tetragonal P": 2, "monoclinic P": 1}
+    assert facts["cells"] == [LYSOZYME, other], "those of the lattice named, and no others"
+
+
+def test_what_is_drawn_and_the_median_are_of_the_same_lattice_however_the_latest_are() -> None:
+    other = (50.0, 60.0, 70.0, 90.0, 100.0, 90.0)
+    outcomes = Outcomes()
+    for number in range(outcomes_module.CRYSTALS_KEPT):
+        usual = number < 0.6 * outcomes_module.CRYSTALS_KEPT
+        outcomes.handed_out(str(number))
+        outcomes.add(indexed(str(number), LYSOZYME if usual else other, lattice="tP" if usual else "mP"))
+    facts = outcomes.facts()
+    assert facts["lattice"] == "tP"
+    assert facts["cells"] == [LYSOZYME] * outcomes_module.CELLS_SHOWN
+    assert facts["cell"]["median"]["a"] == LYSOZYME[0]
 
 
 def test_a_crystal_without_a_cell_counts_as_indexed() -> None:

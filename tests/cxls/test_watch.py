@@ -136,6 +136,13 @@ def test_a_snapshot_says_what_the_analysis_knows(live: Live) -> None:
     assert "\x1b" not in done.stdout, "stdout is no terminal"
 
 
+def test_a_single_look_tells_of_what_was_lost_before_anybody_looked(live: Live) -> None:
+    live.sender.send(b"no message at all")
+    wait_for(lambda: sum(live.analysis.session.front.account.invalid.values()) == 1)
+    done = cxls("watch", f"http://{live.address}", "--once")
+    assert re.search(r"^alarm {5}\[! \] 1 messages refused in five minutes", done.stdout, re.M), done.stdout
+
+
 def test_an_address_without_a_scheme_is_an_http_one(live: Live) -> None:
     assert cxls("watch", live.address, "--once").returncode == 0
 
@@ -310,7 +317,7 @@ def test_missing_and_senseless_keys_are_borne(status: dict[str, object]) -> None
     assert "account" in text_of(status)
     assert "hit rate" in one_line(status, memory)
     console = Console(width=40, height=8, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(Screen(urlsplit("http://h:1"), lambda: Heard(status, time.monotonic()), memory))
+    console.print(Screen(urlsplit("http://h:1"), lambda: Heard(status, time.monotonic()), memory, 1.0))
 
 
 def test_nothing_from_a_server_steers_the_terminal() -> None:
@@ -361,11 +368,22 @@ def test_a_small_terminal_keeps_state_hit_rate_alarms_and_account() -> None:
     }
     with open(os.devnull, "w") as nowhere:
         console = Console(width=60, height=9, record=True, file=nowhere)
-        console.print(Screen(urlsplit("http://h:1"), lambda: Heard(status, time.monotonic()), Memory()))
+        console.print(Screen(urlsplit("http://h:1"), lambda: Heard(status, time.monotonic()), Memory(), 1.0))
     drawn = console.export_text()
     for text in ("disk full", "25.0% of 100", "received 1 = processed 1", "running"):
         assert text in drawn
     assert len(drawn.splitlines()) <= 9
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "silent_s", "gone"), [(1.0, 2.0, False), (1.0, 5.0, True), (60.0, 59.0, False), (60.0, 64.0, True)]
+)
+def test_a_server_has_gone_only_once_its_next_answer_was_due(interval_s: float, silent_s: float, gone: bool) -> None:
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=60, height=20, record=True, file=nowhere)
+        heard = Heard({}, time.monotonic() - silent_s)
+        console.print(Screen(urlsplit("http://h:1"), lambda: heard, Memory(), interval_s))
+    assert ("no answer for" in console.export_text()) is gone
 
 
 def test_the_sparkline_goes_from_old_to_new() -> None:

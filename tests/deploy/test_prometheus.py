@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from analyzer.bundle import DEFAULT_BUNDLE
 from analyzer.drift import ALARM_RATIO
+from analyzer.metrics import GpuLoad
+from analyzer.metrics.gpu import Health, Memory
 from tests.analyzer.builders import frames_of_a_run, write_series
-from tests.cxls.programs import Analysis, replaying, wait_for
+from tests.cxls.programs import LOOPBACK, Analysis, replaying, wait_for
 from tests.cxls.test_http import get
 from tests.support import REPOSITORY, require
 
@@ -25,9 +28,10 @@ ALERTMANAGER = DEPLOY / "alertmanager" / "alertmanager.yml"
 DOCS = REPOSITORY / "docs"
 
 
-def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
+def promtool(*arguments: object, given: str | None = None) -> subprocess.CompletedProcess[str]:
     require("promtool", "prometheus")
-    return subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    command = ["promtool", *map(str, arguments)]
+    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=120)
 
 
 def read(path: Path) -> Any:
@@ -48,13 +52,18 @@ RECORDED = {rule["record"] for rule in rules() if "record" in rule}
 
 @pytest.fixture(scope="module")
 def scrape(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What the program serves after a replayed run, with every output in use."""
+    """What the program serves after a replayed run, with every output in use and every address served."""
     folder = tmp_path_factory.mktemp("scrape")
+    token = folder / "token"
+    token.write_text("a-token-for-tests-0123456789\n")
+    token.chmod(0o600)
     master = write_series(folder / "series", frames_of_a_run(24))
     with replaying(master) as (endpoint, _):
         analysis = Analysis(
-            [endpoint], DEFAULT_BUNDLE, folder / "r.jsonl", hits=folder / "hits", products=folder / "products"
-        ).start()
+            [endpoint], DEFAULT_BUNDLE, folder / "r.jsonl", hits=folder / "hits", products=folder / "products",
+            reports=folder / "reports", control_token=token, broadcast=LOOPBACK, index_listen=LOOPBACK,
+            worker_listen=LOOPBACK,
+        ).start()  # fmt: skip
         try:
             web = analysis.session.web
             assert web is not None
@@ -64,6 +73,14 @@ def scrape(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield get(web.address, "/metrics")[2]
         finally:
             analysis.stop()
+
+
+@pytest.fixture(scope="module")
+def of_a_gpu() -> str:
+    """What a device with NVML adds to it."""
+    registry = CollectorRegistry()
+    registry.register(GpuLoad(lambda: Memory(1 << 30, 2 << 30), lambda: Health(0.5, 60.0, True)))
+    return generate_latest(registry).decode()
 
 
 def exported(scrape: str) -> set[str]:
@@ -101,11 +118,25 @@ def test_the_job_that_is_missed_is_the_one_that_is_scraped() -> None:
     assert f'job="{job["job_name"]}"' in ALERTS["CxlsTargetAbsent"]["expr"]
 
 
-# --- rules that fit the exporter --------------------------------------------------------
+# --- metrics that it finds in order, and rules that fit them ------------------------------
 
 
-def test_every_metric_in_a_rule_is_one_that_the_program_exports(scrape: str) -> None:
-    names = exported(scrape)
+def test_promtool_finds_nothing_to_say_of_a_real_scrape(scrape: str, of_a_gpu: str) -> None:
+    families = set(re.findall(r"^# TYPE cxls_([a-z]+)_", scrape, re.M))
+    assert families >= {
+        "frames", "queue", "stage", "hits", "disk", "log", "control", "web", "http", "crew", "broadcast", "index",
+        "products", "reports", "results", "build",
+    }  # fmt: skip
+    done = promtool("check", "metrics", given=scrape + of_a_gpu)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_promtool_has_something_to_say_of_a_metric_without_help_or_unit() -> None:
+    assert promtool("check", "metrics", given="# TYPE cxls_lag_ms counter\ncxls_lag_ms 3\n").returncode != 0
+
+
+def test_every_metric_in_a_rule_is_one_that_the_program_exports(scrape: str, of_a_gpu: str) -> None:
+    names = exported(scrape + of_a_gpu)
     for rule in rules():
         used = set(re.findall(r"(?<![:\w])cxls_\w+", rule["expr"]))
         assert used <= names, rule
@@ -131,9 +162,9 @@ def test_every_recorded_series_that_an_alert_asks_for_is_recorded() -> None:
         assert set(re.findall(r"cxls:[\w:]+", rule["expr"])) <= RECORDED, rule
 
 
-def test_everything_exported_is_explained(scrape: str) -> None:
+def test_everything_exported_is_explained(scrape: str, of_a_gpu: str) -> None:
     text = "".join(page.read_text() for page in DOCS.glob("*.md"))
-    for name in re.findall(r"^# TYPE (cxls_\S+) ", scrape, re.M):
+    for name in re.findall(r"^# TYPE (cxls_\S+) ", scrape + of_a_gpu, re.M):
         assert f"`{name}" in text, f"{name} stands in no page of docs"
 
 

@@ -1,11 +1,12 @@
 """A run in bins of time and of images: late frames in their own, memory bounded, rates of whole seconds."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from analyzer.live.history import IMAGE_BINS, MINUTES_KEPT, SECONDS_KEPT, SERIES_KEPT, History, ImageBins, TimeBins
-from analyzer.results import Decision, Status
+from analyzer.results import Decision, FrameResult, Status
 from tests.analyzer.live.made import result
 
 HIT, MISS, DARK = Decision.HIT, Decision.MISS, Decision.NO_BEAM
@@ -13,6 +14,13 @@ HIT, MISS, DARK = Decision.HIT, Decision.MISS, Decision.NO_BEAM
 
 def history() -> History:
     return History({1: 0, 2: 1000}.get)
+
+
+def take(seen: History, results: Sequence[FrameResult]) -> None:
+    """Frames that arrive and are published, one by one."""
+    seen.arrived([each.received_at for each in results])
+    for each in results:
+        seen.add([each])
 
 
 def test_a_late_frame_counts_in_the_second_it_arrived_and_at_its_own_image() -> None:
@@ -29,7 +37,7 @@ def test_a_late_frame_counts_in_the_second_it_arrived_and_at_its_own_image() -> 
 
 def test_seconds_without_a_frame_are_there_and_empty() -> None:
     seen = history()
-    seen.add([result(0, at=1000.0), result(1, at=1005.0)])
+    take(seen, [result(0, at=1000.0), result(1, at=1005.0)])
     columns = seen.curves()["time"]
     assert columns["t"] == list(range(1000, 1006))
     assert columns["received"] == [1, 0, 0, 0, 0, 1]
@@ -49,7 +57,7 @@ def test_what_sampling_left_out_is_no_loss() -> None:
     left = [
         result(n, status=Status.DROPPED, decision=None, reason=why) for n, why in enumerate(("sampled", "queue_full"))
     ]
-    seen.add([*left, result(2, status=Status.UNDECODABLE, decision=None, reason="bad_block")])
+    take(seen, [*left, result(2, status=Status.UNDECODABLE, decision=None, reason="bad_block")])
     columns = seen.curves()["time"]
     assert (columns["received"], columns["dropped"], columns["analysed"]) == ([3], [1], [0])
 
@@ -113,16 +121,47 @@ def test_bins_of_images_merge_in_pairs_and_keep_every_count() -> None:
 
 def test_rates_are_of_the_last_ten_whole_seconds() -> None:
     seen = history()
-    seen.add(
-        [result(n, HIT if n % 4 == 0 else MISS, at=1000.0 + n / 20, latency_s=0.001 * (n % 100)) for n in range(400)]
+    take(
+        seen,
+        [result(n, HIT if n % 4 == 0 else MISS, at=1000.0 + n / 20, latency_s=0.001 * (n % 100)) for n in range(400)],
     )
     rates = seen.rates(1020.5)
     assert rates["frames_hz"] == pytest.approx(20.0)
-    assert rates["hits_hz"] == pytest.approx(5.0)
+    assert rates["analysed_hz"] == pytest.approx(20.0, abs=0.5)
+    assert rates["hits_hz"] == pytest.approx(5.0, abs=0.5)
     assert rates["latency_p50_s"] == pytest.approx(0.05, abs=0.02)
     assert rates["latency_p99_s"] == pytest.approx(0.098, abs=0.005)
     later = seen.rates(2000.0)
-    assert (later["frames_hz"], later["latency_p99_s"]) == (0.0, None)
+    assert (later["frames_hz"], later["analysed_hz"], later["latency_p99_s"]) == (0.0, 0.0, None)
+
+
+@pytest.mark.parametrize("lag_s", [0, 2, 11, 60])
+def test_an_analysis_that_is_behind_is_as_fast_as_it_is_and_its_latency_is_told(lag_s: int) -> None:
+    seen, now = history(), 2000.0
+    # The detector sends twice as fast as the results come, which are of images of ``lag_s`` ago.
+    seen.arrived([now - 80 + n / 400 for n in range(80 * 400)])
+    results = [
+        result(n, HIT if n % 4 == 0 else MISS, at=now - 20 + n / 200 - lag_s, latency_s=float(lag_s))
+        for n in range(20 * 200)
+    ]
+    for n in range(0, len(results), 8):
+        seen.add(results[n : n + 8])
+    assert seen.rates(now) == {
+        "frames_hz": pytest.approx(400.0),
+        "analysed_hz": pytest.approx(200.0),
+        "hits_hz": pytest.approx(50.0),
+        "latency_p50_s": lag_s,
+        "latency_p99_s": lag_s,
+    }
+    assert seen.rates(now + 30)["analysed_hz"] == 0.0, "and once it stands, it stands"
+
+
+def test_what_waits_for_its_result_has_arrived_all_the_same() -> None:
+    seen = history()
+    seen.arrived([1000.0, 1000.5, 1001.0])
+    seen.add([result(0, at=1000.0)])
+    columns = seen.curves()["time"]
+    assert (columns["received"], columns["analysed"]) == ([2, 1], [1, 0])
 
 
 def test_only_the_latest_series_are_marked() -> None:
