@@ -102,7 +102,7 @@ def test_a_start_after_a_kill_goes_on_in_the_same_folder_and_counts_what_was_los
     data.mkdir()
     with replaying(master, rate_hz=8.0) as (endpoint, _):
         with script_of(tmp_path, DETECTOR=endpoint, DATA=str(data)) as killed:
-            wait_for(lambda: any(data.glob("*/results.parquet/part-*.parquet")))
+            wait_for(lambda: any(data.glob("*/results.parquet/part-*.parquet")), 120)
             killed.kill()
         done = script(tmp_path, DETECTOR=endpoint, DATA=str(data))
     assert done.returncode == 0, done.stderr
