@@ -411,3 +411,17 @@ def test_who_sends_without_end_is_hung_up_on_while_another_endpoint_is_busy(send
             over.set()
             thread.join(5)
             receiver.close()
+
+
+def test_a_small_part_does_not_keep_the_buffer_that_it_was_read_into(hostile: Callable[..., Hostile]) -> None:
+    detector = hostile(limit=1 << 20)
+    with greeted_as_push(detector.listening) as slow:
+        slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        before, count = resident_bytes(), 2000
+        for _ in range(count):
+            # Each is read alone, into a buffer of 8 KiB.
+            slow.sendall(b"\x01\x22" + bytes(34))
+            time.sleep(0.0005)
+        assert resident_bytes() - before < count * 2048
+        slow.sendall(b"\x00\x00")
+        detector.until(lambda: detector.kinds == ["malformed"])
