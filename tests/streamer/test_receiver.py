@@ -400,7 +400,8 @@ def test_who_sends_without_end_is_hung_up_on_while_another_endpoint_is_busy(send
         try:
             with greeted_as_push(listening) as endless:
                 endless.sendall(b"\x01\xff" + bytes(255))
-                part, found = b"\x01\xff" + bytes(255), 0
+                part = b"\x01\xff" + bytes(255)
+                found: Any = None
                 deadline = time.monotonic() + 10
                 while found != "too_large" and time.monotonic() < deadline:
                     with contextlib.suppress(OSError):
