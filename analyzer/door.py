@@ -3,7 +3,8 @@
 libzmq bounds a part of a message, not their number: a peer that never ends its message fills the memory, and idle
 peers take every descriptor. So each connection is looked at from outside, through a second descriptor of it: the
 kernel says how many bytes came, libzmq which connection a message is from. One that is too many, sends too much
-without a whole message, or says nothing, is hung up on.
+without a whole message, or says nothing, is hung up on. So is who sent most of what takes far more memory than it has
+bytes, as very many tiny parts do.
 """
 
 import logging
@@ -18,7 +19,7 @@ import zmq
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from analyzer.descriptors import at_most
-from streamer.connections import hang_up, hang_up_without, is_over, received_bytes, second_handle
+from streamer.connections import MemoryWatch, hang_up, hang_up_without, is_over, received_bytes, second_handle
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Limits:
 
     ``first_s``: how long a peer may say nothing whole at first; where all places are taken, who has said nothing whole
     for longest then gives way to who comes. ``silent_s``: how long later on. ``refill_bytes_s``: what one that is not
-    heard may send for ever.
+    heard may send for ever; of such, whose bytes are never read, the memory is not looked at.
     """
 
     connections: int
@@ -138,6 +139,7 @@ class Door:
         self._failing = False
         self._untold = False
         self._looked_s = time.monotonic()
+        self._memory = None if limits.refill_bytes_s else MemoryWatch()
         self._behind = 0
 
     def __len__(self) -> int:
@@ -271,10 +273,14 @@ class Door:
             peer.read = received if heard else min(received, allowed)
             unread[descriptor] = received - peer.read
         everything = sum(unread.values())
+        tiny = self._memory is not None and self._memory.takes_more(everything)
         for descriptor, count in sorted(unread.items(), key=lambda each: -each[1]):
-            if count <= self._limits.unread_bytes and everything <= self._limits.all_unread_bytes:
+            if count <= self._limits.unread_bytes and everything <= self._limits.all_unread_bytes and not tiny:
                 break
             everything -= count
+            if tiny and self._memory is not None:
+                self._memory.let_go()
+            tiny = False
             self._end(descriptor)
             refused.append(RefusedConnection.TOO_MUCH)
         return refused

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from streamer.oddities import Oddity
+
 DROP_REASONS = ("queue_full", "shutdown", "duplicate", "stale_series", "out_of_range", "sampled")
 MISSING_PLACES = ("head", "gap", "tail")
 SERIES_ENDS = ("end message", "last announced image", "new start", "another series runs", "source ended")
@@ -13,7 +15,7 @@ class Account:
     """The counts of a run. One writer a count, so no lock; a reader may be an image behind.
 
     With the queues empty, ``received == processed + dropped + undecodable``; for series whose
-    start was seen and that are over, ``announced == accepted + missing``.
+    start was seen and that are over, ``announced == accepted + missing``. ``oddities`` are in no sum.
     """
 
     announced: int = 0
@@ -25,6 +27,7 @@ class Account:
     missing: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MISSING_PLACES, 0))
     invalid: dict[str, int] = field(default_factory=dict)
     series_ended: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SERIES_ENDS, 0))
+    oddities: dict[Oddity, int] = field(default_factory=lambda: dict.fromkeys(Oddity, 0))
 
     def drop(self, reason: str, count: int = 1) -> None:
         self.dropped[reason] += count

@@ -1,18 +1,99 @@
 """A connection that libzmq has, looked at from outside: how much came by it, and hanging up.
 
 libzmq bounds the parts of a message, not their number, and shows nothing of a message before its last part: who never
-sends one fills the memory unseen. A second descriptor of the connection asks the kernel.
+sends one fills the memory unseen. A second descriptor of the connection asks the kernel how many bytes came. What they
+take is another matter: libzmq keeps 64 bytes of a part that has none, which is two on the line. So the memory of this
+process is looked at as well.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
 import sys
+import time
+from pathlib import Path
+
+import zmq
 
 _ESTABLISHED = 1
 _RECEIVED_AT = 128
 """Of struct tcp_info, since Linux 4.1: ``tcpi_bytes_received``."""
+
+FEW_BYTES = 4 << 20
+"""Of unfinished messages; 128 MiB as parts without content."""
+
+MOST_BESIDE_BYTES = 256 << 20
+"""What may be taken beside twice the bytes of unfinished messages, by whatever else goes on."""
+
+_FREEING_S = 2.0
+_ZERO_COPY_RECV = 10
+"""Of zmq.h, where pyzmq has no name for it."""
+
+_STATM = Path("/proc/self/statm")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class MemoryWatch:
+    """Whether unfinished messages take far more memory than they have bytes. Nothing is known where there is no /proc.
+
+    What else this process takes meanwhile counts too: a message that stands unfinished while a lot is loaded costs its
+    sender the connection, which is then made again.
+    """
+
+    def __init__(self) -> None:
+        self._before = resident_bytes()
+        self._freeing_until_s = 0.0
+
+    def takes_more(self, unread: float) -> bool:
+        """To be asked again and again; ``unread`` bytes came of unfinished messages."""
+        if unread < FEW_BYTES and time.monotonic() < self._freeing_until_s:
+            _trim()
+        resident = resident_bytes()
+        if unread < FEW_BYTES:
+            self._before = resident
+        return resident - self._before > 2 * unread + MOST_BESIDE_BYTES
+
+    def let_go(self) -> None:
+        """Who sent it was hung up on: libzmq frees it soon, and the allocator is not to keep it, or the next such
+        message would use it unseen."""
+        self._freeing_until_s = time.monotonic() + _FREEING_S
+
+
+def _trim() -> None:
+    with contextlib.suppress(AttributeError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Memory that this process has; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
+    return 0
+
+
+def keep_no_buffers(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+    """Have libzmq copy small parts out of what it read, before a socket is made.
+
+    It would keep all 18 kB of its buffer for one part of 34 bytes. Large parts are read into their own place anyway.
+    """
+    with contextlib.suppress(zmq.ZMQError):
+        context.set(_ZERO_COPY_RECV, 0)
+
+
+def rest_of_message(socket: "zmq.Socket[bytes]", most: int) -> tuple[list[zmq.Frame], int]:
+    """Parts after a first one that announced more: at most so many, and how many came beyond and were let go of."""
+    parts: list[zmq.Frame] = []
+    beyond, more = 0, True
+    while more:
+        part = socket.recv(copy=False)
+        more = part.more
+        if len(parts) < most:
+            parts.append(part)
+        else:
+            beyond += 1
+    return parts, beyond
 
 
 def second_handle(

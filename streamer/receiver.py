@@ -9,13 +9,20 @@ import contextlib
 import socket as tcp
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from streamer import stream_v1, stream_v2
-from streamer.connections import hang_up, received_bytes, second_handle
+from streamer.connections import (
+    MemoryWatch,
+    hang_up,
+    keep_no_buffers,
+    received_bytes,
+    rest_of_message,
+    second_handle,
+)
 from streamer.messages import InvalidMessage, Message
 
 DEFAULT_MAX_PART_BYTES = 512 << 20
@@ -48,7 +55,8 @@ class Received:
 class _Link:
     """A connection as its socket's events tell it. ``greeted``: the peer turned out to be a PUSH.
 
-    ``whole``: a message was taken since the last look at ``line``, by which ``before`` bytes had come by then.
+    ``whole``: a message was taken since the last look at ``line``, by which ``before`` bytes had come by then;
+    ``unread`` have come since.
     """
 
     endpoint: str
@@ -58,16 +66,20 @@ class _Link:
     lost_at: float | None = None
     line: tcp.socket | None = None
     before: int = 0
+    unread: int = 0
     whole: bool = False
+    memory: MemoryWatch = field(default_factory=MemoryWatch)
 
     def endless(self, most_bytes: int) -> bool:
-        """Whether more came than that and no message is whole; asked when none is there to be taken."""
+        """Whether more came than that, or takes far more memory, and no message is whole; asked when none is there to
+        be taken."""
         received = None if self.line is None else received_bytes(self.line)
         if received is None:
             return False
         if self.whole:
             self.whole, self.before = False, received
-        return received - self.before > most_bytes
+        self.unread = received - self.before
+        return self.unread > most_bytes or self.memory.takes_more(self.unread)
 
     def let_go(self) -> None:
         """Of the second descriptor of the connection."""
@@ -83,7 +95,7 @@ class StreamReceiver:
     ``max_part_bytes`` is refused by libzmq, which gives up that connection for good (what the
     sender had queued on it is lost, as in any loss of a connection); the socket monitor shows
     it, and we count the message as too large and connect again. So is a message of parts without
-    end, once two times as much came. Raises ``ValueError`` for an
+    end, once two times as much came or takes far more memory than it has bytes. Raises ``ValueError`` for an
     address that cannot be one.
     """
 
@@ -95,6 +107,7 @@ class StreamReceiver:
         receive_hwm: int = RECEIVE_HWM,
     ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        keep_no_buffers(self._context)
         self._protocol = protocol
         self._poller = zmq.Poller()
         self._links: dict[zmq.Socket[bytes], _Link] = {}
@@ -163,33 +176,35 @@ class StreamReceiver:
                 # What came before the loss is read first: to disconnect would discard it.
                 if lost_s > _RETRY_S and socket not in ready:
                     return self._reconnect(socket, link)
-            for socket in self._links:
-                if socket in ready and (received := self._take(socket)) is not None:
-                    return received
+            # First, so that a busy endpoint does not keep another from being looked at.
             for socket, link in self._links.items():
                 if socket not in ready and link.endless(self._most_unread_bytes):
                     return self._hang_up(link)
+            for socket in self._links:
+                if socket in ready and (received := self._take(socket)) is not None:
+                    return received
             if left <= 0:
                 return None
 
     def _take(self, socket: "zmq.Socket[bytes]") -> Received | None:
         """A message that has come, parsed; ``None`` without one."""
         try:
-            frames = [socket.recv(zmq.NOBLOCK, copy=False)]
+            first = socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
         received_at = time.time()
-        while frames[-1].more:
-            frames.append(socket.recv(copy=False))
+        rest, beyond = rest_of_message(socket, MAX_PARTS - 1) if first.more else ([], 0)
         self._links[socket].whole = True
         if len(self._links) > 1:
             # Its next turn comes after all others', so that a busy one starves none.
             self._links[socket] = self._links.pop(socket)
-        return self._parse(frames, received_at)
+        return self._parse([first, *rest], beyond, received_at)
 
-    def _parse(self, frames: list[zmq.Frame], received_at: float) -> Received:
+    def _parse(self, frames: list[zmq.Frame], beyond: int, received_at: float) -> Received:
         parts = [frame.buffer for frame in frames]
         nbytes = sum(len(part) for part in parts)
+        if beyond:
+            return Received(_of_too_many(len(parts) + beyond), received_at, nbytes)
         try:
             return Received(parse(parts, self._protocol, self._reader), received_at, nbytes)
         except InvalidMessage as error:
@@ -200,7 +215,8 @@ class StreamReceiver:
         assert link.line is not None
         hang_up(link.line)
         link.let_go()
-        text = f"parts without end, {self._most_unread_bytes >> 20} MiB of them, were refused; connecting again"
+        link.memory.let_go()
+        text = f"parts without end, {link.unread >> 20} MiB of them, were refused; connecting again"
         return Received(InvalidMessage("too_large", f"{link.endpoint}: {text}"), time.time(), 0)
 
     def _reconnect(self, socket: "zmq.Socket[bytes]", link: _Link) -> Received:
@@ -260,13 +276,17 @@ def check_port(endpoint: str) -> None:
         raise ValueError(f"{endpoint}: port {port[:20]} is not between 1 and 65535")
 
 
+def _of_too_many(parts: int) -> InvalidMessage:
+    return InvalidMessage("malformed", f"a message of {parts} parts")
+
+
 def parse(parts: Sequence[memoryview], protocol: str = "auto", reader: stream_v2.ImageReader | None = None) -> Message:
     """Parse one ZeroMQ message by its protocol; ``auto`` tells it from the first bytes.
 
     ``reader`` is that of a stream, for speed. Raises ``InvalidMessage``.
     """
     if len(parts) > MAX_PARTS:
-        raise InvalidMessage("malformed", f"a message of {len(parts)} parts")
+        raise _of_too_many(len(parts))
     is_v2 = len(parts) == 1 and stream_v2.looks_like_v2(parts[0])
     if protocol == "auto":
         protocol = "v2" if is_v2 else "v1"

@@ -6,11 +6,11 @@ one; without a start, a series is joined after ``JOIN_AFTER`` consecutive messag
 outside what was announced are refused. A second copy of an image is a duplicate even when
 the first did not decode. A series is over at its end message, ``GRACE_S`` after its last
 announced image, or at a new start; silence never ends it. What is over stays over: a late
-message of it is stale.
+message of it is stale. What is odd and harms nothing is counted, and changes nothing of this.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from streamer.messages import (
     SeriesMetadata,
     StartMessage,
 )
+from streamer.oddities import Oddity, Rhythm
 
 JOIN_AFTER = 3
 GRACE_S = 1.0
@@ -133,6 +134,7 @@ class _Running:
     announced: int | None
     ids: IdSet = field(default_factory=IdSet)
     deadline_s: float | None = None
+    rhythm: Rhythm = field(default_factory=Rhythm)
 
     @property
     def last_came(self) -> bool:
@@ -156,6 +158,7 @@ class SeriesTracker:
         self._known = known
         self._running: _Running | None = None
         self._over: deque[_Key] = deque(maxlen=_REMEMBERED_SERIES)
+        self._ended: deque[_Key] = deque(maxlen=_REMEMBERED_SERIES)
         self._pending: list[ImageMessage] = []
         self._pending_until_s = 0.0
         self._opened = 0
@@ -202,6 +205,7 @@ class SeriesTracker:
         self._drop_pending()
         if running is not None and _repeats(running, message):
             running.complete = message.complete
+            self._account.oddities[Oddity.REPEATED_START] += 1
             yield self._replace_metadata(running, message.metadata, message.unique_id, now_s)
             return
         yield from self._close("new start")
@@ -296,26 +300,31 @@ class SeriesTracker:
             return
         if running.last_came and running.deadline_s is None:
             running.deadline_s = now_s + GRACE_S
+        for oddity in running.rhythm.follow(message, now_s, running.series.metadata.frame_time_s):
+            self._account.oddities[oddity] += 1
         yield ImageAccepted(running.series, message)
 
     def _end(self, message: EndMessage, now_s: float) -> Iterator[Event]:
         running = self._running
         if running is not None and _belongs(running.series, message):
             self._drop_pending()
+            self._ended.append((message.series_id, message.unique_id))
             yield from self._close("end message")
         elif self._pending and _same_series(self._pending[0], message) and len(self._pending) + 1 >= JOIN_AFTER:
             yield from self._join(now_s)
+            self._ended.append((message.series_id, message.unique_id))
             yield from self._close("end message")
         else:
             self._drop_pending()
+            if _is_among(self._ended, message):
+                self._account.oddities[Oddity.REPEATED_END] += 1
+            else:
+                self._ended.append((message.series_id, message.unique_id))
             if not self._is_over(message):
                 self._over.append((message.series_id, message.unique_id))
 
     def _is_over(self, message: ImageMessage | EndMessage) -> bool:
-        return any(
-            series_id == message.series_id and (not (unique_id and message.unique_id) or unique_id == message.unique_id)
-            for series_id, unique_id in self._over
-        )
+        return _is_among(self._over, message)
 
     def _drop_pending(self) -> None:
         if self._pending:
@@ -359,6 +368,13 @@ def _belongs(series: Series, message: ImageMessage | EndMessage) -> bool:
     if message.series_id != series.series_id:
         return False
     return not (message.unique_id and series.unique_id) or message.unique_id == series.unique_id
+
+
+def _is_among(series: Iterable[_Key], message: ImageMessage | EndMessage) -> bool:
+    return any(
+        series_id == message.series_id and (not (unique_id and message.unique_id) or unique_id == message.unique_id)
+        for series_id, unique_id in series
+    )
 
 
 def _same_series(one: ImageMessage, other: ImageMessage | EndMessage) -> bool:

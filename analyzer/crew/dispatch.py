@@ -27,6 +27,7 @@ from analyzer.crew.shared import Slots
 from analyzer.crew.wakeup import Wakeup
 from analyzer.crew.wire import (
     BEAT_S,
+    MOST_PARTS,
     PROTOCOL,
     BadMessage,
     Done,
@@ -47,6 +48,7 @@ from analyzer.logs import Repeats
 from analyzer.reduction import Coverage, FramePlan
 from analyzer.weights import first_line
 from analyzer.worker_load import WorkerLoad
+from streamer.connections import keep_no_buffers, rest_of_message
 from streamer.frames import Frame
 from streamer.messages import ImageData, SeriesMetadata, UndecodableImage
 from streamer.ring import FrameRing
@@ -146,6 +148,7 @@ class Crew:
         self._plans = plans
         # One of its own: whoever decides about keys decides for all of a context.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        keep_no_buffers(self._context)
         self._socket = self._context.socket(zmq.ROUTER)
         self._gate = None if keys is None else Gate(self._socket, keys)
         self._door = Door(self._socket, LIMITS)
@@ -480,11 +483,13 @@ class Crew:
                 return True
             first = self._socket.recv(zmq.DONTWAIT, copy=False)
             # Whole: libzmq gives no part before all are there.
-            parts = self._socket.recv_multipart() if first.more else []
+            parts, beyond = rest_of_message(self._socket, MOST_PARTS) if first.more else ([], 0)
             identity = first.bytes
             self._door.heard(first)
             try:
-                self._heard(identity, parts)
+                if beyond:
+                    raise BadMessage(f"a message of {len(parts) + beyond} parts")
+                self._heard(identity, [part.bytes for part in parts])
             except Exception as error:
                 self._bad += 1
                 why = first_line(error)[:_MOST_TEXT]

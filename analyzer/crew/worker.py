@@ -27,6 +27,7 @@ from analyzer.crew.shared import SharedFacts, SlotView
 from analyzer.crew.wakeup import Wakeup
 from analyzer.crew.wire import (
     BEAT_S,
+    MOST_PARTS,
     PROTOCOL,
     BadMessage,
     FrameFacts,
@@ -47,6 +48,7 @@ from analyzer.logs import Repeats
 from analyzer.pulse import Pulse
 from analyzer.warm import warm_up
 from analyzer.worker_load import WorkerLoad
+from streamer.connections import rest_of_message
 from streamer.frames import Frame
 from streamer.series import Series
 
@@ -265,12 +267,15 @@ class Worker:
             self._send(self._out.get())
         for _ in range(64):
             try:
-                frames = self._dealer.recv_multipart(zmq.DONTWAIT, copy=False)
+                first = self._dealer.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return
+            rest, beyond = rest_of_message(self._dealer, MOST_PARTS - 1) if first.more else ([], 0)
             self._heard_s = time.monotonic()
             try:
-                self._heard([frame.buffer for frame in frames])
+                if beyond:
+                    raise BadMessage(f"a message of {1 + len(rest) + beyond} parts")
+                self._heard([frame.buffer for frame in (first, *rest)])
             except Exception as error:
                 # Whatever one message does, the next ones are read and the front hears of this worker.
                 text = f"the front at {self._address} sends what cannot be used: {error}"

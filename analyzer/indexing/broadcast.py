@@ -19,6 +19,7 @@ from analyzer.door import Door, Limits
 from analyzer.indexing.sockets import bind
 from analyzer.logs import Repeats
 from analyzer.results import FrameResult, Status, record
+from streamer.connections import keep_no_buffers
 from streamer.messages import SeriesMetadata
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,9 @@ TOPICS = ("hit", "miss", "no_beam", *(str(status) for status in Status if status
 MESSAGES_HELD = 2000
 """For each subscriber: two seconds at a kilohertz."""
 
-LIMITS = Limits(connections=256, unread_bytes=4 << 20, all_unread_bytes=1 << 30, refill_bytes_s=64.0)
-"""A subscriber says which topics it wants, and later no more than signs of life, of nine bytes each."""
+LIMITS = Limits(connections=256, unread_bytes=1 << 20, all_unread_bytes=16 << 20, refill_bytes_s=64.0)
+"""A subscriber says which topics it wants, and later no more than signs of life, of nine bytes each. A topic takes
+some 60 times its bytes: all that subscribers may say is a gigabyte."""
 
 _LINGER_MS = 1000
 _MM_PER_M = 1000.0
@@ -51,6 +53,7 @@ class Broadcast:
     def __init__(self, address: str, header: Header = lambda result: None, messages_held: int = MESSAGES_HELD) -> None:
         self._header = header
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        keep_no_buffers(self._context)
         self._socket = self._context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, messages_held)
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)

@@ -14,6 +14,7 @@ import zmq
 
 from analyzer.door import Door, Limits
 from analyzer.indexing.sockets import bind
+from streamer.connections import keep_no_buffers, rest_of_message
 
 KEEP_ALIVE = b"no hit yet"
 """CrystFEL ignores a reply of up to 15 bytes and asks again."""
@@ -64,6 +65,7 @@ class Router:
         self.last_request: float | None = None
         self._waiting: OrderedDict[bytes, _Worker] = OrderedDict()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        keep_no_buffers(self._context)
         self.socket = self._context.socket(zmq.ROUTER)
         # Without it a reply to a worker that is gone would vanish, and the hit with it.
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -95,12 +97,13 @@ class Router:
             except zmq.Again:
                 return
             self.door.heard(first)
-            self._take([first.bytes, *(self.socket.recv_multipart() if first.more else [])])
+            rest, beyond = rest_of_message(self.socket, _MOST_PARTS - 1) if first.more else ([], 0)
+            self._take([first.bytes, *(part.bytes for part in rest)], beyond)
 
-    def _take(self, parts: list[bytes]) -> None:
+    def _take(self, parts: list[bytes], beyond: int) -> None:
         *envelope, request = parts
         # A REQ puts one empty part before its request, a DEALER none.
-        if len(parts) > _MOST_PARTS or any(envelope[1:]):
+        if beyond or any(envelope[1:]):
             self.requests[Request.MALFORMED] += 1
             return
         worker = _Worker(tuple(envelope), time.monotonic())

@@ -78,6 +78,7 @@ class StatusReport:
                 **settled,
                 "missing": account.missing,
                 "messages_invalid": account.invalid,
+                "oddities": account.oddities,
                 "identity": account.identity(),
             },
             "rates": front.history.rates(now),

@@ -10,6 +10,7 @@ from analyzer.metrics.families import counter, counters, gauge, gauge_if_known
 from analyzer.results import Decision
 from streamer.account import DROP_REASONS, MISSING_PLACES, SERIES_ENDS
 from streamer.messages import INVALID_REASONS, UNDECODABLE_REASONS
+from streamer.oddities import Oddity
 
 _LAST = {
     "frame": "image of a running series that was received",
@@ -47,6 +48,9 @@ def traffic(front: Front) -> Iterator[Metric]:
         account.missing,
     )
     yield counters("cxls_messages_invalid", "Messages refused, by reason", "reason", INVALID_REASONS, invalid)
+    yield counters(
+        "cxls_stream_oddities", "What was odd about the stream and cost no image", "kind", Oddity, account.oddities
+    )
     collected = {"hits": processed.get(Decision.HIT, 0), "indexable": front.running.indexable_frames}
     yield counters("cxls_collected", "Images worth keeping, by kind", "of", tuple(collected), collected)
     if front.nulls:

@@ -736,6 +736,7 @@ def print_summary(front: Front) -> None:
     nulls = {f"{name} {reason}": count for (name, reason), count in front.nulls.items()}
     for title, counts in (("dropped", account.dropped), ("undecodable", account.undecodable),
                           ("missing", account.missing), ("messages refused", account.invalid),
+                          ("odd about the stream", account.oddities),
                           ("attributes null", nulls),
                           ("geometry file not for these images", {"frames": front.products.unfit_frames})):  # fmt: skip
         if any(counts.values()):

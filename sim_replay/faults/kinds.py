@@ -50,19 +50,21 @@ _BOTH = (
         Where.END,
     ),
     Kind("duplicate_image", "an image is sent twice", "dropped.duplicate"),
-    Kind("duplicate_start", "the start is sent again before an image", "nothing: it replaces the metadata"),
-    Kind("double_end", "the end is sent twice", "nothing: a series ends once", Where.END),
+    Kind("duplicate_start", "the start is sent again before an image",
+         "oddities.repeated_start: it replaces the metadata"),
+    Kind("double_end", "the end is sent twice", "oddities.repeated_end: a series ends once", Where.END),
     Kind(
         "end_overtakes",
         "the end comes before the last image",
         "missing.tail and dropped.stale_series: what is over stays over",
         Where.END,
     ),
-    Kind("reorder", "an image and the next change places", "nothing: ids are counted in any order", images=2),
+    Kind("reorder", "an image and the next change places", "oddities.late_image: ids are counted in any order",
+         images=2),
     Kind(
         "delay_image",
         f"an image comes after the {LATE_IMAGES} that follow it",
-        "nothing; in its record's received_at",
+        "oddities.late_image; in its record's received_at",
         images=1 + LATE_IMAGES,
     ),
     Kind("truncate_payload", "the second half of an image's packed pixels is missing", "undecodable.bad_block"),
@@ -126,13 +128,13 @@ _BOTH = (
     Kind(
         "burst_after_pause",
         f"{BURST_IMAGES} images are held back for {BURST_PAUSE_S:g} s or longer, then come at once",
-        "nothing; in latency, in the queue's length, and under --on-full drop where it overflows",
+        "oddities.pause; in latency, in the queue's length, and under --on-full drop where it overflows",
         images=BURST_IMAGES,
     ),
     Kind(
         "slow_trickle",
         f"{TRICKLE_IMAGES} images come {TRICKLE_S:g} s apart",
-        "nothing; in the rate",
+        "oddities.pause, once or more; in the rate",
         images=TRICKLE_IMAGES,
     ),
     Kind(
@@ -149,13 +151,13 @@ _BOTH = (
     Kind(
         "clock_24h",
         f"the detector's clock stands just before 24 h, and after {CLOCK_IMAGES // 2} images begins again at 0",
-        "nothing; in start_time of records",
+        "oddities.clock_jump, oddities.clock_back; in start_time of records",
         images=CLOCK_IMAGES,
     ),
     Kind(
         "clock_jump",
         f"the detector's clock is an hour ahead for {CLOCK_IMAGES // 2} images, then an hour behind for as many",
-        "nothing; in start_time of records",
+        "oddities.clock_jump, oddities.clock_back; in start_time of records",
         images=CLOCK_IMAGES,
     ),
 )  # fmt: skip

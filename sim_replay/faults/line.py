@@ -6,7 +6,7 @@ it is done, so it is entered in the ledger then.
 
 import random
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -33,6 +33,7 @@ from sim_replay.running import RunningSeries
 from sim_replay.wire import Wire
 from streamer.account import SERIES_ENDS
 from streamer.messages import Buffer, ImageData
+from streamer.oddities import Oddity
 from streamer.receiver import DEFAULT_MAX_PART_BYTES
 from streamer.series import MAX_UNANNOUNCED_ID
 
@@ -166,7 +167,7 @@ class FaultyLine:
             return True
         sent = self._wire.send(running.end_parts(), cancel, wait_s)
         if sent and name == "double_end" and self._wire.send(running.end_parts(), cancel, wait_s):
-            self._enter(name, running, None, {})
+            self._enter(name, running, None, {"oddities.repeated_end": 1})
         # Without an end there is nothing that it could come behind.
         limit_s = self._patience_s if sent else 0.0
         if now.overtakes and now.late is not None and self._held_back(running, now.late[1], limit_s) and sent:
@@ -299,7 +300,9 @@ class FaultyLine:
         return sent
 
     def _duplicate_start(self, running: RunningSeries, image: ImageData, wait_s: float | None) -> bool:
-        return self._beside("duplicate_start", running, image, wait_s, running.start_parts(), {})
+        return self._beside(
+            "duplicate_start", running, image, wait_s, running.start_parts(), _odd(Oddity.REPEATED_START)
+        )
 
     def _reorder(self, running: RunningSeries, image: ImageData, wait_s: float | None) -> bool:
         return self._hold("reorder", running, image, 1)
@@ -309,7 +312,7 @@ class FaultyLine:
 
     def _hold(self, name: str, running: RunningSeries, image: ImageData, others: int) -> bool:
         self._now.late = (running.image_id + others, running.image_parts(image))
-        self._enter(name, running, running.image_id, {})
+        self._enter(name, running, running.image_id, _odd(Oddity.LATE_IMAGE))
         return True
 
     def _truncate_message(self, running: RunningSeries, image: ImageData, wait_s: float | None) -> bool:
@@ -368,31 +371,54 @@ class FaultyLine:
 
     def _slow_trickle(self, running: RunningSeries, image: ImageData, wait_s: float | None) -> bool:
         self._now.trickle = TRICKLE_IMAGES
-        self._enter("slow_trickle", running, running.image_id, {})
+        self._enter("slow_trickle", running, running.image_id, _pause(running, TRICKLE_S))
         return self._pass(running, running.image_parts(image), wait_s)
 
     def _burst_after_pause(self, running: RunningSeries, image: ImageData, wait_s: float | None) -> bool:
         self._now.burst, self._now.burst_began = [], running.image_id
-        self._enter("burst_after_pause", running, running.image_id, {})
+        self._enter("burst_after_pause", running, running.image_id, _pause(running, BURST_PAUSE_S))
         return self._pass(running, running.image_parts(image), wait_s)
 
     def _clock_24h(self, running: RunningSeries, image: ImageData, wait_s: float | None) -> bool:
         ahead = CLOCK_IMAGES // 2
         frame_time_s = running.metadata.frame_time_s or 0.0
-        _turn_clock(running, DAY_S - ahead * frame_time_s - running.image_time_s, 0.0)
+        jump_s = DAY_S - ahead * frame_time_s - running.image_time_s
+        expected = self._clock_oddities(running, [jump_s] * ahead + [jump_s - DAY_S] * (CLOCK_IMAGES - ahead + 1))
+        _turn_clock(running, jump_s, 0.0)
         self._now.clock = {running.image_id + ahead: (-DAY_S, 0.0)}
-        self._enter("clock_24h", running, running.image_id, {})
+        self._enter("clock_24h", running, running.image_id, expected)
         return self._pass(running, running.image_parts(image), wait_s)
 
     def _clock_jump(self, running: RunningSeries, image: ImageData, wait_s: float | None) -> bool:
         half = CLOCK_IMAGES // 2
+        expected = self._clock_oddities(running, [HOUR_S] * half + [-HOUR_S] * half + [0.0])
         _turn_clock(running, HOUR_S, HOUR_S)
         self._now.clock = {
             running.image_id + half: (-2 * HOUR_S, -2 * HOUR_S),
             running.image_id + 2 * half: (HOUR_S, HOUR_S),
         }
-        self._enter("clock_jump", running, running.image_id, {})
+        self._enter("clock_jump", running, running.image_id, expected)
         return self._pass(running, running.image_parts(image), wait_s)
+
+    def _clock_oddities(self, running: RunningSeries, offsets_s: list[float]) -> Expected:
+        """What shows of a clock that is off by so much, image by image from this one on."""
+        first, period_s = running.image_id, running.metadata.frame_time_s or 0.0
+        true_s = [running.image_time_s + n * period_s for n in range(-1, len(offsets_s))]
+        told = zip(range(first - 1, self._now.stream.images), true_s, [0.0, *offsets_s], strict=False)
+        found: Counter[str] = Counter()
+        before_s: float | None = None
+        for image_id, at_s, off_s in told:
+            now_s = round(at_s + off_s, 9)
+            if image_id < 0 or (now_s < 0 and self._now.stream.protocol == "v1"):
+                # Before the detector's zero there is no time: stream v1 has none then, stream v2 zero.
+                continue
+            now_s = max(0.0, now_s)
+            if before_s is not None and now_s < before_s:
+                found[f"oddities.{Oddity.CLOCK_BACK}"] += 1
+            elif before_s is not None and now_s - before_s > period_s + max(1.0, 10 * period_s):
+                found[f"oddities.{Oddity.CLOCK_JUMP}"] += 1
+            before_s = now_s
+        return dict(found)
 
     # --- connections ------------------------------------------------------------------------
 
@@ -460,6 +486,16 @@ class FaultyLine:
             expected = {"missing.tail": told, "announced": told, "series_ended.new start": 1}
             self._enter(name, broken_off, broken_off.image_id, expected)
         return self._pass(running, running.image_parts(image), wait_s)
+
+
+def _pause(running: RunningSeries, least_s: float) -> Expected:
+    """A pause stands out where images came faster before, by what the header says and by some of them."""
+    fast = 10 * (running.metadata.frame_time_s or 0.0) < 0.9 * least_s
+    return _odd(Oddity.PAUSE) if fast and running.image_id >= 3 else {}
+
+
+def _odd(*kinds: Oddity) -> Expected:
+    return {f"oddities.{kind}": 1 for kind in kinds}
 
 
 def _shuffled(messages: list[Malformed], seed: int) -> list[Malformed]:

@@ -15,7 +15,7 @@ import zmq
 from analyzer.descriptors import at_most
 from analyzer.door import Door, Limits, RefusedConnection
 from streamer import connections
-from streamer.connections import second_handle
+from streamer.connections import resident_bytes, rest_of_message, second_handle
 from tests.zmtp import greet
 
 LIMITS = Limits(connections=4, unread_bytes=1 << 20, all_unread_bytes=3 << 20)
@@ -32,7 +32,7 @@ class Bound:
         self.socket.bind("tcp://127.0.0.1:0")
         self.address = str(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
         self.where = ("127.0.0.1", int(self.address.rpartition(":")[2]))
-        self.came = 0
+        self.came = self.beyond = 0
 
     def serve(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -44,7 +44,7 @@ class Bound:
         while self.socket.poll(10):
             first = self.socket.recv(copy=False)
             if first.more:
-                self.socket.recv_multipart()
+                self.beyond += rest_of_message(self.socket, 8)[1]
             self.door.heard(first)
             self.came += 1
 
@@ -140,6 +140,41 @@ def test_many_that_never_end_are_cut_off_by_what_they_hold_together(bound: Bound
     assert len(bound.door) == 3
     for raw in peers:
         raw.close()
+
+
+def test_parts_without_content_are_weighed_by_the_memory_they_take(
+    opened: Callable[..., Bound], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_BESIDE_BYTES", 64 << 20)
+    bound = opened(limits=replace(LIMITS, unread_bytes=1 << 30, all_unread_bytes=1 << 30))
+    before = resident_bytes()
+    friend, raw = bound.dealer(), bound.plain()
+    friend.send(b"hello")
+    bound.serve(0.3)
+    raw.settimeout(0.5)
+    with contextlib.suppress(OSError):
+        for _ in range(200):
+            raw.sendall(b"\x01\x00" * 50_000)
+            bound.serve(0.005)
+    bound.until(RefusedConnection.TOO_MUCH, 1)
+    assert gone(raw)
+    friend.send(b"still here")
+    bound.serve(1.5)
+    assert bound.came == 2
+    assert len(bound.door) == 1
+    assert resident_bytes() - before < 64 << 20
+
+
+def test_a_finished_message_of_very_many_parts_is_read_and_not_collected(bound: Bound) -> None:
+    raw = bound.plain()
+    bound.serve(0.3)
+    raw.sendall(b"\x01\x00" * 200_000 + b"\x00\x00")
+    deadline = time.monotonic() + 10
+    while not bound.came and time.monotonic() < deadline:
+        bound.serve(0.05)
+    assert (bound.came, bound.beyond) == (1, 200_001 - 8)
+    assert not any(bound.door.refused.values())
+    raw.close()
 
 
 def test_who_ends_its_messages_may_send_any_number(bound: Bound) -> None:

@@ -46,6 +46,10 @@ CHILDREN = {
     "cxls_frames_undecodable_total": ("reason", {"bad_block", "size_mismatch", "missing_channel", "failed"}),
     "cxls_frames_missing_total": ("where", {"head", "gap", "tail"}),
     "cxls_messages_invalid_total": ("reason", {"malformed", "too_large", "wrong_protocol"}),
+    "cxls_stream_oddities_total": (
+        "kind",
+        {"repeated_start", "repeated_end", "late_image", "clock_back", "clock_jump", "pause"},
+    ),
     "cxls_photon_energy_electronvolts": ("statistic", {"estimate", "sigma", "header"}),
     "cxls_camera_length_meters": ("statistic", {"estimate", "sigma", "header"}),
     "cxls_stage_seconds_count": ("stage", {"receive", "decode", "reduce", "infer", "peaks", "publish"}),

@@ -50,10 +50,13 @@ def test_what_makes_no_sense_is_refused_in_one_line(master: Path, arguments: lis
     assert line in refusal("replay", master, "--bind", "tcp://127.0.0.1:0", *arguments)
 
 
+CHANCE = {"oddities.pause", "oddities.clock_back", "oddities.clock_jump"}
+
+
 def metrics(address: str) -> Counter[str]:
     """The counters of an account by the names of a report of faults."""
     names = {"frames_dropped": "dropped", "frames_undecodable": "undecodable", "frames_missing": "missing",
-             "messages_invalid": "invalid", "series_ended": "series_ended"}  # fmt: skip
+             "messages_invalid": "invalid", "series_ended": "series_ended", "stream_oddities": "oddities"}  # fmt: skip
     found: Counter[str] = Counter()
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
         text = answer.read().decode()
@@ -97,6 +100,8 @@ def test_the_metrics_of_an_analysis_are_what_the_report_of_faults_adds_up_to(
         # Of those that say "any of these" only a missing end is left here.
         others = sum(value for name, value in left.items() if name.startswith("series_ended") and value > 0)
         rest = {name: value for name, value in left.items() if value and not name.startswith("series_ended")}
+        # A busy machine adds pauses; malformed messages have times of their own.
+        rest = {name: value for name, value in rest.items() if value < 0 or name not in CHANCE}
         return rest == {} and others == kinds["drop_end"]
 
     wait_for(explained)

@@ -1,4 +1,4 @@
-"""Mutated messages through parser, frame, decoder and listing, in a process whose memory is limited.
+"""Mutated messages through parser, frame, decoder, listing and account, in a process whose memory is limited.
 
     python -m tests.streamer.fuzz_child SEED MUTATIONS
 
@@ -13,12 +13,14 @@ import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from streamer import stream_v1, stream_v2
+from streamer.account import DROP_REASONS, Account
 from streamer.decoding import check_size, decode
 from streamer.frames import make_frame
 from streamer.listing import Listing
@@ -30,11 +32,12 @@ from streamer.messages import (
     ImageData,
     ImageMessage,
     InvalidMessage,
+    Message,
     SeriesMetadata,
     UndecodableImage,
 )
 from streamer.receiver import parse
-from streamer.series import Series
+from streamer.series import Event, ImageAccepted, Series, SeriesClosed, SeriesTracker
 from tests.streamer.hostile_wire import V1_START, V2_START
 from tests.support import packed_image, poisson
 
@@ -55,13 +58,15 @@ def messages() -> list[list[bytes]]:
     packed = [Algorithm.RAW, Algorithm.BSLZ4, Algorithm.LZ4_HDF5, Algorithm.LZ4_BLOCK]
     if importlib.util.find_spec("dectris") is not None:
         packed.append(Algorithm.BSZSTD)
+    # Some of them beyond what the starts announce.
+    ids = itertools.count(0, 7)
     # Few counts are listed from their planes of bits, many from their pixels.
     for dtype, mean in itertools.product(("u1", "<u2", "<u4", ">u2"), (0.03, 3.0)):
         pixels = poisson(1, SHAPE, dtype, mean)[0]
         pixels[5, 5:9] = np.iinfo(dtype).max
         for algorithm in packed:
             message = ImageMessage(
-                7, 3, {"threshold_1": packed_image(pixels, algorithm)}, 1.0, 1.1, 0.1, "01HRC", {"a": 1}
+                7, next(ids), {"threshold_1": packed_image(pixels, algorithm)}, 1.0, 1.1, 0.1, "01HRC", {"a": 1}
             )
             for encode in (stream_v1.encode_image, stream_v2.encode_image):
                 try:
@@ -133,12 +138,17 @@ def check_listing(listing: Listing, image: ImageData, pixels: np.ndarray[Any, An
     assert np.array_equal(counted, expected), "another list than the pixels make"
 
 
-def run(parts: list[bytes], series: Series, listings: dict[str, Listing]) -> str:
+def parsed(parts: list[bytes]) -> Message | InvalidMessage:
     try:
-        message = parse([memoryview(part) for part in parts])
+        return parse([memoryview(part) for part in parts])
     except InvalidMessage as error:
-        assert error.reason in INVALID_REASONS  # noqa: PT017
-        return f"invalid {error.reason}"
+        return error
+
+
+def judged(message: Message | InvalidMessage, series: Series, listings: dict[str, Listing]) -> str:
+    if isinstance(message, InvalidMessage):
+        assert message.reason in INVALID_REASONS
+        return f"invalid {message.reason}"
     if not isinstance(message, ImageMessage):
         return type(message).__name__
     frame = make_frame(series, message, 0.0, None)
@@ -165,6 +175,71 @@ def run(parts: list[bytes], series: Series, listings: dict[str, Listing]) -> str
     return "decoded"
 
 
+class Books:
+    """One tracker and one account that every message goes into, as the front enters it; checked after each.
+
+    ``judge`` says what becomes of an image that was accepted.
+    """
+
+    def __init__(self, judge: Callable[[ImageMessage], str]) -> None:
+        self.account = Account()
+        self._tracker = SeriesTracker(self.account)
+        self._judge = judge
+        self._now_s = 0.0
+        self.accepted = self.closed = self._announced = self._missing = 0
+
+    def enter(self, message: Message | InvalidMessage) -> None:
+        # Now and then long enough for what waits to be given up, and for a series to be over.
+        self._now_s += 40.0 if self.account.received % 101 == 100 else 0.01
+        before = self._raised
+        if isinstance(message, InvalidMessage):
+            self.account.refuse_message(message.reason)
+        else:
+            try:
+                self._take(self._tracker.handle(message, self._now_s))
+            except InvalidMessage as error:
+                message = error
+                self.account.refuse_message(error.reason)
+        # Each message has one fate: a reason, a decision, or to wait; a start, a configuration or an end has none.
+        assert self._raised - before == isinstance(message, (InvalidMessage, ImageMessage)), message
+        self.check()
+
+    def finish(self) -> None:
+        self._take(self._tracker.finish())
+        self.check()
+        assert self._tracker.pending == 0
+        assert self.account.announced == self._announced
+
+    @property
+    def _raised(self) -> int:
+        return sum(self.account.invalid.values()) + self.account.settled + self._tracker.pending
+
+    def check(self) -> None:
+        account, pending = self.account, self._tracker.pending
+        assert account.received == account.settled + pending, account.identity()
+        assert account.accepted == self.accepted + pending
+        assert sum(account.missing.values()) == self._missing
+        assert account.dropped.keys() == set(DROP_REASONS)
+        assert account.invalid.keys() <= set(INVALID_REASONS)
+        assert account.undecodable.keys() <= set(UNDECODABLE_REASONS)
+
+    def _take(self, events: Iterator[Event]) -> None:
+        for event in events:
+            if isinstance(event, ImageAccepted):
+                self.accepted += 1
+                kind, _, reason = self._judge(event.image).partition(" ")
+                if kind == "decoded":
+                    self.account.processed["miss"] += 1
+                else:
+                    self.account.undecodable[reason] = self.account.undecodable.get(reason, 0) + 1
+            elif isinstance(event, SeriesClosed):
+                self.closed += 1
+                missing = sum(event.missing.values())
+                assert event.announced in (None, event.accepted + missing), event
+                self._announced += event.announced or 0
+                self._missing += missing
+
+
 def status(name: str) -> int:
     """Bytes from /proc/self/status."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
@@ -178,7 +253,8 @@ def main(seed: int, count: int) -> None:
     known = Series(1, 7, None, SeriesMetadata(shape=SHAPE))
     joined = Series(2, 7, None, SeriesMetadata(), joined=True)
     lists = listings()
-    outcomes = Counter(run(parts, known, lists) for parts in corpus)
+    outcomes = Counter(judged(parsed(parts), known, lists) for parts in corpus)
+    books = Books(lambda image: judged(image, known, lists))
     assert set(outcomes) == {"decoded", "StartMessage", "EndMessage"}, outcomes
     limit = status("VmSize") + HEADROOM
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -191,8 +267,11 @@ def main(seed: int, count: int) -> None:
         if number % 1000 == 0:
             print(f"# {number} {state}", file=sys.stderr, flush=True)
         began = time.perf_counter()
-        outcomes[run(parts, joined if rng.random() < 0.2 else known, lists)] += 1
+        message = parsed(parts)
+        outcomes[judged(message, joined if rng.random() < 0.2 else known, lists)] += 1
         slowest = max(slowest, time.perf_counter() - began)
+        books.enter(message)
+    books.finish()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     report = {
         "mutations": count,
@@ -200,6 +279,10 @@ def main(seed: int, count: int) -> None:
         "growth_bytes": status("VmRSS") - before,
         "peak_growth_bytes": peak - before,
         "slowest_s": round(slowest, 4),
+        "accepted": books.accepted,
+        "series_closed": books.closed,
+        "dropped": books.account.dropped,
+        "invalid": sum(books.account.invalid.values()),
     }
     print(json.dumps(report))
 

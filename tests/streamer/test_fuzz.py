@@ -26,3 +26,8 @@ def test_mutated_messages_neither_crash_nor_hang_nor_grow() -> None:
     assert report["outcomes"]["decoded"] > MUTATIONS / 20
     assert report["growth_bytes"] < 64 << 20
     assert report["slowest_s"] < 5.0
+    # The account, whose identities the child checks after every message, saw all that there is to see.
+    assert report["invalid"] >= sum(count for name, count in report["outcomes"].items() if name.startswith("invalid"))
+    assert report["accepted"] > MUTATIONS / 50
+    assert report["series_closed"] > MUTATIONS / 500
+    assert all(report["dropped"][reason] for reason in ("duplicate", "stale_series", "out_of_range"))

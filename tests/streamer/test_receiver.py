@@ -1,20 +1,22 @@
 """The receiver on real sockets."""
 
+import contextlib
 import gc
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import zmq
 
-from streamer import stream_v1, stream_v2
-from streamer.messages import EndMessage, ImageData, ImageMessage, InvalidMessage
-from streamer.receiver import Received, StreamReceiver, parse
+from streamer import connections, stream_v1, stream_v2
+from streamer.connections import resident_bytes
+from streamer.messages import ImageData, ImageMessage, InvalidMessage
+from streamer.receiver import MAX_PARTS, Received, StreamReceiver, parse
 from tests.streamer.hostile_wire import good_image
 from tests.zmtp import greet
 
@@ -277,41 +279,150 @@ def greeted_as_push(listening: socket.socket) -> socket.socket:
     return connection
 
 
-def test_a_message_of_parts_without_end_is_hung_up_on_and_the_stream_goes_on() -> None:
-    part, end = b"\x03" + struct.pack(">Q", 1000) + b"x" * 1000, stream_v2.encode_end(5)
+class Hostile:
+    """A detector by hand, and all that a receiver of it says."""
+
+    def __init__(self, protocol: str, limit: int) -> None:
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.listening.settimeout(5)
+        self.receiver = StreamReceiver([f"tcp://127.0.0.1:{self.listening.getsockname()[1]}"], protocol, limit)
+        self.came: list[Received] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._receive)
+        self._thread.start()
+
+    def _receive(self) -> None:
+        while not self._over.is_set():
+            if (received := self.receiver.receive(0.05)) is not None:
+                self.came.append(received)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline, self.kinds
+            time.sleep(0.01)
+
+    @property
+    def kinds(self) -> list[str]:
+        messages = [each.message for each in self.came]
+        return [m.reason if isinstance(m, InvalidMessage) else type(m).__name__ for m in messages]
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join(5)
+        self.receiver.close()
+        self.listening.close()
+
+
+@pytest.fixture
+def hostile() -> Iterator[Callable[..., Hostile]]:
+    made: list[Hostile] = []
+
+    def opened(protocol: str = "v2", limit: int = LIMIT) -> Hostile:
+        made.append(Hostile(protocol, limit))
+        return made[-1]
+
+    yield opened
+    for each in made:
+        each.close()
+
+
+END = stream_v2.encode_end(5)
+
+
+def test_a_message_of_parts_without_end_is_hung_up_on_and_the_stream_goes_on(hostile: Callable[..., Hostile]) -> None:
+    detector, part = hostile(), b"\x03" + struct.pack(">Q", 1000) + b"x" * 1000
+    with greeted_as_push(detector.listening) as endless:
+        # Many times the limit in whole messages is no matter.
+        for _ in range(500):
+            endless.sendall(bytes([0, 200]) + bytes(200))
+            endless.sendall(bytes([0, len(END)]) + END)
+        with pytest.raises(OSError):  # noqa: PT012
+            for _ in range(1000):
+                endless.sendall(part)
+                time.sleep(0.002)
+    with greeted_as_push(detector.listening) as again:
+        again.sendall(bytes([0, len(END)]) + END)
+        detector.until(lambda: detector.kinds.count("EndMessage") == 501)
+    assert detector.kinds[-2:] == ["too_large", "EndMessage"]
+    assert "parts without end" in str(detector.came[-2].message)
+
+
+def test_parts_without_content_are_weighed_by_the_memory_they_take(
+    hostile: Callable[..., Hostile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_BESIDE_BYTES", 64 << 20)
+    detector = hostile(limit=512 << 20)
+    before = resident_bytes()
+    with greeted_as_push(detector.listening) as endless:
+        endless.settimeout(0.5)
+        sent, piece = 0, b"\x01\x00" * 50_000
+        with pytest.raises(OSError):  # noqa: PT012
+            while sent < 64 << 20:
+                endless.sendall(piece)
+                sent += len(piece)
+                time.sleep(0.004)
+    # A gigabyte of them would be 34 of memory.
+    assert sent > connections.FEW_BYTES
+    detector.until(lambda: detector.kinds == ["too_large"])
+    detector.until(lambda: resident_bytes() - before < 64 << 20)
+    with greeted_as_push(detector.listening) as again:
+        # As many bytes in one part are a message like any other.
+        again.sendall(b"\x02" + struct.pack(">Q", 64 << 20) + bytes(64 << 20) + bytes([0, len(END)]) + END)
+        detector.until(lambda: len(detector.came) == 3)
+    assert detector.kinds == ["too_large", "wrong_protocol", "EndMessage"]
+
+
+def test_a_finished_message_of_very_many_parts_is_refused_and_not_collected(hostile: Callable[..., Hostile]) -> None:
+    detector, extra = hostile("auto", 1 << 20), 200_000
+    with greeted_as_push(detector.listening) as detector_side:
+        detector_side.sendall(b"\x01\x00" * extra + b"\x00\x00" + bytes([0, len(END)]) + END)
+        detector.until(lambda: len(detector.came) == 2)
+    assert detector.kinds == ["malformed", "EndMessage"]
+    assert str(detector.came[0].message) == f"a message of {extra + 1} parts"
+    # Refused as one of a part too many is.
+    with pytest.raises(InvalidMessage, match=f"a message of {MAX_PARTS + 1} parts"):
+        parse([memoryview(b"")] * (MAX_PARTS + 1))
+
+
+def test_who_sends_without_end_is_hung_up_on_while_another_endpoint_is_busy(senders: Senders) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(5)
-        receiver = StreamReceiver([f"tcp://127.0.0.1:{listening.getsockname()[1]}"], "v2", LIMIT)
-        came: list[Received] = []
+        receiver = StreamReceiver([senders.bind(), f"tcp://127.0.0.1:{listening.getsockname()[1]}"], "v2", LIMIT)
         over = threading.Event()
 
-        def receive() -> None:
+        def busy() -> None:
             while not over.is_set():
-                if (received := receiver.receive(0.05)) is not None:
-                    came.append(received)
+                senders.send(0, 1)
 
-        thread = threading.Thread(target=receive)
+        thread = threading.Thread(target=busy)
         thread.start()
         try:
             with greeted_as_push(listening) as endless:
-                # Many times the limit in whole messages is no matter.
-                for _ in range(500):
-                    endless.sendall(bytes([0, 200]) + bytes(200))
-                    endless.sendall(bytes([0, len(end)]) + end)
-                with pytest.raises(OSError):  # noqa: PT012
-                    for _ in range(1000):
-                        endless.sendall(part)
-                        time.sleep(0.002)
-            with greeted_as_push(listening) as again:
-                again.sendall(bytes([0, len(end)]) + end)
-                deadline = time.monotonic() + 5
-                while not (came and isinstance(came[-1].message, EndMessage)) and time.monotonic() < deadline:
-                    time.sleep(0.01)
+                endless.sendall(b"\x01\xff" + bytes(255))
+                part = b"\x01\xff" + bytes(255)
+                found: Any = None
+                deadline = time.monotonic() + 10
+                while found != "too_large" and time.monotonic() < deadline:
+                    with contextlib.suppress(OSError):
+                        endless.sendall(part * 50)
+                    found = words(receiver, 1)[0]
+            assert found == "too_large"
         finally:
             over.set()
             thread.join(5)
             receiver.close()
-    kinds = [m.reason if isinstance(m, InvalidMessage) else type(m).__name__ for m in (each.message for each in came)]
-    assert kinds.count("EndMessage") == 501
-    assert kinds[-2:] == ["too_large", "EndMessage"]
-    assert "parts without end" in str(came[-2].message)
+
+
+def test_a_small_part_does_not_keep_the_buffer_that_it_was_read_into(hostile: Callable[..., Hostile]) -> None:
+    detector = hostile(limit=1 << 20)
+    with greeted_as_push(detector.listening) as slow:
+        slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        before, count = resident_bytes(), 2000
+        for _ in range(count):
+            # Each is read alone, into a buffer of 8 KiB.
+            slow.sendall(b"\x01\x22" + bytes(34))
+            time.sleep(0.0005)
+        assert resident_bytes() - before < count * 2048
+        slow.sendall(b"\x00\x00")
+        detector.until(lambda: detector.kinds == ["malformed"])

@@ -228,6 +228,28 @@ def test_what_is_over_stays_over() -> None:
     assert run.accepted[-3:] == [(2, 0), (2, 1), (2, 2)]
 
 
+def test_of_257_ended_series_the_first_is_forgotten_and_a_late_image_of_it_is_a_stranger_s() -> None:
+    run = Run()
+    for series_id in range(257):
+        run.feed(start(series_id, 1), *images(series_id, 0), EndMessage(series_id))
+    run.feed(start(1000, 9), *images(1000, 0))
+    # Of the second it is known that it is over: stale at once.
+    run.feed(*images(1, 0))
+    assert (run.tracker.pending, run.dropped()) == (0, {"stale_series": 1})
+    # The first is one of a series never seen: it waits for the next of its series, and is stale without.
+    run.feed(*images(0, 0))
+    assert (run.tracker.pending, run.dropped()) == (1, {"stale_series": 1})
+    run.feed(*images(1000, 1))
+    assert (run.tracker.pending, run.dropped()) == (0, {"stale_series": 2})
+    assert run.tracker.running is not None
+    # Three in a row are joined, as any series without a start is, and end the one that runs.
+    run.feed(*images(0, 0, 0, 0))
+    assert run.closed[-1].why == "another series runs"
+    assert run.opened[-1] == 0
+    assert run.dropped() == {"stale_series": 2, "duplicate": 2}
+    assert run.account.received == len(run.accepted) + sum(run.dropped().values())
+
+
 def test_a_second_copy_is_a_duplicate_even_of_an_undecodable_image() -> None:
     broken = ImageMessage(1, 0, defect=Defect("missing_data", "cut"))
     run = Run().feed(start(1, 3), broken, *images(1, 0, 1, 1))
