@@ -351,6 +351,42 @@ def test_the_age_of_what_is_seen_needs_no_clocks_that_agree(watched: Watched) ->
     assert ages == pytest.approx([0, 0, 0.2, 4, 0, 0, 5], abs=2e-3)
 
 
+def test_curves_go_up_to_the_time_of_the_analysis_whatever_the_laptop_thinks(watched: Watched) -> None:
+    ranges = watched.page.evaluate(
+        "async () => { const { toNow } = await import(new URL('static/plot.js', location));"
+        "const present = await import(new URL('static/present.js', location)); const ours = Date.now;"
+        "const found = [0, 3600e3, -3600e3].map(off => { Date.now = () => ours() + off; present.take(5000);"
+        "return [toNow(null, 4000, 4990), toNow(null, null, null), toNow(null, 4000, 5600)]; });"
+        "Date.now = ours; return found; }"
+    )
+    for stopped, empty, ahead in ranges:
+        assert stopped == pytest.approx([4000, 5000], abs=0.1)
+        assert empty == pytest.approx([4940, 5000], abs=0.1)
+        assert ahead == [4000, 5600]
+
+
+def test_a_clock_set_back_holds_no_wish_back(watched: Watched) -> None:
+    watched.page.evaluate("const ours = Date.now; Date.now = () => ours() - 3600e3")
+    before = len(watched.wishes)
+    for key in ("+", "+", "+"):
+        watched.page.keyboard.press(key)
+    watched.page.wait_for_timeout(400)
+    assert len(watched.wishes) > before
+    assert asked_region(watched) is not None
+
+
+def test_the_last_minute_has_no_indexable_frame_when_the_stream_stopped_before(watched: Watched) -> None:
+    said = watched.page.evaluate(
+        "async times => { const { lastMinute } = await import(new URL('static/curves.js', location));"
+        "const bins = { t: [1000, 1001, 1050], beam: [10, 10, 20], indexable: [9, 0, 5] };"
+        "return times.map(now => { lastMinute(bins, now);"
+        "return ['indexableRate', 'indexableRateMore'].map(id => document.getElementById(id).textContent); }); }",
+        [1050.5, 1060.5, 1110.5],
+    )
+    assert [rate for rate, _ in said] == ["35.0 %", "16.7 %", "–"]
+    assert said[2][1] == "no frame with beam"
+
+
 def test_a_curve_begins_anew_when_the_clock_is_set_back(watched: Watched) -> None:
     kept = watched.page.evaluate(
         "async times => { const { keep } = await import(new URL('static/curves.js', location)); const curve = [[], []];"

@@ -9,6 +9,7 @@ import { $ } from "./dom.js";
 import * as following from "./following.js";
 import * as keys from "./keys.js";
 import * as numbers from "./numbers.js";
+import * as present from "./present.js";
 import * as products from "./products.js";
 import * as scan from "./scan.js";
 import { Live } from "./socket.js";
@@ -47,6 +48,7 @@ detector.start();
 const live = new Live({
   state(message) {
     status = message.status;
+    present.take(status.time);
     banner.useStatus(status);
     curves.useStatus(status);
     products.useStatus(status);

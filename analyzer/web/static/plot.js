@@ -2,6 +2,7 @@
 
 import { $, element } from "./dom.js";
 import { clock, count } from "./format.js";
+import { present } from "./present.js";
 import { ink, onTheme } from "./theme.js";
 
 const FONT = "11px system-ui, sans-serif";
@@ -10,7 +11,10 @@ const RATIO_FLOOR = 5;
 export const timeAxis = { space: 72, values: (plot, splits, axis, space, step) => splits.map(time => clock(time, step < 60).split(" ").at(-1)) };
 
 // Up to now, so that a stream that stopped is seen to have stopped.
-export const toNow = (plot, low, high) => (low == null ? [Date.now() / 1000 - 60, Date.now() / 1000] : [low, Math.max(high, Math.min(Date.now() / 1000, low + 86400))]);
+export function toNow(plot, low, high) {
+  const now = present() ?? high ?? 60;
+  return low == null ? [now - 60, now] : [low, Math.max(high, Math.min(now, low + 86400))];
+}
 
 // Percent from 0 to what the bands need.
 export const percentRange = (plot, low, high) => [0, Math.min(100, Math.max(RATIO_FLOOR, 1.06 * (high ?? 0)))];
