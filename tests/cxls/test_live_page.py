@@ -399,6 +399,81 @@ def test_a_curve_begins_anew_when_the_clock_is_set_back(watched: Watched) -> Non
     assert all(values == [2 * time for time in times] for times, values in kept)
 
 
+COLOURED = """id => {
+    const canvas = document.querySelector(`#${id} canvas`), {width, height} = canvas;
+    const {data} = canvas.getContext('2d').getImageData(0, 0, width, height);
+    let found = 0;
+    for (let n = 0; n < data.length; n += 4) {
+        const [r, g, b, a] = data.slice(n, n + 4);
+        found += a > 128 && Math.max(r, g, b) - Math.min(r, g, b) > 60;
+    }
+    return found;
+}"""
+"""How many pixels of a plot have a curve's colour, not an axis' grey."""
+
+
+def wait_for_curves(watched: Watched, plot: str) -> None:
+    """Until a plot shows more than its axes."""
+    watched.wait(f"id => document.querySelector(`#${{id}} canvas`) !== null && ({COLOURED})(id) > 100", plot)
+
+
+def test_a_detector_of_another_shape_is_asked_for_whole(watched: Watched) -> None:
+    for key in ("+", "+", "+"):
+        watched.page.keyboard.press(key)
+    watched.page.wait_for_timeout(400)
+    assert asked_region(watched) is not None
+    moved = watched.page.evaluate(
+        "async () => { const { Transform } = await import(new URL('static/transform.js', location));"
+        "const t = new Transform(); const first = t.place(500, 400, [20, 30]); t.zoom(4);"
+        "return [first, t.place(400, 500, [20, 30]), t.place(400, 500, [60, 50]), t.place(400, 500, [60, 50])]; }"
+    )
+    assert moved == [False, False, True, False]
+    watched.page.evaluate(
+        "async () => { const detector = await import(new URL('static/detector.js', location));"
+        "const part = { shape: [60, 50], region: [5, 5, 10, 10], rows: 10, columns: 10, bin: 1 };"
+        "const head = { ...detector.latest(), key: '0:0', ...part };"
+        # Again and again, as a frame of the series may come before it is drawn.
+        "for (let n = 0; n < 10; n++) { detector.take({ head, pixels: new Uint16Array(100) });"
+        "await new Promise(done => setTimeout(done, 50)); } }"
+    )
+    watched.page.wait_for_timeout(200)
+    assert asked_region(watched) is None
+
+
+def test_the_run_view_has_curves_and_lets_go_of_them_when_there_are_none(watched: Watched) -> None:
+    watched.view("run")
+    for plot in ("profile", "peakCounts", "resolutions"):
+        wait_for_curves(watched, plot)
+    watched.wait("!document.getElementById('powder').hidden")
+    assert re.fullmatch(r"photons a pixel a frame, \d+ frames", watched.text("profileNote"))
+    # What a restarted analysis says before its first frame.
+    left = watched.page.evaluate(
+        "async () => { const products = await import(new URL('static/products.js', location));"
+        "products.take({ profile: null, cells: null }); products.useStatus({ account: { processed: { hit: 0 } } });"
+        "await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));"
+        f"return [['profile', 'peakCounts', 'resolutions'].map({COLOURED}), document.getElementById('powder').hidden,"
+        "['profileNote', 'powderNote', 'peakogramNote'].map(id => document.getElementById(id).textContent)]; }"
+    )
+    assert left == [[0, 0, 0], True, ["no frame yet"] * 3]
+    watched.wait("!document.getElementById('powder').hidden")
+
+
+def test_the_axis_of_the_radial_profile_has_the_unit_that_came(watched: Watched) -> None:
+    watched.view("run")
+    wait_for_curves(watched, "profile")
+    written = watched.page.evaluate(
+        "async () => { const products = await import(new URL('static/products.js', location)), written = [];"
+        "const draws = CanvasRenderingContext2D.prototype, write = draws.fillText;"
+        "draws.fillText = function (text, ...at) {"
+        "if (this.canvas.closest('#profile')) written.push(text); write.call(this, text, ...at); };"
+        "for (const unit of ['px', '1/angstrom']) {"
+        "products.take({ profile: { unit, x: [1, 2, 3], measured: [1, 2, 1], frames: 5, label: '' }, cells: null });"
+        "await new Promise(done => requestAnimationFrame(done)); }"
+        "draws.fillText = write; return written.filter(text => /px|Å⁻¹/.test(text)); }"
+    )
+    assert list(dict.fromkeys(written)) == ["radius (px)", "q (Å⁻¹)"]
+
+
 def test_the_banner_says_when_the_analysis_is_silent_or_gone_and_leaves_when_it_is_back(
     browser: Browser, served: Served
 ) -> None:
@@ -411,13 +486,18 @@ def test_the_banner_says_when_the_analysis_is_silent_or_gone_and_leaves_when_it_
     finally:
         served.program.process.send_signal(signal.SIGCONT)
     watched.wait("document.getElementById('state').textContent === 'live'")
+    hold_a_hit(watched)
     served.kill()
     watched.wait("/does not answer/.test(document.getElementById('banner').textContent)")
     watched.wait("document.getElementById('state').textContent.startsWith('no answer for')")
     assert watched.page.locator("#banner").get_attribute("role") == "alert"
+    # Keys of the hits begin anew with the analysis: what was held is another's now.
     served.start()
     watched.wait("document.getElementById('banner').textContent === ''")
+    watched.wait("document.getElementById('pause').textContent === 'Hold'")
     watched.wait("document.getElementById('state').textContent === 'live'")
+    assert watched.wishes[-1]["show"] == "latest"
+    watched.wait_for_image()
     watched.page.close()
 
 

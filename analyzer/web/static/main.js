@@ -47,6 +47,10 @@ detector.start();
 
 const live = new Live({
   state(message) {
+    if (status && status.started_at !== message.status.started_at) {
+      following.forget();
+      products.beginAnew();
+    }
     status = message.status;
     present.take(status.time);
     banner.useStatus(status);

@@ -74,7 +74,7 @@ export class Plot {
     this.legend = element("span", { class: "legend" });
     if (legend) this.box.previousElementSibling?.querySelector("span")?.after(this.legend);
     this.options = {
-      series: [{ label: x.label ?? "x", class: "edge", value: () => "" }, ...series], bands,
+      series: [{ label: "x", class: "edge", value: () => "" }, ...series], bands,
       axes: [axis({ size: 20, values: (plot, splits) => splits.map(each => (each == null ? "" : count(each, true))), ...x }), axis({ size: 46, space: 24, ...y })],
       scales: { x: { time, ...(xRange ? { range: xRange } : {}) }, y: log ? { distr: 3, range: (plot, low, high) => [Math.max(1e-4, 0.8 * (low ?? 0.01)), Math.max(1e-3, 1.3 * (high ?? 1))] } : { range } },
       hooks: { draw }, cursor: { drag: { x: false, y: false }, points: { size: 6 } }, padding: [8, 22, 0, 0],
