@@ -18,8 +18,9 @@ import pytest
 
 from analyzer.geometry import Geometry
 from analyzer.intervals import wilson
-from tests.analyzer.builders import image
-from tests.cxls.programs import Analysis, Child, Sender, cxls, replaying
+from tests.analyzer.builders import SHAPE, frames_of_a_run, image, write_series
+from tests.cxls.indexamajig import Indexamajig
+from tests.cxls.programs import LOOPBACK, Analysis, Child, Sender, cxls, replaying
 from tests.cxls.test_live import Wire
 from tests.support import read_pixels, require
 
@@ -329,6 +330,109 @@ def test_a_target_of_hits_is_set_where_no_indexer_is_followed(watched: Watched) 
         watched.wait("text => document.getElementById('collected').textContent.includes(text)", f"of {shown}")
     watched.view("now")
     watched.wait(r"/\d \S+ left/.test(document.querySelector('#collected .left').textContent)")
+
+
+@pytest.fixture
+def settings(browser: Browser, bundle_folder: Path, tmp_path: Path) -> Iterator[Watched]:
+    """The settings of an analysis of two channels and a small detector, with the token."""
+    token, text = write_token(tmp_path)
+    wire = Wire("v2")
+    with Sender() as sender:
+        analysis = Analysis([sender.endpoint], bundle_folder, tmp_path / "r.jsonl", control_token=token).start()
+        assert analysis.session.web is not None
+        sender.send(*wire.start(1, 5, channels=("threshold_1", "threshold_2")))
+        for n in range(5):
+            sender.send(*wire.image(image(n)))
+        watched = Watched(browser, f"http://{analysis.session.web.address}/#settings")
+        watched.wait("document.getElementById('seriesName').textContent.startsWith('series 1')")
+        watched.page.locator("#token").fill(text)
+        yield watched
+        # Changes that are refused, and products, which are none after a change until the next frame.
+        assert [error for error in watched.errors if not re.search("status of (404|422)", error)] == []
+        watched.page.close()
+        analysis.stop()
+
+
+def wait_for_change(settings: Watched, action: str, text: str) -> None:
+    """Until the page says that it is done, and what in the list of changes."""
+    settings.wait("text => document.getElementById('answer').textContent === text", f"{action}: done")
+    settings.wait("text => document.querySelector('#changes li').textContent.endsWith(text)", text)
+    assert re.match(r"\d\d:\d\d:\d\d ", settings.page.locator("#changes li").first.inner_text())
+
+
+def test_peaks_are_set_by_the_fields_that_were_changed(settings: Watched) -> None:
+    least, button = settings.page.locator("#peaksForm [name=min_peaks]"), settings.page.locator("#peaksForm button")
+    before = least.input_value()
+    least.fill("7")
+    button.click()
+    wait_for_change(settings, "peaks", f" peaks min_peaks {before} → 7")
+    settings.page.locator("#peaksForm [name=hit_rule]").select_option("either")
+    settings.page.locator("#peaksForm [name=min_peaks]").fill("9")
+    button.click()
+    wait_for_change(settings, "peaks", " peaks min_peaks 7 → 9, hit_rule network → either")
+    least.fill("-1")
+    button.click()
+    settings.wait("/^peaks: .*min_peaks/.test(document.getElementById('answer').textContent)")
+    assert settings.page.locator("#answer").get_attribute("class") == "bad"
+
+
+def test_a_mask_file_is_used_and_none_again_and_no_hot_pixels_are_refused(settings: Watched, tmp_path: Path) -> None:
+    bad = np.zeros(SHAPE, "u1")
+    bad[:5] = 1
+    np.save(tmp_path / "top.npy", bad)
+    form, path = settings.page.locator("#maskForm"), settings.page.locator("#maskForm [name=path]")
+    path.fill(str(tmp_path / "top.npy"))
+    form.get_by_role("button", name="Use file").click()
+    wait_for_change(settings, "mask", " mask none → top.npy")
+    settings.wait("document.getElementById('maskNow').textContent === 'top.npy'")
+    path.fill(str(tmp_path / "nowhere.npy"))
+    form.get_by_role("button", name="Use file").click()
+    settings.wait("/^mask: .*nowhere.npy.*no such file/.test(document.getElementById('answer').textContent)")
+    settings.page.locator("#hotPixels").click()
+    settings.wait("/^mask: .*the running map has no pixel yet/.test(document.getElementById('answer').textContent)")
+    settings.page.locator("#noMask").click()
+    wait_for_change(settings, "mask", " mask top.npy → none")
+    settings.wait("document.getElementById('maskNow').textContent === \"the header's alone\"")
+
+
+def test_a_channel_is_chosen_of_those_of_the_series(settings: Watched) -> None:
+    settings.page.locator("#channelForm [name=name]").select_option("threshold_2")
+    settings.page.locator("#channelForm button").click()
+    wait_for_change(settings, "channel", " channel first threshold → threshold_2")
+
+
+def test_a_reset_is_confirmed(settings: Watched) -> None:
+    settings.page.locator("#reset").click()
+    settings.page.locator("#confirm button[value=no]").click()
+    assert (settings.text("answer"), settings.text("changes")) == ("", "none yet")
+    settings.page.locator("#reset").click()
+    settings.page.locator("#confirmYes").click()
+    wait_for_change(settings, "reset", " running products begun anew")
+
+
+def test_the_run_view_has_the_cells_of_an_indexer(browser: Browser, bundle_folder: Path, tmp_path: Path) -> None:
+    stream, bright = tmp_path / "out.stream", write_series(tmp_path / "bright", frames_of_a_run(24))
+    with replaying(bright) as (endpoint, _):
+        analysis = Analysis(
+            [endpoint], bundle_folder, tmp_path / "r.jsonl", hit_rule="peaks", min_peaks=5,
+            index_listen=LOOPBACK, index_stream=stream,
+        )  # fmt: skip
+        (server,) = analysis.session.front.hit_outputs
+        assert analysis.session.web is not None
+        with Indexamajig(server.router.address, stream):  # type: ignore[attr-defined]
+            analysis.start()
+            watched = Watched(browser, f"http://{analysis.session.web.address}/#run")
+            watched.wait("document.getElementById('noCells').hidden")
+            watched.wait("document.getElementById('cellsNote').textContent.endsWith('the latest 12')")
+            for plot in ("peakCounts", "resolutions", *(f"cell{n}" for n in range(6))):
+                wait_for_curves(watched, plot)
+            assert watched.page.locator("#cells h3").all_inner_texts() == [
+                "a 79.00 Å", "b 79.00 Å", "c 38.00 Å", "α 90.00 °", "β 90.00 °", "γ 90.00 °",
+            ]  # fmt: skip
+            assert watched.text("indexedNote") == "indexed: 100.0 % of the last 100 hits, 100.0 % of all"
+            assert watched.errors == []
+            watched.page.close()
+            analysis.stop()
 
 
 def test_the_page_computes_as_the_analysis_does(watched: Watched) -> None:
