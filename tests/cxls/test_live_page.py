@@ -429,7 +429,16 @@ def test_the_run_view_has_the_cells_of_an_indexer(browser: Browser, bundle_folde
             assert watched.page.locator("#cells h3").all_inner_texts() == [
                 "a 79.00 Å", "b 79.00 Å", "c 38.00 Å", "α 90.00 °", "β 90.00 °", "γ 90.00 °",
             ]  # fmt: skip
-            assert watched.text("indexedNote") == "indexed: 100.0 % of the last 100 hits, 100.0 % of all"
+            watched.wait("!document.getElementById('powder').hidden")
+            assert watched.text("indexedNote") == "· indexed: 100.0 % of the last 100 hits, 100.0 % of all"
+            # As after a reset, until the next one is indexed.
+            gone = watched.page.evaluate(
+                "async () => { const products = await import(new URL('static/products.js', location));"
+                "products.take({ profile: null, cells: null });"
+                "return [...['cells', 'noCells'].map(id => document.getElementById(id).hidden),"
+                "document.getElementById('cellsNote').textContent]; }"
+            )
+            assert gone == [True, True, "none yet"]
             assert watched.errors == []
             watched.page.close()
             analysis.stop()
@@ -504,7 +513,9 @@ def test_a_curve_begins_anew_when_the_clock_is_set_back(watched: Watched) -> Non
 
 
 COLOURED = """id => {
-    const canvas = document.querySelector(`#${id} canvas`), {width, height} = canvas;
+    const canvas = document.querySelector(`#${id} canvas`);
+    if (!canvas) return 0;
+    const {width, height} = canvas;
     const {data} = canvas.getContext('2d').getImageData(0, 0, width, height);
     let found = 0;
     for (let n = 0; n < data.length; n += 4) {
@@ -518,7 +529,7 @@ COLOURED = """id => {
 
 def wait_for_curves(watched: Watched, plot: str) -> None:
     """Until a plot shows more than its axes."""
-    watched.wait(f"id => document.querySelector(`#${{id}} canvas`) !== null && ({COLOURED})(id) > 100", plot)
+    watched.wait(f"id => ({COLOURED})(id) > 100", plot)
 
 
 def test_a_detector_of_another_shape_is_asked_for_whole(watched: Watched) -> None:
@@ -554,11 +565,10 @@ def test_the_run_view_has_curves_and_lets_go_of_them_when_there_are_none(watched
     left = watched.page.evaluate(
         "async () => { const products = await import(new URL('static/products.js', location));"
         "products.take({ profile: null, cells: null }); products.useStatus({ account: { processed: { hit: 0 } } });"
-        "await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));"
         f"return [['profile', 'peakCounts', 'resolutions'].map({COLOURED}), document.getElementById('powder').hidden,"
         "['profileNote', 'powderNote', 'peakogramNote'].map(id => document.getElementById(id).textContent)]; }"
     )
-    assert left == [[0, 0, 0], True, ["no frame yet"] * 3]
+    assert left == [[0, 0, 0], True, ["none yet", "no frame yet", "no frame yet"]]
     watched.wait("!document.getElementById('powder').hidden")
 
 

@@ -91,6 +91,13 @@ export class Plot {
     this.show();
   }
 
+  // Not even axes: there is nothing to show.
+  clear() {
+    this.plot?.destroy();
+    this.plot = this.data = null;
+    this.legend.replaceChildren();
+  }
+
   fit() {
     const [width, height] = [this.box.clientWidth, this.box.clientHeight];
     if (!width || !height) return;

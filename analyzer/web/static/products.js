@@ -40,7 +40,7 @@ setInterval(() => {
 // Before the first frame there is nothing to ask for.
 export function useStatus({ account, indexing }) {
   const ratio = indexing?.indexed_ratio;
-  say("indexedNote", ratio?.all == null ? "" : `indexed: ${percent(ratio["100"])} of the last 100 hits, ${percent(ratio.all)} of all`);
+  say("indexedNote", ratio?.all == null ? "" : `· indexed: ${percent(ratio["100"])} of the last 100 hits, ${percent(ratio.all)} of all`);
   followed = Boolean(indexing);
   const before = any;
   any = Object.values(account.processed).some(number => number > 0);
@@ -84,8 +84,8 @@ function forget() {
   canvas("peakogram");
   $("powder").hidden = true;
   for (const id of ["powderNote", "peakogramNote"]) say(id, "no frame yet");
-  plots.counts.set([[], [], []]);
-  plots.resolutions.set([[], []]);
+  plots.counts.clear();
+  plots.resolutions.clear();
 }
 
 function drawPowder() {
@@ -146,7 +146,8 @@ function showCounts(data) {
 function showResolutions(data) {
   const edges = data.d_edges_angstrom, filled = data.counts.map((value, n) => [value, n]).filter(([value]) => value > 0).map(([, n]) => n);
   const from = filled.length ? Math.max(0, filled[0] - 4) : 0, to = filled.length ? Math.min(data.counts.length, filled.at(-1) + 5) : 20;
-  plots.resolutions.set([edges.slice(from, to), data.counts.slice(from, to)]);
+  // A bar goes from its edge to the next.
+  plots.resolutions.set([edges.slice(from, to + 1), [...data.counts.slice(from, to), null]]);
 }
 
 // Radial profile and cells come with the curves.
@@ -156,8 +157,8 @@ export function take({ profile, cells }) {
     plots.profile.set([profile.x, profile.measured, profile.model ?? profile.x.map(() => null)]);
     say("profileNote", `${profile.label}, ${count(profile.frames)} frames`);
   } else {
-    plots.profile.set([[], [], []]);
-    say("profileNote", "no frame yet");
+    plots.profile.clear();
+    say("profileNote", "none yet");
   }
   const some = Boolean(cells?.values.length);
   $("noCells").hidden = some || followed;
