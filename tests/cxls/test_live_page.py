@@ -637,8 +637,14 @@ def test_a_run_without_a_frame_is_shown_and_then_its_tags(
         watched.wait("document.getElementById('mapNote').textContent.startsWith('x, y in steps of 1, 1')")
         box = watched.page.locator("#map").bounding_box()
         assert box is not None
-        watched.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        assert re.match(r"x 2, y [34]: \d hits of 1 frames with beam", watched.text("mapReadout"))
+        # The map grows while frames are analysed.
+        for nudge in range(100):
+            watched.page.mouse.move(box["x"] + box["width"] / 2 + nudge % 2, box["y"] + box["height"] / 2)
+            found = re.match(r"x 2, y [34]: \d hits of 1 frames with beam", watched.text("mapReadout"))
+            if found:
+                break
+            watched.page.wait_for_timeout(100)
+        assert found, watched.text("mapReadout")
         watched.view("now")
         watched.wait_for_image()
         assert watched.errors == []
