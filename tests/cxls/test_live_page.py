@@ -146,6 +146,15 @@ def test_no_text_of_the_main_view_is_cut_off_at_1280_pixels(watched: Watched) ->
         ".filter(each => each.scrollWidth > each.clientWidth + 1 && each.clientWidth).map(each => each.textContent); }"
     )
     assert cut == []
+    reason = watched.page.evaluate(
+        "async () => { const { show } = await import(new URL('static/numbers.js', location));"
+        "const status = await (await fetch('status')).json();"
+        "const estimate = { estimate_reason: 'camera length over photon energy known to more than 25 % only' };"
+        "show({ ...status, estimate });"
+        "const shift = document.getElementById('shift'), now = document.getElementById('now');"
+        "return [shift.textContent, shift.scrollWidth - shift.clientWidth, now.scrollHeight - now.clientHeight]; }"
+    )
+    assert reason == ["camera length over photon energy known to more than 25 % only", 0, 0]
 
 
 def test_keys_change_what_is_drawn_and_change_it_back(watched: Watched) -> None:
