@@ -478,10 +478,12 @@ def test_curves_go_up_to_the_time_of_the_analysis_whatever_the_laptop_thinks(wat
         "async () => { const { toNow } = await import(new URL('static/plot.js', location));"
         "const present = await import(new URL('static/present.js', location)); const ours = Date.now;"
         "const found = [0, 3600e3, -3600e3].map(off => { Date.now = () => ours() + off; present.take(5000);"
-        "return [toNow(null, 4000, 4990), toNow(null, null, null), toNow(null, 4000, 5600)]; });"
+        "return [toNow(null, 4000, 4990), toNow(null, null, null), toNow(null, 4000, 5600),"
+        "toNow({ data: [[4995]] }, 4995, 864e5)]; });"
         "Date.now = ours; return found; }"
     )
-    for stopped, empty, ahead in ranges:
+    for stopped, empty, ahead, single in ranges:
+        assert single == pytest.approx([4995, 5000], abs=0.1)
         assert stopped == pytest.approx([4000, 5000], abs=0.1)
         assert empty == pytest.approx([4940, 5000], abs=0.1)
         assert ahead == [4000, 5600]

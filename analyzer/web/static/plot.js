@@ -12,8 +12,8 @@ export const timeAxis = { space: 72, values: (plot, splits, axis, space, step) =
 
 // Up to now, so that a stream that stopped is seen to have stopped.
 export function toNow(plot, low, high) {
-  const now = present() ?? high ?? 60;
-  return low == null ? [now - 60, now] : [low, Math.max(high, Math.min(now, low + 86400))];
+  const now = present() ?? high ?? 60, last = plot?.data?.[0].length === 1 ? low : high; // uPlot gives a single time a thousand days
+  return low == null ? [now - 60, now] : [low, Math.max(low + 1, last, Math.min(now, low + 86400))];
 }
 
 // Percent from 0 to what the bands need.
