@@ -621,8 +621,8 @@ def test_the_banner_says_when_the_analysis_is_silent_or_gone_and_leaves_when_it_
     watched.wait("document.getElementById('banner').textContent === ''")
     watched.wait("document.getElementById('pause').textContent === 'Hold'")
     watched.wait("document.getElementById('state').textContent === 'live'")
-    assert watched.wishes[-1]["show"] == "latest"
     watched.wait_for_image()
+    assert watched.wishes[-1]["show"] == "latest"
     watched.page.close()
 
 
