@@ -611,7 +611,8 @@ def test_the_banner_says_when_the_analysis_is_silent_or_gone_and_leaves_when_it_
     finally:
         served.program.process.send_signal(signal.SIGCONT)
     watched.wait("document.getElementById('state').textContent === 'live'")
-    hold_a_hit(watched)
+    watched.page.locator("#strip [data-key]").first.click()
+    watched.wait("document.getElementById('pause').textContent === 'Go on'")
     served.kill()
     watched.wait("/does not answer/.test(document.getElementById('banner').textContent)")
     watched.wait("document.getElementById('state').textContent.startsWith('no answer for')")
