@@ -41,6 +41,7 @@ class StatusReport:
 
     def __init__(self, front: Front, alarms: Alarms, more: Callable[[], dict[str, Any]] = dict) -> None:
         self.ready = False
+        self._started_at = time.time()
         self._front, self._alarms, self._more = front, alarms, more
         self._lock = threading.Lock()
         self._curves: tuple[float, bytes] = (0.0, b"")
@@ -63,6 +64,7 @@ class StatusReport:
         now = time.time()
         return {
             "time": now,
+            "started_at": self._started_at,
             "ready": self.is_ready,
             "connected": front.source.connected,
             "series_open": front.series_open,

@@ -18,8 +18,9 @@ import pytest
 
 from analyzer.geometry import Geometry
 from analyzer.intervals import wilson
-from tests.analyzer.builders import image
-from tests.cxls.programs import Analysis, Child, Sender, cxls, replaying
+from tests.analyzer.builders import SHAPE, frames_of_a_run, image, write_series
+from tests.cxls.indexamajig import Indexamajig
+from tests.cxls.programs import LOOPBACK, Analysis, Child, Sender, cxls, replaying
 from tests.cxls.test_live import Wire
 from tests.support import read_pixels, require
 
@@ -145,6 +146,15 @@ def test_no_text_of_the_main_view_is_cut_off_at_1280_pixels(watched: Watched) ->
         ".filter(each => each.scrollWidth > each.clientWidth + 1 && each.clientWidth).map(each => each.textContent); }"
     )
     assert cut == []
+    reason = watched.page.evaluate(
+        "async () => { const { show } = await import(new URL('static/numbers.js', location));"
+        "const status = await (await fetch('status')).json();"
+        "const estimate = { estimate_reason: 'camera length over photon energy known to more than 25 % only' };"
+        "show({ ...status, estimate });"
+        "const shift = document.getElementById('shift'), now = document.getElementById('now');"
+        "return [shift.textContent, shift.scrollWidth - shift.clientWidth, now.scrollHeight - now.clientHeight]; }"
+    )
+    assert reason == ["camera length over photon energy known to more than 25 % only", 0, 0]
 
 
 def test_keys_change_what_is_drawn_and_change_it_back(watched: Watched) -> None:
@@ -331,6 +341,118 @@ def test_a_target_of_hits_is_set_where_no_indexer_is_followed(watched: Watched) 
     watched.wait(r"/\d \S+ left/.test(document.querySelector('#collected .left').textContent)")
 
 
+@pytest.fixture
+def settings(browser: Browser, bundle_folder: Path, tmp_path: Path) -> Iterator[Watched]:
+    """The settings of an analysis of two channels and a small detector, with the token."""
+    token, text = write_token(tmp_path)
+    wire = Wire("v2")
+    with Sender() as sender:
+        analysis = Analysis([sender.endpoint], bundle_folder, tmp_path / "r.jsonl", control_token=token).start()
+        assert analysis.session.web is not None
+        sender.send(*wire.start(1, 5, channels=("threshold_1", "threshold_2")))
+        for n in range(5):
+            sender.send(*wire.image(image(n)))
+        watched = Watched(browser, f"http://{analysis.session.web.address}/#settings")
+        watched.wait("document.getElementById('seriesName').textContent.startsWith('series 1')")
+        watched.page.locator("#token").fill(text)
+        yield watched
+        # Changes that are refused, and products, which are none after a change until the next frame.
+        assert [error for error in watched.errors if not re.search("status of (404|422)", error)] == []
+        watched.page.close()
+        analysis.stop()
+
+
+def wait_for_change(settings: Watched, action: str, text: str) -> None:
+    """Until the page says that it is done, and what in the list of changes."""
+    settings.wait("text => document.getElementById('answer').textContent === text", f"{action}: done")
+    settings.wait("text => document.querySelector('#changes li').textContent.endsWith(text)", text)
+    assert re.match(r"\d\d:\d\d:\d\d ", settings.page.locator("#changes li").first.inner_text())
+
+
+def test_peaks_are_set_by_the_fields_that_were_changed(settings: Watched) -> None:
+    least, button = settings.page.locator("#peaksForm [name=min_peaks]"), settings.page.locator("#peaksForm button")
+    before = least.input_value()
+    least.fill("7")
+    button.click()
+    wait_for_change(settings, "peaks", f" peaks min_peaks {before} → 7")
+    settings.page.locator("#peaksForm [name=hit_rule]").select_option("either")
+    settings.page.locator("#peaksForm [name=min_peaks]").fill("9")
+    button.click()
+    wait_for_change(settings, "peaks", " peaks min_peaks 7 → 9, hit_rule network → either")
+    least.fill("-1")
+    button.click()
+    settings.wait("/^peaks: .*min_peaks/.test(document.getElementById('answer').textContent)")
+    assert settings.page.locator("#answer").get_attribute("class") == "bad"
+
+
+def test_a_mask_file_is_used_and_none_again_and_no_hot_pixels_are_refused(settings: Watched, tmp_path: Path) -> None:
+    bad = np.zeros(SHAPE, "u1")
+    bad[:5] = 1
+    np.save(tmp_path / "top.npy", bad)
+    form, path = settings.page.locator("#maskForm"), settings.page.locator("#maskForm [name=path]")
+    path.fill(str(tmp_path / "top.npy"))
+    form.get_by_role("button", name="Use file").click()
+    wait_for_change(settings, "mask", " mask none → top.npy")
+    settings.wait("document.getElementById('maskNow').textContent === 'top.npy'")
+    path.fill(str(tmp_path / "nowhere.npy"))
+    form.get_by_role("button", name="Use file").click()
+    settings.wait("/^mask: .*nowhere.npy.*no such file/.test(document.getElementById('answer').textContent)")
+    settings.page.locator("#hotPixels").click()
+    settings.wait("/^mask: .*the running map has no pixel yet/.test(document.getElementById('answer').textContent)")
+    settings.page.locator("#noMask").click()
+    wait_for_change(settings, "mask", " mask top.npy → none")
+    settings.wait("document.getElementById('maskNow').textContent === \"the header's alone\"")
+
+
+def test_a_channel_is_chosen_of_those_of_the_series(settings: Watched) -> None:
+    settings.page.locator("#channelForm [name=name]").select_option("threshold_2")
+    settings.page.locator("#channelForm button").click()
+    wait_for_change(settings, "channel", " channel first threshold → threshold_2")
+
+
+def test_a_reset_is_confirmed(settings: Watched) -> None:
+    settings.page.locator("#reset").click()
+    settings.page.locator("#confirm button[value=no]").click()
+    assert (settings.text("answer"), settings.text("changes")) == ("", "none yet")
+    settings.page.locator("#reset").click()
+    settings.page.locator("#confirmYes").click()
+    wait_for_change(settings, "reset", " running products begun anew")
+
+
+def test_the_run_view_has_the_cells_of_an_indexer(browser: Browser, bundle_folder: Path, tmp_path: Path) -> None:
+    stream, bright = tmp_path / "out.stream", write_series(tmp_path / "bright", frames_of_a_run(24))
+    with replaying(bright) as (endpoint, _):
+        analysis = Analysis(
+            [endpoint], bundle_folder, tmp_path / "r.jsonl", hit_rule="peaks", min_peaks=5,
+            index_listen=LOOPBACK, index_stream=stream,
+        )  # fmt: skip
+        (server,) = analysis.session.front.hit_outputs
+        assert analysis.session.web is not None
+        with Indexamajig(server.router.address, stream):  # type: ignore[attr-defined]
+            analysis.start()
+            watched = Watched(browser, f"http://{analysis.session.web.address}/#run")
+            watched.wait("document.getElementById('noCells').hidden")
+            watched.wait("document.getElementById('cellsNote').textContent.endsWith('the latest 12')")
+            for plot in ("peakCounts", "resolutions", *(f"cell{n}" for n in range(6))):
+                wait_for_curves(watched, plot)
+            assert watched.page.locator("#cells h3").all_inner_texts() == [
+                "a 79.00 Å", "b 79.00 Å", "c 38.00 Å", "α 90.00 °", "β 90.00 °", "γ 90.00 °",
+            ]  # fmt: skip
+            watched.wait("!document.getElementById('powder').hidden")
+            assert watched.text("indexedNote") == "· indexed: 100.0 % of the last 100 hits, 100.0 % of all"
+            # As after a reset, until the next one is indexed.
+            gone = watched.page.evaluate(
+                "async () => { const products = await import(new URL('static/products.js', location));"
+                "products.take({ profile: null, cells: null });"
+                "return [...['cells', 'noCells'].map(id => document.getElementById(id).hidden),"
+                "document.getElementById('cellsNote').textContent]; }"
+            )
+            assert gone == [True, True, "none yet"]
+            assert watched.errors == []
+            watched.page.close()
+            analysis.stop()
+
+
 def test_the_page_computes_as_the_analysis_does(watched: Watched) -> None:
     for k, n in [(0, 10), (3, 10), (10, 10), (211, 9000)]:
         found = watched.page.evaluate(
@@ -351,6 +473,44 @@ def test_the_age_of_what_is_seen_needs_no_clocks_that_agree(watched: Watched) ->
     assert ages == pytest.approx([0, 0, 0.2, 4, 0, 0, 5], abs=2e-3)
 
 
+def test_curves_go_up_to_the_time_of_the_analysis_whatever_the_laptop_thinks(watched: Watched) -> None:
+    ranges = watched.page.evaluate(
+        "async () => { const { toNow } = await import(new URL('static/plot.js', location));"
+        "const present = await import(new URL('static/present.js', location)); const ours = Date.now;"
+        "const found = [0, 3600e3, -3600e3].map(off => { Date.now = () => ours() + off; present.take(5000);"
+        "return [toNow(null, 4000, 4990), toNow(null, null, null), toNow(null, 4000, 5600),"
+        "toNow({ data: [[4995]] }, 4995, 864e5)]; });"
+        "Date.now = ours; return found; }"
+    )
+    for stopped, empty, ahead, single in ranges:
+        assert single == pytest.approx([4995, 5000], abs=0.1)
+        assert stopped == pytest.approx([4000, 5000], abs=0.1)
+        assert empty == pytest.approx([4940, 5000], abs=0.1)
+        assert ahead == [4000, 5600]
+
+
+def test_a_clock_set_back_holds_no_wish_back(watched: Watched) -> None:
+    watched.page.evaluate("const ours = Date.now; Date.now = () => ours() - 3600e3")
+    before = len(watched.wishes)
+    for key in ("+", "+", "+"):
+        watched.page.keyboard.press(key)
+    watched.page.wait_for_timeout(400)
+    assert len(watched.wishes) > before
+    assert asked_region(watched) is not None
+
+
+def test_the_last_minute_has_no_indexable_frame_when_the_stream_stopped_before(watched: Watched) -> None:
+    said = watched.page.evaluate(
+        "async times => { const { lastMinute } = await import(new URL('static/curves.js', location));"
+        "const bins = { t: [1000, 1001, 1050], beam: [10, 10, 20], indexable: [9, 0, 5] };"
+        "return times.map(now => { lastMinute(bins, now);"
+        "return ['indexableRate', 'indexableRateMore'].map(id => document.getElementById(id).textContent); }); }",
+        [1050.5, 1060.5, 1110.5],
+    )
+    assert [rate for rate, _ in said] == ["35.0 %", "16.7 %", "–"]
+    assert said[2][1] == "no frame with beam"
+
+
 def test_a_curve_begins_anew_when_the_clock_is_set_back(watched: Watched) -> None:
     kept = watched.page.evaluate(
         "async times => { const { keep } = await import(new URL('static/curves.js', location)); const curve = [[], []];"
@@ -361,6 +521,82 @@ def test_a_curve_begins_anew_when_the_clock_is_set_back(watched: Watched) -> Non
         [5000], [5000, 5001], [5001, 5901], [3000], [3000, 3000], [3000, 3000, 3001],
     ]  # fmt: skip
     assert all(values == [2 * time for time in times] for times, values in kept)
+
+
+COLOURED = """id => {
+    const canvas = document.querySelector(`#${id} canvas`);
+    if (!canvas) return 0;
+    const {width, height} = canvas;
+    const {data} = canvas.getContext('2d').getImageData(0, 0, width, height);
+    let found = 0;
+    for (let n = 0; n < data.length; n += 4) {
+        const [r, g, b, a] = data.slice(n, n + 4);
+        found += a > 128 && Math.max(r, g, b) - Math.min(r, g, b) > 60;
+    }
+    return found;
+}"""
+"""How many pixels of a plot have a curve's colour, not an axis' grey."""
+
+
+def wait_for_curves(watched: Watched, plot: str) -> None:
+    """Until a plot shows more than its axes."""
+    watched.wait(f"id => ({COLOURED})(id) > 100", plot)
+
+
+def test_a_detector_of_another_shape_is_asked_for_whole(watched: Watched) -> None:
+    for key in ("+", "+", "+"):
+        watched.page.keyboard.press(key)
+    watched.page.wait_for_timeout(400)
+    assert asked_region(watched) is not None
+    moved = watched.page.evaluate(
+        "async () => { const { Transform } = await import(new URL('static/transform.js', location));"
+        "const t = new Transform(); const first = t.place(500, 400, [20, 30]); t.zoom(4);"
+        "return [first, t.place(400, 500, [20, 30]), t.place(400, 500, [60, 50]), t.place(400, 500, [60, 50])]; }"
+    )
+    assert moved == [False, False, True, False]
+    watched.page.evaluate(
+        "async () => { const detector = await import(new URL('static/detector.js', location));"
+        "const part = { shape: [60, 50], region: [5, 5, 10, 10], rows: 10, columns: 10, bin: 1 };"
+        "const head = { ...detector.latest(), key: '0:0', ...part };"
+        # Again and again, as a frame of the series may come before it is drawn.
+        "for (let n = 0; n < 10; n++) { detector.take({ head, pixels: new Uint16Array(100) });"
+        "await new Promise(done => setTimeout(done, 50)); } }"
+    )
+    watched.page.wait_for_timeout(200)
+    assert asked_region(watched) is None
+
+
+def test_the_run_view_has_curves_and_lets_go_of_them_when_there_are_none(watched: Watched) -> None:
+    watched.view("run")
+    for plot in ("profile", "peakCounts", "resolutions"):
+        wait_for_curves(watched, plot)
+    watched.wait("!document.getElementById('powder').hidden")
+    assert re.fullmatch(r"photons a pixel a frame, \d+ frames", watched.text("profileNote"))
+    # What a restarted analysis says before its first frame.
+    left = watched.page.evaluate(
+        "async () => { const products = await import(new URL('static/products.js', location));"
+        "products.take({ profile: null, cells: null }); products.useStatus({ account: { processed: { hit: 0 } } });"
+        f"return [['profile', 'peakCounts', 'resolutions'].map({COLOURED}), document.getElementById('powder').hidden,"
+        "['profileNote', 'powderNote', 'peakogramNote'].map(id => document.getElementById(id).textContent)]; }"
+    )
+    assert left == [[0, 0, 0], True, ["none yet", "no frame yet", "no frame yet"]]
+    watched.wait("!document.getElementById('powder').hidden")
+
+
+def test_the_axis_of_the_radial_profile_has_the_unit_that_came(watched: Watched) -> None:
+    watched.view("run")
+    wait_for_curves(watched, "profile")
+    written = watched.page.evaluate(
+        "async () => { const products = await import(new URL('static/products.js', location)), written = [];"
+        "const draws = CanvasRenderingContext2D.prototype, write = draws.fillText;"
+        "draws.fillText = function (text, ...at) {"
+        "if (this.canvas.closest('#profile')) written.push(text); write.call(this, text, ...at); };"
+        "for (const unit of ['px', '1/angstrom']) {"
+        "products.take({ profile: { unit, x: [1, 2, 3], measured: [1, 2, 1], frames: 5, label: '' }, cells: null });"
+        "await new Promise(done => requestAnimationFrame(done)); }"
+        "draws.fillText = write; return written.filter(text => /px|Å⁻¹/.test(text)); }"
+    )
+    assert list(dict.fromkeys(written)) == ["radius (px)", "q (Å⁻¹)"]
 
 
 def test_the_banner_says_when_the_analysis_is_silent_or_gone_and_leaves_when_it_is_back(
@@ -375,13 +611,19 @@ def test_the_banner_says_when_the_analysis_is_silent_or_gone_and_leaves_when_it_
     finally:
         served.program.process.send_signal(signal.SIGCONT)
     watched.wait("document.getElementById('state').textContent === 'live'")
+    watched.page.locator("#strip [data-key]").first.click()
+    watched.wait("document.getElementById('pause').textContent === 'Go on'")
     served.kill()
     watched.wait("/does not answer/.test(document.getElementById('banner').textContent)")
     watched.wait("document.getElementById('state').textContent.startsWith('no answer for')")
     assert watched.page.locator("#banner").get_attribute("role") == "alert"
+    # Keys of the hits begin anew with the analysis: what was held is another's now.
     served.start()
     watched.wait("document.getElementById('banner').textContent === ''")
+    watched.wait("document.getElementById('pause').textContent === 'Hold'")
     watched.wait("document.getElementById('state').textContent === 'live'")
+    watched.wait_for_image()
+    assert watched.wishes[-1]["show"] == "latest"
     watched.page.close()
 
 
@@ -407,8 +649,14 @@ def test_a_run_without_a_frame_is_shown_and_then_its_tags(
         watched.wait("document.getElementById('mapNote').textContent.startsWith('x, y in steps of 1, 1')")
         box = watched.page.locator("#map").bounding_box()
         assert box is not None
-        watched.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        assert re.match(r"x 2, y [34]: \d hits of 1 frames with beam", watched.text("mapReadout"))
+        # The map grows while frames are analysed.
+        for nudge in range(100):
+            watched.page.mouse.move(box["x"] + box["width"] / 2 + nudge % 2, box["y"] + box["height"] / 2)
+            found = re.match(r"x 2, y [34]: \d hits of 1 frames with beam", watched.text("mapReadout"))
+            if found:
+                break
+            watched.page.wait_for_timeout(100)
+        assert found, watched.text("mapReadout")
         watched.view("now")
         watched.wait_for_image()
         assert watched.errors == []

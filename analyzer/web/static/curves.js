@@ -3,6 +3,7 @@
 import { say } from "./dom.js";
 import { count, milliseconds, percent, rate } from "./format.js";
 import { banded, countRange, fill, line, marking, percentRange, Plot, timeAxis, toNow } from "./plot.js";
+import { present } from "./present.js";
 import { bands, runningSums, wilson } from "./statistics.js";
 import { ink } from "./theme.js";
 
@@ -74,11 +75,12 @@ function hitRule({ threshold, controls }) {
 export function take(message) {
   latest = message;
   show();
-  lastMinute(message.time);
+  lastMinute(message.time, present());
 }
 
-function lastMinute({ t, beam, indexable }) {
-  const from = t.length ? t.at(-1) - 60 : 0, sum = values => values.reduce((total, value, n) => total + (t[n] > from ? value : 0), 0);
+// Of the minute before `now`, whose frames are none where the stream stopped.
+export function lastMinute({ t, beam, indexable }, now) {
+  const from = now - 60, sum = values => values.reduce((total, value, n) => total + (t[n] > from ? value : 0), 0);
   const [all, yes] = [sum(beam), sum(indexable)], interval = wilson(yes, all);
   say("indexableRate", interval ? percent(yes / all) : "–");
   say("indexableRateMore", interval ? `95 %: ${(100 * interval[0]).toFixed(1)} to ${percent(interval[1])}` : "no frame with beam");

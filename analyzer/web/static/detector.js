@@ -32,6 +32,12 @@ export function take(image) {
   schedule();
 }
 
+// Another analysis: its frames may have the same keys.
+export function forget() {
+  [layers, lookup] = [[], null];
+  schedule();
+}
+
 // Rings of a detector of panels, as /products has them; null for a flat one.
 export function useRings(found) {
   givenRings = found;
@@ -71,7 +77,7 @@ function draw() {
     context.fillText("no image yet", width / 2, height / 2);
     return;
   }
-  transform.place(width, height, head.shape);
+  if (transform.place(width, height, head.shape)) wantsRegion();
   if (!lookup) {
     lookup = table(shown.colours, most, shown.log, shown.mask);
     layers.forEach(layer => { layer.picture = picture(layer); });

@@ -64,6 +64,15 @@ export function take(image) {
   mark();
 }
 
+// Another analysis: what was held is not among its hits, though a key of theirs may be the same.
+export function forget() {
+  held = [];
+  $("strip").replaceChildren();
+  detector.forget();
+  say("caption", "no image yet");
+  follow(show === "hit" ? "hit" : "latest");
+}
+
 // The last hits, newest last.
 export function list(message) {
   held = message.held;

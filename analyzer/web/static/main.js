@@ -9,6 +9,7 @@ import { $ } from "./dom.js";
 import * as following from "./following.js";
 import * as keys from "./keys.js";
 import * as numbers from "./numbers.js";
+import * as present from "./present.js";
 import * as products from "./products.js";
 import * as scan from "./scan.js";
 import { Live } from "./socket.js";
@@ -46,7 +47,12 @@ detector.start();
 
 const live = new Live({
   state(message) {
+    if (status && status.started_at !== message.status.started_at) {
+      following.forget();
+      products.beginAnew();
+    }
     status = message.status;
+    present.take(status.time);
     banner.useStatus(status);
     curves.useStatus(status);
     products.useStatus(status);

@@ -33,6 +33,7 @@ function parameters(status) {
   sayQuantity("ratio", withSigma(scaled(found.camera_length_over_energy_m_per_eV, 1e6), scaled(found.camera_length_over_energy_sigma_m_per_eV, 1e6), "mm/keV", 1));
   const shift = found.beam_center_shift_px;
   say("shift", shift ? `beam off by ${shift.map(value => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`).join(", ")} ± ${Math.max(...found.beam_center_sigma_px).toFixed(1)} px` : found.estimate_reason ?? "");
+  $("shift").classList.toggle("reason", !shift); // a sentence, over several lines
   const mark = (tile, ...quantities) => $(tile).classList.toggle("wrong", quantities.some(quantity => wrong.has(quantity)));
   mark("energyTile", "photon_energy");
   mark("lengthTile", "camera_length");

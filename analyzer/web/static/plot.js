@@ -2,6 +2,7 @@
 
 import { $, element } from "./dom.js";
 import { clock, count } from "./format.js";
+import { present } from "./present.js";
 import { ink, onTheme } from "./theme.js";
 
 const FONT = "11px system-ui, sans-serif";
@@ -10,7 +11,10 @@ const RATIO_FLOOR = 5;
 export const timeAxis = { space: 72, values: (plot, splits, axis, space, step) => splits.map(time => clock(time, step < 60).split(" ").at(-1)) };
 
 // Up to now, so that a stream that stopped is seen to have stopped.
-export const toNow = (plot, low, high) => (low == null ? [Date.now() / 1000 - 60, Date.now() / 1000] : [low, Math.max(high, Math.min(Date.now() / 1000, low + 86400))]);
+export function toNow(plot, low, high) {
+  const now = present() ?? high ?? 60, last = plot?.data?.[0].length === 1 ? low : high; // uPlot gives a single time a thousand days
+  return low == null ? [now - 60, now] : [low, Math.max(low + 1, last, Math.min(now, low + 86400))];
+}
 
 // Percent from 0 to what the bands need.
 export const percentRange = (plot, low, high) => [0, Math.min(100, Math.max(RATIO_FLOOR, 1.06 * (high ?? 0)))];
@@ -70,7 +74,7 @@ export class Plot {
     this.legend = element("span", { class: "legend" });
     if (legend) this.box.previousElementSibling?.querySelector("span")?.after(this.legend);
     this.options = {
-      series: [{ label: x.label ?? "x", class: "edge", value: () => "" }, ...series], bands,
+      series: [{ label: "x", class: "edge", value: () => "" }, ...series], bands,
       axes: [axis({ size: 20, values: (plot, splits) => splits.map(each => (each == null ? "" : count(each, true))), ...x }), axis({ size: 46, space: 24, ...y })],
       scales: { x: { time, ...(xRange ? { range: xRange } : {}) }, y: log ? { distr: 3, range: (plot, low, high) => [Math.max(1e-4, 0.8 * (low ?? 0.01)), Math.max(1e-3, 1.3 * (high ?? 1))] } : { range } },
       hooks: { draw }, cursor: { drag: { x: false, y: false }, points: { size: 6 } }, padding: [8, 22, 0, 0],
@@ -85,6 +89,13 @@ export class Plot {
   set(data) {
     this.data = data;
     this.show();
+  }
+
+  // Not even axes: there is nothing to show.
+  clear() {
+    this.plot?.destroy();
+    this.plot = this.data = null;
+    this.legend.replaceChildren();
   }
 
   fit() {

@@ -9,7 +9,7 @@ import { ink, onTheme, theme } from "./theme.js";
 
 const EVERY_MS = 10000;
 const CELL_PARTS = [["a", "Å"], ["b", "Å"], ["c", "Å"], ["α", "°"], ["β", "°"], ["γ", "°"]];
-let peakogram = null, plots = null, cellPlots = null, visible = () => false, useRings = () => {}, asked = 0, any = false;
+let peakogram = null, plots = null, cellPlots = null, visible = () => false, useRings = () => {}, asked = -Infinity, any = false, unit = "", followed = false;
 
 const bars = (label, colour, size = 0.9) => ({
   label, scale: "y", stroke: () => ink(colour), width: 0.5, fill: () => ink(colour), paths: window.uPlot.paths.bars({ size: [size, 100], align: 1 }), points: { show: false }, value: (plot, value) => (value == null ? "" : value),
@@ -23,7 +23,7 @@ export function start(isVisible, takeRings) {
   [visible, useRings] = [isVisible, takeRings];
   const counting = { values: logCounts, size: 44, incrs: [1] };
   plots = {
-    profile: new Plot("profile", { series: [line("measured", "hit"), line("model", "indexable", { dash: [6, 4] })], x: { label: "q (Å⁻¹)" }, y: { size: 54 }, range: (plot, low, high) => [0, 1.06 * (high || 1)] }),
+    profile: new Plot("profile", { series: [line("measured", "hit"), line("model", "indexable", { dash: [6, 4] })], x: { label: () => unit }, y: { size: 54 }, range: (plot, low, high) => [0, 1.06 * (high || 1)] }),
     counts: new Plot("peakCounts", { series: [bars("no hit", "miss"), bars("hit", "hit", 0.55)], x: { label: "peaks in a frame" }, y: counting, range: logRange }),
     resolutions: new Plot("resolutions", { series: [bars("hits", "hit", 1)], x: { label: "resolution estimate d (Å)" }, y: { size: 44, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10000, 100000] }, legend: false }),
   };
@@ -34,21 +34,23 @@ export function start(isVisible, takeRings) {
 
 // Every ten seconds while the page is seen, and at once when the view is opened.
 setInterval(() => {
-  if (Date.now() - asked >= EVERY_MS && !document.hidden) refresh();
+  if (performance.now() - asked >= EVERY_MS && !document.hidden) refresh();
 }, 1000);
 
 // Before the first frame there is nothing to ask for.
 export function useStatus({ account, indexing }) {
   const ratio = indexing?.indexed_ratio;
-  say("indexedNote", ratio?.all == null ? "" : `indexed: ${percent(ratio["100"])} of the last 100 hits, ${percent(ratio.all)} of all`);
+  say("indexedNote", ratio?.all == null ? "" : `· indexed: ${percent(ratio["100"])} of the last 100 hits, ${percent(ratio.all)} of all`);
+  followed = Boolean(indexing);
   const before = any;
   any = Object.values(account.processed).some(number => number > 0);
   if (any && !before) refresh();
+  if (before && !any) forget();
 }
 
 export async function refresh() {
   if (!any) return;
-  asked = Date.now();
+  asked = performance.now(); // a clock that is never set
   const get = async name => {
     const answer = await fetch(name, { cache: "no-store" });
     return answer.ok ? answer.json() : null;
@@ -70,14 +72,20 @@ export async function refresh() {
   }
 }
 
+// Another analysis.
+export function beginAnew() {
+  any = false;
+  forget();
+}
+
 // They began anew, and no frame has come since.
 function forget() {
   peakogram = null;
   canvas("peakogram");
   $("powder").hidden = true;
   for (const id of ["powderNote", "peakogramNote"]) say(id, "no frame yet");
-  plots.counts.set([[], [], []]);
-  plots.resolutions.set([[], []]);
+  plots.counts.clear();
+  plots.resolutions.clear();
 }
 
 function drawPowder() {
@@ -138,18 +146,25 @@ function showCounts(data) {
 function showResolutions(data) {
   const edges = data.d_edges_angstrom, filled = data.counts.map((value, n) => [value, n]).filter(([value]) => value > 0).map(([, n]) => n);
   const from = filled.length ? Math.max(0, filled[0] - 4) : 0, to = filled.length ? Math.min(data.counts.length, filled.at(-1) + 5) : 20;
-  plots.resolutions.set([edges.slice(from, to), data.counts.slice(from, to)]);
+  // A bar goes from its edge to the next.
+  plots.resolutions.set([edges.slice(from, to + 1), [...data.counts.slice(from, to), null]]);
 }
 
 // Radial profile and cells come with the curves.
 export function take({ profile, cells }) {
   if (profile) {
-    plots.profile.options.axes[0].label = profile.unit === "px" ? "radius (px)" : "q (Å⁻¹)";
+    unit = profile.unit === "px" ? "radius (px)" : "q (Å⁻¹)";
     plots.profile.set([profile.x, profile.measured, profile.model ?? profile.x.map(() => null)]);
     say("profileNote", `${profile.label}, ${count(profile.frames)} frames`);
+  } else {
+    plots.profile.clear();
+    say("profileNote", "none yet");
   }
-  $("noCells").hidden = Boolean(cells?.values.length);
-  if (cells?.values.length) showCells(cells);
+  const some = Boolean(cells?.values.length);
+  $("noCells").hidden = some || followed;
+  $("cells").hidden = !some;
+  if (some) showCells(cells);
+  else say("cellsNote", followed ? "none yet" : "");
 }
 
 function showCells({ lattice, values }) {

@@ -23,7 +23,7 @@ export class Live {
     this.heardAt = null;
     this.triedAt = null;
     this.wish = null;
-    this.sentAt = 0;
+    this.sentAt = -Infinity; // ms of performance.now
     this.sent = "";
     this.timer = null;
     this.waiting = null;
@@ -93,7 +93,7 @@ export class Live {
   ask(wish) {
     this.wish = JSON.stringify(wish);
     if (this.timer) return;
-    const wait = Math.max(0, this.sentAt + LEAST_BETWEEN_MS - Date.now());
+    const wait = Math.max(0, this.sentAt + LEAST_BETWEEN_MS - performance.now());
     this.timer = setTimeout(() => this.send(), wait);
   }
 
@@ -103,6 +103,6 @@ export class Live {
     if (!this.wish || this.wish === this.sent || this.socket.readyState !== WebSocket.OPEN) return;
     this.socket.send(this.wish);
     this.sent = this.wish;
-    this.sentAt = Date.now();
+    this.sentAt = performance.now();
   }
 }

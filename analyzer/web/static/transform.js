@@ -11,12 +11,13 @@ export class Transform {
     this.left = this.top = 0;
   }
 
-  // The canvas' size in CSS pixels and the detector's [ss, fs]; a fitted view stays fitted.
+  // The canvas' size in CSS pixels and the detector's [ss, fs]; a fitted view stays fitted. Whether another part is seen.
   place(width, height, shape) {
-    const [rows, columns] = shape, changed = !this.shape || this.shape[0] !== rows || this.shape[1] !== columns;
+    const [rows, columns] = shape, wasFitted = this.fitted, changed = !this.shape || this.shape[0] !== rows || this.shape[1] !== columns;
     this.shape = [rows, columns];
     this.size = [width, height];
     if (this.fitted || changed) this.fit();
+    return this.fitted !== wasFitted;
   }
 
   get whole() {
