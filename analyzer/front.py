@@ -576,7 +576,8 @@ class Front:
                 # Whatever one item does, the next ones are published and the outputs closed.
                 self._repeats.exception("publishing failed", "publishing_failed")
             self.pulse.rest()
-        for output in (*self.sinks, *self.hit_outputs):
+        outputs: list[Sink | HitOutput] = [*self.sinks, *self.hit_outputs]
+        for output in outputs:
             try:
                 output.close()
             except Exception:
