@@ -48,6 +48,7 @@ _repeats = Repeats(log)
 
 STAGES = ("receive", "decode", "reduce", "infer", "peaks", "publish")
 _PLANS_KEPT = 4
+_LOOKUPS = 32
 _MAX_TAG_CHARACTERS = 200
 DEVICE_FAULTS = (DeviceFault, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", RuntimeError))
 """What says that a device cannot go on; any other error is a fault of ours."""
@@ -125,25 +126,31 @@ def asks_for_pixels(settings: CascadeSettings, bundle: Bundle) -> bool:
 
 
 class PlanCache:
-    """Plans of the latest series, for all workers: most series are measured as the one before."""
+    """Plans of the latest series, for all workers: most series are measured as the one before.
+
+    Kept are those that the latest ``_LOOKUPS`` times were asked for, of more than ``_PLANS_KEPT`` the latest: a rare
+    series neither drives out the plan of all others nor leaves its own behind.
+    """
 
     def __init__(self) -> None:
-        self._plans: deque[FramePlan] = deque(maxlen=_PLANS_KEPT)
+        self._asked: deque[FramePlan] = deque(maxlen=_LOOKUPS)
         self._lock = threading.Lock()
 
     def get(self, geometry: Geometry, validity: Validity, saturation: int) -> FramePlan:
         """The plan for such frames, made if it is new."""
         with self._lock:
-            for plan in self._plans:
-                same = (plan.geometry, plan.saturation, plan.validity.name) == (geometry, saturation, validity.name)
-                if same and np.array_equal(plan.validity.valid, validity.valid):
-                    # The oldest in use goes first, or a rare series would drive out the plan of all others.
-                    self._plans.remove(plan)
-                    self._plans.append(plan)
-                    return plan
-            plan = make_plan(geometry, validity, saturation)
-            self._plans.append(plan)
+            plan = self._known(geometry, validity, saturation) or make_plan(geometry, validity, saturation)
+            self._asked.append(plan)
+            while len(set(self._asked)) > _PLANS_KEPT:
+                self._asked.popleft()
             return plan
+
+    def _known(self, geometry: Geometry, validity: Validity, saturation: int) -> FramePlan | None:
+        for plan in set(self._asked):
+            same = (plan.geometry, plan.saturation, plan.validity.name) == (geometry, saturation, validity.name)
+            if same and np.array_equal(plan.validity.valid, validity.valid):
+                return plan
+        return None
 
 
 def plan_of(

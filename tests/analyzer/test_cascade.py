@@ -1,6 +1,8 @@
 """Batches of frames in, one result each out."""
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from tests.analyzer.builders import (
     frame,
     image_data,
     packed,
+    plan,
     series,
     water,
     with_spots,
@@ -446,6 +449,17 @@ def test_the_plan_that_most_series_have_outlives_those_of_odd_ones() -> None:
     for odd in range(1, 12):
         plan_of_a_mask(odd)
         assert plan_of_a_mask(0) is usual
+
+
+def test_the_plan_of_an_odd_series_is_let_go_and_that_of_all_others_stays() -> None:
+    cache, usual = PlanCache(), plan()
+    odd = weakref.ref(cache.get(usual.geometry, Validity("odd", usual.validity.valid), usual.saturation).inside)
+    kept = [cache.get(usual.geometry, usual.validity, usual.saturation) for _ in range(31)]
+    assert odd() is not None
+    kept.append(cache.get(usual.geometry, usual.validity, usual.saturation))
+    gc.collect()
+    assert odd() is None
+    assert len(set(kept)) == 1
 
 
 def test_a_size_that_cannot_be_allocated_is_refused_before_it_is_tried(bundle: Bundle) -> None:
