@@ -11,6 +11,7 @@ import zmq
 
 from analyzer.cascade import BatchOutcome, undecodable
 from analyzer.crew.outcome import pack_outcome
+from analyzer.crew.setup import read_setup
 from analyzer.crew.wire import (
     BEAT_S,
     PROTOCOL,
@@ -52,7 +53,7 @@ def main(address: str, back: str, count: int) -> None:
         if kind == Kind.END:
             return
         if kind == Kind.SETUP:
-            dealer.send_multipart(message(Kind.READY, Told(1)))
+            dealer.send_multipart(message(Kind.READY, Told(read_setup(parts)[0])))
         elif kind == Kind.SERIES:
             number, told_of = read_series(parts)
             series[number] = told_of
