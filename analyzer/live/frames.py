@@ -1,10 +1,14 @@
 """Frames kept to be looked at: the latest, the latest hit and a hundred hits before it, packed as they came."""
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from analyzer.geometry import Geometry
 from analyzer.reduction import FramePlan
@@ -18,8 +22,8 @@ HELD_BYTES = 128 << 20
 """Most memory of packed hits: less than a hundred where they are large."""
 
 _LATEST_S = 60.0
-MASKS_HELD = 16
-"""Most different masks of held hits: one takes 4.5 MB on a 4M, and series of one geometry share theirs."""
+MASKS_HELD = 4
+"""Most different masks of held hits: one takes 4.5 MB on a 4M, and hits whose masks are the same share one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +85,7 @@ class LatestFrames:
             self._latest: Look | None = None
             self._hits: OrderedDict[str, Look] = OrderedDict()
             self._bytes = 0
+            self._alias: tuple[weakref.ref[npt.NDArray[np.uint8]] | None, Validity | None] = None, None
             self.changes += 1
 
     def add(self, frames: Sequence[Frame], results: Sequence[FrameResult], plans: Sequence[FramePlan]) -> None:
@@ -102,6 +107,7 @@ class LatestFrames:
                     self._hold(look)
 
     def _hold(self, look: Look) -> None:
+        look = replace(look, validity=self._shared(look.validity))
         self._hits[look.key] = look
         self._bytes += look.held_bytes
         self.changes += 1
@@ -110,6 +116,17 @@ class LatestFrames:
         ):
             _, gone = self._hits.popitem(last=False)
             self._bytes -= gone.held_bytes
+
+    def _shared(self, validity: Validity) -> Validity:
+        """The mask as a held hit has it already: every series that begins may bring it anew."""
+        seen, same = self._alias
+        if seen is None or seen() is not validity.valid:
+            held = {id(each.validity): each.validity for each in self._hits.values()}
+            same = next((each for each in held.values() if _are_same(each, validity)), validity)
+            # Large arrays are compared once a series, not once a hit; and this one may go with its series.
+            self._alias = weakref.ref(validity.valid), same
+        assert same is not None
+        return same
 
     def _masks(self) -> int:
         return len({id(look.validity) for look in self._hits.values()})
@@ -132,3 +149,7 @@ class LatestFrames:
         """Those held, the newest last."""
         with self._lock:
             return list(self._hits.values())
+
+
+def _are_same(one: Validity, other: Validity) -> bool:
+    return one is other or (one.name == other.name and np.array_equal(one.valid, other.valid))

@@ -73,15 +73,23 @@ def test_large_hits_are_fewer() -> None:
     assert [each.result.image_id for each in giant.hits()] == [2], "one is always held"
 
 
-def test_hits_of_many_series_are_held_and_of_many_masks_fewer() -> None:
+def test_hits_of_many_series_are_held_with_one_mask_and_of_many_masks_fewer() -> None:
     held, masks = keeping(), keeping()
     for ordinal in range(40):
-        one = hit(ordinal)
-        frames, results = [replace(one.frame, series=series(ordinal))], [replace(one.result, ordinal=ordinal)]
-        held.add(frames, results, [one.plan])
-        masks.add(frames, results, [plan(SHAPE)])
-    assert len(held.hits()) == 40
-    assert len(masks.hits()) == MASKS_HELD
+        valid = np.ones(SHAPE, np.uint8)
+        of_all, of_one = plan(SHAPE), plan(SHAPE, valid=valid)
+        valid[0, ordinal] = 0
+        for number in range(2):
+            one = hit(number)
+            frames, results = [replace(one.frame, series=series(ordinal))], [replace(one.result, ordinal=ordinal)]
+            held.add(frames, results, [of_all])
+            masks.add(frames, results, [of_one])
+    assert len(held.hits()) == 80
+    assert len({id(each.validity.valid) for each in held.hits()}) == 1
+    assert len(masks.hits()) == 2 * MASKS_HELD
+    newest = masks.latest_hit()
+    assert newest is not None
+    assert newest.validity.valid[0, 39] == 0
 
 
 def test_a_clock_that_was_set_back_leaves_the_latest_frame_the_latest() -> None:
