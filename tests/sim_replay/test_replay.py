@@ -350,9 +350,9 @@ def test_stop_ends_the_hand_over_to_a_consumer_that_does_not_read(tmp_path: Path
     threading.Timer(0.2, stop.set).start()
     began = time.monotonic()
     assert not wire.hand_over(stop)
-    assert time.monotonic() - began < 0.2 + 0.2
+    assert time.monotonic() - began < 0.2 + 1.5
     # The line is cut, so libzmq's own thread ends too.
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 10
     while time.monotonic() < deadline and any(t.name == "replay-linger" for t in threading.enumerate()):
         time.sleep(0.01)
     assert not any(t.name == "replay-linger" for t in threading.enumerate()), "the lingering socket is left over"
