@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import shutil
+import socket
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,12 @@ def require(name: str, package: str | None = None) -> None:
         if required(name):
             pytest.fail(f"{name} is required (CXLS_TEST_REQUIRE) and not installed{where}")
         pytest.skip(f"{name} is not installed{where}")
+
+
+def free_port() -> int:
+    """Of loopback; nobody has it now."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        return int(bound.getsockname()[1])
 
 
 def shared_data(name: str) -> Path:

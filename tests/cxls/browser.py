@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,11 +64,6 @@ class Watched:
     def view(self, name: str) -> None:
         """Open one of now, run, scan, performance, settings."""
         self.page.locator(f"[data-view={name}]").click()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        return int(bound.getsockname()[1])
 
 
 class Served:

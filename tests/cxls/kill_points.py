@@ -18,7 +18,6 @@ import os
 import random
 import re
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -44,6 +43,7 @@ from sim_replay.wire import SEND_HWM
 from streamer.receiver import RECEIVE_HWM
 from streamer.series import JOIN_AFTER
 from tests.analyzer.builders import SHAPE, frames_of_a_run, write_bundle, write_series
+from tests.support import free_port
 
 SERIES, IMAGES, RATE = 3, 40, 60
 ANNOUNCED = SERIES * IMAGES
@@ -645,13 +645,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
     except OSError:
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 KILL = {

@@ -20,9 +20,9 @@ import numpy as np
 from streamer import stream_v2
 from streamer.messages import ImageData, ImageMessage
 from tests.analyzer.builders import image, image_data, metadata
-from tests.cxls.browser import Served, Watched, chromium, free_port, write_token
+from tests.cxls.browser import Served, Watched, chromium, write_token
 from tests.cxls.programs import Sender, cxls
-from tests.support import read_pixels
+from tests.support import free_port, read_pixels
 
 FRAMES, RATE_HZ, SECONDS, SERIES_IMAGES = 32, 16.0, 75.0, 300
 COLUMNS, ROWS, STEP_MM = 14, 9, 0.1

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.cxls.browser import free_port
-from tests.support import require
+from tests.support import free_port, require
 
 START_S = 20.0
 

@@ -22,14 +22,14 @@ from tests.analyzer.builders import SHAPE, frames_of_a_run, image, write_series
 from tests.cxls.indexamajig import Indexamajig
 from tests.cxls.programs import LOOPBACK, Analysis, Child, Sender, cxls, replaying
 from tests.cxls.test_live import Wire
-from tests.support import read_pixels, require
+from tests.support import free_port, read_pixels, require
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 
 from playwright.sync_api import Browser
 
 from tests.cxls import ssh
-from tests.cxls.browser import Served, Watched, chromium, free_port, write_token
+from tests.cxls.browser import Served, Watched, chromium, write_token
 
 FRAMES, VIEWS = 8, ("now", "run", "scan", "performance", "settings")
 READOUT = re.compile(

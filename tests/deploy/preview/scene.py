@@ -14,7 +14,8 @@ import h5py
 
 from tests.cxls.programs import LOOPBACK, Child, cxls, wait_for
 from tests.deploy.preview.panels import Span
-from tests.deploy.preview.server import Prometheus, free_port
+from tests.deploy.preview.server import Prometheus
+from tests.support import free_port
 
 SETTLED_S = 2.5
 """Until two scrapes and an evaluation of the rules have seen the last images."""

@@ -1,7 +1,6 @@
 """A Prometheus of one's own, with the repository's configuration and rules, that looks every second."""
 
 import json
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cxls.programs import wait_for
+from tests.support import free_port
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 
@@ -81,10 +81,3 @@ class Prometheus:
                 return bool(answer.status == 200)
         except OSError:
             return False
-
-
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port: int = held.getsockname()[1]
-        return port
