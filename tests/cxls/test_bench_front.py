@@ -1,7 +1,4 @@
-"""The bench of the front on real sockets, and the allocator that its figures rest on."""
-
-import subprocess
-import sys
+"""The bench of the front on real sockets."""
 
 import pytest
 
@@ -37,31 +34,3 @@ def test_libertem_takes_the_same_source() -> None:
         peer = libertem(endpoint, 0.5, SIZE)
     assert peer is not None
     assert peer.hz > 100
-
-
-_MESSAGES = """
-import resource, sys
-import numpy as np
-from cxls import allocator
-if sys.argv[1] == "settled":
-    allocator.settle()
-else:
-    import ctypes
-    ctypes.CDLL(None).mallopt(-3, 1 << 20)
-def messages(count):
-    for _ in range(count):
-        np.empty(1_100_000, "u1")[:] = 1
-messages(20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-messages(200)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-def test_a_message_is_not_mapped_by_itself() -> None:
-    faults = {
-        how: int(subprocess.run([sys.executable, "-c", _MESSAGES, how], capture_output=True, check=True).stdout)
-        for how in ("settled", "mapped")
-    }
-    assert faults["mapped"] > 200 * 200, "else this tells nothing: each message's pages are given anew"
-    assert faults["settled"] < faults["mapped"] / 50

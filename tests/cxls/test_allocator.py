@@ -1,0 +1,63 @@
+"""What glibc does with memory once it is set for streams of messages."""
+
+import subprocess
+import sys
+
+_MESSAGES = """
+import resource, sys
+import numpy as np
+from cxls import allocator
+if sys.argv[1] == "settled":
+    allocator.settle()
+else:
+    import ctypes
+    ctypes.CDLL(None).mallopt(-3, 1 << 20)
+def messages(count):
+    for _ in range(count):
+        np.empty(1_100_000, "u1")[:] = 1
+messages(20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+messages(200)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+_GAPS = """
+import sys, threading, time
+import numpy as np
+from cxls import allocator
+from streamer.connections import resident_bytes
+allocator.GIVES_BACK_EVERY_S = 0.1 if sys.argv[1] == "gives back" else 3600
+allocator.settle()
+allocator.settle()
+assert [thread.name for thread in threading.enumerate()].count("memory") == 1
+buffers = [np.ones(1_100_000, "u1") for _ in range(200)]
+before = resident_bytes()
+stay = buffers[1::2]
+del buffers
+until = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < until and before - resident_bytes() < 80e6:
+    time.sleep(0.05)
+print(before - resident_bytes(), sum(int(buffer.sum()) for buffer in stay))
+"""
+
+
+def _given_back_bytes(how: str, wait_s: str) -> int:
+    process = subprocess.run([sys.executable, "-c", _GAPS, how, wait_s], capture_output=True, check=True)
+    given_back, kept = map(int, process.stdout.split())
+    assert kept == 100 * 1_100_000
+    return given_back
+
+
+def test_a_message_is_not_mapped_by_itself() -> None:
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", _MESSAGES, how], capture_output=True, check=True).stdout)
+        for how in ("settled", "mapped")
+    }
+    assert faults["mapped"] > 200 * 200, "else this tells nothing: each message's pages are given anew"
+    assert faults["settled"] < faults["mapped"] / 50
+
+
+def test_what_is_free_between_messages_that_stay_goes_back_to_the_system() -> None:
+    assert _given_back_bytes("keeps", "1") < 20e6, "else this tells nothing: the gaps go back by themselves"
+    assert _given_back_bytes("gives back", "30") >= 80e6
