@@ -134,8 +134,8 @@ def _fitted(name: str, shape: tuple[int, int], detector: DetectorGeometry, metad
     panels = detector.panels
     shift = np.array(
         [
-            _shift(name, "detector_shift_x", detector.shift_x_m, metadata),
-            _shift(name, "detector_shift_y", detector.shift_y_m, metadata),
+            shift_m(name, "detector_shift_x", detector.shift_x_m, metadata),
+            shift_m(name, "detector_shift_y", detector.shift_y_m, metadata),
             0.0,
         ]
     )
@@ -143,8 +143,7 @@ def _fitted(name: str, shape: tuple[int, int], detector: DetectorGeometry, metad
     fs_m, ss_m = (np.array([getattr(panel, key) for panel in panels]) * size for key in ("fs", "ss"))
     corner = np.array([(panel.corner_x, panel.corner_y, 0.0) for panel in panels]) * size + shift
     clens = [
-        _number(panel.clen_m if panel.clen_m is not None else detector.clen_m, metadata.camera_length_m)
-        for panel in panels
+        camera_length_of(panel.clen_m if panel.clen_m is not None else detector.clen_m, metadata) for panel in panels
     ]
     known = [clen for clen in clens if clen is not None]
     reference = known[0] if len(known) == len(clens) else None
@@ -171,12 +170,13 @@ def _fitted(name: str, shape: tuple[int, int], detector: DetectorGeometry, metad
     return Geometry(shape, fs, ss, pixel_m, length, energy, there)
 
 
-def _number(stated: Quantity, header: float | None) -> float | None:
-    return stated if isinstance(stated, float) else header
+def camera_length_of(stated: Quantity, metadata: SeriesMetadata) -> float | None:
+    """A camera length in metres: the file's number, else the header's."""
+    return stated if isinstance(stated, float) else metadata.camera_length_m
 
 
-def _shift(name: str, key: str, stated: Quantity, metadata: SeriesMetadata) -> float:
-    """A shift in metres, from the file or from the place in the header that it names."""
+def shift_m(name: str, key: str, stated: Quantity, metadata: SeriesMetadata) -> float:
+    """A shift in metres, from the file or from the place in the header that it names. Raises ``BadGeometry``."""
     if not isinstance(stated, str):
         return stated or 0.0
     where, _, unit = stated.partition(" ")

@@ -154,6 +154,9 @@ def read_geometry(path: str | os.PathLike[str]) -> DetectorGeometry:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 text; give a CrystFEL geometry file") from None
+    if "\0" in text:  # where CrystFEL's lines end, and HDF5's texts
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{path}, line {line}: has a NUL character; give a CrystFEL geometry file")
     return parse_geometry(text, str(path))
 
 

@@ -34,11 +34,11 @@ _JOULE_PER_EV = 1.602176634e-19
 
 def fill(journal_fd: int, file: h5py.File, group: Group, output: GuardedFile, after_image: Callable[[], None]) -> None:
     hits, shape = group.hits, group.shape
-    metadata = SeriesMetadata(channels=(CHANNEL,))
+    metadata, geometry = SeriesMetadata(channels=(CHANNEL,)), None
     if group.series is not None:
-        metadata = read_series(group.series.head, read_body(journal_fd, group.series))
+        metadata, geometry = read_series(group.series.head, read_body(journal_fd, group.series))
     file.attrs["creator"], file.attrs["format"] = "cxls analyze", FORMAT
-    file.attrs[GEOMETRY] = geometry_text(metadata, shape)
+    file.attrs[GEOMETRY] = geometry_text(metadata, shape) if geometry is None else geometry
     nxmx.write_instrument(
         file, metadata, images=len(hits), shape=shape, dtype=group.dtype, mask=metadata.masks.get(CHANNEL)
     )

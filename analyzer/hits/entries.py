@@ -14,6 +14,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from analyzer.hits.geometry import given_text
+from analyzer.panels import GivenGeometry
 from analyzer.results import FrameResult, to_json_line
 from streamer.decoding import decode
 from streamer.files import CHANNEL
@@ -34,9 +36,15 @@ _FACTS = (
 _BLOCK_PIXELS = 2048
 _DIGEST_CHARACTERS = 24
 
+LEFT_OUT = 1 << 8
+"""The bit of a pixel mask (NXdetector: user defined) for what a geometry file leaves out."""
+
 
 class SeriesEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A series as its header described it. ``mask_shape`` (ss, fs) is that of the body, None without a mask."""
+    """A series as its header described it. ``mask_shape`` (ss, fs) is that of the body, None without a mask.
+
+    ``geometry`` is the text of its ``.geom`` where a geometry file was given and fits, else None.
+    """
 
     series_id: int
     unique_id: str | None
@@ -44,6 +52,7 @@ class SeriesEntry(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, Any]
     threshold_energy_eV: float | None
     mask_shape: tuple[int, int] | None
+    geometry: str | None = None
 
 
 class HitEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,9 +69,18 @@ class HitEntry(msgspec.Struct, frozen=True, kw_only=True):
 _encode = msgspec.json.Encoder().encode
 
 
-def series_entry(frame: Frame, shape: tuple[int, int]) -> tuple[str, bytes, bytes]:
-    """Digest, head and body of a frame's series; the head begins with the digest."""
+def series_entry(frame: Frame, shape: tuple[int, int], given: GivenGeometry | None = None) -> tuple[str, bytes, bytes]:
+    """Digest, head and body of a frame's series; the head begins with the digest.
+
+    given: the geometry file of the analysis.
+    """
     metadata, mask = frame.series.metadata, bad_pixels(frame.series.metadata, shape, frame.channel)
+    geometry = None
+    if given is not None:
+        geometry = given_text(given, metadata, shape, mask is not None or given.mask is not None)
+        if geometry is not None and given.mask is not None:
+            left_out = np.where(given.mask.valid == 0, np.uint32(LEFT_OUT), np.uint32(0))
+            mask = left_out if mask is None else mask | left_out
     threshold = metadata.threshold_energy_eV.get(frame.channel)
     if threshold is None:
         threshold = next(iter(metadata.threshold_energy_eV.values()), None)
@@ -73,6 +91,7 @@ def series_entry(frame: Frame, shape: tuple[int, int]) -> tuple[str, bytes, byte
         facts={name: getattr(metadata, name) for name in _FACTS},
         threshold_energy_eV=threshold,
         mask_shape=None if mask is None else shape,
+        geometry=geometry,
     )
     head, body = _encode(entry), b"" if mask is None else _packed(mask)
     digest = hashlib.blake2b(head + body, digest_size=_DIGEST_CHARACTERS // 2).hexdigest()
@@ -123,8 +142,11 @@ def digest_of(head: bytes) -> str:
     return head[:_DIGEST_CHARACTERS].decode("ascii", "replace")
 
 
-def read_series(head: bytes, body: bytes) -> SeriesMetadata:
-    """A series' record as metadata of the channel that our files have. Raises ``ValueError`` for one that is none."""
+def read_series(head: bytes, body: bytes) -> tuple[SeriesMetadata, str | None]:
+    """A series' record as metadata of the channel that our files have, and its ``.geom`` where it has one.
+
+    Raises ``ValueError`` for a record that is none.
+    """
     entry = msgspec.json.decode(head[_DIGEST_CHARACTERS:], type=SeriesEntry)
     masks = {}
     if entry.mask_shape is not None:
@@ -133,7 +155,8 @@ def read_series(head: bytes, body: bytes) -> SeriesMetadata:
         masks = {CHANNEL: mask}
     threshold = {} if entry.threshold_energy_eV is None else {CHANNEL: entry.threshold_energy_eV}
     facts = {name: entry.facts.get(name) for name in _FACTS}
-    return SeriesMetadata(channels=(CHANNEL,)).with_changes(threshold_energy_eV=threshold, masks=masks, **facts)
+    metadata = SeriesMetadata(channels=(CHANNEL,)).with_changes(threshold_energy_eV=threshold, masks=masks, **facts)
+    return metadata, entry.geometry
 
 
 def read_hit(head: bytes) -> HitEntry:

@@ -35,6 +35,7 @@ from analyzer.hits.places import (
 from analyzer.hits.recover import Recovery, recover, settle
 from analyzer.hits.writer import JournalWriter
 from analyzer.logs import Repeats
+from analyzer.panels import GivenGeometry
 from analyzer.results import FrameResult
 from streamer.frames import Frame
 from streamer.messages import ImageData
@@ -76,12 +77,15 @@ class _Waiting:
 class HitFolder:
     """Writes hits to a folder; see ``HitOutput``. ``recovered`` is what earlier runs had left there.
 
-    Raises ``UnusableFolder`` when the folder cannot be written to.
+    ``geometry`` is the geometry file of the analysis, of which its ``.geom`` is then made. Raises ``UnusableFolder``
+    when the folder cannot be written to.
     """
 
     name = "hits"
 
-    def __init__(self, folder: Path, settings: HitFolderSettings | None = None) -> None:
+    def __init__(
+        self, folder: Path, settings: HitFolderSettings | None = None, geometry: GivenGeometry | None = None
+    ) -> None:
         self.folder = folder
         self.written = 0
         self.files = 0
@@ -109,7 +113,7 @@ class HitFolder:
         self._changed = threading.Condition()
         self._closing = False
         self._faults: dict[str, str] = {}
-        self._writer = JournalWriter(folder, self._run_name)
+        self._writer = JournalWriter(folder, self._run_name, geometry)
         # Before the first hit can come: it reads the ids of every file.
         self._held = Held(folder) if self._settings.append else None
         self._retry_at = 0.0

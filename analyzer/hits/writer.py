@@ -9,6 +9,7 @@ from pathlib import Path
 from analyzer.hits.entries import HIT, SERIES, hit_head, series_entry
 from analyzer.hits.journal import Journal
 from analyzer.hits.places import JOURNALS, journal_path
+from analyzer.panels import GivenGeometry
 from analyzer.results import FrameResult
 from streamer.frames import Frame
 from streamer.messages import ImageData, SeriesMetadata
@@ -30,13 +31,17 @@ class OpenJournal:
 
 
 class JournalWriter:
-    """Used by one thread. ``current`` is written to, ``left`` are closed, in order, and readable by their files."""
+    """Used by one thread. ``current`` is written to, ``left`` are closed, in order, and readable by their files.
 
-    def __init__(self, folder: Path, run: str) -> None:
+    ``given`` is the geometry file of the analysis.
+    """
+
+    def __init__(self, folder: Path, run: str, given: GivenGeometry | None = None) -> None:
         self.current: OpenJournal | None = None
         self.left: deque[OpenJournal] = deque()
         self._folder = folder
         self._run = run
+        self._given = given
         self._number = 0
         self._series: dict[tuple[int, str, tuple[int, int]], tuple[SeriesMetadata, tuple[str, bytes, bytes]]] = {}
 
@@ -79,7 +84,7 @@ class JournalWriter:
         key = id(metadata), frame.channel, image.shape
         kept = self._series.get(key)
         if kept is None or kept[0] is not metadata:
-            kept = metadata, series_entry(frame, image.shape)
+            kept = metadata, series_entry(frame, image.shape, self._given)
             while len(self._series) >= _SERIES_KEPT:
                 del self._series[next(iter(self._series))]
             self._series[key] = kept

@@ -38,6 +38,7 @@ from analyzer.live.targets import Targets
 from analyzer.logs.counting import LogCounts
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import DiskSpace, GpuLoad, make_registry
+from analyzer.panels import GivenGeometry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
 from analyzer.parameters.running import RunEstimate, RunEstimator
 from analyzer.peak_finder import FinderKind
@@ -200,7 +201,7 @@ class Session:
         workers = settings.workers or (own if self.crew is None else 0)
         analysers = [makers.make(judge) for _ in range(workers)]
         # What is there is touched only now that all else is known to be in order.
-        self.hits = _open_hits(settings)
+        self.hits = _open_hits(settings, cascade.geometry)
         sinks: list[Sink] = []
         self.restart: Restart | None = None
         if settings.results is not None:
@@ -589,14 +590,14 @@ def _folders(settings: AnalyzeSettings) -> dict[str, Path]:
     return {output: place for output, place in places.items() if place is not None}
 
 
-def _open_hits(settings: AnalyzeSettings) -> HitFolder | None:
+def _open_hits(settings: AnalyzeSettings, geometry: GivenGeometry | None) -> HitFolder | None:
     if settings.hits is None:
         return None
     kept = HitFolderSettings(
         queue_bytes=settings.hits_queue_mib << 20, file_bytes=settings.hits_file_mib << 20, append=settings.append
     )
     try:
-        return HitFolder(settings.hits, kept)
+        return HitFolder(settings.hits, kept, geometry)
     except UnusableFolder as error:
         raise BadSettings(f"--hits {error}") from None
 

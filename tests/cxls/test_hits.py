@@ -10,7 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
+from streamer.geometry_file import read_geometry
 from tests.analyzer.builders import SHAPE, frames_of_a_run, write_series
+from tests.analyzer.test_panels import FLAT, written
 from tests.cxls.programs import Analysis, Child, by_image, cxls, records, refusal, replaying, wait_for
 from tests.support import read_chunks, read_pixels
 
@@ -75,6 +77,17 @@ def test_the_record_in_the_file_is_the_one_of_the_results(master: Path, bundle_f
             count = file["entry_1/result_1/nPeaks"][n]
             fs, ss = (file[f"entry_1/result_1/peak{axis}PosRaw"][n, :count].tolist() for axis in "XY")
             assert [(peak["fs"], peak["ss"]) for peak in record["peaks"]] == list(zip(fs, ss, strict=True))
+
+
+def test_hits_of_a_run_with_a_geometry_file_have_its_geometry(
+    master: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    given = written(tmp_path, FLAT.replace("p0/", "mine/"))
+    Analysis(
+        [master], bundle_folder, tmp_path / "r.jsonl", hits=tmp_path / "h", geometry=given, **BY_PEAKS
+    ).start().join()
+    (path,) = (tmp_path / "h").glob("hits-*.geom")
+    assert [panel.name for panel in read_geometry(path).panels] == ["mine"]
 
 
 @pytest.mark.parametrize("stream", ["v1", "v2"])

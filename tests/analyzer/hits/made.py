@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzer.hits import HitFolder, HitFolderSettings
+from analyzer.panels import GivenGeometry
 from analyzer.results import FrameResult, Peak
 from streamer.files import FileSource
 from streamer.frames import Frame
@@ -48,9 +49,14 @@ def peak(fs: float, ss: float, photons: float = 20.0) -> Peak:
     return Peak(fs, ss, photons, 4.5, False)
 
 
-def write(folder: Path, hits: list[tuple[Frame, FrameResult]], settings: HitFolderSettings = QUICK) -> HitFolder:
+def write(
+    folder: Path,
+    hits: list[tuple[Frame, FrameResult]],
+    settings: HitFolderSettings = QUICK,
+    geometry: GivenGeometry | None = None,
+) -> HitFolder:
     """A run that takes these hits and ends."""
-    output = HitFolder(folder, settings)
+    output = HitFolder(folder, settings, geometry)
     for frame, result in hits:
         output.offer(frame, result)
         wait_for(lambda: output.facts()["waiting"] < 1000)
