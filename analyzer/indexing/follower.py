@@ -7,9 +7,11 @@ exist yet is waited for; one that was truncated, replaced or written anew is rea
 import contextlib
 import io
 import logging
+import math
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,19 +31,24 @@ _NOT_YET = "waiting for the file"
 
 
 class StreamFollower:
-    """Calls ``take`` with every chunk that is complete; ``state`` says how it goes."""
+    """Calls ``take`` with every chunk that is complete; ``state`` says how it goes.
+
+    ``unread_bytes`` is what ``close`` had no time for.
+    """
 
     def __init__(self, path: Path, take: Callable[[Chunk], None]) -> None:
         self.path = path
         self.state = _NOT_YET
         self.read_bytes = 0
         self.restarts = 0
+        self.unread_bytes = 0
         self._take = take
         self._parser = StreamParser()
         self._file: io.FileIO | None = None
         self._tail = b""
         self._opened_before = False
         self._stop = threading.Event()
+        self._until = math.inf
         self._thread = threading.Thread(target=self._run, name="index-stream", daemon=True)
         self._pass_over()
 
@@ -75,11 +82,15 @@ class StreamFollower:
         """Begin to follow."""
         self._thread.start()
 
-    def close(self) -> None:
-        """Read what is there now, then end."""
+    def close(self, patience_s: float = math.inf) -> None:
+        """Read what is there now, for so many seconds at most, then end."""
+        self._until = time.monotonic() + patience_s
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        if self._file is not None and time.monotonic() >= self._until:
+            with contextlib.suppress(OSError):
+                self.unread_bytes = max(0, os.fstat(self._file.fileno()).st_size - self._file.tell())
         self._close_file()
 
     def _run(self) -> None:
@@ -107,7 +118,7 @@ class StreamFollower:
             self._read(self._file)
 
     def _read(self, file: io.FileIO) -> None:
-        while data := file.read(_PIECE_BYTES):
+        while time.monotonic() < self._until and (data := file.read(_PIECE_BYTES)):
             self.read_bytes += len(data)
             self._tail = (self._tail + data)[-_TAIL_BYTES:]
             for chunk in self._parser.feed(data):

@@ -44,6 +44,12 @@ TURN_S = 0.2
 CLOSE_S = 30.0
 """How long the end of a run goes on handing out what waits, to workers that still ask."""
 
+HURRY_S = 3.0
+"""The same for a run that is to stop: a packed hit or two for each of many workers, not the backlog."""
+
+STREAM_S = 2.0
+"""How long what stands in the indexer's stream is read on at the end."""
+
 QUIET_S = 4.0
 """A worker without work asks every second: none for so long, and none will take more."""
 
@@ -78,7 +84,9 @@ class IndexingSettings:
 class IndexServer:
     """A hit output that indexers ask. Bound when constructed (raises ``CannotBind``), serves after ``start``.
 
-    ``mask`` gives the user's mask of the moment and ``geometry`` is the user's geometry file, for images.
+    ``mask`` gives the user's mask of the moment and ``geometry`` is the user's geometry file, for images. ``hurry``
+    says whether somebody waits for the end: ``close`` then hands out for ``HURRY_S`` seconds at most, and what is left
+    is counted.
     """
 
     name = "indexing"
@@ -88,9 +96,11 @@ class IndexServer:
         settings: IndexingSettings,
         mask: Callable[[], Validity | None] = lambda: None,
         geometry: GivenGeometry | None = None,
+        hurry: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings = settings
         self._mask = mask
+        self._hurry = hurry
         self._run_name = secrets.token_hex(4)
         self.router = Router(settings.address)
         self.queue = HitQueue(settings.queue, QUEUE_BYTES)
@@ -139,6 +149,24 @@ class IndexServer:
         """Hits by what became of them; the others are in the queue, or being handed out."""
         return {**self._fates, Fate.DROPPED: self.queue.dropped}
 
+    @property
+    def awaited(self) -> int:
+        """Hits that were handed out and are not in the indexer's stream; 0 where that is not followed."""
+        if self.follower is None:
+            return 0
+        counts = self.outcomes.counts
+        return max(0, self._fates[Fate.SENT] - counts[Outcome.INDEXED] - counts[Outcome.NOT_INDEXED])
+
+    @property
+    def summary(self) -> str:
+        """What became of all hits, in one line; complete after ``close``."""
+        text = f"hits for indexing: {', '.join(f'{fate} {count}' for fate, count in self.fates.items())}"
+        if self.awaited:
+            text += f"; {self.awaited} of those sent without a result when the run ended"
+        if self.follower is not None and self.follower.unread_bytes:
+            text += f"; {self.follower.unread_bytes} bytes of {self.follower.path} not read"
+        return text
+
     def facts(self) -> dict[str, Any]:
         router, asked = self.router, self.router.last_request
         facts: dict[str, Any] = {
@@ -181,7 +209,7 @@ class IndexServer:
             yield from self.outcomes.collect()
 
     def close(self) -> None:
-        """Hand out what waits while workers ask, at most ``CLOSE_S`` seconds; count and report the rest."""
+        """Hand out what waits while workers ask, for ``CLOSE_S`` seconds at most; count and report the rest."""
         self._closed_at = time.monotonic()
         os.eventfd_write(self._wake, 1)
         if self._thread.ident is not None:
@@ -190,11 +218,11 @@ class IndexServer:
         os.close(self._wake)
         while self.queue.take() is not None:
             self._fates[Fate.UNSERVED] += 1
-        log.info("hits for indexing: %s", ", ".join(f"{fate} {count}" for fate, count in self.fates.items()))
         if self.follower is not None:
-            self.follower.close()
+            self.follower.close(STREAM_S)
             counts = ", ".join(f"{outcome} {count}" for outcome, count in self.outcomes.counts.items())
             log.info("%s: %s", self.follower.path, counts)
+        log.info("%s", self.summary)
 
     def _serve(self) -> None:
         poller = zmq.Poller()
@@ -215,7 +243,8 @@ class IndexServer:
             return False
         now, asked = time.monotonic(), self.router.last_request
         quiet = asked is None or now > max(asked, self._closed_at) + QUIET_S
-        return not len(self.queue) or quiet or now > self._closed_at + CLOSE_S
+        patience_s = HURRY_S if self._hurry() else CLOSE_S
+        return not len(self.queue) or quiet or now > self._closed_at + patience_s
 
     def _turn(self, poller: zmq.Poller) -> None:
         more = self.router.waiting and len(self.queue)

@@ -105,6 +105,8 @@ def run(resolved: Resolved[AnalyzeSettings], source: Sequence[str]) -> None:
     hits = session.hits
     if hits is not None:
         click.echo(f"{hits.folder}: {hits.written} hits in {hits.files} files")
+    if session.indexing is not None:
+        click.echo(session.indexing.summary)
     if interrupted:
         raise Interrupted(interrupted[0])
     if session.problems:
@@ -177,7 +179,9 @@ class Session:
         token = _read_token(settings, where)
         bound = bind_or_refuse(where.listen) if where.listen else None
         broadcast = open_broadcast(settings, lambda result: self.front.running.header_of(result.ordinal))
-        indexing = open_indexing(settings, lambda: self.control.judge.cascade.mask, cascade.geometry)
+        indexing = self.indexing = open_indexing(
+            settings, lambda: self.control.judge.cascade.mask, cascade.geometry, self.stop.is_set
+        )
         if indexing is not None:
             # Workers that are waiting already are told to ask again from here on.
             indexing.start()

@@ -14,9 +14,15 @@ _NEED_A_LISTENER = ("index_images", "index_indexable", "index_geometry", "index_
 
 
 def open_indexing(
-    settings: AnalyzeSettings, mask: Callable[[], Validity | None], geometry: GivenGeometry | None
+    settings: AnalyzeSettings,
+    mask: Callable[[], Validity | None],
+    geometry: GivenGeometry | None,
+    hurry: Callable[[], bool],
 ) -> IndexServer | None:
-    """Where indexers ask for hits, bound; ``None`` unless asked for. Raises ``BadSettings``."""
+    """Where indexers ask for hits, bound; ``None`` unless asked for. Raises ``BadSettings``.
+
+    hurry: whether the run is to stop.
+    """
     if settings.index_listen is None:
         for name in _NEED_A_LISTENER:
             if getattr(settings, name):
@@ -39,6 +45,7 @@ def open_indexing(
             ),
             mask,
             geometry,
+            hurry,
         )
     except CannotBind as error:
         raise BadSettings(f"--index-listen {error}") from None

@@ -400,6 +400,48 @@ def test_the_end_gives_up_when_no_worker_asks_any_more(monkeypatch: pytest.Monke
         assert (hits.server.fates["sent"], hits.server.fates["unserved"]) == (1, 3)
 
 
+def slow_worker(address: str, stop: threading.Event, taken: list[str]) -> None:
+    """A worker with more to do than there is time for: it asks on, a hit every half second."""
+    with Worker(address) as worker:
+        while not stop.is_set():
+            worker.ask()
+            if len(reply := worker.reply()) >= reader.SHORTEST_MESSAGE:
+                taken.append(str(reader.header(reply, "event_id", reader.Reading())))
+                stop.wait(0.5)
+
+
+def test_somebody_who_waits_for_the_end_waits_seconds_and_every_hit_is_counted(tmp_path: Path) -> None:
+    """Workers that ask on would otherwise keep a Ctrl-C for as long as the backlog lasts."""
+    stop, hurry, taken = threading.Event(), threading.Event(), []
+    stream = tmp_path / "out.stream"
+    server = IndexServer(IndexingSettings(address=LOOPBACK, stream=stream), hurry=hurry.is_set)
+    server.start()
+    worker = threading.Thread(target=slow_worker, args=(server.router.address, stop, taken))
+    for number in range(40):
+        server.offer(packed_frame(number), result(number))
+    worker.start()
+    wait_for(lambda: len(taken) >= 2)
+    stream.write_text(stream_text.HEADER + "".join(stream_text.chunk(name) for name in taken[:2]))
+    closing = threading.Thread(target=server.close)
+    closing.start()
+    time.sleep(1.0)
+    assert closing.is_alive()  # a run that ends by itself hands out what waits
+    hurry.set()
+    began = time.monotonic()
+    closing.join(30)
+    assert time.monotonic() - began < 8.0
+    sent, unserved = server.fates["sent"], server.fates["unserved"]
+    stop.set()
+    worker.join(10)
+    assert (sent + unserved, sent) == (40, len(taken))
+    assert unserved > 20
+    assert server.awaited == sent - 2
+    assert server.summary == (
+        f"hits for indexing: sent {sent}, dropped 0, filtered 0, undecodable 0, unserved {unserved}; "
+        f"{sent - 2} of those sent without a result when the run ended"
+    )
+
+
 def test_a_server_that_never_started_closes() -> None:
     server = IndexServer(IndexingSettings(address=LOOPBACK))
     server.offer(packed_frame(1), result(1))

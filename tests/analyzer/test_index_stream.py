@@ -257,6 +257,19 @@ def test_the_thread_reads_to_the_end_before_it_ends(followed: Followed) -> None:
     assert followed.taken == ["a", "b"]
 
 
+def test_the_end_reads_no_longer_than_asked_and_says_what_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "out.stream"
+    follower = StreamFollower(path, lambda found: time.sleep(0.0003))
+    follower.start()
+    path.write_text(HEADER + chunk("a", [crystal()]) * 10_000)
+    wait_for(lambda: follower.read_bytes > 0)
+    began = time.monotonic()
+    follower.close(0.2)
+    assert time.monotonic() - began < 5.0
+    assert follower.unread_bytes > 0
+    assert follower.read_bytes + follower.unread_bytes == path.stat().st_size
+
+
 def test_a_chunk_that_cannot_be_taken_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     taken: list[str | None] = []
 

@@ -160,6 +160,8 @@ def test_the_program_says_where_and_its_metrics_pass_promtool(
     assert status["indexing"]["indexed_ratio"]["all"] == 1.0
     assert 'cxls_indexed_ratio{window="100"} 1.0' in metrics
     assert "hits for indexing: sent 12" in "".join(child.errors)
+    assert child.process.stdout is not None
+    assert child.process.stdout.read().splitlines()[-1].startswith("hits for indexing: sent 12")
     require("promtool")
     checked = subprocess.run(["promtool", "check", "metrics"], input=metrics, capture_output=True, text=True)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
