@@ -22,6 +22,7 @@ from analyzer.networks import PROFILE_BINS
 from analyzer.parameters.bragg_spots import BraggSpots
 from analyzer.parameters.bragg_watch import HitSpots
 from analyzer.parameters.frame import MOST_SATURATED
+from analyzer.parameters.stand import Stand, moved
 from analyzer.parameters.sums import RunningSums, Sums
 from analyzer.peak_finder import Comparison, Disagreement
 from analyzer.reduction import FramePlan, FrameProfile
@@ -91,18 +92,6 @@ class Histogram:
         return [(str(edge), float(n)) for edge, n in zip((*self.edges, "+Inf"), cumulative, strict=True)]
 
 
-def _header(metadata: SeriesMetadata) -> tuple[Any, ...]:
-    """What of a header says where pixels are."""
-    return (
-        metadata.shape,
-        metadata.beam_center_x_px,
-        metadata.beam_center_y_px,
-        metadata.camera_length_m,
-        metadata.photon_energy_eV,
-        metadata.pixel_size_x_m,
-    )
-
-
 def _smoothed(before: float | None, values: Sequence[float | None]) -> float | None:
     """A running mean into which a batch goes with a tenth."""
     known = [value for value in values if value is not None]
@@ -145,7 +134,8 @@ class Running:
     disagreement: Disagreement | None = None
     _ordinal: int = 0
     _offsets: dict[int, int] = field(default_factory=dict)
-    _headers: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    _headers: dict[int, Stand] = field(default_factory=dict)
+    _summed: Stand | None = None
     _next_offset: int = 0
 
     def begin(self, series: Series) -> None:
@@ -160,7 +150,7 @@ class Running:
                 self.profile_frames = 0.0
                 self.sums.begin_latest()
             self.series_id, self.metadata = series.series_id, series.metadata
-            self._headers[series.ordinal] = _header(series.metadata)
+            self._headers[series.ordinal] = Stand.of(series.metadata)
             while len(self._headers) > _SERIES_KEPT:
                 del self._headers[next(iter(self._headers))]
 
@@ -271,6 +261,11 @@ class Running:
             return
         if self._of_another_header(result, seen.plan):
             return
+        header = self._headers.get(result.ordinal)
+        if self.sums.sectors is not seen.plan.sectors or moved(self._summed, header):
+            # A geometry file with numbers of its own has one plan wherever the header says the detector is.
+            self.sums.reset()
+            self._summed = header
         geometry = seen.plan.geometry
         center = (geometry.beam_center_fs, geometry.beam_center_ss)
         saturated = (result.saturated_pixels or 0) > MOST_SATURATED * seen.plan.sectors.pixels.sum()
@@ -278,16 +273,17 @@ class Running:
 
     def _add_spots(self, result: FrameResult, seen: FramePeaks) -> None:
         if self.spots is not None and result.hit and not self._of_another_header(result, seen.plan):
-            self.spots.add(seen)
+            self.spots.add(seen, self._headers.get(result.ordinal))
 
     def _of_another_header(self, result: FrameResult, plan: FramePlan) -> bool:
         """Whether a frame is a late one of a series with another header."""
         if result.ordinal >= self._ordinal:
             return False
+        header = self._headers.get(result.ordinal)
         if self.sums.sectors is not None:
-            return plan.sectors is not self.sums.sectors
+            return plan.sectors is not self.sums.sectors or moved(self._summed, header)
         # Nothing came of the later series yet, which a file's reader may be far ahead with.
-        return self._headers.get(result.ordinal) != self._headers.get(self._ordinal)
+        return moved(self._headers.get(self._ordinal), header)
 
     def hit_spots(self) -> BraggSpots | None:
         """Those kept of this geometry's hits, another object when they begin anew."""

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from analyzer.frame_peaks import FramePeaks
+from analyzer.geometry import Geometry
 from analyzer.parameters.bragg import CELL_UNCERTAINTY, BraggEstimate, BraggPrior, estimate_bragg
 from analyzer.parameters.bragg_spots import BraggSpots
 from analyzer.parameters.fit import Posterior
 from analyzer.parameters.lattice import Cell
-from analyzer.parameters.profile import Sectors
+from analyzer.parameters.stand import SAME_CENTER_PX, Stand, moved
 
 log = logging.getLogger(__name__)
 
@@ -39,23 +40,33 @@ class KnownCell:
 
 
 class HitSpots:
-    """The spots of hits of one geometry; another one begins anew. One thread adds, others may look."""
+    """The spots of hits of one geometry; another one begins anew. One thread adds, others may look.
+
+    Another one is one that the header or the geometry file in use puts elsewhere, by more than `stand` takes for one
+    place. A header may say that the detector moved where a geometry file with numbers of its own does not.
+    """
 
     def __init__(self) -> None:
         self.kept: BraggSpots | None = None
-        self._sectors: Sectors | None = None
+        self._of: tuple[Stand | None, Geometry] | None = None
 
-    def add(self, seen: FramePeaks) -> None:
-        """Take the peaks of a hit."""
+    def add(self, seen: FramePeaks, header: Stand | None) -> None:
+        """Take the peaks of a hit; ``header`` is that of its series."""
         geometry = seen.plan.geometry
-        if self.kept is None or seen.plan.sectors is not self._sectors:
-            self.kept, self._sectors = BraggSpots(geometry.pixel_size_m), seen.plan.sectors
+        if self.kept is None or self._of is None or _elsewhere(*self._of, header, geometry):
+            self.kept, self._of = BraggSpots(geometry.pixel_size_m), (header, geometry)
         x_px, y_px = geometry.positions_px(seen.peaks["fs"], seen.peaks["ss"])
         self.kept.add(x_px, y_px, seen.peaks["intensity"])
 
     def reset(self) -> None:
         """Forget everything."""
-        self.kept = self._sectors = None
+        self.kept = self._of = None
+
+
+def _elsewhere(header: Stand | None, geometry: Geometry, new_header: Stand | None, new: Geometry) -> bool:
+    away = math.hypot(new.beam_center_fs - geometry.beam_center_fs, new.beam_center_ss - geometry.beam_center_ss)
+    same = (new.shape, new.pixel_size_m, new.panels) == (geometry.shape, geometry.pixel_size_m, geometry.panels)
+    return not same or away > SAME_CENTER_PX or moved(header, new_header)
 
 
 class BraggWatch:

@@ -7,9 +7,10 @@ import pytest
 
 from analyzer.geometry import AZIMUTH_CLASSES
 from analyzer.networks import PROFILE_BINS
+from analyzer.reduction import FrameProfile
 from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Histogram, ImageWindow, Running
-from tests.analyzer.builders import CHANNEL, series
+from tests.analyzer.builders import CHANNEL, plan, series
 
 
 def result(image_id: int, decision: Decision = Decision.MISS, ordinal: int = 1, **changes: Any) -> FrameResult:
@@ -223,3 +224,25 @@ def test_a_snapshot_before_the_first_frame_has_no_ratio() -> None:
     snapshot = Running().snapshot()
     assert snapshot["hit_ratio"] == {"100": None, "1000": None}
     assert snapshot["last"] is None
+
+
+# --- sums of diffuse scattering -----------------------------------------------------------
+
+
+def test_a_header_that_moves_the_detector_begins_the_sums_anew_under_one_geometry_file() -> None:
+    """With a .geom of numbers every series has one plan; a late frame of the series before does not mix in."""
+    running, of = Running(), plan()
+    seen = FrameProfile(of, np.ones((3, of.sectors.bins), np.float32), 0.0)
+
+    def summed() -> float:
+        sums = running.diffuse_sums()
+        return 0.0 if sums is None else sum(each.frames for each in sums.run)
+
+    for ordinal, length in ((1, 0.15), (2, 0.15), (3, 0.25)):
+        running.begin(series(ordinal, ordinal, camera_length_m=length))
+        running.add([result(0, ordinal=ordinal)], [], {}, diffuse=[seen])
+        assert summed() == {1: 1.0, 2: 2.0, 3: 1.0}[ordinal]
+    running.add([result(1, ordinal=2)], [], {}, diffuse=[seen])
+    assert summed() == 1.0
+    running.add([result(1, ordinal=3)], [], {}, diffuse=[seen])
+    assert summed() == 2.0

@@ -4,6 +4,7 @@ import logging
 import math
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,14 @@ from analyzer.kernels import PEAK_DTYPE
 from analyzer.parameters.bragg_spots import BraggSpots
 from analyzer.parameters.bragg_watch import FEWEST_HITS, LEAST_PAUSE_S, BraggWatch, HitSpots, KnownCell
 from analyzer.parameters.fit import Posterior, undetermined
+from analyzer.parameters.stand import Stand
 from analyzer.reduction import FramePlan
 from analyzer.results import Decision
 from analyzer.running import Running
-from tests.analyzer.builders import plan, series
+from streamer.messages import SeriesMetadata
+from streamer.series import Series
+from tests.analyzer import builders
+from tests.analyzer.builders import metadata, plan, series
 from tests.analyzer.parameters.bragg_hits import (
     CELL,
     CENTER,
@@ -63,25 +68,77 @@ def peaks(of: FramePlan, places: list[tuple[float, float]], photons: float = 20.
 
 def test_spots_are_kept_from_the_nominal_beam() -> None:
     spots, of = HitSpots(), plan()
-    spots.add(peaks(of, [(of.geometry.beam_center_fs + 3.0, of.geometry.beam_center_ss - 2.0)]))
+    spots.add(peaks(of, [(of.geometry.beam_center_fs + 3.0, of.geometry.beam_center_ss - 2.0)]), None)
     assert spots.kept is not None
     (frame,) = spots.kept.frames()
     assert (frame.x_px[0], frame.y_px[0], frame.photons[0]) == pytest.approx((3.0, -2.0, 20.0), abs=1e-4)
 
 
 def test_another_geometry_and_a_reset_begin_anew() -> None:
-    spots, first, second = HitSpots(), plan(), plan()
+    spots, first, second = HitSpots(), plan(), plan(center=(builders.CENTER[0] + 1.0, builders.CENTER[1]))
     for _ in range(3):
-        spots.add(peaks(first, [(1.0, 2.0)]))
+        spots.add(peaks(first, [(1.0, 2.0)]), None)
     before = spots.kept
     assert before is not None
     assert len(before) == 3
-    spots.add(peaks(second, []))
+    spots.add(peaks(second, []), None)
     assert spots.kept is not before
     assert spots.kept is not None
     assert len(spots.kept) == 1
     spots.reset()
     assert spots.kept is None
+
+
+def kept_after(first: SeriesMetadata, second: SeriesMetadata, plans: tuple[FramePlan, FramePlan]) -> int:
+    """Hits kept after three of one series and two of the next."""
+    running = Running(spots=HitSpots())
+    for ordinal, (header, of, hits_) in enumerate(zip((first, second), plans, (3, 2), strict=True), 1):
+        running.begin(Series(ordinal, ordinal, None, header))
+        batch = [result(n, Decision.HIT, ordinal=ordinal) for n in range(hits_)]
+        running.add(batch, [], {}, peaks=[peaks(of, [(1.0, 2.0)])] * hits_)
+    kept = running.hit_spots()
+    assert kept is not None
+    return len(kept)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"camera_length_m": 0.1501},
+        {"camera_length_m": None},
+        {"photon_energy_eV": 7005.0},
+        {"beam_center_x_px": builders.CENTER[0] + 0.5},
+        {"beam_center_y_px": builders.CENTER[1] - 2.0},
+        {"pixel_size_x_m": 55e-6},
+    ],
+)
+def test_a_detector_that_moved_begins_anew_though_a_geometry_file_says_it_stands_still(change: dict[str, Any]) -> None:
+    """With a .geom of numbers every series has one plan, whatever its header says."""
+    of = plan()
+    assert kept_after(metadata(), metadata(**change), (of, of)) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"camera_length_m": 0.15 + 1e-5},
+        {"photon_energy_eV": 7000.9},
+        {"beam_center_x_px": builders.CENTER[0] + 0.1},
+        {"number_of_images": 7},
+    ],
+)
+def test_a_header_read_a_little_differently_goes_on_with_the_spots(change: dict[str, Any]) -> None:
+    center = (change.get("beam_center_x_px", builders.CENTER[0]) - 0.5, builders.CENTER[1] - 0.5)
+    assert kept_after(metadata(), metadata(**change), (plan(), plan(center=center))) == 5
+
+
+def test_many_small_steps_are_a_move() -> None:
+    spots, of = HitSpots(), plan()
+    for step in range(10):
+        spots.add(peaks(of, [(1.0, 2.0)]), Stand.of(metadata(photon_energy_eV=7000.0 + step)))
+    assert spots.kept is not None
+    assert len(spots.kept) < 10
 
 
 def test_a_run_keeps_the_peaks_of_its_hits_alone_and_only_when_asked() -> None:
