@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,11 @@ POWDER_CELLS = 1 << 21
 """The powder's most cells: it is binned 2 x 2, or more on larger detectors."""
 
 PEAKOGRAM_BINS = 200
+"""Of the detector's reach when it begins; bins of the same width are added where it comes to reach farther."""
+
+_MOST_REACH = 4
+"""Up to so many times that reach, and down to its part of one in so many, the peakogram goes on when it moves."""
+
 LOG_INTENSITY = np.linspace(0.0, 6.0, 61)
 """Decimal logarithm of photons a peak; what lies outside counts in the first or last bin."""
 
@@ -45,7 +50,7 @@ _HOT_PIXELS_COST = 50.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axis:
-    """The peakogram's abscissa: ``name`` q or radius, its unit and its edges (PEAKOGRAM_BINS + 1,)."""
+    """The peakogram's abscissa: ``name`` q or radius, its unit and its edges (n + 1,), n from PEAKOGRAM_BINS on."""
 
     name: str
     unit: str
@@ -57,7 +62,7 @@ class Snapshot:
     """Products at one time, arrays that nobody writes to any more.
 
     ``powder_photons`` float64 and ``powder_peaks`` uint32 (ss / bin_px, fs / bin_px): photons and peaks of hits.
-    ``peakogram`` (PEAKOGRAM_BINS, 60) int64: peaks of hits by ``axis`` and ``LOG_INTENSITY``. ``peak_counts``
+    ``peakogram`` (n, 60) int64: peaks of hits by ``axis`` and ``LOG_INTENSITY``. ``peak_counts``
     (2, 256) int64: frames with beam by peak count, no hits and hits. ``resolution`` int64: hits by resolution estimate,
     ``SPACING_EDGES_ANGSTROM``. ``frames`` is by decision; ``saturated_frames`` have saturated pixels.
     """
@@ -97,6 +102,20 @@ class _Gathered:
     def begin_peakogram(self, geometry: Geometry) -> None:
         self.axis = _axis(geometry)
         self.peakogram = np.zeros((PEAKOGRAM_BINS, len(LOG_INTENSITY) - 1), np.int64)
+        self._reaches = geometry
+
+    def _reach(self, geometry: Geometry) -> None:
+        """Let the peakogram's axis go as far as a detector that stands elsewhere; q is q wherever it stands."""
+        new = _axis(geometry)
+        width = self.axis.edges[1]
+        bins = math.ceil(new.edges[-1] / width - 1e-6)
+        near = PEAKOGRAM_BINS / _MOST_REACH <= bins <= PEAKOGRAM_BINS * _MOST_REACH
+        if new.name != self.axis.name or not near:
+            self.begin_peakogram(geometry)
+        elif (more := bins - len(self.peakogram)) > 0:
+            self.axis = replace(new, edges=width * np.arange(bins + 1))
+            self.peakogram = np.pad(self.peakogram, ((0, more), (0, 0)))
+        self._reaches = geometry
 
     def add(self, result: FrameResult, seen: FramePeaks) -> None:
         self.geometry = seen.plan.geometry
@@ -109,8 +128,8 @@ class _Gathered:
             self._add_hit(result, seen)
 
     def _add_hit(self, result: FrameResult, seen: FramePeaks) -> None:
-        if (seen.q_per_angstrom is None) != (self.axis.name == "radius"):
-            self.begin_peakogram(seen.plan.geometry)
+        if seen.plan.geometry is not self._reaches:
+            self._reach(seen.plan.geometry)
         if result.resolution_angstrom is not None:
             self.resolution[_bins(SPACING_EDGES_ANGSTROM, np.array([result.resolution_angstrom]))] += 1
         if not len(seen.peaks):

@@ -14,6 +14,7 @@ from analyzer.bundle import Bundle
 from analyzer.cascade import Analyser, CascadeSettings
 from analyzer.control import Control
 from analyzer.front import Front, FrontSettings
+from analyzer.geometry import Geometry
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.panels import open_geometry
@@ -108,6 +109,56 @@ def test_without_distance_the_peakogram_is_by_radius_and_begins_anew_when_it_is_
     products.add(outcome.results, outcome.peaks, outcome.profiles)
     assert shown(products).axis.name == "q"
     assert shown(products).peakogram.sum() == len(SPOT)
+    assert shown(products).powder_peaks.sum() == 2 * len(SPOT)
+
+
+def hit_of(bundle: Bundle, products: Products, ordinal: int, **header: Any) -> Geometry:
+    """Adds a hit of a series with this header; its geometry."""
+    outcome = Analyser(bundle, BY_PEAKS).process([frame(with_spots(water(0.0)), of=series(ordinal, ordinal, **header))])
+    products.add(outcome.results, outcome.peaks, outcome.profiles)
+    return outcome.peaks[0].plan.geometry
+
+
+def in_q(products: Snapshot, *geometries: Geometry) -> np.ndarray[Any, Any]:
+    """What the peakogram has to be along q, of a hit in each of these geometries."""
+    ss, fs = (np.array(each, float) + 0.5 for each in zip(*SPOT, strict=True))
+    q = np.concatenate([geometry.q_per_angstrom(fs, ss) for geometry in geometries])  # type: ignore[arg-type]
+    assert q.max() < products.axis.edges[-1]
+    return np.histogram(q, products.axis.edges)[0]
+
+
+@pytest.mark.parametrize("header", [{"camera_length_m": 0.08}, {"photon_energy_eV": 12_000.0}])
+def test_a_detector_that_comes_to_reach_farther_gets_a_longer_axis_and_no_peak_moves(
+    bundle: Bundle, header: dict[str, float]
+) -> None:
+    """On the first series' axis the new peaks would all be in its last bin."""
+    products = Products()
+    first = hit_of(bundle, products, 1)
+    before = shown(products)
+    second = hit_of(bundle, products, 2, **header)
+    after = shown(products)
+    reach = second.q_at(second.reach_px)
+    assert reach is not None
+    assert before.axis.edges[-1] < reach <= after.axis.edges[-1] < 1.03 * reach
+    np.testing.assert_allclose(after.axis.edges[: len(before.axis.edges)], before.axis.edges, rtol=1e-12)
+    assert np.abs(before.peakogram.sum(1) - in_q(before, first)).sum() <= 2
+    assert np.abs(after.peakogram.sum(1) - in_q(after, first, second)).sum() <= 2
+    assert len(after.peakogram) == len(after.axis.edges) - 1
+    # Back again: the axis stays, and so does all that was gathered.
+    hit_of(bundle, products, 3)
+    assert shown(products).peakogram.sum() == 3 * len(SPOT)
+    np.testing.assert_array_equal(shown(products).axis.edges, after.axis.edges)
+
+
+@pytest.mark.parametrize("camera_length_m", [0.01, 5.0])
+def test_a_detector_that_stands_altogether_elsewhere_begins_the_peakogram_anew(
+    bundle: Bundle, camera_length_m: float
+) -> None:
+    products = Products()
+    hit_of(bundle, products, 1)
+    there = hit_of(bundle, products, 2, camera_length_m=camera_length_m)
+    assert shown(products).peakogram.sum() == len(SPOT)
+    assert shown(products).axis.edges[-1] == there.q_at(there.reach_px + 1.0)
     assert shown(products).powder_peaks.sum() == 2 * len(SPOT)
 
 
