@@ -5,9 +5,11 @@ conditions) is not forgotten. The real part is half hits, half empties, whatever
 """
 
 import copy
-import itertools
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +20,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from analyzer.attributes import Recipe
 from analyzer.bundle import CARD, BadBundle, Bundle, BundleCard, save_card, save_weights
 from analyzer.drift import score_histogram
 from analyzer.networks import HitNetwork
+from analyzer.weights import first_line
+from streamer.files import BadInput
 from training.guard import Compared, compare
 from training.hit import NETWORK, THRESHOLDS, TrainedHit, batch_of, calibrate, of_bundle, predict
 from training.hit_performance import count_row, mix_rows
+from training.loop import checkpoint as checkpoints
+from training.loop.optimising import Descent
+from training.loop.order import seed_everything
+from training.loop.samples import digest
 from training.loop.train import Diverged, save_batch
 from training.real_labels import Labels, class_counts
 from training.reduced_series import ReducedSeries
@@ -40,6 +49,10 @@ _SEEDS = 1 << 32
 
 REFERENCE_SEED = _SEEDS - 1
 _REFERENCE_SHARDS = 4
+
+CHECKPOINT_S = 30.0
+"""A step takes tens of milliseconds, a checkpoint as long."""
+
 _VALIDATION_SHARE = 3
 
 
@@ -95,13 +108,17 @@ class SimulatedShots:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finetuned:
-    """The adapted network beside its parent: figures compared, and rows at each bundle's own threshold."""
+    """The adapted network beside its parent: figures compared, and rows at each bundle's own threshold.
+
+    ``checkpoint``: where the training stands, of no use once the bundle is written.
+    """
 
     trained: TrainedHit
     compared: tuple[Compared, ...]
     at_threshold: tuple[dict[str, Any], ...]
     reference_rows: tuple[dict[str, Any], ...]
     reference_probability: npt.NDArray[np.float64]
+    checkpoint: Path | None = None
 
     @property
     def failures(self) -> tuple[Compared, ...]:
@@ -151,16 +168,117 @@ def finetune(
     device: torch.device,
     folder: Path,
     progress: Progress | None = None,
+    checkpoint_s: float = CHECKPOINT_S,
 ) -> Finetuned:
     """Train on from the parent's weights, calibrate, set the threshold, compare with the parent (`training.guard`).
 
-    Raises ``Diverged`` when the loss is no number, with its batch saved in `folder`.
+    The training keeps a checkpoint in `folder` every checkpoint_s seconds, and when `progress` ends it; the same
+    training goes on there and ends at the same weights. Raises ``Diverged`` when the loss is no number, with its batch
+    saved in `folder`, and ``BadInput`` for a damaged checkpoint.
     """
+    what = _what(parent, real, simulated, recipe)
     network = copy.deepcopy(cast(HitNetwork, parent.hit)).to(device).requires_grad_(True)
-    history = _train(network, real, simulated, recipe, device, folder, progress)
+    history = _train(network, real, simulated, recipe, device, folder, what, progress, checkpoint_s)
     held_out = real.held_out
     trained = _calibrated(network, simulated.validation, held_out, recipe, device, history)
-    return judge(parent, trained, simulated.reference, held_out, real.reduced.crystal[real.validation], device)
+    made = judge(parent, trained, simulated.reference, held_out, real.reduced.crystal[real.validation], device)
+    return replace(made, checkpoint=checkpoint_path(folder, what))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """So many of a batch's frames: of a set, those at ``places``, each once before any comes again.
+
+    Which they are follows from seed, number of the part and step alone, so that a training goes on anywhere.
+    """
+
+    number: int
+    shots: ShotSet
+    places: npt.NDArray[np.intp]
+    count: int
+
+    def at(self, step: int, seed: int) -> npt.NDArray[np.intp]:
+        """Places (count,) of a step, from 0, in order."""
+        size, first = len(self.places), step * self.count
+        passes = range(first // size, (first + self.count - 1) // size + 1)
+        order = np.concatenate([np.random.default_rng([seed, 0, self.number, n]).permutation(size) for n in passes])
+        begin = first - passes[0] * size
+        return np.sort(self.places[order[begin : begin + self.count]])
+
+
+def _parts(real: RealFrames, simulated: SimulatedShots, recipe: FinetuneRecipe) -> tuple[list[_Part], int]:
+    """What each batch is made of, and the steps of an epoch."""
+    shots, made = real.shots, simulated.train
+    of_real = max(2, round(recipe.batch * (1.0 - recipe.mix)))
+    hits, empties = real.train[shots.hit[real.train]], real.train[~shots.hit[real.train]]
+    parts = [_Part(0, shots, hits, of_real // 2), _Part(1, shots, empties, of_real - of_real // 2)]
+    if recipe.batch > of_real:
+        parts.append(_Part(2, made, np.arange(len(made)), recipe.batch - of_real))
+    rarer = min(max(len(hits), len(empties)), _REPEATS * min(len(hits), len(empties)))
+    return parts, math.ceil(rarer / (of_real // 2))
+
+
+def _what(parent: Bundle, real: RealFrames, simulated: SimulatedShots, recipe: FinetuneRecipe) -> dict[str, Any]:
+    """What a checkpoint must be of to be gone on with."""
+    shots, made = real.shots, simulated.train
+    return {
+        "network": NETWORK,
+        "parent": parent.label,
+        "recipe": asdict(recipe),
+        "real_frames": digest(shots.hit, shots.zones, shots.header, real.train, real.validation),
+        "simulated_shots": digest(made.hit, made.zones, made.header),
+    }
+
+
+def checkpoint_path(folder: Path, what: dict[str, Any]) -> Path:
+    """The checkpoint of one training: another one has another name, so neither is in the other's way."""
+    text = json.dumps(what, sort_keys=True).encode()
+    return folder / f"finetune-{hashlib.blake2b(text, digest_size=6).hexdigest()}.safetensors"
+
+
+class _Training:
+    """The weights on their way, and where the training stands: ``step`` steps are done."""
+
+    def __init__(self, network: nn.Module, recipe: FinetuneRecipe, steps: int, path: Path, what: dict[str, Any]):
+        self.network, self.path, self._what = network, path, what
+        loop = Recipe(
+            loss="bce", optimiser="adamw", learning_rate=recipe.learning_rate, epochs=recipe.epochs,
+            batch=recipe.batch, schedule="one-cycle", weight_decay=recipe.weight_decay, clip_norm=1.0,
+        )  # fmt: skip
+        self.descent = Descent(loop, network, steps, mixed=False)
+        self.averaged = torch.optim.swa_utils.AveragedModel(network)
+        self.step, self.total, self.history = 0, 0.0, list[dict[str, float]]()
+        if path.exists():
+            self._resume()
+
+    def checkpoint(self) -> None:
+        """Keep all of it, in the place of what was kept before."""
+        optimiser, rest = checkpoints.optimiser_state(self.descent.optimiser)
+        averaged = {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        state = {
+            "step": self.step,
+            "total": self.total,
+            "history": self.history,
+            "optimiser": rest,
+            "descent": self.descent.state(),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = checkpoints.network_state(self.network) | averaged | optimiser
+        checkpoints.write(self.path, tensors, self._what, state)
+
+    def _resume(self) -> None:
+        """Raises ``BadInput`` for a checkpoint that is damaged."""
+        kept = checkpoints.read(self.path, self._what)
+        checkpoints.restore_network(self.network, kept.tensors, self.path)
+        checkpoints.restore_optimiser(self.descent.optimiser, kept, self.path)
+        try:
+            self.averaged.load_state_dict(
+                {n.removeprefix("averaged."): t for n, t in kept.tensors.items() if n.startswith("averaged.")}
+            )
+            self.descent.restore(kept.state["descent"])
+            self.step, self.total, self.history = (kept.state[name] for name in ("step", "total", "history"))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise BadInput(f"{self.path}: damaged, {first_line(error)}; remove it to begin anew") from None
 
 
 def _train(
@@ -170,62 +288,56 @@ def _train(
     recipe: FinetuneRecipe,
     device: torch.device,
     folder: Path,
+    what: dict[str, Any],
     progress: Progress | None,
+    checkpoint_s: float = CHECKPOINT_S,
 ) -> list[dict[str, float]]:
-    """Train in place; the weights averaged over the last steps are left."""
-    shots, made = real.shots, simulated.train
-    torch.manual_seed(recipe.seed)
-    rng = np.random.default_rng(recipe.seed)
-    of_real = max(2, round(recipe.batch * (1.0 - recipe.mix)))
-    hits, empties = real.train[shots.hit[real.train]], real.train[~shots.hit[real.train]]
-    parts = [(shots, hits, of_real // 2), (shots, empties, of_real - of_real // 2)]
-    per_epoch = math.ceil(min(max(len(hits), len(empties)), _REPEATS * min(len(hits), len(empties))) / (of_real // 2))
-    if recipe.batch > of_real:
-        parts.append((made, np.arange(len(made)), recipe.batch - of_real))
-    draws = [_forever(places, count, rng) for _, places, count in parts]
-    optimiser = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    """Train in place; the weights averaged over the last steps are left.
+
+    What was cut short in ``folder`` goes on where its checkpoint stands, and ends at the same weights.
+    """
+    parts, per_epoch = _parts(real, simulated, recipe)
     steps = per_epoch * recipe.epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, steps)
-    averaged = torch.optim.swa_utils.AveragedModel(network)
-    loss_of, history, total = nn.BCEWithLogitsLoss(), [], 0.0
+    run = _Training(network, recipe, steps, checkpoint_path(folder, what), what)
+    loss_of, last_written = nn.BCEWithLogitsLoss(), time.monotonic()
     network.train()
-    for step in range(1, steps + 1):
-        drawn = [
-            _batch(source, next(places), recipe, rng, device)
-            for (source, _, _), places in zip(parts, draws, strict=True)
-        ]
+    while run.step < steps:
+        seed_everything(recipe.seed, run.step)
+        drawn = []
+        for part in parts:
+            rng = np.random.default_rng([recipe.seed, 1, part.number, run.step])
+            drawn.append(_batch(part.shots, part.at(run.step, recipe.seed), recipe, rng, device))
         truth = torch.cat([truth for _, truth in drawn])
         loss = loss_of(torch.cat([network(*inputs) for inputs, _ in drawn]), truth)
         if not torch.isfinite(loss):
             fields = (torch.cat(field) for field in zip(*(inputs for inputs, _ in drawn), strict=True))
             batch = dict(zip(("zones", "cells", "header"), fields, strict=True))
-            path = save_batch(folder, batch, truth, {"step": step})
+            path = save_batch(folder, batch, truth, {"step": run.step + 1})
             raise Diverged(
-                f"the loss of step {step} is {loss.item()}; its batch is in {path}; start from another bundle, or "
-                "leave out the series whose frames are no numbers there"
+                f"the loss of step {run.step + 1} is {loss.item()}; its batch is in {path}; start from another bundle, "
+                "or leave out the series whose frames are no numbers there"
             )
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step > recipe.averaged_from * steps or step == steps:
-            averaged.update_parameters(network)
-        total += loss.item()
-        if step % per_epoch == 0:
-            history.append({"train_loss": total / per_epoch})
-            total = 0.0
+        run.descent.optimiser.zero_grad()
+        run.descent.backward(loss)
+        run.descent.step(network)
+        run.step += 1
+        if run.step > recipe.averaged_from * steps or run.step == steps:
+            run.averaged.update_parameters(network)
+        run.total += loss.item()
+        if run.step % per_epoch == 0:
+            run.history.append({"train_loss": run.total / per_epoch})
+            run.total = 0.0
+        if run.step == steps or time.monotonic() - last_written >= checkpoint_s:
+            run.checkpoint()
+            last_written = time.monotonic()
         if progress is not None:
-            progress(step, steps)
-    network.load_state_dict(averaged.module.state_dict())
-    return history
-
-
-def _forever(places: npt.NDArray[np.intp], count: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.intp]]:
-    """So many places at a time, each once before any comes again."""
-    endless = itertools.chain.from_iterable(rng.permutation(places) for _ in itertools.count())
-    while True:
-        yield np.sort(np.fromiter(itertools.islice(endless, count), np.intp, count))
+            try:
+                progress(run.step, steps)
+            except BaseException:  # a signal ends it at a checkpoint
+                run.checkpoint()
+                raise
+    network.load_state_dict(run.averaged.module.state_dict())
+    return run.history
 
 
 def _batch(

@@ -48,7 +48,7 @@ def run(settings: TrainSettings, sources: Sequence[str], shards: int = SHARDS) -
     """Fine-tune on the sources, compare with the parent, write the bundle where it is no worse.
 
     A bundle that is worse goes to OUT.rejected, and ``Failed`` says by how much. An interrupted run writes no bundle;
-    simulated shots stay in --work and are used again.
+    simulated shots and the training's checkpoint stay in --work, and the same command goes on there.
     """
     parent_folder = settings.bundle or DEFAULT_BUNDLE
     parent = _parent(settings, parent_folder)
@@ -137,6 +137,8 @@ def _finish(
         write_bundle(card, made, parent_folder, folder)
     except OSError as error:
         raise Failed(f"{error.filename or folder}: {error.strerror or error}") from None
+    if made.checkpoint is not None:
+        made.checkpoint.unlink(missing_ok=True)
     if refused:
         raise Failed(f"{settings.out}: not written, {rejection(made.failures)}; the bundle is kept as {folder}")
     click.echo(f"{folder}: bundle {load_bundle(folder).label}")

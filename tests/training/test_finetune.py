@@ -1,6 +1,10 @@
 """A bundle adapted to real frames: labels, blocks, training, the guard, and the command that runs them."""
 
 import copy
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,12 +25,15 @@ from cxls.commands import finetune as command
 from cxls.settings import BadSettings, TrainSettings
 from streamer.files import BadInput
 from tests.analyzer.builders import frames_of_a_run, write_bundle, write_series
+from tests.support import REPOSITORY
 from tests.training.made_shots import made_shots
 from training import finetune as finetuning
 from training.finetune import (
+    Finetuned,
     FinetuneRecipe,
     RealFrames,
     SimulatedShots,
+    _Part,
     finetune,
     rejection,
     require_trainable,
@@ -305,6 +312,97 @@ def test_a_loss_that_is_no_number_stops_the_training_with_the_batch_saved(
     assert all(torch.isfinite(values).all() for values in saved.values())
 
 
+def same_bits(one: Finetuned, other: Finetuned) -> bool:
+    first, second = one.trained.network.state_dict(), other.trained.network.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def adapted(
+    parent: Bundle, simulated: SimulatedShots, folder: Path, stop_after: int = 0
+) -> tuple[Finetuned, list[int]]:
+    """The adapted bundle and the steps that were taken for it; ``KeyboardInterrupt`` after so many."""
+    steps: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        steps.append(done)
+        if done == stop_after:
+            raise KeyboardInterrupt
+
+    return finetune(parent, real_frames(), simulated, QUICK, CPU, folder, progress), steps
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(simulated: SimulatedShots, tmp_path: Path) -> None:
+    """Killed two steps after its last checkpoint, among the steps whose weights are averaged."""
+    folder = write_bundle(tmp_path / "parent")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.training.finetune_child", folder, tmp_path / "killed", "9", "11"],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        straight, every = adapted(load_bundle(folder), simulated, tmp_path / "whole")
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"waiting\n"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        resumed, rest = adapted(load_bundle(folder), simulated, tmp_path / "killed")
+    finally:
+        torch.set_num_threads(threads)
+    assert every == list(range(1, every[-1] + 1))
+    assert every[-1] * QUICK.averaged_from < 9
+    assert rest == list(range(10, every[-1] + 1))
+    assert same_bits(resumed, straight)
+    assert (resumed.trained.history, resumed.trained.threshold) == (
+        straight.trained.history,
+        straight.trained.threshold,
+    )
+    assert resumed.compared == straight.compared
+
+
+def test_a_training_that_was_interrupted_goes_on_and_another_one_does_not_take_its_place(
+    simulated: SimulatedShots, tmp_path: Path
+) -> None:
+    parent = load_bundle(write_bundle(tmp_path / "parent"))
+    straight, every = adapted(parent, simulated, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        adapted(parent, simulated, tmp_path / "cut", stop_after=5)
+    other = replace(QUICK, learning_rate=2e-4)
+    steps: list[int] = []
+    finetune(
+        parent, real_frames(), simulated, other, CPU, tmp_path / "cut", lambda done, total: steps.append(done)
+    )  # fmt: skip
+    assert steps == every
+    resumed, rest = adapted(parent, simulated, tmp_path / "cut")
+    assert rest == every[5:]
+    assert same_bits(resumed, straight)
+    # Done, and asked for again before its bundle was written: nothing is trained anew.
+    again, none = adapted(parent, simulated, tmp_path / "cut")
+    assert none == []
+    assert same_bits(again, straight)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(simulated: SimulatedShots, tmp_path: Path) -> None:
+    parent = load_bundle(write_bundle(tmp_path / "parent"))
+    with pytest.raises(KeyboardInterrupt):
+        adapted(parent, simulated, tmp_path, stop_after=2)
+    (path,) = tmp_path.glob("finetune-*.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BadInput, match=rf"{path.name}: damaged"):
+        adapted(parent, simulated, tmp_path)
+
+
+def test_every_frame_comes_once_before_any_comes_again() -> None:
+    part = _Part(1, made_shots(8, 1), np.arange(100, 107), 3)
+    drawn = [part.at(step, seed=5).tolist() for step in range(14)]
+    assert all(each == sorted(each) for each in drawn)
+    flat = np.concatenate(drawn)
+    assert np.bincount(flat - 100).tolist() == [6] * 7
+    assert drawn[3:5] == [part.at(step, seed=5).tolist() for step in (3, 4)]
+    assert drawn != [part.at(step, seed=6).tolist() for step in range(14)]
+
+
 def test_simulated_shots_are_of_seeds_that_no_training_takes() -> None:
     largest = TrainSettings.model_fields["seed"].metadata
     limit = next(each.lt for each in largest if hasattr(each, "lt"))
@@ -350,6 +448,7 @@ def test_the_command_writes_a_bundle_whose_card_tells_where_it_comes_from(
 ) -> None:
     command.run(settings, [str(run_master)])
     made = load_bundle(settings.out)
+    assert not list(settings.work.glob("finetune-*.safetensors"))
     training, performance = made.card.hit.training, made.card.hit.performance
     assert made.card.name == "adapted"
     assert made.card.peaks is not None
