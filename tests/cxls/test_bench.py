@@ -1,4 +1,4 @@
-"""What the benchmarks are built on: scoring of peaks, and the proof that a worker allocates no frame."""
+"""What the benchmarks are built on: counting of peaks, and the proof that a worker allocates no frame."""
 
 from pathlib import Path
 
@@ -8,31 +8,24 @@ from analyzer.bundle import load_bundle
 from analyzer.cascade import Analyser, CascadeSettings
 from cxls.bench.inputs import packed_frames, simulate
 from cxls.bench.memory import steady_state
-from cxls.bench.peaks import TrueSpots, merged, score
+from cxls.bench.peaks import Truth
+from tests.training.evaluation.builders import series_of
 
 
-def spots(*rows: tuple[float, float, float]) -> TrueSpots:
-    table = np.array(rows, float).reshape(-1, 3)
-    return TrueSpots(table[:, :2], table[:, 2])
-
-
-def test_spots_closer_than_the_radius_are_one_at_the_brightest() -> None:
-    single = merged(spots((10, 10, 3.0), (11, 12, 8.0), (40, 40, 5.0)))
-    assert sorted(single.photons.tolist()) == [5.0, 11.0]
-    assert [11, 12] in single.positions.tolist()
-
-
-def test_a_peak_matches_one_spot_and_a_spot_one_peak() -> None:
-    found = np.array([[10.5, 10.0], [12.0, 10.0], [80.0, 80.0]])
-    result = score(found, spots((10, 10, 20.0), (50, 50, 7.0)))
-    assert result.found == 3
-    # The second peak lies on Bragg light of a spot that has its peak already; the third on nothing.
-    assert result.false == 1
-
-
-def test_no_peak_and_no_spot_score_nothing() -> None:
-    assert score(np.empty((0, 2)), spots()).found == 0
-    assert score(np.array([[1.0, 1.0]]), spots()).false == 1
+def test_the_bench_counts_peaks_as_the_evaluation_does(tmp_path: Path) -> None:
+    """One frame with a spot beside a bad column, one that stands alone, two that are one, and a peak on each kind."""
+    master = series_of(
+        tmp_path, [True], spot_frame=np.zeros(4, int), spot_ss=np.array([6.0, 8.0, 16.0, 16.0]),
+        spot_fs=np.array([8.0, 16.0, 22.0, 24.0]), spot_photons=np.array([50.0, 7.0, 4.0, 3.0]),
+    )  # fmt: skip
+    peaks = np.array([[8.0, 6.0], [16.3, 8.4], [22.0, 16.0], [25.0, 16.0], [18.5, 16.0], [17.0, 19.0]])
+    count = Truth(master).count([peaks])
+    assert (count.frames, count.peaks) == (1, 6)
+    # The spot at the bad column counts neither way; the two of 4 and 3 photons are one of 7.
+    assert count.by_photons == [[2, 2], [0, 0], [0, 0]]
+    # On the light of the merged pair; 3.5 pixels from it, and on nothing.
+    assert (count.doubled, count.false) == (1, 2)
+    assert count.position_error_px is None
 
 
 def test_a_warm_worker_allocates_far_less_than_a_frame(tmp_path: Path, bundle_folder: Path) -> None:

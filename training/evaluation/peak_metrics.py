@@ -1,8 +1,9 @@
 """Peaks against true spots, frame by frame, matched one to one, nearest first.
 
 Spots nearer to each other than the matching radius are one, at the brightest, with the photons of all: no finder can
-part them. A peak without a spot is false where hardly any Bragg light is expected around it; on such light, as of a
-spot that another peak has taken, it is neither right nor false.
+part them. A peak without a spot is false where hardly any Bragg light is expected within ``LIGHT_PX`` of it; on such
+light, as of a spot that another peak has taken, it is neither right nor false. Spots beside invalid pixels
+(``beside_invalid``) count neither way, where the caller knows of them.
 """
 
 from collections.abc import Sequence
@@ -10,10 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import minimum_filter
 
 Array = npt.NDArray[np.float64]
 
 MATCH_PX = 4.0
+LIGHT_PX = 3.0
+EDGE_PX = 3
 PHOTONS = (5.0, 10.0, 20.0)
 LIGHT_PHOTONS = 0.3
 
@@ -61,9 +65,16 @@ def match(peaks: Array, spots: Array, photons: Array, light: Array | None = None
             spot_of[peak], distance[peak] = spot, apart[peak, spot]
             taken.add(spot)
     if light is None:
-        light = (np.hypot(*(peaks[:, None] - spots[None]).transpose(2, 0, 1)) <= MATCH_PX) @ photons
+        light = (np.hypot(*(peaks[:, None] - spots[None]).transpose(2, 0, 1)) <= LIGHT_PX) @ photons
     spot_of[(spot_of < 0) & (light < LIGHT_PHOTONS)] = -2
     return Matches(single, total, peaks, spot_of, distance)
+
+
+def beside_invalid(valid: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """(ss, fs) bool: an invalid pixel is at most EDGE_PX rows and columns away; the panel's rim counts."""
+    whole = (valid != 0).astype(np.uint8)
+    beside: npt.NDArray[np.bool_] = minimum_filter(whole, 2 * EDGE_PX + 1, mode="constant", cval=0) == 0
+    return beside
 
 
 @dataclass(slots=True)
@@ -77,17 +88,21 @@ class PeakCount:
     by_photons: list[list[int]] = field(default_factory=lambda: [[0, 0] for _ in PHOTONS])
     squares: list[float] = field(default_factory=list)
 
-    def add(self, matches: Matches) -> None:
-        """Count one frame."""
+    def add(self, matches: Matches, beside: npt.NDArray[np.bool_] | None = None) -> None:
+        """Count one frame; spots in ``beside`` (ss, fs), see ``beside_invalid``, count neither way."""
         self.frames += 1
         self.peaks += len(matches.peaks)
         self.false += int((matches.spot_of == -2).sum())
         self.doubled += int((matches.spot_of == -1).sum())
-        found = matches.photons[matches.spot_of[matches.spot_of >= 0]]
+        counted = np.ones(len(matches.photons), np.bool_) if beside is None else ~_at(beside, matches.spots)
+        taken = matches.spot_of >= 0
+        taken[taken] = counted[matches.spot_of[taken]]
+        found = matches.photons[matches.spot_of[taken]]
         for least, pair in zip(PHOTONS, self.by_photons, strict=True):
-            pair[0] += int((matches.photons >= least).sum())
+            pair[0] += int((matches.photons[counted] >= least).sum())
             pair[1] += int((found >= least).sum())
-        bright = (matches.spot_of >= 0) & (matches.photons[matches.spot_of] >= PHOTONS[1] if len(found) else False)
+        bright = taken.copy()
+        bright[taken] = found >= PHOTONS[1]
         self.squares += (matches.distance[bright] ** 2).tolist()
 
     def include(self, other: "PeakCount") -> None:
@@ -102,6 +117,14 @@ class PeakCount:
     def position_error_px(self) -> float | None:
         """Root mean square distance of peak and spot, of spots with at least PHOTONS[1] photons."""
         return float(np.sqrt(np.mean(self.squares))) if self.squares else None
+
+
+def _at(image: npt.NDArray[np.bool_], places: Array) -> npt.NDArray[np.bool_]:
+    """The image's values at places (n, 2) fs, ss; of places off it those at its edge."""
+    fs, ss = (np.clip(np.rint(each).astype(np.intp), 0, size - 1) for each, size in zip(places.T, image.shape[::-1],
+              strict=True))  # fmt: skip
+    values: npt.NDArray[np.bool_] = image[ss, fs]
+    return values
 
 
 def spots_of(fs: Sequence[float] | Array, ss: Sequence[float] | Array) -> Array:

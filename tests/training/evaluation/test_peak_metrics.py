@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.evaluation.peak_metrics import PeakCount, match, merge, spots_of
+from training.evaluation.peak_metrics import PeakCount, beside_invalid, match, merge, spots_of
 
 
 def test_spots_nearer_than_the_radius_are_one() -> None:
@@ -22,6 +22,24 @@ def test_a_peak_without_light_is_false_and_one_on_light_is_not() -> None:
     spots, photons = spots_of([10.0], [10.0]), np.array([50.0])
     assert match(spots_of([10.0, 12.0, 40.0], [10.0] * 3), spots, photons).spot_of.tolist() == [0, -1, -2]
     assert match(spots_of([10.0], [10.0]), spots, np.array([0.2])).spot_of.tolist() == [0]
+
+
+def test_the_light_of_a_spot_is_within_three_pixels_of_it() -> None:
+    spots, photons = spots_of([10.0], [10.0]), np.array([50.0])
+    assert match(spots_of([10.0, 13.0, 13.1], [10.0] * 3), spots, photons).spot_of.tolist() == [0, -1, -2]
+
+
+def test_spots_beside_invalid_pixels_count_neither_way() -> None:
+    valid = np.ones((40, 60), np.uint8)
+    valid[:, 30] = 0
+    beside = beside_invalid(valid)
+    assert np.flatnonzero(beside[20]).tolist() == [0, 1, 2, *range(27, 34), 57, 58, 59]
+    spots, photons = spots_of([27.0, 26.0, 2.4], [20.0, 10.0, 20.0]), np.full(3, 12.0)
+    for peaks, found in ((spots, [1, 1, 0]), (spots_of([], []), [0, 0, 0])):
+        count = PeakCount()
+        count.add(match(peaks, spots, photons), beside)
+        assert count.by_photons == [[1, found[0]], [1, found[1]], [0, found[2]]]
+        assert (count.false, count.doubled, count.peaks) == (0, 0, len(peaks))
 
 
 def test_light_that_is_known_decides_what_is_false() -> None:
