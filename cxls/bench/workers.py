@@ -39,6 +39,7 @@ RATE_HZ = 500.0
 ROUNDS = 3
 FRAMES = 1500
 SERIES = 1000
+LEAVE_S = 10.0
 BRIGHTER_FLUX = 3e9
 """Ten times the usual: 4M frames of half a megabyte packed."""
 
@@ -95,16 +96,31 @@ class Way:
         (front, front_secret), (public, secret) = new_keys(), new_keys()
         keys = FrontKeys(front_secret, lambda: frozenset([public])) if curve else None
         self.crew = TimedCrew("tcp://127.0.0.1:0", judge, PlanCache(), keys)
-        self.crew.start(self.ring, 0.01, (), self._take)
+        self._child: subprocess.Popen[bytes] | None = None
         module, *arguments = worker
         command = [sys.executable, "-m", module, self.crew.address, *arguments]
         command += [secret.decode(), front.decode()] if curve else []
-        self._child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            self.crew.start(self.ring, 0.01, (), self._take)
+            self._child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            self._await_worker(self._child)
+        except BaseException:
+            # Nobody has it yet who could close it.
+            self.close()
+            raise
+
+    def _await_worker(self, child: "subprocess.Popen[bytes]") -> None:
         deadline = time.monotonic() + START_S
         while not self.crew.threads:
-            if time.monotonic() > deadline or self._child.poll() is not None:
+            if time.monotonic() > deadline or child.poll() is not None:
                 raise RuntimeError("the worker does not start")
             time.sleep(0.05)
+
+    def __enter__(self) -> "Way":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _take(self, frames: list[Frame], outcome: BatchOutcome) -> None:
         with self._changed:
@@ -123,10 +139,23 @@ class Way:
         return next(sample.value for metric in metrics for sample in metric.samples if sample.labels == {"by": by})
 
     def close(self) -> None:
-        self.ring.close()
-        self.crew.drain(lambda: False)
-        self.crew.close()
-        self._child.wait(10)
+        """End the crew and the worker, which is killed where it does not leave by itself."""
+        try:
+            self.ring.close()
+            self.crew.drain(lambda: False)
+            self.crew.close()
+        finally:
+            if self._child is not None:
+                _end(self._child)
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """Wait for a worker that has been told that it is over; kill one that stays."""
+    try:
+        child.wait(LEAVE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def as_received(frames: Sequence[Frame]) -> list[Frame]:
@@ -234,29 +263,31 @@ def handing(bundle: Path, frames: Sequence[Frame], seconds: float) -> tuple[list
     size = f"{packed:.2g} MB"
     figures: list[Figure] = []
     rates: dict[str, float] = {}
-    for name, mode in (("shared memory", "shared"), ("TCP", "wire")):
-        way = Way(bundle, "cxls.bench.idle_worker", mode)
-        flat_out(way, frames, 100)
-        shares = [paced(way, frames, seconds / ROUNDS) for _ in range(ROUNDS)]
-        if mode == "shared":
-            rates[name] = FRAMES / middle([flat_out(way, frames, FRAMES) for _ in range(ROUNDS)])
-        outward, back = [share.out for share in shares], [share.back for share in shares]
-        bar = "; bar: 10" if mode == "shared" else ""
-        what = f"{size}, {RATE_HZ:.0f} a second, {name}"
-        figures += [
-            Figure(f"{what}: handed out", "% of a core", 100 * middle(outward),
-                   note=f"{100 * min(outward):.1f} to {100 * max(outward):.1f}{bar}"),
-            Figure(f"{what}: outcomes taken back", "% of a core", 100 * middle(back),
-                   note=f"{100 * min(back):.1f} to {100 * max(back):.1f}"),
-        ]  # fmt: skip
-        if not way.sent_bytes(mode):
-            raise RuntimeError(f"no image went through {name}")
-        if mode == "shared":
-            way.close()
-    # ``way`` goes over the wire now.
-    with pulling(FRAMES) as (push, back_of_peer), told_back() as (address, back_of_ours):
-        there = Way(bundle, "cxls.bench.one_way_worker", address, str(FRAMES))
-        locked = Way(bundle, "cxls.bench.idle_worker", "wire", curve=True)
+    with contextlib.ExitStack() as ways:
+        for name, mode in (("shared memory", "shared"), ("TCP", "wire")):
+            way = ways.enter_context(Way(bundle, "cxls.bench.idle_worker", mode))
+            flat_out(way, frames, 100)
+            shares = [paced(way, frames, seconds / ROUNDS) for _ in range(ROUNDS)]
+            if mode == "shared":
+                rates[name] = FRAMES / middle([flat_out(way, frames, FRAMES) for _ in range(ROUNDS)])
+            outward, back = [share.out for share in shares], [share.back for share in shares]
+            bar = "; bar: 10" if mode == "shared" else ""
+            what = f"{size}, {RATE_HZ:.0f} a second, {name}"
+            figures += [
+                Figure(f"{what}: handed out", "% of a core", 100 * middle(outward),
+                       note=f"{100 * min(outward):.1f} to {100 * max(outward):.1f}{bar}"),
+                Figure(f"{what}: outcomes taken back", "% of a core", 100 * middle(back),
+                       note=f"{100 * min(back):.1f} to {100 * max(back):.1f}"),
+            ]  # fmt: skip
+            if not way.sent_bytes(mode):
+                raise RuntimeError(f"no image went through {name}")
+            if mode == "shared":
+                ways.close()
+        # ``way`` goes over the wire now.
+        push, back_of_peer = ways.enter_context(pulling(FRAMES))
+        address, back_of_ours = ways.enter_context(told_back())
+        there = ways.enter_context(Way(bundle, "cxls.bench.one_way_worker", address, str(FRAMES)))
+        locked = ways.enter_context(Way(bundle, "cxls.bench.idle_worker", "wire", curve=True))
         flat_out(locked, frames, 100)
         bare(push, back_of_peer, frames, FRAMES)
         one_way(there, back_of_ours, frames, FRAMES)
@@ -266,9 +297,6 @@ def handing(bundle: Path, frames: Sequence[Frame], seconds: float) -> tuple[list
             outwards.append(one_way(there, back_of_ours, frames, FRAMES))
             both.append(flat_out(way, frames, FRAMES))
             encrypted.append(flat_out(locked, frames, FRAMES))
-        there.close()
-        locked.close()
-    way.close()
     rates |= {
         "TCP, there and back": FRAMES / middle(both),
         "TCP with keys (CURVE), there and back": FRAMES / middle(encrypted),
