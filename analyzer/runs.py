@@ -99,7 +99,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunSummary:
-    """A run in numbers. ``over``: it has ended at ``until`` (Unix seconds), else it goes on."""
+    """A run in numbers. ``over``: it has ended at ``until`` (Unix seconds), else it goes on.
+
+    ``answers``: the nearest keV and cm, see ``parameters.answers.plain_answers``.
+    """
 
     info: RunInfo
     until: float
@@ -111,6 +114,7 @@ class RunSummary:
     mismatches: tuple[str, ...]
     judging: Judging
     changes: int
+    answers: Mapping[str, float] | None = None
 
     @property
     def duration_s(self) -> float:
@@ -267,4 +271,5 @@ def _summary(judging: Judging, changes: int, fields: Mapping[str, Any], moment: 
         mismatches=tuple(str(each["text"]) for each in fields.get("mismatches", ())),
         judging=judging,
         changes=changes,
+        answers=fields.get("answers"),
     )

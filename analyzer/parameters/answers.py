@@ -120,6 +120,25 @@ def answers(mean: Floats, covariance: Floats) -> Answers:
     )
 
 
+def plain_answers(mean: Floats, covariance: Floats) -> dict[str, float] | None:
+    """The most probable answers with their probabilities as plain values; ``None`` where nothing is known of them.
+
+    ``inside_probability``: that energy and length lie where there are answers, see the module.
+    """
+    said = answers(mean, covariance)
+    if not said.inside:
+        return None
+    values: dict[str, float] = {}
+    for name, answer, chances in (
+        ("nearest_kev", said.nearest_kev, said.kev),
+        ("nearest_cm", said.nearest_cm, said.cm),
+        ("paper_kev", said.paper_energy_eV / 1e3, said.paper_energy),
+        ("paper_cm", said.paper_length_m * 1e2, said.paper_length),
+    ):
+        values |= {name: round(answer), f"{name}_probability": round(max(chances), 4)}
+    return values | {"inside_probability": round(said.inside, 4)}
+
+
 def _alike(classes: Sequence[float]) -> tuple[float, ...]:
     return (1 / len(classes),) * len(classes)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from analyzer.parameters.answers import plain_answers
 from analyzer.parameters.bragg import BraggEstimate
 from analyzer.parameters.choice import Choice, choose
 from analyzer.parameters.claims import judged, record_fields
@@ -101,6 +102,7 @@ class RunEstimate:
             "beam_center_shift_px": [round(float(v), 3) for v in posterior.center_px] if known else None,
             "beam_center_sigma_px": [round(float(v), 3) for v in posterior.center_sigma_px] if known else None,
             "water_share": round(posterior.water_share, 4) if known else None,
+            "answers": plain_answers(posterior.mean, posterior.covariance) if known else None,
             "mismatches": [{"quantity": each.quantity, "text": each.text} for each in self.mismatches],
             **({} if self.choice is None else {"bragg": self.choice.facts}),
         }

@@ -3,7 +3,7 @@
 import base64
 import html
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 
 from analyzer.changes import Changed
@@ -159,7 +159,20 @@ def _estimates(run: RunSummary) -> str:
     warnings = "".join(f"<p class='warn'>Header wrong? {_safe(text)}</p>" for text in run.mismatches)
     reason = f"<p class='soft'>Not determined: {_safe(run.estimate_reason)}</p>" if run.estimate_reason else ""
     head = ("", "from the data", "standard deviation", "header", "header − data, in standard deviations")
-    return warnings + _table(head, rows) + reason
+    return warnings + _table(head, rows) + _answers(run.answers) + reason
+
+
+def _answers(answers: Mapping[str, float] | None) -> str:
+    """The nearest keV and cm and the paper's classes, with the probability of each."""
+    if answers is None:
+        return ""
+
+    def said(name: str, unit: str) -> str:
+        return f"{answers[name]:.0f} {unit} ({answers[f'{name}_probability']:.1%})"
+
+    nearest = f"{said('nearest_kev', 'keV')}, {said('nearest_cm', 'cm')}"
+    classes = f"{said('paper_kev', 'keV')}, {said('paper_cm', 'cm')}"
+    return f"<p class='soft'>Nearest whole: {nearest}. Of 6, 7, 8 keV and 15, 25, 35 cm: {classes}.</p>"
 
 
 def _estimate(name: str, estimate: Estimate, factor: float, places: int) -> tuple[str, ...]:

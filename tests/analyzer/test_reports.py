@@ -17,11 +17,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analyzer.bundle import Bundle
 from analyzer.cascade import CascadeSettings
 from analyzer.changes import Changed
+from analyzer.parameters.answers import plain_answers
 from analyzer.reports import COLUMNS, BadReports, ReportFiles, header_line, make_page, prepare, row_line
 from analyzer.reports.table_file import OtherColumns, append_row
 from analyzer.results import HitRule
@@ -113,6 +115,15 @@ def test_whatever_stands_in_texts_is_text(capture: Capture) -> None:
     assert b"onerror=y>" not in content
     assert Page(content).text.count(HOSTILE) == 9, "title, heading, six fields and a change"
     assert b"-100.0" in content
+
+
+def test_a_report_has_the_nearest_kev_and_centimetre(capture: Capture) -> None:
+    mean = np.array([np.log(0.25 / 7000.0), np.log(7000.0)])
+    said = plain_answers(mean, np.diag([1e-3, 1e-3]) ** 2)
+    text = Page(make_page(replace(capture, summary=replace(capture.summary, answers=said)))).text
+    assert "Nearest whole: 7 keV (100.0%), 25 cm (100.0%)." in text
+    assert "Of 6, 7, 8 keV and 15, 25, 35 cm: 7 keV (100.0%), 25 cm (100.0%)." in text
+    assert "Nearest whole" not in Page(make_page(replace(capture, summary=replace(capture.summary, answers=None)))).text
 
 
 def test_a_run_without_a_frame_has_a_report_too(bundle: Bundle) -> None:

@@ -13,6 +13,7 @@ from analyzer.parameters.answers import (
     Answers,
     answers,
     joint,
+    plain_answers,
 )
 
 
@@ -123,6 +124,20 @@ def test_what_is_no_distribution_is_answered_by_nothing(hostile: float) -> None:
         broken[place] = hostile
         each = answers(mean, broken)
         assert all(sum(probabilities) == pytest.approx(1.0) for probabilities in classes(each))
+
+
+def test_plain_answers_are_the_most_probable_ones_and_say_how_sure_they_are() -> None:
+    mean = np.array([math.log(0.249 / 7450.0), math.log(7450.0)])
+    covariance = np.array([[0.002**2, 0.0], [0.0, 0.01**2]])
+    said, full = plain_answers(mean, covariance), answers(mean, covariance)
+    assert said is not None
+    assert [said[name] for name in ("nearest_kev", "nearest_cm", "paper_kev", "paper_cm")] == [7, 25, 7, 25]
+    assert said["nearest_kev_probability"] == pytest.approx(full.kev[KEV.index(7)], abs=1e-4)
+    assert 0.5 < said["nearest_kev_probability"] < 0.9
+    assert said["nearest_cm_probability"] == pytest.approx(full.cm[CM.index(25)], abs=1e-4)
+    assert said["inside_probability"] == 1.0
+    assert plain_answers(mean, np.diag([1e-3, math.inf])) is None
+    assert plain_answers(np.array([math.log(2.0 / 7000.0), math.log(7000.0)]), covariance) is None
 
 
 def test_a_covariance_without_width_is_a_certain_answer() -> None:

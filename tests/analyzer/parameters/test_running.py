@@ -112,6 +112,10 @@ def test_a_run_of_water_is_estimated_and_its_right_header_is_not_contradicted() 
     assert "keV" in found.text
     assert "mm" in found.text
     assert found.facts["frames"] == 200 * (LOOKS + 1)
+    said = found.facts["answers"]
+    assert (said["nearest_kev"], said["paper_kev"]) == (round(ENERGY_EV / 1e3),) * 2
+    assert (said["nearest_cm"], said["paper_cm"]) == (round(LENGTH_M * 100),) * 2
+    assert all(said[f"{name}_probability"] > 0.95 for name in ("nearest_kev", "paper_kev", "paper_cm", "inside"))
 
 
 def test_the_same_frames_are_not_fitted_again() -> None:
@@ -212,6 +216,7 @@ def test_where_there_is_no_water_nothing_is_determined(what: Callable[[Run], Run
     assert word in found.posterior.reason
     assert "photon_energy_eV" not in found.fields
     assert found.facts["beam_center_shift_px"] is None
+    assert found.facts["answers"] is None
     assert "not determined" in found.text
 
 
