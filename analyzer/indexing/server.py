@@ -84,9 +84,9 @@ class IndexingSettings:
 class IndexServer:
     """A hit output that indexers ask. Bound when constructed (raises ``CannotBind``), serves after ``start``.
 
-    ``mask`` gives the user's mask of the moment and ``geometry`` is the user's geometry file, for images. ``hurry``
-    says whether somebody waits for the end: ``close`` then hands out for ``HURRY_S`` seconds at most, and what is left
-    is counted.
+    ``mask`` gives the user's mask of the moment and ``geometry`` is the user's geometry file, for images and for the
+    indexer's. ``hurry`` says whether somebody waits for the end: ``close`` then hands out for ``HURRY_S`` seconds at
+    most, and what is left is counted.
     """
 
     name = "indexing"
@@ -106,7 +106,7 @@ class IndexServer:
         self.queue = HitQueue(settings.queue, QUEUE_BYTES)
         self.outcomes = Outcomes()
         self.follower = StreamFollower(settings.stream, self.outcomes.add) if settings.stream else None
-        self._geometry = LiveGeometryFile(settings.geometry) if settings.geometry else None
+        self._geometry = LiveGeometryFile(settings.geometry, geometry) if settings.geometry else None
         self._decoder = FrameDecoder(geometry)
         self._fates: dict[str, int] = dict.fromkeys(Fate, 0)
         self._filtering = threading.Lock()

@@ -14,6 +14,7 @@ from analyzer.indexing.hits import WaitingHit, event_id
 from analyzer.indexing.live_geometry import LiveGeometryFile, geometry_text, live_geometry
 from analyzer.indexing.packing import FrameDecoder, pack_hit
 from analyzer.indexing.router import KEEP_ALIVE
+from analyzer.panels import open_geometry
 from analyzer.results import Decision, FrameResult, HitRule, Peak
 from streamer.flat_detector import flat_detector
 from streamer.frames import Frame
@@ -22,6 +23,7 @@ from streamer.messages import Algorithm, Defect, ImageData, UndecodableImage
 from streamer.validity import Validity, layout_of, sentinel
 from tests.analyzer import crystfel_reader as reader
 from tests.analyzer.builders import BROKEN, CHANNEL, SHAPE, frame, image_data, series, water
+from tests.analyzer.test_panels import TWO, written
 
 PEAKS = [Peak(500.25, 20.0, 99.0, 12.5, False), Peak(3, 7, 41, 6, True)]  # type: ignore[arg-type]
 """The second of integers, as a peak finder of another package might hand them over."""
@@ -255,6 +257,27 @@ def test_what_the_header_has_not_is_asked_of_the_user() -> None:
     assert "add 'clen = NUMBER m'" in text
     assert "assume the middle" in text
     assert parse_geometry(text) == live_geometry(facts, SHAPE)
+
+
+def test_with_a_geometry_file_its_panels_are_handed_on_with_the_keys_of_our_messages(tmp_path: Path) -> None:
+    """And pixels stand where the analysis has them."""
+    mine = open_geometry(written(tmp_path, "data = /entry/data\ndim0 = %\ndim1 = ss\ndim2 = fs\n" + TWO))
+    facts = series().metadata
+    path = tmp_path / "live.geom"
+    LiveGeometryFile(path, mine).describe(frame(water(1.0)))
+    lines = path.read_text().splitlines()
+    for line in ("photon_energy = beam_energy eV", "clen = detector_distance mm", "peak_list = peak_list"):
+        assert line in lines
+    again = open_geometry(path)
+    assert {(panel.data, panel.dims) for panel in again.detector.panels} == {("detector_data", ("ss", "fs"))}
+    places = ([0, 74, 74, 0, 74, 10], [0, 29, 0, 30, 60, 45])
+    for ours, theirs in zip(
+        again.fit(facts, SHAPE).positions_px(*places), mine.fit(facts, SHAPE).positions_px(*places), strict=True
+    ):
+        assert ours == pytest.approx(theirs, abs=1e-6)
+    assert "assume the middle" not in geometry_text(facts.with_changes(beam_center_x_px=None), SHAPE, mine)
+    small = facts.with_changes(shape=(40, 50))
+    assert live_geometry(small, (40, 50), mine) == live_geometry(small, (40, 50))
 
 
 def test_a_geometry_that_is_there_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
