@@ -221,6 +221,7 @@ class Analyser:
         except Exception:
             if len(frames) < 2:
                 raise
+        self._take_back()
         whole = BatchOutcome([])
         for frame in frames:
             whole.add(self._process_alone(frame))
@@ -248,9 +249,27 @@ class Analyser:
                 self._lost, self._prepared = self._prepared, {}
         return self._fallback.process(frames)
 
+    def _settle(self) -> None:
+        """Before frames that may have to come again, one by one."""
+        for prepared in list(self._prepared.values()):
+            prepared.workspace.settle()
+            if prepared.engine is not None:
+                prepared.engine.settle()
+
+    @torch.inference_mode()
+    def _take_back(self) -> None:
+        """What they covered before one of them failed would count twice."""
+        for prepared in list(self._prepared.values()):
+            prepared.workspace.take_back()
+            if prepared.engine is not None:
+                with contextlib.suppress(*DEVICE_FAULTS), torch.cuda.stream(self._stream):
+                    prepared.engine.take_back()
+
     @torch.inference_mode()
     def _process(self, frames: Sequence[Frame]) -> BatchOutcome:
         outcome = BatchOutcome([], stage_seconds=dict.fromkeys(("decode", "reduce", "peaks", "infer"), 0.0))
+        if len(frames) > 1:
+            self._settle()
         # A model that is asked on the CPU is fed from the worker's own buffer, if it is to be asked at all.
         step = 1 if self._models and self._device.type == "cpu" else max(1, len(frames))
         for first in range(0, len(frames), step):

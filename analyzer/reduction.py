@@ -165,7 +165,7 @@ class Workspace:
         self.photons = np.zeros(bins)
         self.pixels_counted = np.zeros(bins)
         self.background = np.zeros(bins)
-        self._expected = np.zeros(bins)
+        self._expected, self._settled = np.zeros(bins), np.zeros(bins)
         self._occupied, self._scratch, self._most = np.zeros(bins), np.zeros(bins), np.zeros(bins)
         self._log_background, self._facts = np.zeros(bins), np.zeros((bins, kernels.FACTS))
         places = bins * kernels.QUADRANTS
@@ -275,6 +275,14 @@ class Workspace:
     def coverage(self) -> Coverage:
         """What all frames so far covered; views."""
         return Coverage(self.plan, self._seen, self._expected)
+
+    def settle(self) -> None:
+        """What all frames so far covered is not to be taken back."""
+        self._settled[:] = self._expected
+
+    def take_back(self) -> None:
+        """Frames since ``settle`` come again: they are expected anew, and where they were seen they will be."""
+        self._expected[:] = self._settled
 
     def _of_zones(self, bins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.bincount(self.plan.bin_zone, bins, zones.ZONES).astype(np.float64)

@@ -92,6 +92,14 @@ class Engine:
         """What all frames so far covered. Waits for the device."""
         return self._reducer.coverage
 
+    def settle(self) -> None:
+        """As ``Workspace.settle``."""
+        self._reducer.settle()
+
+    def take_back(self) -> None:
+        """As ``Workspace.take_back``."""
+        self._reducer.take_back()
+
     def reduce(self, images: Sequence[ImageData]) -> Iterator[Outcome]:
         """What becomes of each image, in order; what is yielded is valid until the next is asked for."""
         position = 0

@@ -123,9 +123,10 @@ class BatchReducer:
         self._constant = {name: self._placed(array) for name, array in _plan_arrays(plan, sizes).items()}
         self._seen = torch.zeros(sizes.words, dtype=torch.uint64, device=self.device)
         self._expected = torch.zeros(sizes.bins, dtype=torch.float64, device=self.device)
+        self._settled = torch.zeros_like(self._expected)
         offsets, self._zeroed_bytes, self.frame_bytes = slab(sizes)
         self._slab = torch.zeros((most_frames, self.frame_bytes), dtype=torch.uint8, device=self.device)
-        kept = (*self._constant.values(), self._seen, self._expected, self._slab)
+        kept = (*self._constant.values(), self._seen, self._expected, self._settled, self._slab)
         self.device_bytes = sum(each.nbytes for each in kept)
         start = self._slab.data_ptr()
         lowest = plan.peak_threshold - float(np.log1p(MAX_PEAKS / SURE_PEAKS_FOR_AS_MANY))
@@ -224,6 +225,14 @@ class BatchReducer:
         """What all frames so far covered; copies. Waits for the device."""
         words = -(-self._sizes.count // 64)
         return Coverage(self.plan, self._seen.cpu().numpy()[:words], self._expected.cpu().numpy())
+
+    def settle(self) -> None:
+        """As ``Workspace.settle``; waits for nothing."""
+        self._settled.copy_(self._expected)
+
+    def take_back(self) -> None:
+        """As ``Workspace.take_back``; waits for nothing."""
+        self._expected.copy_(self._settled)
 
     def _placed(self, array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array.copy()).to(self.device)

@@ -40,6 +40,10 @@ def queue(front: Front) -> Iterator[Metric]:
         family = GaugeMetricFamily(name, text, labels=["queue"])
         family.add_metric(["frames"], value)
         yield family
+    yield gauge(
+        "cxls_sender_waits", "1 where the sender waits while the queue is full, 0 where images are dropped then",
+        float(front.settings.block),
+    )  # fmt: skip
     yield counter(
         "cxls_backpressure_seconds", "Time that the reader waited for room in the queue, and the sender with it",
         front.blocked_s,

@@ -1,17 +1,19 @@
 """``GET /products``: what a run shows as a whole, as JSON, arrays and pictures.
 
 A picture is drawn when someone asks, and kept a while: drawing takes a share of one core at most, however many look.
+One at a time is drawn, in one thread of those that answer requests, and who waits for it keeps none of the others.
 """
 
+import asyncio
 import io
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -45,56 +47,66 @@ class ProductEndpoints:
         self._repeats = Repeats(log)
         self._products = products
         self._kept: dict[str, _Kept] = {}
-        self._making = threading.Lock()
+        self._making = asyncio.Lock()
 
     @property
     def routes(self) -> list[Route]:
         return [Route("/products", self._index), Route("/products/{file}", self._file)]
 
-    def _index(self, request: Request) -> Response:
+    async def _index(self, request: Request) -> Response:
         del request
-        return self._answer("index", "application/json", lambda s: msgspec.json.encode(_index(s, self._products)))
+        return await self._answer("index", "application/json", lambda s: msgspec.json.encode(_index(s, self._products)))
 
-    def _file(self, request: Request) -> Response:
+    async def _file(self, request: Request) -> Response:
         file = str(request.path_params["file"])
         name, _, kind = file.partition(".")
         if kind == "png" and name in FIGURES:
             dark = request.query_params.get("theme") == "dark"
-            return self._answer(file + " dark" * dark, "image/png", lambda s: draw(name, s, dark=dark))
+            return await self._answer(file + " dark" * dark, "image/png", lambda s: draw(name, s, dark=dark))
         if kind == "npy" and name in PRODUCTS:
             # Not kept: a mask of 16M pixels would be, for nobody.
-            return self._answer(file, "application/octet-stream", lambda s: _npy(name, s), kept=False)
+            return await self._answer(file, "application/octet-stream", lambda s: _npy(name, s), kept=False)
         if kind == "json" and name in IN_JSON:
-            return self._answer(file, "application/json", lambda s: msgspec.json.encode(plain(name, s)))
+            return await self._answer(file, "application/json", lambda s: msgspec.json.encode(plain(name, s)))
         applied = self._products.applied
         if applied is not None and file == applied.name:
-            return Response(npy(applied.valid == 0), media_type="application/octet-stream")
+            body = await run_in_threadpool(lambda: npy(applied.valid == 0))
+            return Response(body, media_type="application/octet-stream")
         return PlainTextResponse("no such product; GET /products lists them\n", 404)
 
-    def _answer(self, key: str, media_type: str, make: Callable[[Snapshot], bytes], kept: bool = True) -> Response:
+    async def _answer(
+        self, key: str, media_type: str, make: Callable[[Snapshot], bytes], kept: bool = True
+    ) -> Response:
         """An answer, made anew when the last one is old; while another request makes it, the old one."""
         headers = {"Cache-Control": "no-store"}
         last = self._kept.get(key)
         if last is not None and (time.monotonic() < last.until or self._making.locked()):
             return Response(last.body, media_type=media_type, headers=headers)
-        with self._making:
+        async with self._making:
             last = self._kept.get(key)
             if last is not None and time.monotonic() < last.until:
                 return Response(last.body, media_type=media_type, headers=headers)
-            began = time.monotonic()
-            snapshot = self._products.snapshot()
-            if snapshot is None:
-                self._kept.clear()
-                return PlainTextResponse(_NO_FRAME, 404, headers)
             try:
-                body = make(snapshot)
+                body = await run_in_threadpool(self._make, key, make, kept)
             except Exception:
                 self._repeats.exception(f"products: {key} could not be made", "product_failed")
                 return PlainTextResponse("could not be made, see the log of the analysis\n", 500, headers)
-            now = time.monotonic()
-            if kept:
-                self._kept[key] = _Kept(body, now + max(KEPT_S, COST * (now - began)))
+        if body is None:
+            return PlainTextResponse(_NO_FRAME, 404, headers)
         return Response(body, media_type=media_type, headers=headers)
+
+    def _make(self, key: str, make: Callable[[Snapshot], bytes], kept: bool) -> bytes | None:
+        """``None`` before the first frame."""
+        began = time.monotonic()
+        snapshot = self._products.snapshot()
+        if snapshot is None:
+            self._kept.clear()
+            return None
+        body = make(snapshot)
+        now = time.monotonic()
+        if kept:
+            self._kept[key] = _Kept(body, now + max(KEPT_S, COST * (now - began)))
+        return body
 
 
 def _index(snapshot: Snapshot, products: Products) -> dict[str, object]:

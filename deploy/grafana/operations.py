@@ -31,6 +31,7 @@ DEADLINE_S = 1.0
 
 STAGES = ("receive", "decode", "reduce", "infer", "peaks", "publish")
 DROPPED = ("queue_full", "shutdown", "duplicate", "stale_series", "out_of_range", "sampled")
+ODDITIES = ("repeated_start", "repeated_end", "late_image", "clock_back", "clock_jump", "pause")
 OUTPUTS = ("results", "hits", "products", "reports")
 
 
@@ -213,6 +214,18 @@ def _account() -> Row:
                     Line(f"sum({rate('cxls_frames_announced_total')})", "announced", GREY, dashed=True),
                 ],
                 decimals=1,
+            ),
+            curves(
+                Text(
+                    "Oddities, by kind",
+                    "What was odd about the stream and cost no image, a minute: starts and ends said again, images out "
+                    "of order, the detector's clock, pauses.",
+                    alerts=("CxlsStreamOdd",),
+                ),
+                "short",
+                [Line(f"60 * {rate('cxls_stream_oddities_total')}", "{{kind}}")],
+                decimals=1,
+                named=ODDITIES,
             ),
         ),
         heading="Account",

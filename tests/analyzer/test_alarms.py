@@ -22,6 +22,14 @@ from tests.analyzer.live.made import result
 RULES = Path(__file__).parents[2] / "deploy/prometheus/rules/cxls.alerts.yml"
 
 
+def rules_of_prometheus() -> dict[str, str]:
+    """The text of each alert, by its name."""
+    return {
+        name: " ".join(text.split())
+        for name, text in re.findall(r"- alert: (\w+)\n(.*?)(?=\n {6}- alert|\Z)", RULES.read_text(), re.S)
+    }
+
+
 class Clock:
     """Time that the test moves."""
 
@@ -191,6 +199,20 @@ def test_a_full_queue_is_told_of_where_images_are_dropped_and_not_where_the_sour
         assert watched.names(clock) == expected
 
 
+def test_what_is_no_alarm_where_the_source_waits_is_none_for_prometheus_either(bundle: Bundle, clock: Clock) -> None:
+    names: dict[bool, set[str]] = {}
+    for block in (False, True):
+        watched = Watched(bundle, ring_frames=10, block=block)
+        for n in range(9):
+            assert watched.front.ring.put(frame(water(1.0), n))
+        watched.front.history.add([result(n, at=clock.now - 11.0, latency_s=11.0) for n in range(50)])
+        watched.front.account.undecodable["bad_block"] = 1
+        names[block] = set(watched.names(clock))
+    spared = {name for name, text in rules_of_prometheus().items() if "unless" in text and "cxls_sender_waits" in text}
+    assert names[False] - names[True] == spared == {"CxlsQueueFilling", "CxlsLatencyOverDeadline"}
+    assert names[True] == {"CxlsUndecodable"}
+
+
 def test_workers_elsewhere_that_are_not_ready_are_told_of_after_a_while(bundle: Bundle, clock: Clock) -> None:
     judge = Judge(bundle, CascadeSettings())
     crew = Crew("tcp://127.0.0.1:0", judge, PlanCache())
@@ -274,10 +296,7 @@ def test_many_who_ask_at_once_get_one_look(watched: Watched, clock: Clock) -> No
 
 
 def test_every_alarm_is_an_alert_of_prometheus_with_the_same_threshold() -> None:
-    rules = {
-        name: " ".join(text.split())
-        for name, text in re.findall(r"- alert: (\w+)\n(.*?)(?=\n {6}- alert|\Z)", RULES.read_text(), re.S)
-    }
+    rules = rules_of_prometheus()
     source = (Path(__file__).parents[2] / "analyzer/alarms.py").read_text()
     named = set(re.findall(r'"(Cxls\w+)', source))
     assert named <= set(rules)

@@ -148,6 +148,30 @@ def test_a_fault_of_ours_on_one_frame_costs_no_other(
         analyser.process([frames[2]])
 
 
+@pytest.mark.parametrize("before", [0, 3], ids=["first batch", "later batch"])
+def test_what_a_batch_covered_that_failed_counts_once(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    one = series()
+    frames = [frame(water(0.5 + n, seed=n), n, one) for n in range(before + 5)]
+    undisturbed, analyser = (Analyser(bundle, CascadeSettings()) for _ in range(2))
+    undisturbed.process(frames)
+    if before:
+        analyser.process(frames[:before])
+    decide, asked = Analyser._decision, iter(range(100))
+
+    def fail_once(self: Analyser, fields: dict[str, Any], probability: float) -> Decision:
+        if next(asked) == 3:
+            raise ZeroDivisionError("a fault of ours")
+        return decide(self, fields, probability)
+
+    monkeypatch.setattr(Analyser, "_decision", fail_once)
+    assert {result.status for result in analyser.process(frames[before:]).results} == {Status.OK}
+    (expected,), (found,) = undisturbed.covered(one), analyser.covered(one)
+    np.testing.assert_allclose(found.expected, expected.expected, rtol=1e-12)
+    np.testing.assert_array_equal(found.seen, expected.seen)
+
+
 def test_big_and_little_endian_images_give_the_same_record(bundle: Bundle) -> None:
     pixels = with_spots(water(0.4), 300)
     little, big = (

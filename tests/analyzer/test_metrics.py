@@ -78,6 +78,7 @@ WITHOUT_LABELS = (
     "cxls_device_faults",
     "cxls_series_open",
     "cxls_detector_frame_rate_hertz",
+    "cxls_sender_waits",
     "cxls_backpressure_seconds_total",
     "cxls_batch_frames_count",
     "cxls_hit_probability_count",
@@ -365,6 +366,7 @@ def test_the_reader_waits_for_room_only_where_it_blocks(bundle: Bundle, block: b
     samples = scrapes.run().samples()
     waited, dropped = samples["cxls_backpressure_seconds_total"][()], samples["cxls_frames_dropped_total"]
     assert (waited > 0) == block
+    assert samples["cxls_sender_waits"][()] == block
     assert (dropped["queue_full",] > 0) != block
 
 

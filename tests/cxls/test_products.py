@@ -4,6 +4,8 @@ import io
 import json
 import re
 import signal
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import h5py
 import numpy as np
 import pytest
 
+from analyzer.product_figures import FIGURES, draw
 from tests.analyzer.builders import SHAPE, frames_of_a_run, image, water, write_series
 from tests.analyzer.test_panels import FLAT, TWO, written
 from tests.cxls.programs import Analysis, Child, Sender, by_image, cxls, records, refusal, replaying, wait_for
@@ -137,6 +140,35 @@ def test_many_who_look_at_once_get_one_picture(shared: Live) -> None:
         answers = list(pool.map(lambda _: get(shared.address, "/products/powder.png"), range(40)))
     assert {code for code, _, _ in answers} == {200}
     assert len({body for _, _, body in answers}) == 1
+
+
+def test_however_many_wait_for_a_picture_others_are_answered(shared: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **keywords: Any) -> bytes:
+        begun.set()
+        assert go_on.wait(60)
+        return draw(*arguments, **keywords)
+
+    monkeypatch.setattr("analyzer.web.products.draw", slow)
+    waiting = 60
+    with ThreadPoolExecutor(waiting) as pool:
+        paths = [f"/products/{name}.png?theme=dark" for name in FIGURES] * (waiting // len(FIGURES))
+        pictures = [pool.submit(get, shared.address, path) for path in paths]
+        try:
+            assert begun.wait(30)
+            # Each asks by now, and gets no answer yet.
+            wait_for(lambda: sum(each.running() for each in pictures) == waiting, 30)
+            time.sleep(1.0)
+            for path in ("/status", "/metrics", "/healthz") * 5:
+                with urllib.request.urlopen(f"http://{shared.address}{path}", timeout=10) as answer:
+                    assert answer.status == 200
+            assert not any(each.done() for each in pictures)
+        finally:
+            go_on.set()
+        answers = [each.result() for each in pictures]
+    assert {code for code, _, _ in answers} == {200}
+    assert len({body for _, _, body in answers}) == len(FIGURES)
 
 
 # --- the map ----------------------------------------------------------------------------

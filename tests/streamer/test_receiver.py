@@ -348,15 +348,17 @@ def test_a_message_of_parts_without_end_is_hung_up_on_and_the_stream_goes_on(hos
     assert "parts without end" in str(detector.came[-2].message)
 
 
+@pytest.mark.parametrize("content", [0, 1, 34], ids="{} bytes".format)
 def test_parts_without_content_are_weighed_by_the_memory_they_take(
-    hostile: Callable[..., Hostile], monkeypatch: pytest.MonkeyPatch
+    hostile: Callable[..., Hostile], monkeypatch: pytest.MonkeyPatch, content: int
 ) -> None:
     monkeypatch.setattr(connections, "MOST_BESIDE_BYTES", 64 << 20)
     detector = hostile(limit=512 << 20)
     before = resident_bytes()
     with greeted_as_push(detector.listening) as endless:
         endless.settimeout(0.5)
-        sent, piece = 0, b"\x01\x00" * 50_000
+        part = bytes([1, content]) + bytes(content)
+        sent, piece = 0, part * (100_000 // len(part))
         with pytest.raises(OSError):  # noqa: PT012
             while sent < 64 << 20:
                 endless.sendall(piece)
@@ -371,6 +373,28 @@ def test_parts_without_content_are_weighed_by_the_memory_they_take(
         again.sendall(b"\x02" + struct.pack(">Q", 64 << 20) + bytes(64 << 20) + bytes([0, len(END)]) + END)
         detector.until(lambda: len(detector.came) == 3)
     assert detector.kinds == ["too_large", "wrong_protocol", "EndMessage"]
+
+
+def test_what_this_process_takes_for_itself_costs_no_sender_its_connection(
+    hostile: Callable[..., Hostile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_BESIDE_BYTES", 64 << 20)
+    detector, size, own = hostile(limit=512 << 20), 64 << 20, []
+    with greeted_as_push(detector.listening) as slow:
+        slow.sendall(b"\x02" + struct.pack(">Q", size))
+        for _ in range(8):
+            # While it comes, and while it stands still.
+            slow.sendall(bytes(size // 16))
+            time.sleep(0.06)
+            own.append(np.ones(20 << 20, np.uint8))
+        for _ in range(4):
+            own.append(np.ones(20 << 20, np.uint8))
+            time.sleep(0.15)
+        assert sum(len(each) for each in own) > size + (64 << 20)
+        assert detector.kinds == []
+        slow.sendall(bytes(size // 2) + bytes([0, len(END)]) + END)
+        detector.until(lambda: len(detector.came) == 2)
+    assert detector.kinds == ["wrong_protocol", "EndMessage"]
 
 
 def test_a_finished_message_of_very_many_parts_is_refused_and_not_collected(hostile: Callable[..., Hostile]) -> None:

@@ -20,7 +20,7 @@ from analyzer.cuda.program import DeviceFault
 from analyzer.peak_finder import Peakfinder8Finder
 from analyzer.peakfinder8 import Peakfinder8Settings
 from analyzer.reduction import suspect_pixels
-from analyzer.results import FrameResult, Status
+from analyzer.results import Decision, FrameResult, Status
 from streamer.frames import Frame
 from streamer.messages import Algorithm, Defect, ImageData
 from tests.analyzer.builders import BROKEN, SHAPE, frame, packed, series, water, with_spots
@@ -209,6 +209,31 @@ def test_a_series_ends_well_whose_device_was_found_lost_by_another_worker(
 
     monkeypatch.setattr(engine.Engine, "coverage", property(lost))
     assert [each.plan.shape for each in analyser.covered(one)] == [SHAPE]
+
+
+def test_what_a_batch_covered_that_failed_counts_once(
+    device: DevicePrograms, shipped: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = series(1)
+    frames = [frame(water(0.5 + n, seed=n), n, one) for n in range(7)]
+    undisturbed, analyser = (on_device(device, shipped) for _ in range(2))
+    for each in (undisturbed, analyser):
+        each.process(frames[:2])
+    undisturbed.process(frames[2:])
+    decide, asked = Analyser._decision, iter(range(100))
+
+    def fail_once(self: Analyser, fields: dict[str, Any], probability: float) -> Decision:
+        if next(asked) == 3:
+            raise ZeroDivisionError("a fault of ours")
+        return decide(self, fields, probability)
+
+    monkeypatch.setattr(Analyser, "_decision", fail_once)
+    assert {result.status for result in analyser.process(frames[2:]).results} == {Status.OK}
+    assert analyser.fault is None
+    for expected, found in zip(undisturbed.covered(one), analyser.covered(one), strict=True):
+        np.testing.assert_allclose(found.expected, expected.expected, rtol=1e-9)
+        np.testing.assert_array_equal(found.seen, expected.seen)
+    assert analyser.covered(one)[1].expected.any()
 
 
 def test_a_fault_of_ours_is_not_the_device_s(
