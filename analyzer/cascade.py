@@ -10,7 +10,6 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +47,7 @@ _repeats = Repeats(log)
 
 STAGES = ("receive", "decode", "reduce", "infer", "peaks", "publish")
 _PLANS_KEPT = 4
-_LOOKUPS = 32
+_SERIES_KEPT = 4
 _MAX_TAG_CHARACTERS = 200
 DEVICE_FAULTS = (DeviceFault, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", RuntimeError))
 """What says that a device cannot go on; any other error is a fault of ours."""
@@ -110,6 +109,9 @@ class _Prepared:
     metadata: SeriesMetadata
     plan: FramePlan
     workspace: Workspace
+    coverage: Coverage
+    # What of the coverage is expected for good: later frames may have to come again.
+    settled: npt.NDArray[np.float64]
     profile_index: npt.NDArray[np.intp]
     inputs: dict[str, torch.Tensor]
     header: dict[str, torch.Tensor]
@@ -128,25 +130,29 @@ def asks_for_pixels(settings: CascadeSettings, bundle: Bundle) -> bool:
 class PlanCache:
     """Plans of the latest series, for all workers: most series are measured as the one before.
 
-    Kept are those that the latest ``_LOOKUPS`` times were asked for, of more than ``_PLANS_KEPT`` the latest: a rare
+    Kept are those that the latest ``_SERIES_KEPT`` series asked for, of more than ``_PLANS_KEPT`` the latest: a rare
     series neither drives out the plan of all others nor leaves its own behind.
     """
 
     def __init__(self) -> None:
-        self._asked: deque[FramePlan] = deque(maxlen=_LOOKUPS)
+        self._asked: dict[FramePlan, int] = {}
         self._lock = threading.Lock()
 
-    def get(self, geometry: Geometry, validity: Validity, saturation: int) -> FramePlan:
-        """The plan for such frames, made if it is new."""
+    def get(self, ordinal: int, geometry: Geometry, validity: Validity, saturation: int) -> FramePlan:
+        """The plan for such frames of a series, made if it is new."""
         with self._lock:
             plan = self._known(geometry, validity, saturation) or make_plan(geometry, validity, saturation)
-            self._asked.append(plan)
-            while len(set(self._asked)) > _PLANS_KEPT:
-                self._asked.popleft()
+            asked = {each: by for each, by in self._asked.items() if each is not plan} | {plan: ordinal}
+            oldest = max(asked.values()) - _SERIES_KEPT
+            latest = [(each, by) for each, by in asked.items() if by > oldest or each is plan]
+            self._asked = dict(latest[-_PLANS_KEPT:])
             return plan
 
+    def __contains__(self, plan: FramePlan) -> bool:
+        return plan in self._asked
+
     def _known(self, geometry: Geometry, validity: Validity, saturation: int) -> FramePlan | None:
-        for plan in set(self._asked):
+        for plan in self._asked:
             same = (plan.geometry, plan.saturation, plan.validity.name) == (geometry, saturation, validity.name)
             if same and np.array_equal(plan.validity.valid, validity.valid):
                 return plan
@@ -163,7 +169,7 @@ def plan_of(
         validity = series_validity(metadata, shape, frame.channel, mask)
     except ValueError as error:
         raise UndecodableImage("size_mismatch", str(error)) from None
-    return plans.get(geometry, validity, saturation_of(metadata, dtype))
+    return plans.get(frame.series.ordinal, geometry, validity, saturation_of(metadata, dtype))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,6 +207,7 @@ class Analyser:
         self._settings = settings
         self._device = torch.device(device)
         self._prepared: dict[tuple[Any, ...], _Prepared] = {}
+        self._workspaces: dict[tuple[FramePlan, np.dtype[Any]], Workspace] = {}
         self._plans = plans or PlanCache()
         self._hit_fields = architecture(bundle.card.hit.network).inputs
         self._models = AttributeCascade(settings.models, self._device)
@@ -252,7 +259,7 @@ class Analyser:
     def _settle(self) -> None:
         """Before frames that may have to come again, one by one."""
         for prepared in list(self._prepared.values()):
-            prepared.workspace.settle()
+            prepared.settled[:] = prepared.coverage.expected
             if prepared.engine is not None:
                 prepared.engine.settle()
 
@@ -260,7 +267,8 @@ class Analyser:
     def _take_back(self) -> None:
         """What they covered before one of them failed would count twice."""
         for prepared in list(self._prepared.values()):
-            prepared.workspace.take_back()
+            # Where their pixels were seen they will be again.
+            prepared.coverage.expected[:] = prepared.settled
             if prepared.engine is not None:
                 with contextlib.suppress(*DEVICE_FAULTS), torch.cuda.stream(self._stream):
                     prepared.engine.take_back()
@@ -355,6 +363,7 @@ class Analyser:
         except UndecodableImage as error:
             return error
         loaded = time.perf_counter()
+        workspace.coverage = prepared.coverage
         reduced = workspace.reduce()
         done = time.perf_counter()
         peaks = prepared.finder.find(workspace, reduced)
@@ -392,19 +401,20 @@ class Analyser:
         return self._bundle.scattering is not None
 
     def workspaces(self, series: Series) -> list[Workspace]:
-        """The workspaces that hold what this worker has seen of a series; those of a device hold nothing."""
+        """The workspaces in which this worker reduces frames of a series, each with what it saw last."""
         own = [prepared.workspace for key, prepared in list(self._prepared.items()) if key[0] == series.ordinal]
         return own + (self._fallback.workspaces(series) if self._fallback else [])
 
     def covered(self, series: Series) -> list[Coverage]:
         """What this worker's frames of a series covered."""
-        covered = [workspace.coverage for workspace in self.workspaces(series)]
-        for key, prepared in list(self._prepared.items()):
-            if key[0] == series.ordinal and prepared.engine is not None:
+        ready = [prepared for key, prepared in list(self._prepared.items()) if key[0] == series.ordinal]
+        covered = [prepared.coverage for prepared in ready]
+        for prepared in ready:
+            if prepared.engine is not None:
                 # Of a device that another worker found lost nothing is known.
                 with contextlib.suppress(*DEVICE_FAULTS):
                     covered.append(prepared.engine.coverage)
-        return covered
+        return covered + (self._fallback.covered(series) if self._fallback else [])
 
     def forget(self, series: Series) -> None:
         """Let go of the buffers held for a series."""
@@ -438,12 +448,14 @@ class Analyser:
         metadata = frame.series.metadata
         plan = plan_of(self._settings, self._plans, frame, shape, dtype)
         geometry = plan.geometry
-        workspace = Workspace(plan, dtype)
+        workspace = self._workspace(plan, dtype)
         shadow = self._settings.shadow
         return _Prepared(
             metadata,
             plan,
             workspace,
+            Coverage.none(plan),
+            np.zeros(plan.bins.bins),
             profile_index(geometry, plan.bins.radial_bins),
             {
                 "zones": torch.from_numpy(workspace.zones)[None],
@@ -460,6 +472,16 @@ class Analyser:
             self._estimator(plan),
             self._engine(plan, dtype, torch.from_numpy(header_of(geometry))[None].to(self._device)),
         )
+
+    def _workspace(self, plan: FramePlan, dtype: np.dtype[Any]) -> Workspace:
+        """Buffers for such frames; series share them as long as others are measured alike.
+
+        Made anew in each, tens of megabytes would come and go, and every page of them be given by the kernel again.
+        """
+        workspace = self._workspaces.get((plan, dtype)) or Workspace(plan, dtype)
+        kept = {key: each for key, each in self._workspaces.items() if key[0] in self._plans}
+        self._workspaces = kept | {(plan, dtype): workspace}
+        return workspace
 
     def _engine(self, plan: FramePlan, dtype: np.dtype[Any], header: torch.Tensor) -> Engine | None:
         if self._programs is None:

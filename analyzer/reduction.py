@@ -138,9 +138,14 @@ class Coverage:
     seen: npt.NDArray[np.uint64]
     expected: npt.NDArray[np.float64]
 
+    @staticmethod
+    def none(plan: FramePlan) -> "Coverage":
+        """Of no frame yet."""
+        return Coverage(plan, np.zeros(-(-plan.inside.size // 64), np.uint64), np.zeros(plan.bins.bins))
+
 
 class Workspace:
-    """The buffers one worker reuses for frames of one shape and type; nothing is allocated a frame.
+    """The buffers one worker reuses for frames of one plan and type; nothing is allocated a frame.
 
     A frame comes in by ``load``, or is written to ``pixels`` (ss, fs). After ``reduce``: ``significance`` (4, rows,
     columns) float32 of the cell, of one pixel, of 2 x 2 and 3 x 3 and of what supports a pixel;
@@ -148,7 +153,8 @@ class Workspace:
     ``analyzer.zones``; ``photons`` and ``pixels_counted`` (bins,) without the pixels of spots;
     ``background`` (bins,) photons a pixel; ``diffuse`` (bins * 4, 2) photons and their squares of the pixels that
     ``analyzer.diffuse`` keeps, ``diffuse_pixels`` (bins * 4,) how many pixels they stand for, ``pairs`` (bins,) the
-    n (n - 1) expected among them. ``coverage`` is of all frames.
+    n (n - 1) expected among them. ``coverage`` takes in every frame; who reduces
+    several series puts one there for each.
     """
 
     def __init__(self, plan: FramePlan, dtype: np.dtype[Any]) -> None:
@@ -160,12 +166,11 @@ class Workspace:
         self._listed = False
         self._at = np.empty(count, np.uint16)
         self._claimed = np.zeros(count, np.uint8)
-        self._seen = np.zeros(-(-count // 64), np.uint64)
+        self.coverage = Coverage.none(plan)
         bins = plan.bins.bins
         self.photons = np.zeros(bins)
         self.pixels_counted = np.zeros(bins)
         self.background = np.zeros(bins)
-        self._expected, self._settled = np.zeros(bins), np.zeros(bins)
         self._occupied, self._scratch, self._most = np.zeros(bins), np.zeros(bins), np.zeros(bins)
         self._log_background, self._facts = np.zeros(bins), np.zeros((bins, kernels.FACTS))
         places = bins * kernels.QUADRANTS
@@ -210,8 +215,8 @@ class Workspace:
         pixels, top, inside, bin_of = listing.flat, sentinel(self.dtype), plan.inside, plan.bins.bin_of
         columns, occupied, scratch, logs = plan.shape[1], self._occupied, self._scratch, self._log_background
         kernels.tally(
-            index, value, blank, plan.saturation, plan.place, at, self._seen, self.photons, occupied, scratch,
-            self._totals,
+            index, value, blank, plan.saturation, plan.place, at, self.coverage.seen, self.photons, occupied,
+            scratch, self._totals,
         )  # fmt: skip
         np.subtract(plan.bin_pixels, scratch, out=self.pixels_counted)
         kernels.estimate_background(
@@ -254,7 +259,7 @@ class Workspace:
         self.zones[:, 1] = self._of_zones(self.photons)
         self.zones[:, 2] = self._of_zones(self.pixels_counted)
         self.zones[:, 3] = self._of_zones(np.multiply(self.background, plan.bin_pixels, out=scratch))
-        self._expected += self.background
+        self.coverage.expected[:] += self.background
         return Reduced(
             significance=self.significance,
             peaks=self._peaks[:found],
@@ -270,19 +275,6 @@ class Workspace:
         out = np.empty((3, self.plan.sectors.bins), np.float32)
         fill_profile(self.plan.sectors, self.diffuse, self.diffuse_pixels, out)
         return FrameProfile(self.plan, out, float(self.pairs.sum()))
-
-    @property
-    def coverage(self) -> Coverage:
-        """What all frames so far covered; views."""
-        return Coverage(self.plan, self._seen, self._expected)
-
-    def settle(self) -> None:
-        """What all frames so far covered is not to be taken back."""
-        self._settled[:] = self._expected
-
-    def take_back(self) -> None:
-        """Frames since ``settle`` come again: they are expected anew, and where they were seen they will be."""
-        self._expected[:] = self._settled
 
     def _of_zones(self, bins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.bincount(self.plan.bin_zone, bins, zones.ZONES).astype(np.float64)

@@ -93,11 +93,11 @@ class Engine:
         return self._reducer.coverage
 
     def settle(self) -> None:
-        """As ``Workspace.settle``."""
+        """What all frames so far covered is not to be taken back."""
         self._reducer.settle()
 
     def take_back(self) -> None:
-        """As ``Workspace.take_back``."""
+        """Frames since ``settle`` come again."""
         self._reducer.take_back()
 
     def reduce(self, images: Sequence[ImageData]) -> Iterator[Outcome]:

@@ -227,11 +227,11 @@ class BatchReducer:
         return Coverage(self.plan, self._seen.cpu().numpy()[:words], self._expected.cpu().numpy())
 
     def settle(self) -> None:
-        """As ``Workspace.settle``; waits for nothing."""
+        """What all frames so far covered is not to be taken back. Waits for nothing."""
         self._settled.copy_(self._expected)
 
     def take_back(self) -> None:
-        """As ``Workspace.take_back``; waits for nothing."""
+        """Frames since ``settle`` come again: they are expected anew, seen they stay. Waits for nothing."""
         self._expected.copy_(self._settled)
 
     def _placed(self, array: npt.NDArray[Any]) -> torch.Tensor:

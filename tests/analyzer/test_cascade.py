@@ -18,6 +18,7 @@ from analyzer.results import Decision, FrameResult, HitRule, Status
 from sim_replay.detector import CONDITIONS
 from streamer.frames import DIFFERENCE, Frame, make_frame
 from streamer.messages import Algorithm, Defect, ImageData, ImageMessage
+from streamer.series import Series
 from streamer.validity import Validity
 from tests.analyzer.builders import (
     BROKEN,
@@ -464,26 +465,63 @@ def test_buffers_are_kept_for_few_series_only(bundle: Bundle) -> None:
 def test_the_plan_that_most_series_have_outlives_those_of_odd_ones() -> None:
     plans = PlanCache()
 
-    def plan_of_a_mask(bad: int) -> FramePlan:
+    def plan_of_a_mask(bad: int, ordinal: int) -> FramePlan:
         valid = np.ones(SHAPE, np.uint8)
         valid[0, bad] = 0
-        return plans.get(Geometry(SHAPE, 25.0, 18.0, 75e-6, 0.15, 7000.0), Validity("gaps", valid), 65000)
+        return plans.get(ordinal, Geometry(SHAPE, 25.0, 18.0, 75e-6, 0.15, 7000.0), Validity("gaps", valid), 65000)
 
-    usual = plan_of_a_mask(0)
+    usual = plan_of_a_mask(0, 0)
     for odd in range(1, 12):
-        plan_of_a_mask(odd)
-        assert plan_of_a_mask(0) is usual
+        plan_of_a_mask(odd, 2 * odd)
+        assert plan_of_a_mask(0, 2 * odd + 1) is usual
 
 
 def test_the_plan_of_an_odd_series_is_let_go_and_that_of_all_others_stays() -> None:
     cache, usual = PlanCache(), plan()
-    odd = weakref.ref(cache.get(usual.geometry, Validity("odd", usual.validity.valid), usual.saturation).inside)
-    kept = [cache.get(usual.geometry, usual.validity, usual.saturation) for _ in range(31)]
+    odd = weakref.ref(cache.get(1, usual.geometry, Validity("odd", usual.validity.valid), usual.saturation).inside)
+    # Many workers ask for the plan of one series.
+    kept = {cache.get(n, usual.geometry, usual.validity, usual.saturation) for n in (2, 3, 4) for _ in range(50)}
     assert odd() is not None
-    kept.append(cache.get(usual.geometry, usual.validity, usual.saturation))
+    kept.add(cache.get(5, usual.geometry, usual.validity, usual.saturation))
     gc.collect()
     assert odd() is None
-    assert len(set(kept)) == 1
+    assert len(kept) == 1
+
+
+def test_series_measured_alike_share_buffers_and_not_what_they_covered(bundle: Bundle) -> None:
+    analyser = Analyser(bundle, CascadeSettings())
+    one, two = series(1), series(2)
+    seen = []
+    for each, pixels in ((one, water(0.5, seed=1)), (two, water(0.5, seed=2)), (one, water(0.5, seed=3))):
+        analyser.process([frame(pixels, of=each)])
+        seen.append(pixels != 0)
+    assert analyser.workspaces(one) == analyser.workspaces(two)
+    assert len(analyser.workspaces(one)) == 1
+
+    def counted(of: Series) -> Any:
+        (covered,) = analyser.covered(of)
+        return np.unpackbits(covered.seen.view(np.uint8), count=seen[0].size, bitorder="little").reshape(SHAPE)
+
+    np.testing.assert_array_equal(counted(one), seen[0] | seen[2])
+    np.testing.assert_array_equal(counted(two), seen[1])
+    analyser.forget(one)
+    again = series(3)
+    analyser.process([frame(water(0.5, seed=4), of=again)])
+    assert analyser.workspaces(again) == analyser.workspaces(two)
+
+
+def test_buffers_go_with_the_plan_of_an_odd_series(bundle: Bundle) -> None:
+    analyser = Analyser(bundle, CascadeSettings())
+    odd = series(1, shape=(40, 60))
+    analyser.process([frame(water(0.5, shape=(40, 60)), of=odd)])
+    (space,) = [weakref.ref(each.pixels) for each in analyser.workspaces(odd)]
+    analyser.forget(odd)
+    for n in range(2, 5):
+        analyser.process([frame(water(0.5), of=series(n))])
+    assert space() is not None
+    analyser.process([frame(water(0.5), of=series(5))])
+    gc.collect()
+    assert space() is None
 
 
 def test_a_size_that_cannot_be_allocated_is_refused_before_it_is_tried(bundle: Bundle) -> None:
