@@ -13,22 +13,27 @@ import zmq
 
 from streamer.geometry_file import DetectorGeometry, read_geometry
 from tests.analyzer import crystfel_reader as reader
-from tests.analyzer.stream_text import HEADER, chunk, crystal
+from tests.analyzer.stream_text import HEADER, LYSOZYME, chunk, crystal
 
 Peaks = list[tuple[float, float, float]]
 
 
 class Indexamajig:
-    """Several workers that write one stream; ``decides`` says how many lattices a list of peaks has."""
+    """Several workers that write one stream; ``decides`` says how many lattices a list of peaks has, ``cell`` which."""
 
     def __init__(
-        self, address: str, stream: Path, workers: int = 3, decides: Callable[[Peaks], int] = lambda peaks: 1
+        self,
+        address: str,
+        stream: Path,
+        workers: int = 3,
+        decides: Callable[[Peaks], int] = lambda peaks: 1,
+        cell: Callable[[], Sequence[float]] = lambda: LYSOZYME,
     ) -> None:
         self.stream = stream
         self.messages: list[bytes] = []
         self.errors: list[str] = []
         self._address = address
-        self._decides = decides
+        self._decides, self._cell = decides, cell
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
@@ -83,7 +88,7 @@ class Indexamajig:
                 file.write(
                     chunk(
                         None if name is None else str(name),
-                        [crystal()] * self._decides(peaks),
+                        [crystal(self._cell()) for _ in range(self._decides(peaks))],
                         len(self.messages),
                         peaks,
                         [reader.stream_line("frame_id", number)],

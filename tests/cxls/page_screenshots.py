@@ -1,7 +1,8 @@
 """Pictures of the live page for the documentation: ``python -m tests.cxls.page_screenshots OUTDIR``.
 
 A simulated jet with a pump laser that is on in every second image and a stage that moves over a sample; the program
-analyses what is sent, a headless browser looks. Takes about two minutes.
+analyses what is sent, the tests' stand-in for indexamajig takes its hits and gives them cells at random, a headless
+browser looks. Takes about two minutes.
 """
 
 import json
@@ -16,15 +17,21 @@ from typing import Any
 
 import h5py
 import numpy as np
+from playwright.sync_api import Locator, Page
 
 from streamer import stream_v2
 from streamer.messages import ImageData, ImageMessage
 from tests.analyzer.builders import image, image_data, metadata
+from tests.analyzer.stream_text import LYSOZYME
 from tests.cxls.browser import Served, Watched, chromium, write_token
+from tests.cxls.indexamajig import Indexamajig
 from tests.cxls.programs import Sender, cxls
 from tests.support import free_port, read_pixels
 
 FRAMES, RATE_HZ, SECONDS, SERIES_IMAGES = 32, 16.0, 75.0, 300
+FEWEST_SPOTS = 12
+"""The stand-in indexes a hit with as many peaks."""
+
 COLUMNS, ROWS, STEP_MM = 14, 9, 0.1
 
 
@@ -81,6 +88,18 @@ class Jet(threading.Thread):
         return image(number, series, among[self._rng.integers(len(among))], tags)
 
 
+def indexer(address: str, stream: Path) -> Indexamajig:
+    """Indexes hits with enough peaks, with the cell of lysozyme to within some parts in a thousand."""
+    rng, cell = np.random.default_rng(5), np.array(LYSOZYME)
+    spread = np.array([0.03, 0.03, 0.015, 0.2, 0.2, 0.2])
+    return Indexamajig(
+        address,
+        stream,
+        decides=lambda peaks: int(len(peaks) >= FEWEST_SPOTS),
+        cell=lambda: tuple((cell + spread * rng.normal(size=6)).tolist()),
+    )
+
+
 def post(url: str, token: str, action: str, body: dict[str, object]) -> None:
     """One change, as the page would ask for it."""
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
@@ -93,17 +112,19 @@ def main(out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, Sender() as sender:
         jet = Jet(sender, *record(Path(folder)))
         path, token = write_token(Path(folder))
+        stream, address = Path(folder) / "out.stream", f"tcp://127.0.0.1:{free_port()}"
         served = Served(
             sender.endpoint, free_port(), "--control-token", path, "--target-hits", 2000,
-            "--split-tag", "laser", "--map-tags", "x_mm,y_mm",
+            "--split-tag", "laser", "--map-tags", "x_mm,y_mm", "--index-listen", address, "--index-stream", stream,
         )  # fmt: skip
         try:
             jet.start()
             post(served.url, token, "run", {"number": 12, "sample": "lysozyme, 20 µm, batch 3"})
-            time.sleep(SECONDS)
-            post(served.url, token, "threshold", {"value": 0.7})
-            time.sleep(8)
-            take(served.url, out)
+            with indexer(address, stream):
+                time.sleep(SECONDS)
+                post(served.url, token, "threshold", {"value": 0.7})
+                time.sleep(8)
+                take(served.url, out)
         finally:
             jet.stop.set()
             served.kill()
@@ -120,6 +141,9 @@ def take(url: str, out: Path) -> None:
         for view in ("run", "scan"):
             light.view(view)
             shoot(light, out / f"live-page-{view}.png")
+            if view == "run":
+                light.wait("document.getElementById('noCells').hidden")
+                save(light.page.locator("#cellsCard"), out / "live-page-cells.png")
         dark = Watched(browser, url, dark=True)
         dark.wait_for_image()
         dark.page.keyboard.press("h")
@@ -133,7 +157,11 @@ def take(url: str, out: Path) -> None:
 
 def shoot(watched: Watched, path: Path) -> None:
     watched.page.wait_for_timeout(3500)
-    watched.page.screenshot(path=path)
+    save(watched.page, path)
+
+
+def save(shown: Page | Locator, path: Path) -> None:
+    shown.screenshot(path=path)
     print(f"{path}: {path.stat().st_size // 1000} kB", flush=True)
 
 

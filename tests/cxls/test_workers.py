@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +24,8 @@ from cxls import crew
 from streamer.ring import FrameRing
 from tests.cxls.programs import CXLS, Child, environment, refusal, wait_for
 from tests.cxls.test_http import get
-from tests.support import require, required
+from tests.deploy.test_prometheus import promtool
+from tests.support import REPOSITORY, require, required
 
 LOOPBACK = "127.0.0.1:0"
 IMAGES = 12
@@ -229,6 +231,11 @@ def test_a_worker_has_metrics_of_its_own(master: Path, bundle_folder: Path, tmp_
         assert worker.end(signal.SIGTERM) == 143
         assert site.front.end(signal.SIGINT) == 130
         assert_whole(site.results, site.front, ("shutdown",))
+    documented = (REPOSITORY / "docs" / "metrics.md").read_text()
+    for name in re.findall(r"^# TYPE (cxls_\S+) ", text, re.M):
+        assert f"`{name}" in documented, name
+    done = promtool("check", "metrics", given=text)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @dataclass(frozen=True)
