@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from analyzer.bundle import BadBundle, Bundle, HitCard, load_bundle
+from analyzer.bundle import DEFAULT_BUNDLE, BadBundle, Bundle, HitCard, load_bundle
 from analyzer.calibration import (
     FEWEST_FRAMES,
     LOWEST_THRESHOLD,
@@ -21,9 +21,11 @@ from analyzer.calibration import (
     save_calibration,
 )
 from analyzer.drift import SCORE_BINS, score_histogram
+from analyzer.metrics import corrected_ratio
 from analyzer.results import HitRule
 
 RULES = tuple(HitRule)
+CONTENTS = ("salt", "ice", "lipid", "polymer")
 
 
 def calibration(**changes: Any) -> Calibration:
@@ -119,7 +121,7 @@ def test_the_bundles_rate_holds_at_its_own_threshold_only() -> None:
     measured = card(performance={"false_hit_rate": [0.01, 0.005, 0.02]})
     assert operating_point(measured).false_hits == Rate(0.01, 0.005, 0.02)
     assert operating_point(measured, threshold=0.5).false_hits == UNKNOWN_RATE
-    assert operating_point(measured, HitRule.BOTH).false_hits == Rate(0.0, 0.0, 0.02)
+    assert operating_point(measured, HitRule.BOTH).false_hits == Rate(0.0, 0.0, 0.02, spans=True)
     for rule in (HitRule.PEAKS, HitRule.EITHER):
         assert operating_point(measured, rule).false_hits == UNKNOWN_RATE
 
@@ -130,6 +132,44 @@ def test_a_reference_tells_the_rate_at_any_threshold() -> None:
     assert point.false_hits.estimate == 0.01
     assert point.false_hits.low < 0.01 < point.false_hits.high
     assert set(point.references) == {"bundle"}
+
+
+def test_the_shipped_bundles_rate_is_that_on_water_and_spans_to_distracted_frames() -> None:
+    shipped = load_bundle(DEFAULT_BUNDLE).card.hit
+    rate = operating_point(shipped).false_hits
+    rows = {row["set"]: row for row in shipped.performance["rows"]}
+    assert rate.spans
+    assert rate.estimate == rows["with water"]["false_hits"]
+    assert rate.low == pytest.approx(rows["with water"]["false_hits_interval"][0])
+    assert rate.high == pytest.approx(max(rows[f"with {name}"]["false_hits_interval"][1] for name in CONTENTS))
+    rates = [operating_point(shipped, threshold=t).false_hits for t in (0.95, shipped.threshold, 0.6, 0.3, 0.0)]
+    assert [r.estimate for r in rates] == sorted(r.estimate for r in rates)
+    assert all(0 <= r.low <= r.estimate <= r.high <= 1 and r.spans for r in rates)
+    assert rates[0].low == 0
+    assert rates[-1].estimate == 1
+
+
+@pytest.mark.parametrize(
+    "rows", [None, "x", [1], [{"set": "with water"}], [{"set": "all", "empties_called_hit": "a", "empties_passed": 1}]]
+)
+def test_rows_of_another_shape_in_a_card_say_nothing_of_its_rate(rows: Any) -> None:
+    performance = {"false_hit_rate": [0.01, 0.005, 0.02], "rows": rows}
+    assert operating_point(card(performance=performance)).false_hits == Rate(0.01, 0.005, 0.02)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.3])
+@pytest.mark.parametrize("false_hits", [0.003, 0.004, 0.016, 0.04, 0.07])
+def test_without_a_calibration_the_corrected_ratio_covers_the_truth_whatever_the_jet_shows(
+    share: float, false_hits: float
+) -> None:
+    rate = operating_point(load_bundle(DEFAULT_BUNDLE).card.hit).false_hits
+    rng = np.random.default_rng(1)
+    crystals = rng.binomial(1000, share, 400)
+    called = crystals + rng.binomial(1000 - crystals, false_hits)
+    found = [corrected_ratio(int(hits), 1000, rate) for hits in called]
+    assert np.mean([each["low"] <= share <= each["high"] for each in found]) >= 0.95
+    if false_hits == 0.004:
+        assert np.mean([each["estimate"] for each in found]) == pytest.approx(share, abs=0.002)
 
 
 @pytest.mark.parametrize("rate", ["0.1", [0.1], None, {"a": 1}])
