@@ -33,7 +33,7 @@ class Facts:
     hit (N,) bool, None where the truth does not say. no_beam (N,) bool. group (N,): what a frame's noise-free light
     depends on, a crystal's name in hits that name one and the frame itself in all others; frames of a group are not
     independent. crystal (N,) is the number of the crystal, -1 for none or unknown. by_column: values (N,) by which
-    tables are split, '' where a frame belongs to every row.
+    tables are split, '' where an empty belongs to every row.
     """
 
     path: Path
