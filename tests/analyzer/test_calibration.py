@@ -1,5 +1,6 @@
 """Calibrations: the threshold that a blank run supports, its rates, its file and who may use it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +173,10 @@ def test_without_a_calibration_the_corrected_ratio_covers_the_truth_whatever_the
         assert np.mean([each["estimate"] for each in found]) == pytest.approx(share, abs=0.002)
 
 
-@pytest.mark.parametrize("rate", ["0.1", [0.1], None, {"a": 1}])
-def test_a_rate_of_another_shape_in_a_card_is_no_rate(rate: Any) -> None:
-    assert operating_point(card(performance={"false_hit_rate": rate})).false_hits == UNKNOWN_RATE
+@pytest.mark.parametrize("rate", ["0.1", [0.1], None, {"a": 1}, [2, 3, 4], ["a", "b", "c"], [0.5, 0.1, 0.4]])
+def test_a_rate_of_another_shape_in_a_card_is_refused(rate: Any) -> None:
+    with pytest.raises(ValueError, match=r"hit\.performance\.false_hit_rate is .*; give estimate, low and high end"):
+        card(performance={"false_hit_rate": rate})
 
 
 def test_a_calibration_measures_the_rate_at_any_threshold() -> None:
@@ -194,6 +196,45 @@ def test_a_card_with_a_score_histogram_of_another_length_is_refused(bundle_folde
     (tmp_path / "bundle.json").write_bytes(msgspec.json.encode(found))
     with pytest.raises(BadBundle, match=f"score histogram of empties: 3 values, expected {SCORE_BINS}"):
         load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("hit.threshold", 2), ("hit.threshold", -1), ("hit.temperature", 0), ("hit.temperature", -1), ("hit.prior", 0),
+        ("hit.prior", 1), ("hit.prior", -1), ("hit.bias", 1e308), ("hit.score_reference_hits", [2**62] * SCORE_BINS),
+        ("hit.performance.false_hit_rate", [2, 3, 4]), ("hit.performance.false_hit_rate", ["a", "b", "c"]),
+        ("parameters.sigma_scale", [0, 1, 1]), ("reference_background_photons_per_pixel", 0), ("no_beam_photons", -1),
+        ("name", "a\n\x1b[31m"), ("name", ""), ("name", "x" * 300), ("description", "a\tb"),
+    ],
+)  # fmt: skip
+def test_a_card_that_makes_no_sense_is_refused_by_file_field_and_value(
+    bundle_folder: Path, tmp_path: Path, place: str, value: object
+) -> None:
+    for path in bundle_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    found = msgspec.json.decode((tmp_path / "bundle.json").read_bytes())
+    *folders, name = place.split(".")
+    part = found
+    for each in folders:
+        part = part.setdefault(each, {})
+    part[name] = value
+    (tmp_path / "bundle.json").write_bytes(msgspec.json.encode(found))
+    with pytest.raises(BadBundle) as refused:
+        load_bundle(tmp_path)
+    said = str(refused.value)
+    assert said.isprintable()
+    assert said.startswith(f"{tmp_path / 'bundle.json'}: not a bundle card: {place} is ")
+
+
+def test_a_number_that_is_none_in_a_card_is_refused_in_one_line(bundle_folder: Path, tmp_path: Path) -> None:
+    card_of = (bundle_folder / "bundle.json").read_text()
+    assert '"threshold"' in card_of
+    for number in ("NaN", "1e999", "Infinity"):
+        text = re.sub(r'"temperature": [0-9.e-]+', f'"temperature": {number}', card_of, count=1)
+        (tmp_path / "bundle.json").write_text(text)
+        with pytest.raises(BadBundle, match=r"bundle\.json: not a bundle card: [^\n]+$"):
+            load_bundle(tmp_path)
 
 
 def test_a_card_without_score_histograms_is_good(bundle: Bundle) -> None:
