@@ -32,7 +32,20 @@ Card = TypeVar("Card", HitCard, ParametersCard)
 
 
 def run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> None:
-    """Train what the task names. Raises ``BadSettings`` for an unknown task and for options of the other kind."""
+    """Train what the task names. Raises ``BadSettings`` for an unknown task and for options of the other kind.
+
+    What cannot be written, as on a full disk, is a failure; a checkpoint that is there stays.
+    """
+    try:
+        _run(resolved, task, paths)
+    except OSError as error:
+        raise Failed(
+            f"{error.filename or resolved.settings.work}: {error.strerror or error}; what was trained up to the last "
+            "checkpoint is kept: make room, and give the same command again"
+        ) from None
+
+
+def _run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> None:
     if resolved.settings.finetune:
         _refuse_several_processes(f"{task} --finetune")
         _finetune(resolved, task, paths)

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from analyzer.architectures import Architecture, architecture, names
 from analyzer.attributes import Attribute, Recipe
-from analyzer.weights import first_line
+from analyzer.weights import first_line, save_tensors
 from streamer.files import BadInput
 from training.loop import checkpoint as checkpoints
 from training.loop import plots
@@ -126,7 +125,7 @@ def save_batch(
     if places is not None:
         tensors |= as_tensors({"places": places})
     tensors = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
-    save_file(tensors, folder / NONFINITE, {name: str(value) for name, value in where.items()})
+    save_tensors(tensors, folder / NONFINITE, {name: str(value) for name, value in where.items()})
     return folder / NONFINITE
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,6 +227,38 @@ def test_a_task_or_option_that_makes_no_sense_is_refused(
     monkeypatch.chdir(tmp_path)
     assert said in refusal(arguments, monkeypatch, capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_is_a_failure_in_one_line_and_the_checkpoint_before_stays(tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    build_series(tmp_path / "run", frames=8, pixels=np.zeros((8, *SHAPE), "u2"), truth=good_truth(8), per_file=8)
+    order = [
+        "train",
+        "peak",
+        tmp_path / "run",
+        "--run-folder",
+        run,
+        "--size",
+        "20",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    order += ["--recipe", "pos_weight=1"]
+    assert cxls(*order, "--epochs", "1").returncode == 0
+    before = (run / CHECKPOINT).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))
+        done = cxls(*order, "--epochs", "2", "--resume")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("cxls: ")]
+    assert re.match(rf"cxls: {re.escape(str(run))}/\w+\.safetensors\.part: File too large; what was trained", line)
+    assert (run / CHECKPOINT).read_bytes() == before
+    assert not list(run.glob("*.part"))
 
 
 @pytest.mark.parametrize("source", ["simulated", "series"])
