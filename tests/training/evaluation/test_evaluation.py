@@ -223,6 +223,15 @@ def test_the_extra_names_of_a_table_are_read_and_bounded(tmp_path: Path) -> None
     np.savez(tmp_path / "run_truth.npz", **with_truth, pulses=0)
     with pytest.raises(BadInput, match="0 pulses a frame"):
         facts_of(master)
+    for name, value, said in (
+        ("pulses_per_frame", 0, "0 pulses"),
+        ("pulses_per_frame", "many", "'many' pulses"),
+        ("pulses", 2.5, "2.5 pulses"),
+        ("pulses", np.ones(5), r"\[1. 1. 1. 1. 1.\] pulses"),
+    ):
+        np.savez(tmp_path / "run_truth.npz", **with_truth, **{name: value})
+        with pytest.raises(BadInput, match=f"the truth states {said} a frame in {name}"):
+            facts_of(master)
     np.savez_compressed(tmp_path / "run_truth.npz", **with_truth, flux_factor=np.ones(5))
     assert facts_of(master).flux_factor is None, "it is of another number of frames"
 
