@@ -27,6 +27,9 @@ from training.parameters import ParameterRecipe
 BUNDLE_TASKS = ("hit", "parameters", "all", "peak-finder")
 _OF_BUNDLES = ("out", "work", "shards", "steps")
 _OF_BOTH = ("epochs", "seed", "workers", "device")
+_OF_SIMULATION = {"frames", "flux", "water_scale", "hit_fraction"}
+_UNUSED = {"hit": {"steps"}, "parameters": {"epochs", "shards"}}
+"""Options of bundles that one of their tasks does not look at."""
 
 Card = TypeVar("Card", HitCard, ParametersCard)
 
@@ -58,6 +61,7 @@ def _run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> 
         text = "goes on by itself where it was cut short, given the same --work and options; leave out --{}"
         _refuse(resolved, {"resume"}, f"cxls train {task}: {text}")
         _refuse(resolved, others, f"cxls train {task}: of a bundle; --{{}} is for attributes such as peak or energy")
+        _refuse(resolved, _UNUSED.get(task, set()), f"cxls train {task}: --{{}} is not used by it; leave it out")
         if task == "peak-finder":
             _train_peak_finder(resolved)
         else:
@@ -67,7 +71,20 @@ def _run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> 
         _refuse_adaptation(resolved, task)
         _refuse(resolved, {*_OF_BUNDLES}, f"cxls train {task}: an attribute; --{{}} is for {', '.join(BUNDLE_TASKS)}")
         settings = resolved.settings
-        train_attribute.run(settings.model_copy(update={"data": (*settings.data, *paths)}), attribute)
+        settings = settings.model_copy(update={"data": (*settings.data, *paths)})
+        _refuse_of_other_data(resolved, settings, task)
+        train_attribute.run(settings, attribute)
+
+
+def _refuse_of_other_data(resolved: Resolved[TrainSettings], settings: TrainSettings, task: str) -> None:
+    """Raises BadSettings for what is not looked at with data of this kind."""
+    if settings.split is not None:
+        text = "a split has its sides; leave out --{}, or choose it in `cxls data split`"
+        _refuse(resolved, {"validation_fraction"}, f"cxls train {task} --split: {text}")
+    if settings.data or settings.split is not None:
+        _refuse(resolved, _OF_SIMULATION, f"cxls train {task}: --{{}} is of frames simulated on the fly, not of data")
+    else:
+        _refuse(resolved, {"datasets"}, f"cxls train {task}: --{{}} picks from the trees of --data; give --data too")
 
 
 def _refuse_several_processes(task: str) -> None:
