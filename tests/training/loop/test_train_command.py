@@ -8,15 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+import torch
 from torch.distributed.run import get_args_parser
 
 from analyzer import architectures
 from analyzer.architectures import Architecture
 from analyzer.attributes import PEAK_LOCATION
+from analyzer.bundle import DEFAULT_BUNDLE, HitCard, ParametersCard, load_bundle, save_weights
 from analyzer.framing import Framing
 from analyzer.single_model import load_model
 from cxls.cli import main
@@ -27,6 +31,7 @@ from tests.support import REPOSITORY
 from tests.training.dataset.builders import SHAPE, build_series, build_tree, good_truth
 from tests.training.loop.builders import TinyHit
 from training.loop.train import CHECKPOINT, Diverged
+from training.make_bundle import Plan
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:
@@ -141,6 +146,43 @@ def test_a_loss_that_is_no_number_is_a_failure_of_each_task_of_a_bundle_and_leav
         done = cxls("train", task, "--out", tmp_path / task, "--work", tmp_path / "work", "--device", "cpu")
         assert (done.returncode, done.stderr) == (1, "cxls: step 3: the loss is nan; its batch is in a file\n")
         assert not (tmp_path / task / "bundle.json").exists()
+
+
+@pytest.mark.parametrize("task", ["hit", "parameters", "all"])
+def test_a_bundle_in_the_folder_stays_whole_until_the_new_one_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str
+) -> None:
+    mine, work = tmp_path / "mine", tmp_path / "work"
+    shutil.copytree(DEFAULT_BUNDLE, mine)
+    old = load_bundle(mine)
+    order = ("train", task, "--out", mine, "--work", work, "--device", "cpu")
+    calls = {"make_hit": old.card.hit, "make_parameters": old.card.parameters}
+    fails = [True]
+
+    def making(name: str, card: HitCard | ParametersCard) -> Callable[..., HitCard | ParametersCard]:
+        def make(plan: Plan, *given: object) -> HitCard | ParametersCard:
+            network = old.hit if name == "make_hit" else old.parameters
+            with torch.no_grad():
+                next(network.parameters()).mul_(0.5)
+            digest = save_weights(network, plan.out / card.weights)
+            if fails[0]:
+                raise Diverged("the loss is nan")
+            return msgspec.structs.replace(card, sha256=digest)
+
+        return make
+
+    for name, card in calls.items():
+        monkeypatch.setattr(f"cxls.commands.train.{name}", making(name, card))
+    assert cxls(*order).returncode == 1
+    assert load_bundle(mine).label == old.label
+    fails[0] = False
+    done = cxls(*order)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{mine}: bundle mine\n")
+    new = load_bundle(mine)
+    assert new.card.name == "mine"
+    assert (new.card.hit.sha256 == old.card.hit.sha256) == (task == "parameters")
+    assert not list(mine.glob("*.part"))
 
 
 def test_the_help_has_a_line_for_each_task_and_the_choices_of_the_recipe() -> None:
