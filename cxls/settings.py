@@ -561,7 +561,11 @@ class TrainSettings(_Settings):
 
     batch: int | None = _in("Recipe (default: as published)", None, "samples a step, over all ranks", ge=1)
     micro_batch: int | None = _in(
-        "Recipe (default: as published)", None, "most samples in memory at once; gradients add up to a batch's", ge=1
+        "Recipe (default: as published)",
+        None,
+        "most samples in memory at once; gradients add up to a batch's, but a network that normalises over a batch "
+        "(heat map, ResNet-50, comparison CNN) does so over these",
+        ge=1,
     )
     learning_rate: float | None = _in(
         "Recipe (default: as published)", None, "largest learning rate; --schedule says how it falls", gt=0

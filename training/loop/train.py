@@ -56,7 +56,8 @@ class Job:
 class Conduct:
     """How a run is carried out; nothing here changes what it ends at, but for rounding.
 
-    folder: of the run. micro_batch: most samples in memory at once; a batch may be larger. workers: processes that read
+    folder: of the run. micro_batch: most samples in memory at once; a batch may be larger. A network that normalises
+    over a batch does so over these then, which does change what it ends at. workers: processes that read
     ahead. checkpoint_s: seconds between checkpoints inside an epoch; there is always one after it. keep_going is called
     with (steps done, steps in all) after each, and while samples are judged after each batch of them; False ends the
     run at a checkpoint. on_begin is called on every rank with what `run.json` holds before the first step, on_epoch
@@ -262,6 +263,11 @@ class _Run:
         self.judge.try_one(self.network, validation)
         self.descent = Descent(recipe, self.network, recipe.epochs * self.steps * len(recipe.views), self.judge.mixed)
         self.what = _what(job, self.settings, training, validation)
+        self.normalised_over: int | None = None
+        if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in self.network.modules()):
+            # Over fewer samples it is another training; every other network adds up to the same gradients.
+            self.normalised_over = most if most < recipe.batch else None
+            self.what["micro_batch"] = self.normalised_over
         self.position, self.history, self.best_epoch = Position(), list[Epoch](), 0
         self.loss_sum, self.seen, self.spent_s = 0.0, 0, 0.0
         begun = (self.folder / CHECKPOINT).exists()
@@ -479,6 +485,7 @@ class _Run:
             "device": str(self.ranks.device),
             "ranks": self.ranks.world,
             "micro_batch": self.conduct.micro_batch,
+            **({} if self.normalised_over is None else {"normalised_over": self.normalised_over}),
             **surroundings(),
         }
 
