@@ -93,11 +93,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def false_hits_of(self, rule: HitRule, min_peaks: int, threshold: float) -> Rate:
         """The false-hit rate of a rule on the blank frames.
 
-        Wilson's interval. Where the threshold is this calibration's own it stands right above one of
-        the scores, so that k frames at or above it mean k + 1 of n + 1: the next frame is as
-        likely as any to be the highest.
+        Wilson's interval. A threshold that was set right above one of the scores was chosen by them, so that k frames
+        at or above it mean k + 1 of n + 1: the next frame is as likely as any to be the highest. Where the
+        calibration kept the bundle's threshold or the lowest, no score chose it.
         """
-        by_network = np.asarray(self.probabilities) >= threshold
+        scores = np.asarray(self.probabilities)
+        by_network = scores >= threshold
         by_peaks = np.asarray(self.peak_counts) >= min_peaks
         called = {
             HitRule.NETWORK: by_network,
@@ -106,7 +107,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             HitRule.BOTH: by_network & by_peaks,
         }[rule]
         hits, frames = int(called.sum()), len(called)
-        if rule == HitRule.NETWORK and threshold == self.threshold:
+        chosen = threshold == self.threshold and bool(np.any(np.abs(scores + _STEP - threshold) < 0.75 * _STEP))
+        if rule == HitRule.NETWORK and chosen:
             return Rate((hits + 1) / (frames + 1), wilson(hits, frames)[0], wilson(hits + 1, frames + 1)[1])
         return Rate(hits / frames, *wilson(hits, frames))
 

@@ -22,6 +22,7 @@ from analyzer.calibration import (
     save_calibration,
 )
 from analyzer.drift import SCORE_BINS, score_histogram
+from analyzer.intervals import wilson
 from analyzer.metrics import corrected_ratio
 from analyzer.results import HitRule
 
@@ -100,6 +101,22 @@ def test_the_interval_of_the_set_threshold_covers_the_true_rate() -> None:
         rate = blank.false_hits_of(HitRule.NETWORK, 5, chosen.threshold)
         covered += rate.low <= (0.9 - chosen.threshold) / 0.8 <= rate.high
     assert covered >= 279
+
+
+@pytest.mark.parametrize("bundle_threshold", [0.3, 0.77])
+def test_a_threshold_that_no_score_chose_has_the_rate_that_was_counted(bundle_threshold: float) -> None:
+    low = np.linspace(0.001, 0.04, 100)
+    chosen = choose_threshold(low, 0.005, bundle_threshold)
+    assert chosen.threshold == bundle_threshold
+    blank = calibration(probabilities=low.tolist(), peak_counts=[0] * 100, threshold=chosen.threshold)
+    assert blank.false_hits_of(HitRule.NETWORK, 5, chosen.threshold) == Rate(0.0, *wilson(0, 100))
+    floor = choose_threshold(np.full(1000, 0.01), 0.005, bundle_threshold).threshold
+    assert floor == LOWEST_THRESHOLD
+    blank = calibration(probabilities=[0.01] * 1000, threshold=floor)
+    assert blank.false_hits_of(HitRule.NETWORK, 5, floor) == Rate(0.0, *wilson(0, 1000))
+    own = choose_threshold(np.linspace(0.1, 0.9, 1000), 0.005, bundle_threshold).threshold
+    blank = calibration(probabilities=np.linspace(0.1, 0.9, 1000).tolist(), threshold=own)
+    assert blank.false_hits_of(HitRule.NETWORK, 5, own).estimate == 5 / 1001
 
 
 def test_every_rule_has_its_own_false_hits() -> None:
