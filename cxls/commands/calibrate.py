@@ -328,8 +328,8 @@ def _table(blank: _BlankRun, calibration: Calibration, bundle: Bundle, mask: Pro
 
     def rate(threshold: float) -> str:
         called = int((scores >= threshold).sum())
-        estimate, low, high = calibration.false_hits_of(HitRule.NETWORK, 1, threshold)
-        return f"{called} of {len(scores)}: {estimate:.2%} ({low:.2%} to {high:.2%})"
+        found = calibration.false_hits_of(HitRule.NETWORK, 1, threshold)
+        return f"{called} of {len(scores)}: {found.estimate:.2%} ({found.low:.2%} to {found.high:.2%})"
 
     quantiles = (0.5, 0.9, 0.99, 1.0)
     rows = [
