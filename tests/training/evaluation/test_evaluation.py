@@ -84,7 +84,7 @@ def test_a_series_that_does_not_say_what_a_table_splits_by_has_a_row_of_its_own(
         for name, truth in (
             ("a", {"flux_photons": 3e8, "detectable": np.array(HITS)}),
             ("b", {"flux_photons": 3e6, "detectable": np.array(HITS)}),
-            ("c", {}),
+            ("c", {"flux_photons": None, "detectable": None}),
         )
     ]
     found, nothing = np.where(HITS, 0.9, 0.1), np.full(24, 0.2)
