@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzer.bundle import HitCard
+from analyzer.circumstances import Circumstances
 from analyzer.drift import ScoreReference, score_histogram, share_above
 from analyzer.intervals import wilson
 from analyzer.placing import placed
@@ -65,7 +66,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A blank run. ``probabilities`` and ``peak_counts``: of its frames with beam, in order, as in records.
 
     ``false_hits`` is the rate that ``threshold`` was set for, ``false_hits_asked`` the rate that was
-    wanted. ``mask`` is the one that was applied, ``warnings`` what was odd about the run.
+    wanted. ``mask`` is the one that was applied, ``warnings`` what was odd about the run. ``circumstances``: what it
+    was measured with, ``None`` in files of older programs, which hold for any run.
     """
 
     format: int
@@ -83,6 +85,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     camera_length_m: float | None = None
     mask: str | None = None
     warnings: list[str] = []
+    circumstances: Circumstances | None = None
 
     def __post_init__(self) -> None:
         if len(self.probabilities) != len(self.peak_counts):
@@ -162,8 +165,13 @@ def operating_point(
     min_peaks: int = 5,
     threshold: float | None = None,
     calibration: Calibration | None = None,
+    elsewhere: bool = False,
 ) -> OperatingPoint:
-    """The point a run works at: an explicit threshold before the calibration's before the bundle's."""
+    """The point a run works at: an explicit threshold before the calibration's before the bundle's.
+
+    elsewhere: the calibration was measured with something else than this run has. Its rate then remains the
+    estimate, within bounds that hold without it too, and faint crystals are not counted by it.
+    """
     if threshold is None:
         threshold = card.threshold if calibration is None else calibration.threshold
     references = {}
@@ -174,11 +182,16 @@ def operating_point(
     references["calibration"] = ScoreReference(
         tuple(score_histogram(calibration.probabilities)), tuple(card.score_reference_hits)
     )
+    measured = calibration.false_hits_of(rule, min_peaks, threshold)
+    if elsewhere:
+        unmeasured = _bundle_false_hits(card, rule, threshold)
+        low, high = min(measured.low, unmeasured.low), max(measured.high, unmeasured.high)
+        return OperatingPoint(threshold, card.prior, Rate(measured.estimate, low, high, spans=True), references)
     level = float(np.quantile(calibration.probabilities, 1 - BLANK_SHARE))
     return OperatingPoint(
         threshold,
         card.prior,
-        calibration.false_hits_of(rule, min_peaks, threshold),
+        measured,
         references,
         (level, calibration.false_hits_of(HitRule.NETWORK, min_peaks, level)),
     )
