@@ -64,6 +64,18 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; give a number above 0")
+        for name in ("weight_decay", "focal_gamma", "plateau_patience", "plateau_threshold"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; give a number of 0 or more")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; give a number of 0 or more and below 1")
+        if not 0 <= self.focal_alpha <= 1:
+            raise ValueError(f"focal_alpha is {self.focal_alpha}; give a number from 0 to 1")
+        if not 0 < self.plateau_factor < 1:
+            raise ValueError(f"plateau_factor is {self.plateau_factor}; give a number above 0 and below 1")
+        if self.pos_weight != "counts" and not 0 < self.pos_weight < math.inf:
+            raise ValueError(f"pos_weight is {self.pos_weight}; give counts or a number above 0")
         if not self.views:
             raise ValueError("views is empty; name the field that is fed as the image")
 

@@ -6,6 +6,7 @@ builds the networks the card names and refuses whatever does not match.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -25,12 +26,19 @@ from analyzer.weights import PICKLE, UNBUILDABLE, fill, first_line, is_pickle, m
 
 CARD = "bundle.json"
 FORMAT = 1
+_LONGEST_NAME, _MOST_COUNTED, _LARGEST_BIAS = 255, 1 << 53, 1e3
 _MOST_CARD_BYTES, _MOST_WEIGHT_BYTES = 16 << 20, 4 << 30
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 
 
 class BadBundle(ValueError):
     """A bundle that cannot be used: one line with what, where and what to do."""
+
+
+def _sensible(name: str, value: object, good: bool, what: str) -> None:
+    if not good:
+        said = ascii(value)
+        raise ValueError(f"{name} is {said if len(said) <= 80 else f'{said[:77]}...'}; {what}")
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,13 +68,30 @@ class HitCard(ModelCard, frozen=True, kw_only=True):
     score_reference_hits: list[int] = []
 
     def __post_init__(self) -> None:
+        """Raises ``ValueError``, naming the field and its value, for what makes no sense."""
         ScoreReference(tuple(self.score_reference_empties), tuple(self.score_reference_hits))
+        for name in ("empties", "hits"):
+            counts = getattr(self, f"score_reference_{name}")
+            _sensible(f"hit.score_reference_{name}", sum(counts), sum(counts) <= _MOST_COUNTED, "too many frames")
+        _sensible("hit.threshold", self.threshold, 0 <= self.threshold <= 1, "give a probability, 0 to 1")
+        _sensible("hit.prior", self.prior, 0 < self.prior < 1, "give a share above 0 and below 1")
+        _sensible("hit.temperature", self.temperature, 0 < self.temperature < math.inf, "give a number above 0")
+        _sensible("hit.bias", self.bias, abs(self.bias) <= _LARGEST_BIAS, f"give at most {_LARGEST_BIAS:g} either way")
+        rate = self.performance.get("false_hit_rate", [0.0, 0.0, 0.0])
+        good = isinstance(rate, list | tuple) and len(rate) == 3 and all(type(each) in (int, float) for each in rate)
+        good = good and 0 <= rate[1] <= rate[0] <= rate[2] <= 1
+        _sensible("hit.performance.false_hit_rate", rate, good, "give estimate, low and high end, from 0 to 1")
 
 
 class ParametersCard(ModelCard, frozen=True, kw_only=True):
     """The parameter model; ``sigma_scale`` makes its stated uncertainties cover what they claim."""
 
     sigma_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError``, naming the field and its value, for what is no scale."""
+        good = all(0 < each < math.inf for each in self.sigma_scale)
+        _sensible("parameters.sigma_scale", self.sigma_scale, good, "give three numbers above 0")
 
 
 class PeaksCard(ModelCard, frozen=True, kw_only=True):
@@ -111,6 +136,17 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True):
     scattering: ScatteringCard | None = None
     no_beam_photons: int = 5
     reference_background_photons_per_pixel: float = 0.005
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError``, naming the field and its value, for what makes no sense."""
+        good = self.name.isprintable() and 0 < len(self.name) <= _LONGEST_NAME
+        _sensible("name", self.name, good, f"give 1 to {_LONGEST_NAME} characters that can be printed")
+        _sensible("description", self.description, self.description.isprintable(), "give one line that can be printed")
+        good = 0 <= self.no_beam_photons <= _MOST_COUNTED
+        _sensible("no_beam_photons", self.no_beam_photons, good, "give a count of 0 or more")
+        level = self.reference_background_photons_per_pixel
+        good = 0 < level < math.inf
+        _sensible("reference_background_photons_per_pixel", level, good, "give a number above 0")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzer.bundle import HitCard
+from analyzer.circumstances import Circumstances
 from analyzer.drift import ScoreReference, score_histogram, share_above
 from analyzer.intervals import wilson
 from analyzer.placing import placed
@@ -42,14 +43,19 @@ class BadCalibration(ValueError):
 
 
 class Rate(NamedTuple):
-    """A share of frames with its interval of 95 %."""
+    """A share of frames with its interval of 95 %.
+
+    spans: the interval is no matter of chance, but of what is in the frames, and nobody measured which: the rate may
+    lie anywhere in it, and does so in every window.
+    """
 
     estimate: float
     low: float
     high: float
+    spans: bool = False
 
 
-UNKNOWN_RATE = Rate(0.0, 0.0, 1.0)
+UNKNOWN_RATE = Rate(0.0, 0.0, 1.0, spans=True)
 """What is assumed of a false-hit rate that nobody measured: a corrected ratio then has no lower bound but 0."""
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -60,7 +66,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A blank run. ``probabilities`` and ``peak_counts``: of its frames with beam, in order, as in records.
 
     ``false_hits`` is the rate that ``threshold`` was set for, ``false_hits_asked`` the rate that was
-    wanted. ``mask`` is the one that was applied, ``warnings`` what was odd about the run.
+    wanted. ``mask`` is the one that was applied, ``warnings`` what was odd about the run. ``circumstances``: what it
+    was measured with, ``None`` in files of older programs, which hold for any run.
     """
 
     format: int
@@ -78,6 +85,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     camera_length_m: float | None = None
     mask: str | None = None
     warnings: list[str] = []
+    circumstances: Circumstances | None = None
 
     def __post_init__(self) -> None:
         if len(self.probabilities) != len(self.peak_counts):
@@ -88,11 +96,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def false_hits_of(self, rule: HitRule, min_peaks: int, threshold: float) -> Rate:
         """The false-hit rate of a rule on the blank frames.
 
-        Wilson's interval. Where the threshold is this calibration's own it stands right above one of
-        the scores, so that k frames at or above it mean k + 1 of n + 1: the next frame is as
-        likely as any to be the highest.
+        Wilson's interval. A threshold that was set right above one of the scores was chosen by them, so that k frames
+        at or above it mean k + 1 of n + 1: the next frame is as likely as any to be the highest. Where the
+        calibration kept the bundle's threshold or the lowest, no score chose it.
         """
-        by_network = np.asarray(self.probabilities) >= threshold
+        scores = np.asarray(self.probabilities)
+        by_network = scores >= threshold
         by_peaks = np.asarray(self.peak_counts) >= min_peaks
         called = {
             HitRule.NETWORK: by_network,
@@ -101,7 +110,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             HitRule.BOTH: by_network & by_peaks,
         }[rule]
         hits, frames = int(called.sum()), len(called)
-        if rule == HitRule.NETWORK and threshold == self.threshold:
+        chosen = threshold == self.threshold and bool(np.any(np.abs(scores + _STEP - threshold) < 0.75 * _STEP))
+        if rule == HitRule.NETWORK and chosen:
             return Rate((hits + 1) / (frames + 1), wilson(hits, frames)[0], wilson(hits + 1, frames + 1)[1])
         return Rate(hits / frames, *wilson(hits, frames))
 
@@ -155,8 +165,13 @@ def operating_point(
     min_peaks: int = 5,
     threshold: float | None = None,
     calibration: Calibration | None = None,
+    elsewhere: bool = False,
 ) -> OperatingPoint:
-    """The point a run works at: an explicit threshold before the calibration's before the bundle's."""
+    """The point a run works at: an explicit threshold before the calibration's before the bundle's.
+
+    elsewhere: the calibration was measured with something else than this run has. Its rate then remains the
+    estimate, within bounds that hold without it too, and faint crystals are not counted by it.
+    """
     if threshold is None:
         threshold = card.threshold if calibration is None else calibration.threshold
     references = {}
@@ -167,29 +182,89 @@ def operating_point(
     references["calibration"] = ScoreReference(
         tuple(score_histogram(calibration.probabilities)), tuple(card.score_reference_hits)
     )
+    measured = calibration.false_hits_of(rule, min_peaks, threshold)
+    if elsewhere:
+        unmeasured = _bundle_false_hits(card, rule, threshold)
+        low, high = min(measured.low, unmeasured.low), max(measured.high, unmeasured.high)
+        return OperatingPoint(threshold, card.prior, Rate(measured.estimate, low, high, spans=True), references)
     level = float(np.quantile(calibration.probabilities, 1 - BLANK_SHARE))
     return OperatingPoint(
         threshold,
         card.prior,
-        calibration.false_hits_of(rule, min_peaks, threshold),
+        measured,
         references,
         (level, calibration.false_hits_of(HitRule.NETWORK, min_peaks, level)),
     )
 
 
+PLAIN_ROW = "with water"
+DISTRACTED_ROWS = ("with salt", "with ice", "with lipid", "with polymer")
+"""Rows of a card's performance: empties that show water alone, and those with what a jet may bring besides."""
+
+
 def _bundle_false_hits(card: HitCard, rule: HitRule, threshold: float) -> Rate:
-    """What the card knows: the rate of the network at its own threshold, or of another by its histogram."""
+    """What the card knows of the network's rate: from water alone to the distractor that misleads it most.
+
+    Without rows by content it is the rate of all its empties; at another threshold than its own, by its histogram.
+    """
     measured = card.performance.get("false_hit_rate")
+    by_content = _by_content(card)
     rate = UNKNOWN_RATE
-    if threshold == card.threshold and isinstance(measured, (list, tuple)) and len(measured) == 3:
+    if threshold == card.threshold and by_content is not None:
+        rate = by_content
+    elif threshold == card.threshold and isinstance(measured, (list, tuple)) and len(measured) == 3:
         rate = Rate(*(float(value) for value in measured))
     elif card.score_reference_empties:
-        called, frames = share_above(card.score_reference_empties, threshold)
-        rate = Rate(called / max(frames, 1), *wilson(called, frames))
+        rate = _rate_above(card, threshold)
+        if by_content is not None:
+            rate = _moved(by_content, _rate_above(card, card.threshold), rate)
     if rule == HitRule.NETWORK:
         return rate
     # Both calls no more than the network alone; what peaks call by mistake, the card does not say.
-    return Rate(0.0, 0.0, rate.high) if rule == HitRule.BOTH else UNKNOWN_RATE
+    return Rate(0.0, 0.0, rate.high, spans=True) if rule == HitRule.BOTH else UNKNOWN_RATE
+
+
+def _rate_above(card: HitCard, threshold: float) -> Rate:
+    called, frames = share_above(card.score_reference_empties, threshold)
+    return Rate(called / max(frames, 1), *wilson(called, frames))
+
+
+def _by_content(card: HitCard) -> Rate | None:
+    """The rate on water alone; the low end is its own, the high end that of the worst distractor or of all empties."""
+    try:
+        rows = {
+            row["set"]: (int(row["empties_called_hit"]), int(row["empties_called_hit"] + row["empties_passed"]))
+            for row in card.performance["rows"]
+        }
+        called, frames = rows[PLAIN_ROW]
+        worst = max(wilson(*rows[name])[1] for name in ("all", *DISTRACTED_ROWS) if name in rows and rows[name][1])
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not 0 <= called <= frames or frames == 0:
+        return None
+    low, high = wilson(called, frames)
+    return Rate(called / frames, low, max(worst, high), spans=True)
+
+
+def _moved(by_content: Rate, own: Rate, there: Rate) -> Rate:
+    """The rate by content at another threshold: its odds change as those of all empties do.
+
+    The histogram does not tell contents apart. What it proves is a low end: a lower threshold calls no fewer.
+    """
+    if own.estimate <= 0:
+        return Rate(there.estimate, 0.0, 1.0, spans=True)
+    low = by_content.low if there.estimate >= own.estimate else 0.0
+    estimate = _by_odds(by_content.estimate, own.estimate, there.estimate)
+    high = _by_odds(by_content.high, own.estimate, there.high)
+    return Rate(estimate, min(low, estimate), max(high, estimate), spans=True)
+
+
+def _by_odds(share: float, before: float, after: float) -> float:
+    """A share of which the odds change by the factor by which they do from one share to another."""
+    if after >= 1 or share >= 1:
+        return 1.0
+    odds = share / (1 - share) * (after / (1 - after)) * ((1 - before) / before)
+    return odds / (1 + odds)
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:

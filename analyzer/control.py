@@ -17,6 +17,7 @@ from typing import Any
 from analyzer.bundle import Bundle
 from analyzer.cascade import Analyser
 from analyzer.changes import ChangeLog
+from analyzer.circumstances import warn_of
 from analyzer.front import Forget, Front
 from analyzer.hot_pixels import NAME
 from analyzer.judge import Judge
@@ -26,6 +27,7 @@ from analyzer.peak_parameters import Pf8Options, changed, peaks_in_force
 from analyzer.runs import Capture, Judging, RunInfo, Runs, RunSummary
 from analyzer.warm import FrameKind, warm_up
 from streamer.frames import DIFFERENCE
+from streamer.messages import SeriesMetadata
 from streamer.validity import Validity
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ class Control:
         self._options = options or Pf8Options()
         self._own_mask = judge.cascade.mask
         self._changing = threading.Lock()
+        warn_of(judge.differences)
 
     @property
     def judging(self) -> Judging:
@@ -176,8 +179,29 @@ class Control:
             if name is not None and known and name not in known:
                 raise BadChange(f"channel {name[:60]!a}: the series has {', '.join(map(ascii, known))}")
             drained = self._front.use_channel(name)
+            self._knows(replace(self.judge, channel=name))
             text = f"channel {old or 'first threshold'} → {name or 'first threshold'}"
             return self._done("channel", old, name, drained, began, text)
+
+    def meets(self, metadata: SeriesMetadata | None) -> None:
+        """Hold the calibration against the header of the present series; not while a change is on its way."""
+        if metadata is None or metadata is self.judge.metadata or not self._changing.acquire(blocking=False):
+            return
+        try:
+            new = replace(self.judge, metadata=metadata)
+            if new.differences == self.judge.differences:
+                self.judge = new
+            else:
+                self._knows(new)
+        finally:
+            self._changing.release()
+
+    def _knows(self, new: Judge) -> None:
+        """Judge so from here on, and say so where the calibration is now of something else."""
+        old, self.judge = self.judge, new
+        self._on_change(new)
+        if new.differences != old.differences:
+            warn_of(new.differences)
 
     def use_run(self, given: Mapping[str, Any], new: bool = False) -> Change:
         """Call the run by these fields of ``RunInfo``; ``new``: end it and begin one called so.
@@ -274,8 +298,8 @@ class Control:
         estimator, *analysers = [self._make(new) for _ in range(1 + self._front.workers)]
         warm_up(estimator, new, self._kind())
         drained = self._front.replace_analysers(analysers, new, forget)
-        self.judge, self.estimator = new, estimator
-        self._on_change(new)
+        self.estimator = estimator
+        self._knows(new)
         return self._done(action, old, now, drained, began, text or f"{action} {_said(old)} → {_said(now)}")
 
     def _done(self, action: str, old: Any, new: Any, drained: bool, began: float, text: str | None) -> Change:

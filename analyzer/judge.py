@@ -1,12 +1,15 @@
 """What frames are judged with, as one value that is replaced as a whole."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from analyzer.bundle import Bundle
 from analyzer.calibration import Calibration, OperatingPoint, operating_point
 from analyzer.cascade import CascadeSettings
+from analyzer.circumstances import circumstances, differences
 from analyzer.peak_finder import BUILT_IN, BY_BUNDLE, LEARNED, FinderKind
+from analyzer.results import HitRule
+from streamer.messages import SeriesMetadata
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -14,25 +17,39 @@ class Judge:
     """A bundle, the settings that go with it, and what a blank run said of it.
 
     Every analyser of a run is made from the same one. ``cascade.threshold`` is what the user asked
-    for, ``None`` for the calibration's or the bundle's.
+    for, ``None`` for the calibration's or the bundle's. ``channel`` and ``metadata`` are what is analysed, as far as it
+    is known; ``differences`` what of all this the calibration was measured without, a phrase each.
     """
 
     bundle: Bundle
     cascade: CascadeSettings
     calibration: Calibration | None = None
+    channel: str | None = None
+    metadata: SeriesMetadata | None = None
+    differences: tuple[str, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         """Raises ``BadBundle`` where a peak finder takes from the bundle what it has not."""
         for finder in (self.cascade.finder, self.cascade.shadow):
             if finder is not None:
                 finder.check(self.bundle)
+        blank = None if self.calibration is None else self.calibration.circumstances
+        if blank is not None:
+            run = circumstances(self.finders[0], self.channel, [self.cascade.mask], self.metadata)
+            by_peaks = self.cascade.hit_rule != HitRule.NETWORK
+            object.__setattr__(self, "differences", differences(blank, run, by_peaks))
 
     @property
     def point(self) -> OperatingPoint:
         """How hits are called, and what is known of it."""
         cascade = self.cascade
         return operating_point(
-            self.bundle.card.hit, cascade.hit_rule, cascade.min_peaks, cascade.threshold, self.calibration
+            self.bundle.card.hit,
+            cascade.hit_rule,
+            cascade.min_peaks,
+            cascade.threshold,
+            self.calibration,
+            bool(self.differences),
         )
 
     @property

@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from analyzer.architectures import architecture
 from analyzer.bundle import BadBundle, network_on_meta
 from analyzer.framing import Framing
-from analyzer.weights import PICKLE, fill, first_line, is_pickle, misfit
+from analyzer.weights import PICKLE, fill, first_line, is_pickle, misfit, save_tensors
 
 CARD, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = 1
@@ -71,7 +71,7 @@ def save_model(network: nn.Module, card: SingleModelCard, folder: Path) -> None:
         raise BadBundle(f"{folder / CARD}: the card does not describe the network to be saved: {reason}")
     folder.mkdir(parents=True, exist_ok=True)
     with _complete(folder / WEIGHTS) as part:
-        save_file(state, part)
+        save_tensors(state, part)
         digest = _sha256(part)
     start = {name: card.settings[name] for name in architecture(card.network).start_only if name in card.settings}
     card = msgspec.structs.replace(

@@ -3,9 +3,15 @@
 What bundles, single models and checkpoints share; each says in its own words what it refuses.
 """
 
+import errno
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from analyzer.architectures import architecture, build
@@ -68,3 +74,14 @@ def first_line(error: Exception) -> str:
 def _lasting(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     start_only = architecture(name).start_only
     return {key: value for key, value in settings.items() if key not in start_only}
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises ``OSError``, naming it, when that fails, as on a full disk."""
+    try:
+        save_file(tensors, path, header)
+    except SafetensorError as error:
+        # It has no errno; one that has is the system's own word for it.
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from None

@@ -536,7 +536,7 @@ class TrainSettings(_Settings):
     options.
     """
 
-    epochs: int | None = Field(None, ge=1, description="passes over the data (default: the recipe's; a bundle's 12)")
+    epochs: int | None = Field(None, ge=1, description="passes over the data (default: the recipe's; for hit 8)")
     seed: int = Field(1, ge=0, lt=1 << 31, description="seed of weights and order, and of shots that are simulated")
     workers: int = Field(0, ge=0, le=256, description="processes that simulate or read ahead; 0 takes one a core")
     device: Device = Field("auto", description="where training runs")
@@ -561,7 +561,11 @@ class TrainSettings(_Settings):
 
     batch: int | None = _in("Recipe (default: as published)", None, "samples a step, over all ranks", ge=1)
     micro_batch: int | None = _in(
-        "Recipe (default: as published)", None, "most samples in memory at once; gradients add up to a batch's", ge=1
+        "Recipe (default: as published)",
+        None,
+        "most samples in memory at once; gradients add up to a batch's, but a network that normalises over a batch "
+        "(heat map, ResNet-50, comparison CNN) does so over these",
+        ge=1,
     )
     learning_rate: float | None = _in(
         "Recipe (default: as published)", None, "largest learning rate; --schedule says how it falls", gt=0

@@ -2,15 +2,18 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
 from analyzer.bundle import (
+    CARD,
     FORMAT,
     BundleCard,
     HitCard,
@@ -43,9 +46,13 @@ _DISTRACTED_SHARE = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to train and with what. Validation uses ``seed + 1``, test ``seed + 2``."""
+    """What to train and with what. Validation uses ``seed + 1``, test ``seed + 2``.
+
+    out: where the bundle is put together, apart from the place it is for; name: what its card calls it.
+    """
 
     out: Path
+    name: str
     work: Path
     shards: int
     seed: int
@@ -183,10 +190,10 @@ def write_bundle(
     peaks: PeaksCard | None = None,
     scattering: ScatteringCard | None = None,
 ) -> BundleCard:
-    """Write the card that makes the folder a bundle, and tables of what scatters where it has none."""
+    """Write the card that makes the plan's folder a bundle, and tables of what scatters where it has none."""
     card = BundleCard(
         format=FORMAT,
-        name=plan.out.name,
+        name=plan.name,
         description="hit and parameter networks trained on simulated EIGER2 4M shots",
         hit=hit,
         parameters=parameters,
@@ -195,6 +202,24 @@ def write_bundle(
     )
     save_card(card, plan.out)
     return card
+
+
+def put_bundle(made: Path, out: Path) -> None:
+    """Put a complete bundle into ``out``, in the place of one that is there, the card last.
+
+    Until all its files lie beside those that they replace, nothing has changed. Raises ``OSError``, naming the file.
+    """
+    card = msgspec.json.decode((made / CARD).read_bytes(), type=BundleCard)
+    named = [each for each in (card.hit, card.parameters, card.peaks, card.scattering) if each is not None]
+    parts = {out / f"{name}.part": name for name in (*(each.weights for each in named), CARD)}
+    try:
+        for part, name in parts.items():
+            shutil.copyfile(made / name, part)
+        for part, name in parts.items():
+            os.replace(part, out / name)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ Peaks make weak labels. They hold only what the finder sees: bright crystals are
 out, and salt or ice with as many peaks is labelled a hit like protein.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,9 +21,11 @@ FEWEST = 30
 FEWEST_VALIDATION = 5
 """Crystals, and empties, to validate on; of fewer a bootstrap says nothing."""
 
-_BLOCKS, _LONGEST_BLOCK = 10, 200
-_EVERY, _PLACE = 5, 2
-"""One block of five is for validation, the third of each five."""
+_BLOCK, _MARGIN = 20, 5
+"""Consecutive images that are on one side, and how many training leaves out beside those of validation."""
+
+_EVERY = 5
+"""One block of each five is for validation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,25 +116,24 @@ def doubts(reduced: ReducedSeries, labels: Labels, rule: LabelRule, threshold: f
 def split_blocks(reduced: ReducedSeries, labels: Labels) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Places of the labelled frames to train on and to validate on; no crystal and no neighbours are on both sides.
 
-    The run is cut into blocks of consecutive images, a tenth of all but at most 200; one of five is for validation.
-    Training leaves out a tenth of a block (one image at least) on either side of these, and crystals that are in them.
-    The cut depends on the lengths of the series alone, so a bundle adapted twice to the same series is never
-    validated on what it was trained on. Raises BadInput when a side lacks hits or empties.
+    A series is cut into blocks of 20 consecutive images; of each five in a row one is for validation, which one a hash
+    of the file's name and the place of the five says. Training leaves out 5 images on either side of these, and
+    crystals that are in them. Nothing else is asked, neither length nor number of the series, so that a bundle which is
+    adapted again, with other runs besides, is never validated on what its parent was trained on. Raises BadInput when
+    a side lacks hits or empties.
     """
-    lengths = np.array([count.frames for count in reduced.counts])
-    block = int(np.clip(lengths.sum() // _BLOCKS, 1, _LONGEST_BLOCK))
-    per_series = -(-lengths // block)
-    first = np.cumsum([0, *per_series[:-1]])
+    names = [count.path.name for count in reduced.counts]
     series, position = reduced.shots.group, reduced.position
-    own, offset, margin = position // block, position % block, max(1, block // 10)
+    own, offset = position // _BLOCK, position % _BLOCK
 
     def validates(number: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        inside: npt.NDArray[np.bool_] = (number >= 0) & (number < per_series[series])
-        inside &= (first[series] + number) % _EVERY == _PLACE
+        fives, which = np.unique(np.stack([series, number // _EVERY]), axis=1, return_inverse=True)
+        chosen = np.array([_chosen(names[s], five) if five >= 0 else -1 for s, five in fives.T.tolist()])
+        inside: npt.NDArray[np.bool_] = number % _EVERY == chosen[which.reshape(-1)]
         return inside
 
     validation = validates(own)
-    beside = (validates(own - 1) & (offset < margin)) | (validates(own + 1) & (offset >= block - margin))
+    beside = (validates(own - 1) & (offset < _MARGIN)) | (validates(own + 1) & (offset >= _BLOCK - _MARGIN))
     shared = np.isin(reduced.crystal, np.unique(reduced.crystal[validation & labels.used]))
     train = ~validation & ~beside & ~shared
     sides = [np.flatnonzero(side & labels.used) for side in (train, validation)]
@@ -140,10 +142,15 @@ def split_blocks(reduced: ReducedSeries, labels: Labels) -> tuple[npt.NDArray[np
             found = len(np.unique(reduced.crystal[side[chosen]]))
             if found < FEWEST_VALIDATION:
                 raise BadInput(
-                    f"{found} independent {kind} for {name} in blocks of {block} images, {FEWEST_VALIDATION} are "
+                    f"{found} independent {kind} for {name} in blocks of {_BLOCK} images, {FEWEST_VALIDATION} are "
                     "needed; give longer or more series"
                 )
     return sides[0], sides[1]
+
+
+def _chosen(name: str, five: int) -> int:
+    """Which of five blocks of a series is for validation."""
+    return int.from_bytes(hashlib.sha256(f"{name}:{five}".encode(errors="surrogateescape")).digest()[:8]) % _EVERY
 
 
 def class_counts(hit: npt.NDArray[np.bool_], places: Sequence[int] | npt.NDArray[np.intp]) -> dict[str, int]:

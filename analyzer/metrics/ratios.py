@@ -23,8 +23,14 @@ def corrected_ratio(hits: int, counted: int, false_hits: Rate, recall: Rate = PE
     every h that p - (1 - h) f - h r = 0 does not rule out; the interval of that sum recovers
     each term's variance from the term's own interval (MOVER: Zou and Donner, Statistics in
     Medicine 27, 2008, 1693), Wilson's for p, modified where hits or misses are rare. A recall
-    of 1 makes it the share of frames that can be found.
+    of 1 makes it the share of frames that can be found. A false-hit rate that ``spans`` may lie anywhere in
+    its interval: the bounds are then those under its highest and its lowest value.
     """
+    if false_hits.spans:
+        f, low, high = false_hits[:3]
+        at = [corrected_ratio(hits, counted, Rate(each, each, each), recall) for each in (f, low, high)]
+        estimate = at[0]["estimate"]
+        return {"estimate": estimate, "low": min(at[2]["low"], estimate), "high": max(at[1]["high"], estimate)}
     p = hits / counted
     p_low, p_high = _wilson_of_rare(hits, counted)
     # Fewer than the false hits alone, or more than all crystals, is chance: no reason to be surer than at that edge.

@@ -191,7 +191,7 @@ class Session:
         bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
         models = open_models([Path(folder) for folder in settings.model], device)
         cascade = replace(cascade, models=models)
-        judge = Judge(bundle, cascade, read_calibration(settings, bundle.label))
+        judge = Judge(bundle, cascade, read_calibration(settings, bundle.label), settings.channel)
         finder, shadow = judge.finders
         if cascade.shadow is not None and shadow is None:
             raise BadSettings(f"--shadow-finder {finder.name}: the published peaks are its own; name another")
@@ -426,6 +426,7 @@ class Session:
         contradicted, pause = False, PARAMETERS_S
         while not self._done.wait(pause):
             began = time.thread_time()
+            self.control.meets(self.front.running.metadata)
             estimate = self._look()
             pause = max(PARAMETERS_S, PARAMETERS_PAUSES * (time.thread_time() - began))
             wrong = {} if estimate is None else {each.quantity.value: each.text for each in estimate.mismatches}
@@ -465,6 +466,7 @@ class Session:
             return None
 
     def _report_series(self, report: SeriesReport) -> None:
+        self.control.meets(self.front.running.metadata)
         estimate = self._look()
         text = _series_text(report) + (f"; {estimate.text}" if estimate is not None else "")
         closed = report.closed

@@ -25,6 +25,7 @@ from analyzer.batch.report import REPORT_JSON, REPORT_PAGE, summary, write_repor
 from analyzer.batch.shard import Done, analyse_shard, held
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.cascade import MOST_FRAMES, Analyser
+from analyzer.circumstances import warn_of
 from analyzer.judge import Judge
 from analyzer.warm import warm_up
 from cxls import allocator
@@ -168,7 +169,8 @@ def _crew(settings: BatchSettings) -> _Crew:
     bundle = load_bundle(settings.bundle or DEFAULT_BUNDLE)
     folders = [Path(folder) for folder in settings.model]
     models = open_models(folders, device)
-    judge = Judge(bundle, replace(cascade, models=models), read_calibration(settings, bundle.label))
+    judge = Judge(bundle, replace(cascade, models=models), read_calibration(settings, bundle.label), settings.channel)
+    warn_of(judge.differences)
     makers = Makers(device, models, folders)
     on_device = makers.reduces_there(judge)
     workers = settings.workers or (DEVICE_WORKERS if on_device else len(os.sched_getaffinity(0)))

@@ -26,7 +26,9 @@ from analyzer.calibration import (
     save_calibration,
 )
 from analyzer.cascade import Analyser, CascadeSettings
+from analyzer.circumstances import Circumstances, circumstances
 from analyzer.front import POLL_S, Source
+from analyzer.judge import Judge
 from analyzer.mask_file import DEFAULT_DATASET, BadMask, read_mask
 from analyzer.prior import hit_fraction
 from analyzer.results import Decision, FrameResult, HitRule, Status
@@ -87,7 +89,10 @@ def run(resolved: Resolved[CalibrateSettings], source: Sequence[str]) -> None:
         again = _watch(_open(settings, source, live), bundle, replace(cascade, mask=without), settings, live)
         unmasked = again.interrupted is not None
         blank = replace(blank, interrupted=again.interrupted) if unmasked else again
-    _finish(blank, proposed, unmasked, settings, bundle, source, paths)
+    masks = [mask] if unmasked else [mask, Validity(paths.mask.name, (proposed.flags == 0).astype(np.uint8))]
+    finder, _ = Judge(bundle, cascade).finders
+    known = circumstances(finder, settings.channel, masks[1:] if faulty and not unmasked else masks, blank.metadata)
+    _finish(blank, proposed, unmasked, settings, bundle, source, paths, known)
     if blank.interrupted is not None:
         raise blank.interrupted
 
@@ -234,6 +239,7 @@ def _finish(
     bundle: Bundle,
     sources: Sequence[str],
     paths: _Paths,
+    known: Circumstances,
 ) -> None:
     card = bundle.card.hit
     chosen = choose_threshold(blank.probabilities, settings.false_hits, card.threshold)
@@ -254,6 +260,7 @@ def _finish(
         camera_length_m=blank.metadata.camera_length_m if blank.metadata else None,
         mask=blank.mask,
         warnings=warnings,
+        circumstances=known,
     )
     try:
         save_calibration(calibration, paths.calibration)
@@ -328,8 +335,8 @@ def _table(blank: _BlankRun, calibration: Calibration, bundle: Bundle, mask: Pro
 
     def rate(threshold: float) -> str:
         called = int((scores >= threshold).sum())
-        estimate, low, high = calibration.false_hits_of(HitRule.NETWORK, 1, threshold)
-        return f"{called} of {len(scores)}: {estimate:.2%} ({low:.2%} to {high:.2%})"
+        found = calibration.false_hits_of(HitRule.NETWORK, 1, threshold)
+        return f"{called} of {len(scores)}: {found.estimate:.2%} ({found.low:.2%} to {found.high:.2%})"
 
     quantiles = (0.5, 0.9, 0.99, 1.0)
     rows = [

@@ -1,5 +1,6 @@
 """``cxls train``: a network for an attribute, or the models of a bundle."""
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,18 +22,34 @@ from cxls.settings import BadSettings, Resolved, TrainSettings
 from training.hit import HitRecipe
 from training.loop.distributed import world_size
 from training.loop.train import Diverged
-from training.make_bundle import Plan, make_hit, make_parameters, table, write_bundle
+from training.make_bundle import Plan, make_hit, make_parameters, put_bundle, table, write_bundle
 from training.parameters import ParameterRecipe
 
 BUNDLE_TASKS = ("hit", "parameters", "all", "peak-finder")
 _OF_BUNDLES = ("out", "work", "shards", "steps")
 _OF_BOTH = ("epochs", "seed", "workers", "device")
+_OF_SIMULATION = {"frames", "flux", "water_scale", "hit_fraction"}
+_UNUSED = {"hit": {"steps"}, "parameters": {"epochs", "shards"}}
+"""Options of bundles that one of their tasks does not look at."""
 
 Card = TypeVar("Card", HitCard, ParametersCard)
 
 
 def run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> None:
-    """Train what the task names. Raises ``BadSettings`` for an unknown task and for options of the other kind."""
+    """Train what the task names. Raises ``BadSettings`` for an unknown task and for options of the other kind.
+
+    What cannot be written, as on a full disk, is a failure; a checkpoint that is there stays.
+    """
+    try:
+        _run(resolved, task, paths)
+    except OSError as error:
+        raise Failed(
+            f"{error.filename or resolved.settings.work}: {error.strerror or error}; what was trained up to the last "
+            "checkpoint is kept: make room, and give the same command again"
+        ) from None
+
+
+def _run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> None:
     if resolved.settings.finetune:
         _refuse_several_processes(f"{task} --finetune")
         _finetune(resolved, task, paths)
@@ -45,6 +62,7 @@ def run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> N
         text = "goes on by itself where it was cut short, given the same --work and options; leave out --{}"
         _refuse(resolved, {"resume"}, f"cxls train {task}: {text}")
         _refuse(resolved, others, f"cxls train {task}: of a bundle; --{{}} is for attributes such as peak or energy")
+        _refuse(resolved, _UNUSED.get(task, set()), f"cxls train {task}: --{{}} is not used by it; leave it out")
         if task == "peak-finder":
             _train_peak_finder(resolved)
         else:
@@ -54,7 +72,20 @@ def run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> N
         _refuse_adaptation(resolved, task)
         _refuse(resolved, {*_OF_BUNDLES}, f"cxls train {task}: an attribute; --{{}} is for {', '.join(BUNDLE_TASKS)}")
         settings = resolved.settings
-        train_attribute.run(settings.model_copy(update={"data": (*settings.data, *paths)}), attribute)
+        settings = settings.model_copy(update={"data": (*settings.data, *paths)})
+        _refuse_of_other_data(resolved, settings, task)
+        train_attribute.run(settings, attribute)
+
+
+def _refuse_of_other_data(resolved: Resolved[TrainSettings], settings: TrainSettings, task: str) -> None:
+    """Raises BadSettings for what is not looked at with data of this kind."""
+    if settings.split is not None:
+        text = "a split has its sides; leave out --{}, or choose it in `cxls data split`"
+        _refuse(resolved, {"validation_fraction"}, f"cxls train {task} --split: {text}")
+    if settings.data or settings.split is not None:
+        _refuse(resolved, _OF_SIMULATION, f"cxls train {task}: --{{}} is of frames simulated on the fly, not of data")
+    else:
+        _refuse(resolved, {"datasets"}, f"cxls train {task}: --{{}} picks from the trees of --data; give --data too")
 
 
 def _refuse_several_processes(task: str) -> None:
@@ -102,7 +133,8 @@ def _train_peak_finder(resolved: Resolved[TrainSettings]) -> None:
         settings,
         train_peak_finder.SHARDS if origin["shards"] == "default" else settings.shards,
         None if origin["steps"] == "default" else settings.steps,
-        _base,
+        _workshop(settings),
+        lambda workshop: _base(settings.out, workshop),
     )
 
 
@@ -110,14 +142,16 @@ def _train_bundle(settings: TrainSettings, task: str) -> None:
     """Train the hit model, the parameter model or both into the bundle folder.
 
     With one task, the other model comes from the bundle already in the folder, else from the
-    one shipped. Simulated shots on disk are used again, so an interrupted run goes on.
+    one shipped. Simulated shots on disk are used again, so an interrupted run goes on. The bundle is put together in
+    the folder for work: one that is in --out stays whole until the new one is.
     """
     device = torch.device(choose_device(settings.device))
     workers = settings.workers or os.cpu_count() or 1
     torch.set_num_threads(workers)
     recipe = HitRecipe(seed=settings.seed)
     plan = Plan(
-        out=settings.out,
+        out=_workshop(settings),
+        name=settings.out.name,
         work=settings.work,
         shards=settings.shards,
         seed=settings.seed,
@@ -126,8 +160,7 @@ def _train_bundle(settings: TrainSettings, task: str) -> None:
         hit=recipe if settings.epochs is None else replace(recipe, epochs=settings.epochs),
         parameters=replace(ParameterRecipe(), steps=settings.steps, seed=settings.seed),
     )
-    plan.out.mkdir(parents=True, exist_ok=True)
-    base = None if task == "all" else _base(plan.out)
+    base = None if task == "all" else _base(settings.out, plan.out)
 
     stopped = stop_on_signals()
 
@@ -153,19 +186,28 @@ def _train_bundle(settings: TrainSettings, task: str) -> None:
     parameters = made(make_parameters) if task != "hit" or base is None else base.parameters
     others = (None, None) if base is None else (base.peaks, base.scattering)
     card = write_bundle(plan, hit, parameters, *others)
-    click.echo(f"{plan.out}: bundle {card.name}")
+    put_bundle(plan.out, settings.out)
+    click.echo(f"{settings.out}: bundle {card.name}")
     click.echo(table(card.hit.performance["rows"]))
     click.echo(table(card.parameters.performance["rows"]))
 
 
-def _base(out: Path) -> BundleCard:
-    """The card of the bundle to add to; its weights are copied where they are missing."""
+def _workshop(settings: TrainSettings) -> Path:
+    """The folder in which the bundle for --out is put together; both are there, or it ends here."""
+    settings.out.mkdir(parents=True, exist_ok=True)
+    place = settings.work / f"bundle-{hashlib.sha256(str(settings.out.resolve()).encode()).hexdigest()[:8]}"
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _base(out: Path, workshop: Path) -> BundleCard:
+    """The card of the bundle to add to; its weights are copied to where the new one is put together."""
     folder = out if (out / CARD).exists() else DEFAULT_BUNDLE
     try:
         card = msgspec.json.decode((folder / CARD).read_bytes(), type=BundleCard)
     except (OSError, msgspec.DecodeError) as error:
         raise BadBundle(f"{folder / CARD}: {error}; train both models with `cxls train all`") from None
     for model in (card.hit, card.parameters, card.peaks, card.scattering):
-        if folder != out and model is not None:
-            (out / model.weights).write_bytes((folder / model.weights).read_bytes())
+        if model is not None:
+            (workshop / model.weights).write_bytes((folder / model.weights).read_bytes())
     return card

@@ -189,6 +189,12 @@ def _echo_begin(facts: dict[str, Any]) -> None:
         f"{facts['network']} for {facts['attribute']}: {facts['parameters']:,} parameters, {training} samples to train "
         f"on, {validation} to validate on, on {facts['device']}{ranks}"
     )
+    if (over := facts.get("normalised_over")) is not None:
+        click.echo(
+            f"warning: {facts['network']} normalises over a batch: with --micro-batch over {over} samples at a time, "
+            f"which is another training than over {facts['recipe']['batch']}",
+            err=True,
+        )
     if facts.get("start") == "from scratch":
         keys = " or ".join(f"--network-setting {key}=FILE" for key in architecture(facts["network"]).start_only)
         click.echo(f"{facts['network']} starts from scratch; {keys} starts it from ready weights")

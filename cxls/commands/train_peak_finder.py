@@ -15,7 +15,7 @@ from cxls.cli import Failed, Interrupted, stop_on_signals
 from cxls.commands.analyze import choose_device
 from cxls.settings import TrainSettings
 from training.loop.train import Diverged
-from training.make_bundle import table
+from training.make_bundle import put_bundle, table
 from training.peak_finder.make import FinderPlan, make_peaks
 from training.peak_finder.tiles import TileRecipe
 from training.peak_finder.train import FinderRecipe
@@ -26,13 +26,15 @@ SHARDS = 40
 TILING = TileRecipe()
 
 
-def run(settings: TrainSettings, shards: int, steps: int | None, base: Callable[[Path], BundleCard]) -> None:
-    """Train and write the bundle in --out: its card and weights come from ``base`` where they are not there yet."""
+def run(
+    settings: TrainSettings, shards: int, steps: int | None, workshop: Path, base: Callable[[Path], BundleCard]
+) -> None:
+    """Train, and put together in ``workshop`` the bundle for --out: its card and other weights come from ``base``."""
     workers = settings.workers or os.cpu_count() or 1
     torch.set_num_threads(workers)
     recipe = FinderRecipe(seed=settings.seed)
     plan = FinderPlan(
-        out=settings.out,
+        out=workshop,
         work=settings.work,
         shards=shards,
         seed=settings.seed,
@@ -41,8 +43,7 @@ def run(settings: TrainSettings, shards: int, steps: int | None, base: Callable[
         recipe=recipe if steps is None else replace(recipe, steps=steps),
         tiling=TILING,
     )
-    plan.out.mkdir(parents=True, exist_ok=True)
-    card = base(plan.out)
+    card = base(workshop)
     stopped = stop_on_signals()
 
     def progress(done: int, total: int, text: str) -> None:
@@ -58,8 +59,9 @@ def run(settings: TrainSettings, shards: int, steps: int | None, base: Callable[
         raise Failed(str(error)) from None
     if peaks is None:
         raise Interrupted(stopped[0])
-    save_card(msgspec.structs.replace(card, peaks=peaks), plan.out)
-    click.echo(f"{plan.out}: bundle {card.name}, peaks from a heat of {peaks.threshold:.3f}")
+    save_card(msgspec.structs.replace(card, peaks=peaks), workshop)
+    put_bundle(workshop, settings.out)
+    click.echo(f"{settings.out}: bundle {card.name}, peaks from a heat of {peaks.threshold:.3f}")
     for name, rows in peaks.performance.items():
         if isinstance(rows, list):
             click.echo(f"\n{name}\n{table(rows)}")

@@ -1,5 +1,6 @@
 """Calibrations: the threshold that a blank run supports, its rates, its file and who may use it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from analyzer.bundle import BadBundle, Bundle, HitCard, load_bundle
+from analyzer.bundle import DEFAULT_BUNDLE, BadBundle, Bundle, HitCard, load_bundle
 from analyzer.calibration import (
     FEWEST_FRAMES,
     LOWEST_THRESHOLD,
@@ -21,9 +22,12 @@ from analyzer.calibration import (
     save_calibration,
 )
 from analyzer.drift import SCORE_BINS, score_histogram
+from analyzer.intervals import wilson
+from analyzer.metrics import corrected_ratio
 from analyzer.results import HitRule
 
 RULES = tuple(HitRule)
+CONTENTS = ("salt", "ice", "lipid", "polymer")
 
 
 def calibration(**changes: Any) -> Calibration:
@@ -99,6 +103,22 @@ def test_the_interval_of_the_set_threshold_covers_the_true_rate() -> None:
     assert covered >= 279
 
 
+@pytest.mark.parametrize("bundle_threshold", [0.3, 0.77])
+def test_a_threshold_that_no_score_chose_has_the_rate_that_was_counted(bundle_threshold: float) -> None:
+    low = np.linspace(0.001, 0.04, 100)
+    chosen = choose_threshold(low, 0.005, bundle_threshold)
+    assert chosen.threshold == bundle_threshold
+    blank = calibration(probabilities=low.tolist(), peak_counts=[0] * 100, threshold=chosen.threshold)
+    assert blank.false_hits_of(HitRule.NETWORK, 5, chosen.threshold) == Rate(0.0, *wilson(0, 100))
+    floor = choose_threshold(np.full(1000, 0.01), 0.005, bundle_threshold).threshold
+    assert floor == LOWEST_THRESHOLD
+    blank = calibration(probabilities=[0.01] * 1000, threshold=floor)
+    assert blank.false_hits_of(HitRule.NETWORK, 5, floor) == Rate(0.0, *wilson(0, 1000))
+    own = choose_threshold(np.linspace(0.1, 0.9, 1000), 0.005, bundle_threshold).threshold
+    blank = calibration(probabilities=np.linspace(0.1, 0.9, 1000).tolist(), threshold=own)
+    assert blank.false_hits_of(HitRule.NETWORK, 5, own).estimate == 5 / 1001
+
+
 def test_every_rule_has_its_own_false_hits() -> None:
     blank = calibration()
     rates = {rule: blank.false_hits_of(rule, 5, 0.4).estimate for rule in RULES}
@@ -119,7 +139,7 @@ def test_the_bundles_rate_holds_at_its_own_threshold_only() -> None:
     measured = card(performance={"false_hit_rate": [0.01, 0.005, 0.02]})
     assert operating_point(measured).false_hits == Rate(0.01, 0.005, 0.02)
     assert operating_point(measured, threshold=0.5).false_hits == UNKNOWN_RATE
-    assert operating_point(measured, HitRule.BOTH).false_hits == Rate(0.0, 0.0, 0.02)
+    assert operating_point(measured, HitRule.BOTH).false_hits == Rate(0.0, 0.0, 0.02, spans=True)
     for rule in (HitRule.PEAKS, HitRule.EITHER):
         assert operating_point(measured, rule).false_hits == UNKNOWN_RATE
 
@@ -132,9 +152,48 @@ def test_a_reference_tells_the_rate_at_any_threshold() -> None:
     assert set(point.references) == {"bundle"}
 
 
-@pytest.mark.parametrize("rate", ["0.1", [0.1], None, {"a": 1}])
-def test_a_rate_of_another_shape_in_a_card_is_no_rate(rate: Any) -> None:
-    assert operating_point(card(performance={"false_hit_rate": rate})).false_hits == UNKNOWN_RATE
+def test_the_shipped_bundles_rate_is_that_on_water_and_spans_to_distracted_frames() -> None:
+    shipped = load_bundle(DEFAULT_BUNDLE).card.hit
+    rate = operating_point(shipped).false_hits
+    rows = {row["set"]: row for row in shipped.performance["rows"]}
+    assert rate.spans
+    assert rate.estimate == rows["with water"]["false_hits"]
+    assert rate.low == pytest.approx(rows["with water"]["false_hits_interval"][0])
+    assert rate.high == pytest.approx(max(rows[f"with {name}"]["false_hits_interval"][1] for name in CONTENTS))
+    rates = [operating_point(shipped, threshold=t).false_hits for t in (0.95, shipped.threshold, 0.6, 0.3, 0.0)]
+    assert [r.estimate for r in rates] == sorted(r.estimate for r in rates)
+    assert all(0 <= r.low <= r.estimate <= r.high <= 1 and r.spans for r in rates)
+    assert rates[0].low == 0
+    assert rates[-1].estimate == 1
+
+
+@pytest.mark.parametrize(
+    "rows", [None, "x", [1], [{"set": "with water"}], [{"set": "all", "empties_called_hit": "a", "empties_passed": 1}]]
+)
+def test_rows_of_another_shape_in_a_card_say_nothing_of_its_rate(rows: Any) -> None:
+    performance = {"false_hit_rate": [0.01, 0.005, 0.02], "rows": rows}
+    assert operating_point(card(performance=performance)).false_hits == Rate(0.01, 0.005, 0.02)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.3])
+@pytest.mark.parametrize("false_hits", [0.003, 0.004, 0.016, 0.04, 0.07])
+def test_without_a_calibration_the_corrected_ratio_covers_the_truth_whatever_the_jet_shows(
+    share: float, false_hits: float
+) -> None:
+    rate = operating_point(load_bundle(DEFAULT_BUNDLE).card.hit).false_hits
+    rng = np.random.default_rng(1)
+    crystals = rng.binomial(1000, share, 400)
+    called = crystals + rng.binomial(1000 - crystals, false_hits)
+    found = [corrected_ratio(int(hits), 1000, rate) for hits in called]
+    assert np.mean([each["low"] <= share <= each["high"] for each in found]) >= 0.95
+    if false_hits == 0.004:
+        assert np.mean([each["estimate"] for each in found]) == pytest.approx(share, abs=0.002)
+
+
+@pytest.mark.parametrize("rate", ["0.1", [0.1], None, {"a": 1}, [2, 3, 4], ["a", "b", "c"], [0.5, 0.1, 0.4]])
+def test_a_rate_of_another_shape_in_a_card_is_refused(rate: Any) -> None:
+    with pytest.raises(ValueError, match=r"hit\.performance\.false_hit_rate is .*; give estimate, low and high end"):
+        card(performance={"false_hit_rate": rate})
 
 
 def test_a_calibration_measures_the_rate_at_any_threshold() -> None:
@@ -154,6 +213,45 @@ def test_a_card_with_a_score_histogram_of_another_length_is_refused(bundle_folde
     (tmp_path / "bundle.json").write_bytes(msgspec.json.encode(found))
     with pytest.raises(BadBundle, match=f"score histogram of empties: 3 values, expected {SCORE_BINS}"):
         load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("hit.threshold", 2), ("hit.threshold", -1), ("hit.temperature", 0), ("hit.temperature", -1), ("hit.prior", 0),
+        ("hit.prior", 1), ("hit.prior", -1), ("hit.bias", 1e308), ("hit.score_reference_hits", [2**62] * SCORE_BINS),
+        ("hit.performance.false_hit_rate", [2, 3, 4]), ("hit.performance.false_hit_rate", ["a", "b", "c"]),
+        ("parameters.sigma_scale", [0, 1, 1]), ("reference_background_photons_per_pixel", 0), ("no_beam_photons", -1),
+        ("name", "a\n\x1b[31m"), ("name", ""), ("name", "x" * 300), ("description", "a\tb"),
+    ],
+)  # fmt: skip
+def test_a_card_that_makes_no_sense_is_refused_by_file_field_and_value(
+    bundle_folder: Path, tmp_path: Path, place: str, value: object
+) -> None:
+    for path in bundle_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    found = msgspec.json.decode((tmp_path / "bundle.json").read_bytes())
+    *folders, name = place.split(".")
+    part = found
+    for each in folders:
+        part = part.setdefault(each, {})
+    part[name] = value
+    (tmp_path / "bundle.json").write_bytes(msgspec.json.encode(found))
+    with pytest.raises(BadBundle) as refused:
+        load_bundle(tmp_path)
+    said = str(refused.value)
+    assert said.isprintable()
+    assert said.startswith(f"{tmp_path / 'bundle.json'}: not a bundle card: {place} is ")
+
+
+def test_a_number_that_is_none_in_a_card_is_refused_in_one_line(bundle_folder: Path, tmp_path: Path) -> None:
+    card_of = (bundle_folder / "bundle.json").read_text()
+    assert '"threshold"' in card_of
+    for number in ("NaN", "1e999", "Infinity"):
+        text = re.sub(r'"temperature": [0-9.e-]+', f'"temperature": {number}', card_of, count=1)
+        (tmp_path / "bundle.json").write_text(text)
+        with pytest.raises(BadBundle, match=r"bundle\.json: not a bundle card: [^\n]+$"):
+            load_bundle(tmp_path)
 
 
 def test_a_card_without_score_histograms_is_good(bundle: Bundle) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,11 +21,12 @@ from safetensors.torch import load_file, save_file
 from analyzer.bundle import BadBundle, Bundle, load_bundle
 from analyzer.calibration import Calibration
 from analyzer.cascade import Analyser, BatchOutcome, CascadeSettings
+from analyzer.circumstances import circumstances
 from analyzer.control import BadChange, Busy, Control
 from analyzer.front import Ending, Front, FrontSettings
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask
-from analyzer.peak_finder import Peakfinder8Finder
+from analyzer.peak_finder import BUILT_IN, Peakfinder8Finder
 from analyzer.peak_parameters import BadPeaks, Pf8Options, finder_of
 from analyzer.results import FrameResult, HitRule
 from analyzer.runs import BadRun
@@ -411,6 +413,28 @@ def test_a_calibration_stays_with_its_bundle(bundle: Bundle, second: Path) -> No
     change = run.control.use_bundle(second)
     assert change.threshold == 0.5, "the blank run was judged by another"
     assert run.control.judge.calibration is None
+
+
+def test_a_change_to_what_the_calibration_was_not_measured_with_widens_its_rate_until_it_is_taken_back(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = np.zeros(SHAPE, "u1")
+    bad[:, :10] = 1
+    np.save(tmp_path / "left.npy", bad)
+    known = circumstances(BUILT_IN, None, [None], None)
+    calibration = msgspec.structs.replace(blank_run(bundle.label), circumstances=known)
+    run = Controlled(bundle, calibration=calibration)
+    rate = run.control.judge.point.false_hits
+    for change, back in (
+        (lambda: run.control.use_mask(tmp_path / "left.npy"), lambda: run.control.use_mask(None)),
+        (lambda: run.control.use_channel("threshold_2"), lambda: run.control.use_channel(None)),
+    ):
+        caplog.clear()
+        change()
+        assert run.control.judge.point.false_hits.spans
+        assert sum("measured otherwise" in record.getMessage() for record in caplog.records) == 1
+        back()
+        assert run.control.judge.point.false_hits == rate
 
 
 # --- mask -------------------------------------------------------------------------------

@@ -87,6 +87,22 @@ def test_a_card_is_shown_with_and_without_naming_its_folder(tmp_path: Path) -> N
     assert json.loads(cxls("models", "show", tmp_path / "m").stdout)["origin"] == "a test"
 
 
+@pytest.mark.parametrize("part", ["hit", "parameters", "peaks"])
+@pytest.mark.parametrize(
+    "value", [{}, {"rows": 3, "shots": 1, "energy_confusion": [[1]], "calibration": [], "machine": 2}]
+)
+def test_a_card_without_optional_parts_still_has_a_page(tmp_path: Path, part: str, value: dict[str, object]) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(DEFAULT_BUNDLE, folder)
+    card = json.loads((folder / "bundle.json").read_text())
+    card[part] |= {"training": value, "performance": value}
+    card["description"] = ""
+    (folder / "bundle.json").write_text(json.dumps(card))
+    done = cxls("models", "show", folder, "--markdown")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "not said by the card" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

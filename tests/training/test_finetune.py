@@ -172,7 +172,7 @@ def test_no_neighbours_and_no_crystals_are_on_both_sides() -> None:
     train, validation = split_blocks(reduced, label_frames(reduced, LabelRule()))
     assert min(len(train), len(validation)) > 80
     distance = np.abs(reduced.position[train][:, None] - reduced.position[validation][None])
-    assert distance.min() > 5, "a tenth of a block of 60 images lies between"
+    assert distance.min() > 5
     assert not set(reduced.crystal[train]) & set(reduced.crystal[validation])
     assert len(train) > 2 * len(validation)
 
@@ -195,10 +195,51 @@ def test_a_thinned_series_is_cut_where_the_whole_one_is() -> None:
     assert set(thin.position[of_thin].tolist()) <= set(validation.tolist())
 
 
+def joined(*parts: tuple[str, int]) -> ReducedSeries:
+    """Series of these names and lengths, one after the other."""
+    each = [reduced_frames(made_shots(count, 1), np.arange(count) % 2 * 12) for _, count in parts]
+    shots = made_shots(sum(count for _, count in parts), 1)
+    return ReducedSeries(
+        replace(shots, group=np.repeat(np.arange(len(parts)), [count for _, count in parts])),
+        *(
+            np.concatenate([getattr(one, name) for one in each])
+            for name in ("known", "peak_count", "probability", "position")
+        ),
+        np.arange(len(shots)),
+        tuple(SeriesCount(Path(name), count, count, 0, 0) for name, count in parts),
+    )
+
+
+def sides(*parts: tuple[str, int]) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
+    reduced = joined(*parts)
+    train, validation = (
+        {(parts[reduced.shots.group[n]][0], int(reduced.position[n])) for n in side}
+        for side in split_blocks(reduced, label_frames(reduced, LabelRule()))
+    )
+    return train, validation
+
+
+def test_adapting_again_with_more_runs_validates_on_nothing_that_the_parent_was_trained_on() -> None:
+    train, validation = sides(("a_master.h5", 600), ("b_master.h5", 250))
+    for more in (
+        [("a_master.h5", 600), ("b_master.h5", 250), ("c_master.h5", 1900)],
+        [("c_master.h5", 130), ("b_master.h5", 250), ("a_master.h5", 600)],
+        [("a_master.h5", 740), ("b_master.h5", 250)],
+    ):
+        train_again, validation_again = sides(*more)
+        assert not validation_again & train
+        assert not train_again & validation
+        assert validation <= validation_again
+
+
 def test_hits_that_all_lie_in_one_part_of_the_run_are_refused() -> None:
     shots = made_shots(600, 1)
-    reduced = reduced_frames(shots, np.where(np.arange(600) >= 500, 12, 0))
-    with pytest.raises(BadInput, match="0 independent hits for validation in blocks of 60 images"):
+    anywhere = reduced_frames(shots, np.where(shots.hit, 12, 0))
+    _, validation = split_blocks(anywhere, label_frames(anywhere, LabelRule()))
+    peaks = np.arange(600) % 2 * 12
+    peaks[validation] = 0
+    reduced = reduced_frames(shots, peaks)
+    with pytest.raises(BadInput, match="0 independent hits for validation in blocks of 20 images"):
         split_blocks(reduced, label_frames(reduced, LabelRule()))
 
 

@@ -99,7 +99,10 @@ def test_a_parameter_model_trained_in_seconds_makes_a_bundle_that_loads(tmp_path
     out = tmp_path / "tiny"
     out.mkdir()
     recipe = ParameterRecipe(steps=20, batch=32, placements=8)
-    plan = Plan(out=out, work=tmp_path, shards=1, seed=1, workers=1, command="test", hit=HitRecipe(), parameters=recipe)
+    plan = Plan(
+        out=out, name="tiny", work=tmp_path, shards=1, seed=1, workers=1, command="test", hit=HitRecipe(),
+        parameters=recipe,
+    )  # fmt: skip
     parameters = make_parameters(plan, CPU, lambda done, total, text: None)
     shipped = load_bundle_card_of_default()
     (out / "hit.safetensors").write_bytes((shipped[1] / "hit.safetensors").read_bytes())

@@ -117,6 +117,10 @@ class Request:
     crystals: Path | None = None
 
 
+NOT_KNOWN = "not known"
+"""The row of frames whose truth does not say what a table is split by."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Frames:
     """Frames with a beam that were judged, of all series: truth, judgement, and where each stands."""
@@ -229,8 +233,7 @@ def _hits(made: Evaluation, judged: Sequence[Judged], frames: _Frames) -> None:
     )
     made.tables.append(Table("Confusion", ("truth", "called hit", "called miss or no beam"), rows))
     for column in _columns(judged):
-        values = np.array([judged[s].facts.by_column.get(column, ("",) * (p + 1))[p] for s, p in _places(frames)])
-        table = _table(column, values, sample)
+        table = _table(column, _values(column, judged, frames), sample)
         if len(table.rows) > 1 or column == "content":
             made.tables.append(table)
     made.missed = _missed(judged, frames)
@@ -244,12 +247,22 @@ def _columns(judged: Sequence[Judged]) -> list[str]:
     return list(dict.fromkeys(name for each in judged for name in each.facts.by_column))
 
 
+def _values(column: str, judged: Sequence[Judged], frames: _Frames) -> npt.NDArray[np.str_]:
+    """Values (N,) of a column: '' for empties that no value splits, `NOT_KNOWN` where the truth has none."""
+    values = []
+    for (series, position), hit in zip(_places(frames), frames.sample.positive.tolist(), strict=True):
+        column_of = judged[series].facts.by_column.get(column)
+        value = NOT_KNOWN if column_of is None else column_of[position]
+        values.append(value if value or (column != "content" and not hit) else NOT_KNOWN)
+    return np.array(values)
+
+
 def _table(column: str, values: npt.NDArray[np.str_], sample: Sample) -> Table:
-    """A row for each value; frames of the value '' belong to every row."""
+    """A row for each value, what is not known last; frames of the value '' belong to every row but that."""
     assert sample.called is not None
     rows: list[tuple[Cell, ...]] = []
-    for value in sorted({str(v) for v in values} - {""}):
-        part = sample.where((values == value) | (values == ""))
+    for value in sorted({str(v) for v in values} - {""}, key=lambda each: (each == NOT_KNOWN, each)):
+        part = sample.where((values == value) | ((values == "") & (value != NOT_KNOWN)))
         assert part.called is not None
         hits = part.positive
         rows.append(
@@ -453,7 +466,7 @@ def _parameter(
             raise _Refused(each.facts.missing(name))
         for n, judgement in enumerate(each.judgements):
             if judgement.status == "ok" and not each.facts.no_beam[n]:
-                key = each.facts.by_column.get("condition", ("",) * (n + 1))[n]
+                key = each.facts.by_column.get("condition", (NOT_KNOWN,) * (n + 1))[n]
                 values.setdefault(key, []).append((getattr(judgement, name), getattr(judgement, sigma_name), truth[n]))
     everything = [value for some in values.values() for value in some]
     if not everything:

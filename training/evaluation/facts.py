@@ -33,7 +33,7 @@ class Facts:
     hit (N,) bool, None where the truth does not say. no_beam (N,) bool. group (N,): what a frame's noise-free light
     depends on, a crystal's name in hits that name one and the frame itself in all others; frames of a group are not
     independent. crystal (N,) is the number of the crystal, -1 for none or unknown. by_column: values (N,) by which
-    tables are split, '' where a frame belongs to every row.
+    tables are split, '' where an empty belongs to every row.
     """
 
     path: Path
@@ -202,9 +202,19 @@ def _read_extra(truth: Truth) -> dict[str, Any]:
             extra[name] = int(value)
         elif value.dtype.kind in "uif":
             extra[name] = value
-    if not 1 <= int(extra.get("pulses", extra.get("pulses_per_frame", 1))) <= 1_000_000:
-        raise BadInput(f"{truth.file}: the truth states {extra['pulses']} pulses a frame; give 1 to 1000000")
+    for name in ("pulses", "pulses_per_frame"):
+        stated = extra.get(name, 1)
+        if isinstance(stated, np.ndarray) and stated.shape == () and float(stated).is_integer():
+            stated = extra[name] = int(stated)
+        if not isinstance(stated, int) or not 1 <= stated <= 1_000_000:
+            said = f"{_brief(stated)} pulses a frame in {name}"
+            raise BadInput(f"{truth.file}: the truth states {said}; give a whole number, 1 to 1000000")
     return extra
+
+
+def _brief(value: Any) -> str:
+    text = ascii(value) if isinstance(value, str) else " ".join(str(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _of_group(file: Path) -> dict[str, npt.NDArray[Any]]:

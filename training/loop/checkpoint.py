@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from analyzer.weights import PICKLE, first_line, is_pickle, misfit
+from analyzer.weights import PICKLE, first_line, is_pickle, misfit, save_tensors
 from streamer.files import BadInput
 
 FORMAT = "cxls-checkpoint-1"
@@ -40,16 +39,22 @@ class Checkpoint:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], what: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint and put it in the place of its forerunner when it is complete and on the disk."""
+    """Write a checkpoint and put it in the place of its forerunner when it is complete and on the disk.
+
+    Raises ``OSError``, naming the file, when it cannot be written; the forerunner stays.
+    """
     header = json.dumps({"format": FORMAT, "what": what, "state": state})
     part = path.with_name(f"{path.name}.part")
     # Copies: safetensors refuses tensors that share their memory, as tied weights do.
-    save_file(
-        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, part, {_HEADER: header}
-    )
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_tensors(own, part, {_HEADER: header})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path, what: Mapping[str, Any]) -> Checkpoint:

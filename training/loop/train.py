@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from analyzer.architectures import Architecture, architecture, names
 from analyzer.attributes import Attribute, Recipe
-from analyzer.weights import first_line
+from analyzer.weights import first_line, save_tensors
 from streamer.files import BadInput
 from training.loop import checkpoint as checkpoints
 from training.loop import plots
@@ -57,7 +56,8 @@ class Job:
 class Conduct:
     """How a run is carried out; nothing here changes what it ends at, but for rounding.
 
-    folder: of the run. micro_batch: most samples in memory at once; a batch may be larger. workers: processes that read
+    folder: of the run. micro_batch: most samples in memory at once; a batch may be larger. A network that normalises
+    over a batch does so over these then, which does change what it ends at. workers: processes that read
     ahead. checkpoint_s: seconds between checkpoints inside an epoch; there is always one after it. keep_going is called
     with (steps done, steps in all) after each, and while samples are judged after each batch of them; False ends the
     run at a checkpoint. on_begin is called on every rank with what `run.json` holds before the first step, on_epoch
@@ -126,7 +126,7 @@ def save_batch(
     if places is not None:
         tensors |= as_tensors({"places": places})
     tensors = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
-    save_file(tensors, folder / NONFINITE, {name: str(value) for name, value in where.items()})
+    save_tensors(tensors, folder / NONFINITE, {name: str(value) for name, value in where.items()})
     return folder / NONFINITE
 
 
@@ -263,6 +263,11 @@ class _Run:
         self.judge.try_one(self.network, validation)
         self.descent = Descent(recipe, self.network, recipe.epochs * self.steps * len(recipe.views), self.judge.mixed)
         self.what = _what(job, self.settings, training, validation)
+        self.normalised_over: int | None = None
+        if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in self.network.modules()):
+            # Over fewer samples it is another training; every other network adds up to the same gradients.
+            self.normalised_over = most if most < recipe.batch else None
+            self.what["micro_batch"] = self.normalised_over
         self.position, self.history, self.best_epoch = Position(), list[Epoch](), 0
         self.loss_sum, self.seen, self.spent_s = 0.0, 0, 0.0
         begun = (self.folder / CHECKPOINT).exists()
@@ -480,6 +485,7 @@ class _Run:
             "device": str(self.ranks.device),
             "ranks": self.ranks.world,
             "micro_batch": self.conduct.micro_batch,
+            **({} if self.normalised_over is None else {"normalised_over": self.normalised_over}),
             **surroundings(),
         }
 

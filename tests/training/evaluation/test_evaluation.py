@@ -78,6 +78,24 @@ def test_tables_split_by_what_differs(tmp_path: Path) -> None:
     assert [row[5].value for row in by_flux.rows] == [0.0, pytest.approx(10 / 12)]  # type: ignore[union-attr]
 
 
+def test_a_series_that_does_not_say_what_a_table_splits_by_has_a_row_of_its_own(tmp_path: Path) -> None:
+    masters = [
+        series_of(tmp_path / name, HITS, **truth)
+        for name, truth in (
+            ("a", {"flux_photons": 3e8, "detectable": np.array(HITS)}),
+            ("b", {"flux_photons": 3e6, "detectable": np.array(HITS)}),
+            ("c", {"flux_photons": None, "detectable": None}),
+        )
+    ]
+    found, nothing = np.where(HITS, 0.9, 0.1), np.full(24, 0.2)
+    made = evaluate([judged_as(m, p) for m, p in zip(masters, (found, found, nothing), strict=True)], Request())
+    tables = {table.title: table for table in made.tables}
+    by_flux = [(row[0], row[1], row[2], row[5].value) for row in tables["By photons a pulse"].rows]  # type: ignore[union-attr]
+    assert by_flux == [("3e6", 12, 12, 1.0), ("3e8", 12, 12, 1.0), ("not known", 12, 12, 0.0)]
+    by_sight = [(row[0], row[1], row[2]) for row in tables["By detectable"].rows]
+    assert by_sight == [("yes", 24, 24), ("not known", 12, 12)], "empties of series that have the column join its rows"
+
+
 @pytest.mark.parametrize(
     ("metric", "lacking", "named"),
     [
@@ -205,6 +223,15 @@ def test_the_extra_names_of_a_table_are_read_and_bounded(tmp_path: Path) -> None
     np.savez(tmp_path / "run_truth.npz", **with_truth, pulses=0)
     with pytest.raises(BadInput, match="0 pulses a frame"):
         facts_of(master)
+    for name, value, said in (
+        ("pulses_per_frame", 0, "0 pulses"),
+        ("pulses_per_frame", "many", "'many' pulses"),
+        ("pulses", 2.5, "2.5 pulses"),
+        ("pulses", np.ones(5), r"\[1. 1. 1. 1. 1.\] pulses"),
+    ):
+        np.savez(tmp_path / "run_truth.npz", **with_truth, **{name: value})
+        with pytest.raises(BadInput, match=f"the truth states {said} a frame in {name}"):
+            facts_of(master)
     np.savez_compressed(tmp_path / "run_truth.npz", **with_truth, flux_factor=np.ones(5))
     assert facts_of(master).flux_factor is None, "it is of another number of frames"
 

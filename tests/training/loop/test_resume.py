@@ -111,6 +111,21 @@ def test_gradients_added_up_over_small_parts_are_those_of_the_batch(tmp_path: Pa
         torch.testing.assert_close(parts.network.state_dict()[name], weights, rtol=1e-5, atol=1e-6)
 
 
+def test_a_micro_batch_is_part_of_a_training_that_normalises_over_a_batch_and_of_no_other(tmp_path: Path) -> None:
+    normalised = replace(SGD_JOB, settings={**SGD_JOB.settings, "normalised": True})
+    for name, job in (("with", normalised), ("without", SGD_JOB)):
+        said: list[dict[str, object]] = []
+        conduct = Conduct(draws=False, folder=tmp_path / name, micro_batch=2, on_begin=said.append)
+        train(replace(job, recipe=replace(job.recipe, epochs=1)), spots(), spots(21, 2), conduct)
+        assert said[0].get("normalised_over") == (2 if name == "with" else None)
+        more = replace(job, recipe=replace(job.recipe, epochs=2))
+        again = replace(conduct, resume=True, micro_batch=None)
+        if name == "with":
+            with pytest.raises(BadInput, match="its micro_batch is 2, here it is null"):
+                train(more, spots(), spots(21, 2), again)
+        assert train(more, spots(), spots(21, 2), replace(again, micro_batch=2) if name == "with" else again)
+
+
 def test_more_epochs_go_on_from_where_a_run_ended(tmp_path: Path) -> None:
     straight = run(DROPOUT_JOB, tmp_path / "whole")
     run(replace(DROPOUT_JOB, recipe=replace(DROPOUT_JOB.recipe, epochs=2)), tmp_path / "more")

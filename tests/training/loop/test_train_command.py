@@ -3,18 +3,24 @@
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+import torch
 from torch.distributed.run import get_args_parser
 
 from analyzer import architectures
 from analyzer.architectures import Architecture
 from analyzer.attributes import PEAK_LOCATION
+from analyzer.bundle import DEFAULT_BUNDLE, HitCard, ParametersCard, load_bundle, save_weights
 from analyzer.framing import Framing
 from analyzer.single_model import load_model
 from cxls.cli import main
@@ -25,6 +31,7 @@ from tests.support import REPOSITORY
 from tests.training.dataset.builders import SHAPE, build_series, build_tree, good_truth
 from tests.training.loop.builders import TinyHit
 from training.loop.train import CHECKPOINT, Diverged
+from training.make_bundle import Plan
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:
@@ -141,6 +148,43 @@ def test_a_loss_that_is_no_number_is_a_failure_of_each_task_of_a_bundle_and_leav
         assert not (tmp_path / task / "bundle.json").exists()
 
 
+@pytest.mark.parametrize("task", ["hit", "parameters", "all"])
+def test_a_bundle_in_the_folder_stays_whole_until_the_new_one_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str
+) -> None:
+    mine, work = tmp_path / "mine", tmp_path / "work"
+    shutil.copytree(DEFAULT_BUNDLE, mine)
+    old = load_bundle(mine)
+    order = ("train", task, "--out", mine, "--work", work, "--device", "cpu")
+    calls = {"make_hit": old.card.hit, "make_parameters": old.card.parameters}
+    fails = [True]
+
+    def making(name: str, card: HitCard | ParametersCard) -> Callable[..., HitCard | ParametersCard]:
+        def make(plan: Plan, *given: object) -> HitCard | ParametersCard:
+            network = old.hit if name == "make_hit" else old.parameters
+            with torch.no_grad():
+                next(network.parameters()).mul_(0.5)
+            digest = save_weights(network, plan.out / card.weights)
+            if fails[0]:
+                raise Diverged("the loss is nan")
+            return msgspec.structs.replace(card, sha256=digest)
+
+        return make
+
+    for name, card in calls.items():
+        monkeypatch.setattr(f"cxls.commands.train.{name}", making(name, card))
+    assert cxls(*order).returncode == 1
+    assert load_bundle(mine).label == old.label
+    fails[0] = False
+    done = cxls(*order)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{mine}: bundle mine\n")
+    new = load_bundle(mine)
+    assert new.card.name == "mine"
+    assert (new.card.hit.sha256 == old.card.hit.sha256) == (task == "parameters")
+    assert not list(mine.glob("*.part"))
+
+
 def test_the_help_has_a_line_for_each_task_and_the_choices_of_the_recipe() -> None:
     said = cxls("train", "--help").stdout
     for task in ("peak", "peaks", "energy", "camera-length", "hit", "parameters", "all"):
@@ -190,6 +234,17 @@ def test_the_default_recipe_is_the_published_one_and_options_change_it() -> None
         ("pos_weight=count", "--recipe: .*count"),
         ("batch=0", "--recipe: .*batch is 0; give a number above 0"),
         ("clip_norm=-1", "--recipe: .*clip_norm is -1"),
+        ("weight_decay=-1", "--recipe: .*weight_decay is -1.0; give a number of 0 or more"),
+        ("plateau_factor=1", "--recipe: .*plateau_factor is 1.0; give a number above 0 and below 1"),
+        ("plateau_factor=0", "--recipe: .*plateau_factor is 0"),
+        ("plateau_patience=-1", "--recipe: .*plateau_patience is -1"),
+        ("plateau_threshold=-0.1", "--recipe: .*plateau_threshold is -0.1"),
+        ("momentum=-1", "--recipe: .*momentum is -1"),
+        ("momentum=1", "--recipe: .*momentum is 1"),
+        ("pos_weight=-3", "--recipe: .*pos_weight is -3.0; give counts or a number above 0"),
+        ("pos_weight=0", "--recipe: .*pos_weight is 0"),
+        ("focal_gamma=-2", "--recipe: .*focal_gamma is -2"),
+        ("focal_alpha=1.5", "--recipe: .*focal_alpha is 1.5; give a number from 0 to 1"),
         ("momentum", "--recipe 'momentum': not KEY=VALUE"),
         ("=3", "--recipe '=3': not KEY=VALUE"),
     ],
@@ -214,6 +269,15 @@ def test_settings_of_a_network_are_given_again_and_again_or_with_commas() -> Non
         (["hit", "--resume"], "cxls train hit: goes on by itself where it was cut short, given the same --work"),
         (["peak", "--shards", "2"], "cxls train peak: an attribute; --shards is for hit, parameters, all"),
         (["all", "some_data"], "cxls train all some_data: a bundle is trained on simulated shots"),
+        (["hit", "--steps", "9"], "cxls train hit: --steps is not used by it; leave it out"),
+        (["parameters", "--epochs", "9"], "cxls train parameters: --epochs is not used by it"),
+        (["parameters", "--shards", "9"], "cxls train parameters: --shards is not used by it"),
+        (["peak", "--datasets", "1"], "cxls train peak: --datasets picks from the trees of --data; give --data too"),
+        (["peak", "d", "--frames", "9"], "cxls train peak: --frames is of frames simulated on the fly, not of data"),
+        (["peak", "--data", "d", "--flux", "9"], "cxls train peak: --flux is of frames simulated on the fly"),
+        (["peak", "--split", "s", "--water-scale", "9"], "cxls train peak: --water-scale is of frames simulated"),
+        (["peak", "--split", "s", "--hit-fraction", "0.3"], "cxls train peak: --hit-fraction is of frames simulated"),
+        (["peak", "--split", "s", "--validation-fraction", "0.3"], "cxls train peak --split: a split has its sides"),
         (["peak", "--network", "none", "--size", "64"], "network 'none' is not known; known: "),
         (["peak", "absent_folder"], "absent_folder: no such file or folder"),
         (["peak", "--size", "big"], "--size big: not a size"),
@@ -225,6 +289,38 @@ def test_a_task_or_option_that_makes_no_sense_is_refused(
     monkeypatch.chdir(tmp_path)
     assert said in refusal(arguments, monkeypatch, capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_is_a_failure_in_one_line_and_the_checkpoint_before_stays(tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    build_series(tmp_path / "run", frames=8, pixels=np.zeros((8, *SHAPE), "u2"), truth=good_truth(8), per_file=8)
+    order = [
+        "train",
+        "peak",
+        tmp_path / "run",
+        "--run-folder",
+        run,
+        "--size",
+        "20",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    order += ["--recipe", "pos_weight=1"]
+    assert cxls(*order, "--epochs", "1").returncode == 0
+    before = (run / CHECKPOINT).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))
+        done = cxls(*order, "--epochs", "2", "--resume")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("cxls: ")]
+    assert re.match(rf"cxls: {re.escape(str(run))}/\w+\.safetensors\.part: File too large; what was trained", line)
+    assert (run / CHECKPOINT).read_bytes() == before
+    assert not list(run.glob("*.part"))
 
 
 @pytest.mark.parametrize("source", ["simulated", "series"])
