@@ -20,7 +20,7 @@ import msgspec
 from analyzer.bundle import BadBundle, Bundle
 from analyzer.cascade import Analyser
 from analyzer.changes import ChangeLog
-from analyzer.front import Ending, Forget, Front
+from analyzer.front import Forget, Front
 from analyzer.hot_pixels import NAME
 from analyzer.judge import Judge
 from analyzer.kept_changes import Asked

@@ -255,16 +255,17 @@ class Restart(Collector):
             self.on_header = None
         self._put(OPENED, series)
 
-    def close(self) -> None:
-        """The run ends by itself: the note goes."""
-        if self._left is not None:
+    def close(self, began: bool = True) -> None:
+        """The run ends by itself: the note goes. Where it never ``began``, what a killed run left stays."""
+        stays = self.crashed and not began
+        if self._left is not None and not stays:
             self._give_up(self._left)
         if self._thread is not None:
             with contextlib.suppress(queue.Full):
                 self._waiting.put(None, timeout=CLOSE_S)
             self._thread.join(CLOSE_S)
             self._thread = None
-            if self._own is not None and _inode(self._path) == self._own:
+            if not stays and self._own is not None and _inode(self._path) == self._own:
                 with contextlib.suppress(OSError):
                     self._path.unlink()
         held, self._hold = self._hold, None

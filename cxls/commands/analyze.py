@@ -220,7 +220,7 @@ class Session:
             source: Source = self._files or _connect(settings, sources)
         except BadSettings:
             if self.restart is not None:
-                self.restart.close()
+                self.restart.close(began=False)
             raise
         self.front = Front(
             source,

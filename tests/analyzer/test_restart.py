@@ -425,6 +425,24 @@ def test_of_each_kind_the_latest_change_is_left_by_a_kill_and_none_by_a_run_that
     assert Program(path).restart.asked == {}
 
 
+def test_a_start_that_is_refused_leaves_the_note_of_a_killed_run_to_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    first = Program(path).hear(start(), *images(range(30))).records(range(28))
+    first.restart.keep(asked("threshold", value=0.1))
+    first.killed()
+    refused = Program(path)
+    refused.file.close()
+    refused.restart.close(began=False)
+    again = Program(path).hear(*images(range(33, 60)))
+    assert bodies(again) == {"threshold": {"value": 0.1}}
+    assert again.restart.lost == 5
+    again.records(range(33, 60)).ends()
+    refused = Program(path)
+    refused.file.close()
+    refused.restart.close(began=False)
+    assert not refused.note.exists(), "there was no kill before"
+
+
 @pytest.mark.parametrize("what", ["not added to", "moved away"])
 def test_changes_are_of_the_results_they_were_made_with(tmp_path: Path, what: str) -> None:
     path = tmp_path / "r.jsonl"
