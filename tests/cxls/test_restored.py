@@ -217,18 +217,24 @@ def sender() -> Iterator[Sender]:
 def test_workers_of_other_processes_judge_with_what_is_restored(
     sender: Sender, bundle_folder: Path, second: Path, token_file: Path, tmp_path: Path
 ) -> None:
-    results, valid = tmp_path / "r.jsonl", np.ones(SHAPE, "u1")
+    results, own, valid = tmp_path / "r.jsonl", tmp_path / "own.npy", np.ones(SHAPE, "u1")
+    np.save(own, np.zeros(SHAPE, "u1"))
     valid[9] = 0
+    hot = Validity("hot-pixels-1.npy", valid)
     bundle = Asked(kind="bundle", body=json.dumps({"path": str(second)}).encode(), label=load_bundle(second).label)
-    given = AnalyzeSettings(bundle=bundle_folder, threshold=1.0)
-    killed(results, given, bundle, asked("threshold", {"value": 0.0}), masked(valid))
+    map_applied = Asked(kind="mask", masks=(None, hot), first=True)
+    given: dict[str, Any] = {"threshold": 1.0, "mask": own}
+    changes = bundle, asked("threshold", {"value": 0.0}), map_applied
+    killed(results, AnalyzeSettings(bundle=bundle_folder, **given), *changes)
     began = time.monotonic()
-    run = Restarted(
-        sender, bundle_folder, results, token_file, threshold=1.0, processes=1, workers=0
-    )  # fmt: skip
+    run = Restarted(sender, bundle_folder, results, token_file, **given, processes=1, workers=0)
     assert time.monotonic() - began < 50, "nobody serves yet who would have to be waited for"
-    found = run.series()
-    assert [(each["bundle"], each["mask"], each["hit"]) for each in found] == [(bundle.label, "none + m.npy", True)] * 6
+    applied = run.analysis.session.front.products.applied
+    assert applied is not None
+    assert np.array_equal(applied.valid, valid)
+    mask = "none + own.npy + hot-pixels-1.npy"
+    found = [(each["bundle"], each["mask"], each["hit"]) for each in run.series()]
+    assert found == [(bundle.label, mask, True)] * 6
 
 
 def test_a_mask_and_a_channel_that_are_not_for_the_series_are_taken_back_before_its_first_image(
