@@ -95,7 +95,7 @@ def test_every_change_of_a_run_that_was_killed_holds_in_the_next_one_and_ends_wi
         first = Program(sender, results, token_file, "--bundle", bundle_folder, "--threshold", 0.7)
         sender.send(*WIRE.start(1, 60))
         images(sender, range(10))
-        wait_for(lambda: len(records(results)) == 10)
+        wait_for(lambda: len(records(results)) == 10, 120)
         for action, body in [
             ("bundle", {"path": str(new)}), ("threshold", {"value": 0.9}), ("threshold", {"value": 0.25}),
             ("peaks", {"min_peaks": 9, "finder": "peakfinder8"}), ("peaks", {"hit_rule": "either", "pf8_min_snr": 6.5}),
@@ -136,7 +136,7 @@ def test_every_change_of_a_run_that_was_killed_holds_in_the_next_one_and_ends_wi
         assert "threshold 0.7 \u2192 0.25" in listed["threshold"]["text"]
         images(sender, range(10, 60))
         sender.send(*WIRE.end(1))
-        wait_for(lambda: len(records(results)) == 60)
+        wait_for(lambda: len(records(results)) == 60, 120)
         found = {record["image_id"]: record for record in records(results)}
         assert set(found) == set(range(60))
         for n in range(10, 60):
