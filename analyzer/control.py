@@ -2,7 +2,8 @@
 
 A change makes new analysers from a new ``Judge``, warms them in the thread that asked, and hands
 them to the workers between two batches. Until then nothing has changed; whatever is wrong with the
-new is found before. One change at a time. What was changed is logged and kept, to show, with its time.
+new is found before. One change at a time. What was changed is logged and kept, to show, with its time; and handed on
+as it would be asked for again, for a run that follows a kill (``analyzer.kept_changes``).
 """
 
 import logging
@@ -14,13 +15,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analyzer.bundle import Bundle
+import msgspec
+
+from analyzer.bundle import BadBundle, Bundle
 from analyzer.cascade import Analyser
 from analyzer.changes import ChangeLog
 from analyzer.circumstances import warn_of
 from analyzer.front import Forget, Front
 from analyzer.hot_pixels import NAME
 from analyzer.judge import Judge
+from analyzer.kept_changes import Asked
 from analyzer.logs import event
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.peak_parameters import Pf8Options, changed, peaks_in_force
@@ -43,6 +47,20 @@ class Busy(RuntimeError):
 
 class BadChange(ValueError):
     """A channel or a target that cannot be: one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Telling:
+    """How a change is told of: the event of the log and its level, what is said before it."""
+
+    event: str
+    level: int = logging.INFO
+    before: str = ""
+
+
+_CHANGED = _Telling("control_change")
+_RESTORED = _Telling("control_restored", before="restored after a kill: ")
+_UNRESTORED = _Telling("control_unrestored", logging.WARNING, "not restored after a kill: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +87,8 @@ class Control:
     """Changes one analysis. ``judge`` is what its frames are judged with, ``estimator`` an analyser for others' use.
 
     ``make`` makes an analyser, ``load`` loads a bundle; ``on_change`` is called once a new judge is in force.
-    ``options`` are peakfinder8's numbers as asked for. ``changes`` are the latest, also for other threads.
+    ``options`` are peakfinder8's numbers as asked for. ``changes`` are the latest, also for other threads. ``keep`` is
+    handed each change in the form in which it can be asked for again.
     """
 
     def __init__(
@@ -81,6 +100,7 @@ class Control:
         on_change: Callable[[Judge], None] = lambda judge: None,
         options: Pf8Options | None = None,
         runs: Runs | None = None,
+        keep: Callable[[Asked], None] = lambda asked: None,
     ) -> None:
         self.judge = judge
         self.estimator = make(judge)
@@ -88,8 +108,13 @@ class Control:
         self.runs = runs or Runs(front)
         self._front, self._make, self._load, self._on_change = front, make, load, on_change
         self._options = options or Pf8Options()
-        self._own_mask = judge.cascade.mask
+        self._own_mask = self._first_mask = judge.cascade.mask
         self._changing = threading.Lock()
+        self._keep_asked = keep
+        self._peaks_asked: dict[str, Any] = {}
+        self._targets_asked: dict[str, int | None] = {}
+        self._telling = _CHANGED
+        self._restored: set[str] = set()
         warn_of(judge.differences)
 
     @property
@@ -132,19 +157,28 @@ class Control:
         """The present run in numbers."""
         return self.runs.summary(self.judging, self.changes.during(self.runs.info.began_at))
 
-    def use_bundle(self, folder: Path) -> Change:
-        """Judge with the bundle in ``folder``. Raises ``BadBundle``, ``Busy``, ``Ending``."""
+    def use_bundle(self, folder: Path, label: str | None = None) -> Change:
+        """Judge with the bundle in ``folder``, which is to be the one of this ``label``.
+
+        Raises ``BadBundle``, ``Busy``, ``Ending``.
+        """
         with self._alone() as began:
             old = self.judge
             new = old.with_bundle(self._load(folder))
-            return self._judge_with(new, "bundle", old.bundle.label, new.bundle.label, Forget.JUDGEMENTS, began)
+            if label is not None and new.bundle.label != label:
+                raise BadBundle(f"{folder}: holds {new.bundle.label} now, not {label}; ask for it if it is meant")
+            change = self._judge_with(new, "bundle", old.bundle.label, new.bundle.label, Forget.JUDGEMENTS, began)
+            self._keep("bundle", {"path": str(folder.absolute())}, label=new.bundle.label)
+            return change
 
     def use_threshold(self, value: float | None) -> Change:
         """Call hits from this probability, ``None`` for the bundle's own. Raises ``Busy``, ``Ending``."""
         with self._alone() as began:
             old = self.judge
             new = old.with_threshold(value)
-            return self._judge_with(new, "threshold", old.threshold, new.threshold, Forget.JUDGEMENTS, began)
+            change = self._judge_with(new, "threshold", old.threshold, new.threshold, Forget.JUDGEMENTS, began)
+            self._keep("threshold", {"value": value})
+            return change
 
     def use_peaks(self, changes: Mapping[str, object]) -> Change:
         """Find peaks, and call hits by them, with these keys of ``peak_parameters.RANGES`` changed.
@@ -163,6 +197,8 @@ class Control:
             new = replace(old, cascade=cascade)
             change = self._judge_with(new, "peaks", before, after, Forget.PEAKS, began, text)
             self._options = numbers
+            self._peaks_asked |= after
+            self._keep("peaks", self._peaks_asked)
             return change
 
     def use_channel(self, name: str | None) -> Change:
@@ -181,7 +217,9 @@ class Control:
             drained = self._front.use_channel(name)
             self._knows(replace(self.judge, channel=name))
             text = f"channel {old or 'first threshold'} → {name or 'first threshold'}"
-            return self._done("channel", old, name, drained, began, text)
+            change = self._done("channel", old, name, drained, began, text)
+            self._keep("channel", {"name": name})
+            return change
 
     def meets(self, metadata: SeriesMetadata | None) -> None:
         """Hold the calibration against the header of the present series; not while a change is on its way."""
@@ -212,6 +250,7 @@ class Control:
             runs, old = self.runs, self.runs.info
             if not new:
                 now = runs.edit(given)
+                self._keep_run(now)
                 return self._done("run", _shown(old), _shown(now), True, began, _edited(old, now))
             following = runs.next_info(given)
             # What takes long is done before the publisher's turn.
@@ -221,6 +260,7 @@ class Control:
             self._front.reset(lambda: runs.turn(following, judging, changes, fields))
             if runs.info is old:
                 self._front.refuse_when_ending()
+            self._keep_run(following)
             text = f"run {old.name} ended, run {_number(following)} began"
             return self._done("run", _shown(old), _shown(following), True, began, text)
 
@@ -238,6 +278,8 @@ class Control:
             given = {key: target for key, target in given.items() if before[key] is not None}
             old = {key: before[key]["target"] for key in given}
             targets.set(**given)
+            self._targets_asked |= given
+            self._keep("target", self._targets_asked)
             text = "target " + ", ".join(f"{key} {_said(old[key])} → {_said(given[key])}" for key in given)
             return self._done("target", old, dict(given), True, began, text if old != given else None)
 
@@ -248,6 +290,18 @@ class Control:
             if mask is not None:
                 self._check_shape(mask, path)
             return self._use_masks(mask, None, began)
+
+    def use_kept_masks(self, own: Validity | None, hot: Validity | None, first: bool) -> Change:
+        """Leave out what a user's mask and a frozen map do; ``first``: the mask of the settings is the user's.
+
+        Raises ``BadMask``, ``Busy``, ``Ending``.
+        """
+        with self._alone() as began:
+            own = self._first_mask if first else own
+            for each in (own, hot):
+                if each is not None:
+                    self._check_shape(each, each.name)
+            return self._use_masks(own, hot, began)
 
     def use_hot_pixels(self) -> Change:
         """Leave out the running hot-pixel map as it stands, frozen, besides what is left out already.
@@ -264,7 +318,7 @@ class Control:
             frozen = found.frozen(before if before is None or before.valid.shape == found.shape else None)
             return self._use_masks(self._own_mask, frozen, began)
 
-    def _use_masks(self, own: Validity | None, hot: Validity | None, began: float) -> Change:
+    def _use_masks(self, own: Validity | None, hot: Validity | None, began: float, text: str | None = None) -> Change:
         """Judge with a user's mask and a frozen map; neither is touched when that fails."""
         old = self.judge
         try:
@@ -272,8 +326,10 @@ class Control:
         except ValueError as error:
             raise BadMask(str(error)) from None
         new = replace(old, cascade=replace(old.cascade, mask=mask))
-        change = self._judge_with(new, "mask", old.mask, new.mask, Forget.EVERYTHING, began)
+        change = self._judge_with(new, "mask", old.mask, new.mask, Forget.EVERYTHING, began, text)
         self._own_mask, self._front.products.applied = own, hot
+        first = own is self._first_mask
+        self._keep("mask", masks=(None if first else own, hot), first=first)
         return change
 
     def reset(self) -> Change:
@@ -281,6 +337,69 @@ class Control:
         with self._alone() as began:
             self._front.reset()
             return self._done("reset", None, None, True, began, "running products begun anew")
+
+    # --- after a kill -------------------------------------------------------------------
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """What is changed within is what a killed run was asked for: so it is told, and kept already."""
+        before, self._telling = self._telling, _RESTORED
+        try:
+            yield
+        finally:
+            self._telling = before
+
+    def give_up(self, kind: str, why: str) -> None:
+        """What a killed run was asked for cannot be: told and listed, and not tried again."""
+        text = f"{_UNRESTORED.before}{kind}: {why}"
+        log.warning("control: %s", text, extra=event(_UNRESTORED.event, action=kind, why=why))
+        self.changes.add(kind, None, None, text)
+        self.let_go(kind)
+
+    def let_go(self, kind: str) -> None:
+        """No change of this kind is asked for again after a kill."""
+        self._keep_asked(Asked(kind=kind))
+
+    def take_back(self, metadata: SeriesMetadata) -> tuple[list[str], bool]:
+        """Take back a mask or a channel that was restored and is not for the series of this header.
+
+        For the thread that reads, before it takes the series' images. Returns the kinds taken back, and whether the
+        header tells all that it takes to know. Raises ``Busy``, ``Ending``.
+        """
+        shape, names = metadata.shape, [name for name in metadata.channels if name != DIFFERENCE]
+        mask, channel = self.judge.cascade.mask, self._front.channel
+        other_shape = "mask" in self._restored and mask is not None and shape not in (None, mask.valid.shape)
+        other_names = "channel" in self._restored and names and channel not in (None, *names)
+        known = bool(shape and names) or not self._restored & {"mask", "channel"}
+        taken = [kind for kind, other in (("mask", other_shape), ("channel", other_names)) if other]
+        if not taken:
+            return taken, known
+        with self._alone() as began:
+            self._telling = _UNRESTORED
+            try:
+                if other_shape and mask is not None:
+                    first = "none" if self._first_mask is None else self._first_mask.name
+                    text = f"mask {mask.name} is {mask.valid.shape}, the images are {shape}; {first} instead"
+                    self._use_masks(self._first_mask, None, began, text)
+                if other_names:
+                    # No image of this series is taken yet, and none of another was analysed.
+                    given = self._front.settings.channel
+                    self._front.channel = given
+                    has = ", ".join(map(ascii, names))
+                    text = f"channel {channel}: the series has {has}; {given or 'first threshold'} instead"
+                    self._done("channel", channel, given, True, began, text)
+            finally:
+                self._telling = _CHANGED
+        for kind in taken:
+            self.let_go(kind)
+        return taken, known
+
+    def _keep(self, kind: str, body: Mapping[str, Any] | None = None, **more: Any) -> None:
+        if self._telling is _CHANGED:
+            self._keep_asked(Asked(kind=kind, body=b"" if body is None else msgspec.json.encode(body), **more))
+
+    def _keep_run(self, info: RunInfo) -> None:
+        self._keep("run", {"number": info.number, "sample": info.sample, "notes": info.notes})
 
     @contextmanager
     def _alone(self) -> Iterator[float]:
@@ -305,9 +424,12 @@ class Control:
     def _done(self, action: str, old: Any, new: Any, drained: bool, began: float, text: str | None) -> Change:
         """Log and keep what was done; without a ``text`` there is nothing to tell, as all was so before."""
         judge, seconds = self.judge, round(time.monotonic() - began, 3)
+        telling = self._telling
+        (self._restored.add if telling is _RESTORED else self._restored.discard)(action)
         if text is not None:
-            fields = event("control_change", action=action, old=old, new=new, seconds=seconds)
-            log.info("control: %s (%.2f s)", text, seconds, extra=fields)
+            text = telling.before + text
+            fields = event(telling.event, action=action, old=old, new=new, seconds=seconds)
+            log.log(telling.level, "control: %s (%.2f s)", text, seconds, extra=fields)
             self.changes.add(action, old, new, text)
         return Change(
             action=action,
@@ -327,7 +449,7 @@ class Control:
         kind, metadata = self._front.kind, self._front.running.metadata
         return kind if kind is not None and (metadata is None or metadata is kind.metadata) else None
 
-    def _check_shape(self, mask: Validity, path: Path | None) -> None:
+    def _check_shape(self, mask: Validity, path: Path | str | None) -> None:
         kind, metadata = self._kind(), self._front.running.metadata
         images = kind.shape if kind else metadata.shape if metadata else None
         if images is not None and mask.valid.shape != images:

@@ -3,7 +3,8 @@
 The note (``.NAME.running``) has the series that began and those that are over, with how many images were accepted. A
 run that ends by itself takes it away. So where one is found, a run was killed: the series that it names are compared
 with the images that have a record, and a series that still runs is joined with its own header. It names the results
-by their inode: others that came in their place are not compared with it.
+by their inode: others that came in their place are not compared with it. What the run was started with and what was
+changed since (``analyzer.kept_changes``) are in it as well, to be asked for again.
 
 Written by a thread of its own, as a journal of ``analyzer.hits.journal``: a kill leaves every whole entry readable.
 When it has grown it is written anew, with what of it still counts, and renamed into its own place.
@@ -14,9 +15,10 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -25,6 +27,7 @@ from prometheus_client.registry import Collector
 from analyzer import logs
 from analyzer.crew.wire import BadMessage, Kind, pack_series, read_series
 from analyzer.hits.journal import Damage, Entry, Journal, UnreadableJournal, read_body, read_entries
+from analyzer.kept_changes import Asked, pack, still_meant, unpack
 from analyzer.sinks import ResultsFile
 from analyzer.sinks.hold import Hold, note_path
 from streamer.messages import ImageData, ImageMessage, SeriesMetadata
@@ -32,12 +35,16 @@ from streamer.series import Series, SeriesClosed, SeriesOpened, SeriesUpdated
 
 log = logging.getLogger(__name__)
 
-OPENED, CLOSED, LOST, RESULTS = 1, 2, 3, 4
+OPENED, CLOSED, LOST, RESULTS, SETTINGS, CHANGED = 1, 2, 3, 4, 5, 6
 """Kinds of entries."""
 
 CLOSE_S = 10.0
+KEPT_S = 1.0
+"""How long whoever asked for a change waits until it is in the note: a disk that stands still holds up no answer."""
 _MOST_WAITING = 1024
 _MOST_NOTE_BYTES = 1 << 30
+_MOST_SETTINGS_BYTES = 1 << 20
+_MOST_CHANGE_BYTES = 64 << 20
 _ANEW_BYTES = 16 << 20
 """The size at which a note is written anew, or twice what was left of it then. A header is some kilobytes, and comes
 again with every start; the masks of 16 million pixels are 2 MB."""
@@ -74,10 +81,16 @@ class _Results(msgspec.Struct, frozen=True):
     inode: int
 
 
+class _Settings(msgspec.Struct, frozen=True):
+    """What the run was started with."""
+
+    settings: dict[str, Any]
+
+
 @dataclass(slots=True)
 class Left:
     """What a killed run left: images ``lost`` before it, images expected by series, the series that was open, the id of
-    the latest; the ``inode`` of its results.
+    the latest; the ``inode`` of its results; its settings, and the latest change of each kind.
     """
 
     lost: int = 0
@@ -86,19 +99,27 @@ class Left:
     latest: int | None = None
     masks: list[bytes] = field(default_factory=list)
     inode: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    changes: dict[str, Asked] = field(default_factory=dict)
 
 
-_Item = tuple[int, msgspec.Struct | Series]
+_What = msgspec.Struct | Series | Asked | threading.Event
+_Item = tuple[int, _What]
 _encode, _pack = msgspec.json.Encoder().encode, msgspec.msgpack.Encoder().encode
 
 
 class Restart(Collector):
     """Counts the images that kills cost. ``crashed``: an earlier run with these results was killed.
 
-    ``append``: the results are added to, so what an earlier run left counts.
+    ``append``: the results are added to, so what an earlier run left counts. ``settings``: what this run is started
+    with. ``asked``: the changes of the killed run that are still meant, by kind; ``overruled``: kinds of those that are
+    not, with the settings that were changed since. ``on_header`` is called with each header before its images are
+    taken, until it returns true.
     """
 
-    def __init__(self, results: Path, file: ResultsFile, append: bool) -> None:
+    def __init__(
+        self, results: Path, file: ResultsFile, append: bool, settings: Mapping[str, Any] | None = None
+    ) -> None:
         self._path = note_path(results)
         self._results, self._file = results, file
         self._inode = _inode(results)
@@ -117,6 +138,12 @@ class Restart(Collector):
             recorded = file.recorded
             gone = {series: expected - recorded.of(series).count for series, expected in left.expected.items()}
             self._before = left.lost + sum(max(0, each) for each in gone.values())
+        self._settings = dict(settings or {})
+        self.asked: dict[str, Asked] = {}
+        self.overruled: list[tuple[str, list[str]]] = []
+        self.on_header: Callable[[SeriesMetadata], bool] | None = None
+        if left is not None:
+            self._look_at_changes(left)
         self._first = True
         self._waiting: queue.Queue[_Item | None] = queue.Queue(_MOST_WAITING)
         self._masks: list[bytes] = []
@@ -156,6 +183,30 @@ class Restart(Collector):
         # Ids that have a record come again from a detector that counts anew.
         return None if image.image_id in self._file.recorded.of(left.series_id) else left.metadata
 
+    def _look_at_changes(self, left: Left) -> None:
+        for kind, asked in left.changes.items():
+            try:
+                meant, instead = still_meant(asked, left.settings, self._settings)
+            except ValueError as error:
+                why = str(error).splitlines()[0]
+                log.warning(
+                    "%s: %s cannot be restored: %s", self._path, kind, why,
+                    extra=logs.event("control_unrestored", action=kind, why=why),
+                )  # fmt: skip
+                continue
+            if meant is not None:
+                self.asked[kind] = meant
+            if instead:
+                self.overruled.append((kind, instead))
+
+    def keep(self, asked: Asked) -> None:
+        """Note a change, in the place of the one of its kind before; any thread. Waits until it is noted, not long."""
+        if self._thread is None or not self._put(CHANGED, asked) or not asked.holds:
+            return
+        noted = threading.Event()
+        if self._put(CHANGED, noted):
+            noted.wait(KEPT_S)
+
     # --- called by one thread -----------------------------------------------------------
 
     def start(self) -> None:
@@ -180,7 +231,10 @@ class Restart(Collector):
             # Nobody else may take the note for that of a killed run before it is gone.
             self._hold = self._file.hold.share()
         try:
-            journal = self._write(Left(self._before, running=self._left, inode=self._inode))
+            # Until they are asked for again, the changes are those of the killed run.
+            journal = self._write(
+                Left(self._before, running=self._left, inode=self._inode, settings=self._settings, changes=self.asked)
+            )
         except OSError as error:
             self._fail(error)
             return
@@ -197,18 +251,21 @@ class Restart(Collector):
             if self.crashed:
                 self._continue(event)
             self._first = False
+        if self.on_header is not None and self.on_header(series.metadata):
+            self.on_header = None
         self._put(OPENED, series)
 
-    def close(self) -> None:
-        """The run ends by itself: the note goes."""
-        if self._left is not None:
+    def close(self, began: bool = True) -> None:
+        """The run ends by itself: the note goes. Where it never ``began``, what a killed run left stays."""
+        stays = self.crashed and not began
+        if self._left is not None and not stays:
             self._give_up(self._left)
         if self._thread is not None:
             with contextlib.suppress(queue.Full):
                 self._waiting.put(None, timeout=CLOSE_S)
             self._thread.join(CLOSE_S)
             self._thread = None
-            if self._own is not None and _inode(self._path) == self._own:
+            if not stays and self._own is not None and _inode(self._path) == self._own:
                 with contextlib.suppress(OSError):
                     self._path.unlink()
         held, self._hold = self._hold, None
@@ -267,20 +324,25 @@ class Restart(Collector):
 
     # --- the note -----------------------------------------------------------------------
 
-    def _put(self, kind: int, what: msgspec.Struct | Series) -> None:
+    def _put(self, kind: int, what: _What) -> bool:
         try:
             self._waiting.put_nowait((kind, what))
         except queue.Full:
             if not self._left_out:
                 log.warning(
                     "%s: %d entries wait for the disk, more are left out; what a kill of this run costs will be "
-                    "counted less exactly", self._path, self._waiting.maxsize,
+                    "counted less exactly, and what was changed may not be restored", self._path, self._waiting.maxsize,
                 )  # fmt: skip
             self._left_out = True
+            return False
+        return True
 
     def _run(self, journal: Journal) -> None:
         failed = False
         while (item := self._waiting.get()) is not None:
+            if isinstance(item[1], threading.Event):
+                item[1].set()
+                continue
             try:
                 if not failed:
                     self._append(journal, *item)
@@ -292,7 +354,10 @@ class Restart(Collector):
         journal.close()
 
     def _fail(self, error: OSError) -> None:
-        log.warning("%s: %s; what a kill of this run costs will not be known", self._path, error.strerror or error)
+        log.warning(
+            "%s: %s; what a kill of this run costs will not be known, nor will what was changed be restored",
+            self._path, error.strerror or error,
+        )  # fmt: skip
 
     def _anew(self, journal: Journal) -> Journal:
         """The note without what does not count any more; where there is no room for a second one it goes on growing."""
@@ -315,6 +380,9 @@ class Restart(Collector):
         try:
             if left.inode is not None:
                 self._append(journal, RESULTS, _Results(left.inode))
+            self._append(journal, SETTINGS, _Settings(dict(left.settings)))
+            for asked in left.changes.values():
+                self._append(journal, CHANGED, asked)
             self._append(journal, LOST, _Lost(left.lost))
             # The latest at the end, as when they came.
             for series in sorted(left.expected, key=lambda series: series == left.latest):
@@ -331,7 +399,10 @@ class Restart(Collector):
         self._own = own
         return journal
 
-    def _append(self, journal: Journal, kind: int, what: msgspec.Struct | Series) -> None:
+    def _append(self, journal: Journal, kind: int, what: _What) -> None:
+        if isinstance(what, Asked):
+            journal.append(kind, *pack(what))
+            return
         if not isinstance(what, Series):
             journal.append(kind, _encode(what), b"")
             return
@@ -391,7 +462,7 @@ def _entries(fd: int) -> Left:
             continue
         try:
             _take(left, fd, entry)
-        except (ValueError, TypeError, KeyError, BadMessage) as error:
+        except (ValueError, TypeError, KeyError, BadMessage, RecursionError) as error:
             log.warning("an entry of an earlier run cannot be used: %s", str(error).splitlines()[0])
     return left
 
@@ -401,6 +472,15 @@ def _take(left: Left, fd: int, entry: Entry) -> None:
         left.inode = msgspec.json.decode(entry.head, type=_Results).inode
     elif entry.kind == LOST:
         left.lost = msgspec.json.decode(entry.head, type=_Lost).lost
+    elif entry.kind == SETTINGS:
+        _check_bytes(entry, _MOST_SETTINGS_BYTES)
+        left.settings = msgspec.json.decode(entry.head, type=_Settings).settings
+    elif entry.kind == CHANGED:
+        _check_bytes(entry, _MOST_CHANGE_BYTES)
+        asked = unpack(entry.head, read_body(fd, entry))
+        left.changes.pop(asked.kind, None)
+        if asked.holds:
+            left.changes[asked.kind] = asked
     elif entry.kind == CLOSED:
         closed = msgspec.json.decode(entry.head, type=_Closed)
         left.lost = closed.lost
@@ -417,3 +497,9 @@ def _take(left: Left, fd: int, entry: Entry) -> None:
             threshold_energy_eV=opened.threshold_energy_eV,
         )
         left.running, left.latest = Series(0, series.series_id, series.unique_id, metadata), series.series_id
+
+
+def _check_bytes(entry: Entry, most: int) -> None:
+    size = len(entry.head) + entry.body_bytes
+    if size > most:
+        raise ValueError(f"{size} bytes, where a run writes {most} at most")

@@ -251,6 +251,10 @@ class Crew:
                 member.unfit = ""
                 self._tell(member, parts)
 
+        if not self._threads:
+            # Before ``start`` nobody is served yet, and nobody else touches what changes.
+            change()
+            return True
         self._do(change)
         with self._changed:
             return self._changed.wait_for(self._settled, SWITCH_S)

@@ -24,11 +24,13 @@ from starlette.routing import Route
 from analyzer.bundle import BadBundle
 from analyzer.control import ACTIONS, BadChange, Busy, Change, Control
 from analyzer.front import Ending
+from analyzer.kept_changes import Asked
 from analyzer.live.socket import same_origin
 from analyzer.logs import Repeats
 from analyzer.mask_file import BadMask
 from analyzer.peak_parameters import BadPeaks
 from analyzer.runs import MOST_NUMBER, BadRun
+from streamer.messages import SeriesMetadata
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ BODY_TIMEOUT_S = 10.0
 _MOST_SAID = 300
 """Characters of what a decoder says, which may name a key of any length."""
 
-OUTCOMES = ("done", "refused", "busy", "unauthorised", "failed")
+OUTCOMES = ("done", "refused", "busy", "unauthorised", "failed", "restored", "unrestored")
 OFF = "control is off here; start cxls analyze with --control-token FILE"
 
 Probability = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -128,10 +130,53 @@ class ControlEndpoints(Collector):
         self._counts["reset", "done"] += 1
         return change
 
+    def restore(self, asked: Asked) -> str | None:
+        """Do what a killed run was asked for, checked as a request is; why not, in a line, where it cannot be."""
+        try:
+            work = self._again(asked)
+            with self._control.restoring():
+                work()
+        except Exception as error:
+            return _refused(asked.kind, error).text
+        self._counts[asked.kind, "restored"] += 1
+        return None
+
+    def give_up(self, kind: str, why: str) -> None:
+        """What a killed run was asked for is not restored."""
+        self._control.give_up(kind, why)
+        self._counts[kind, "unrestored"] += 1
+
+    def look_at_header(self, metadata: SeriesMetadata) -> bool:
+        """Take back what was restored and is not for this series; whether no other header has to be looked at."""
+        try:
+            taken, known = self._control.take_back(metadata)
+        except (Busy, Ending):
+            return False
+        except Exception:
+            log.exception("control: what was restored cannot be compared with the header")
+            return True
+        for kind in taken:
+            self._counts[kind, "unrestored"] += 1
+        return known
+
+    def _again(self, asked: Asked) -> Callable[[], object]:
+        control = self._control
+        if asked.masks is not None:
+            own, hot = asked.masks
+            return lambda: control.use_kept_masks(own, hot, asked.first)
+        if asked.kind == "bundle":
+            folder = _path(_decoded(asked.body, BundleRequest).path)
+            return lambda: control.use_bundle(folder, asked.label)
+        if asked.kind == "run" and _decoded(asked.body, RunRequest).new:
+            raise _Refusal(400, "refused", "a run is begun once")
+        return self._work(asked.kind, asked.body)
+
     def collect(self) -> Iterator[Metric]:
         """``cxls_control_actions_total``, every child from the start."""
         family = CounterMetricFamily(
-            "cxls_control_actions", "Requests to change the running analysis", labels=["action", "outcome"]
+            "cxls_control_actions",
+            "Requests to change the running analysis, and changes of a killed run asked for again",
+            labels=["action", "outcome"],
         )
         for key, count in list(self._counts.items()):
             family.add_metric(key, count)
@@ -153,17 +198,8 @@ class ControlEndpoints(Collector):
             _refuse_other_types(request, body)
             work = self._work(action, body)
             change = await run_in_threadpool(work)
-        except _Refusal as refusal:
-            refused = refusal
-        except Busy as error:
-            refused = _Refusal(409, "busy", str(error))
-        except Ending as error:
-            refused = _Refusal(503, "refused", str(error))
-        except (BadBundle, BadChange, BadMask, BadPeaks, BadRun) as error:
-            refused = _Refusal(422, "refused", str(error))
-        except Exception:
-            log.exception("control: %s failed", action)
-            refused = _Refusal(500, "failed", "internal error, see the log of the analysis")
+        except Exception as error:
+            refused = _refused(action, error)
         else:
             return "done", Response(msgspec.json.encode(change) + b"\n", media_type="application/json")
         self._complain(action, refused)
@@ -219,6 +255,20 @@ class ControlEndpoints(Collector):
             return lambda: control.use_mask(mask)
         _decoded(body or b"{}", ResetRequest)
         return control.reset
+
+
+def _refused(action: str, error: Exception) -> _Refusal:
+    """What an error is to whoever asked; one of ours is logged."""
+    if isinstance(error, _Refusal):
+        return error
+    if isinstance(error, Busy):
+        return _Refusal(409, "busy", str(error))
+    if isinstance(error, Ending):
+        return _Refusal(503, "refused", str(error))
+    if isinstance(error, (BadBundle, BadChange, BadMask, BadPeaks, BadRun)):
+        return _Refusal(422, "refused", str(error))
+    log.error("control: %s failed", action, exc_info=error)
+    return _Refusal(500, "failed", "internal error, see the log of the analysis")
 
 
 def _refuse_strangers(request: Request) -> None:

@@ -69,6 +69,7 @@ from cxls.given_cell import read_known_cell
 from cxls.given_geometry import check_geometry, read_given_geometry
 from cxls.makers import Makers
 from cxls.open_files import raise_limit
+from cxls.restored import restore, started_with
 from cxls.service import open_notifier
 from cxls.settings import AnalyzeSettings, BadSettings, FinderName, JudgeSettings, Resolved
 from cxls.token_file import read_token
@@ -212,7 +213,8 @@ class Session:
             results = _open_results(settings, settings.results)
             sinks.append(DetachedSink(results))
             # A file is read from its start again, so a kill costs it nothing.
-            self.restart = Restart(settings.results, results, settings.append) if where.live else None
+            if where.live:
+                self.restart = Restart(settings.results, results, settings.append, started_with(settings))
         if broadcast is not None:
             sinks.append(broadcast)
         hit_outputs: list[HitOutput] = [output for output in (self.hits, indexing) if output is not None]
@@ -223,7 +225,7 @@ class Session:
             source: Source = self._files or _connect(settings, sources)
         except BadSettings:
             if self.restart is not None:
-                self.restart.close()
+                self.restart.close(began=False)
             raise
         self.front = Front(
             source,
@@ -265,6 +267,7 @@ class Session:
             self._follow,
             _pf8_options(settings),
             runs,
+            (lambda asked: None) if self.restart is None else self.restart.keep,
         )
         self.parameters = RunEstimator(
             self.front.running.diffuse_sums,
@@ -296,6 +299,8 @@ class Session:
         self._refusals = Refusals()
         self._live_socket = LiveSocket(self.report, self.front.latest)
         self.report.view = self._view(judge)
+        if self.restart is not None:
+            restore(self.restart, self._endpoints)
         self.web: WebServer | None = None
         if bound is not None:
             routes = [

@@ -1,5 +1,6 @@
 """A killed run's note, and what the next run makes of it: the header of the running series, and what was lost."""
 
+import json
 import logging
 import threading
 import time
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 
 from analyzer.hits.journal import Journal
+from analyzer.kept_changes import Asked
 from analyzer.restart import Restart
 from analyzer.sinks import ResultsExist, hold, open_results
 from analyzer.sinks.hold import note_path
 from streamer.account import Account
 from streamer.messages import EndMessage, ImageMessage, StartMessage
 from streamer.series import ImageAccepted, SeriesOpened, SeriesTracker
+from streamer.validity import Validity
 from tests.analyzer.builders import SHAPE, image_data, metadata, water
 from tests.analyzer.writer_child import result
 
@@ -26,9 +29,9 @@ IMAGE = {"threshold_1": image_data(water(0.1))}
 class Program:
     """A run: what it receives goes through a real tracker; ``records`` are what it got to write before its end."""
 
-    def __init__(self, results: Path, append: bool = True) -> None:
+    def __init__(self, results: Path, append: bool = True, **settings: Any) -> None:
         self.file = open_results(results, append=append)
-        self.restart = Restart(results, self.file, append)
+        self.restart = Restart(results, self.file, append, settings)
         self.restart.start()
         self.account = Account()
         self.tracker = SeriesTracker(self.account, self.restart.known)
@@ -379,3 +382,183 @@ def test_records_of_ids_that_are_there_are_counted(tmp_path: Path) -> None:
     values = {each.name: each.samples[0].value for each in again.restart.collect()}
     assert values == {"cxls_frames_lost_in_crash": 0, "cxls_results_repeated": 2}
     again.ends()
+
+
+# --- what was changed -------------------------------------------------------------------
+
+
+def asked(kind: str, **body: Any) -> Asked:
+    return Asked(kind=kind, body=json.dumps(body).encode())
+
+
+def bodies(run: Program) -> dict[str, Any]:
+    return {kind: json.loads(each.body or b"null") for kind, each in run.restart.asked.items()}
+
+
+def test_of_each_kind_the_latest_change_is_left_by_a_kill_and_none_by_a_run_that_ends(tmp_path: Path) -> None:
+    path, valid = tmp_path / "r.jsonl", (np.random.default_rng(1).random((40, 30)) < 0.9).astype("u1")
+    first = Program(path)
+    assert first.restart.asked == {}
+    for value in (0.1, 0.2, 0.3):
+        first.restart.keep(asked("threshold", value=value))
+    first.restart.keep(asked("channel", name="threshold_2"))
+    first.restart.keep(Asked(kind="bundle", body=b'{"path": "/b"}', label="b-1"))
+    first.restart.keep(Asked(kind="mask", masks=(None, Validity("hot.npy", valid)), first=True))
+    first.restart.keep(Asked(kind="channel"))
+    first.killed()
+    second = Program(path)
+    assert bodies(second) == {"threshold": {"value": 0.3}, "bundle": {"path": "/b"}, "mask": None}
+    left = second.restart.asked
+    assert left["bundle"].label == "b-1"
+    mask = left["mask"]
+    assert mask.masks is not None
+    own, hot = mask.masks
+    assert (own, mask.first) == (None, True)
+    assert hot is not None
+    assert hot.name == "hot.npy"
+    assert np.array_equal(hot.valid, valid)
+    # Killed before it had asked for them again.
+    second.killed()
+    third = Program(path)
+    assert set(bodies(third)) == {"threshold", "bundle", "mask"}
+    third.ends()
+    assert Program(path).restart.asked == {}
+
+
+def test_a_start_that_is_refused_leaves_the_note_of_a_killed_run_to_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    first = Program(path).hear(start(), *images(range(30))).records(range(28))
+    first.restart.keep(asked("threshold", value=0.1))
+    first.killed()
+    refused = Program(path)
+    refused.file.close()
+    refused.restart.close(began=False)
+    again = Program(path).hear(*images(range(33, 60)))
+    assert bodies(again) == {"threshold": {"value": 0.1}}
+    assert again.restart.lost == 5
+    again.records(range(33, 60)).ends()
+    refused = Program(path)
+    refused.file.close()
+    refused.restart.close(began=False)
+    assert not refused.note.exists(), "there was no kill before"
+
+
+@pytest.mark.parametrize("what", ["not added to", "moved away"])
+def test_changes_are_of_the_results_they_were_made_with(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "r.jsonl"
+    first = Program(path)
+    first.restart.keep(asked("threshold", value=0.1))
+    first.killed()
+    path.rename(tmp_path / "kept.jsonl")
+    assert Program(path, append=what == "moved away").restart.asked == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "kept", "instead"),
+    [
+        ({}, {}, {"threshold", "mask", "peaks", "run"}, []),
+        ({"threshold": 0.5}, {"threshold": 0.5}, {"threshold", "mask", "peaks", "run"}, []),
+        ({"threshold": 0.5}, {"threshold": 0.7}, {"mask", "peaks", "run"}, [("threshold", ["threshold"])]),
+        ({"threshold": 0.5}, {"threshold": None}, {"mask", "peaks", "run"}, [("threshold", ["threshold"])]),
+        ({"mask": "/a"}, {"mask": "/b", "calibration": "/c"}, {"peaks", "run"},
+         [("threshold", ["calibration"]), ("mask", ["mask"])]),
+        ({"min_peaks": 5}, {"min_peaks": 6}, {"threshold", "mask", "peaks", "run"}, [("peaks", ["min_peaks"])]),
+        ({"run_number": 1}, {"run_number": 2}, {"threshold", "mask", "peaks", "run"}, [("run", ["run_number"])]),
+        ({"bundle": "/a"}, {"bundle": "/b"}, {"threshold", "mask", "peaks", "run"}, []),
+    ],
+)  # fmt: skip
+def test_settings_that_were_changed_since_come_before_changes_of_the_same_kind(
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], kept: set[str], instead: list[Any]
+) -> None:
+    path = tmp_path / "r.jsonl"
+    first = Program(path, **before)
+    first.restart.keep(asked("threshold", value=0.1))
+    first.restart.keep(Asked(kind="mask", masks=(Validity("m", np.ones((4, 4), "u1")), None)))
+    first.restart.keep(asked("peaks", min_peaks=9, finder="poisson"))
+    first.restart.keep(asked("run", number=3, sample="a", notes="b"))
+    first.killed()
+    second = Program(path, **now)
+    assert set(second.restart.asked) == kept
+    assert second.restart.overruled == instead
+    peaks, run = json.loads(second.restart.asked["peaks"].body), json.loads(second.restart.asked["run"].body)
+    assert set(peaks) == ({"finder"} if "min_peaks" in now else {"finder", "min_peaks"})
+    assert set(run) == ({"sample"} if "run_number" in now else {"number", "sample", "notes"})
+    second.killed()
+    # What gave way is gone for good: this run's settings are what the next one is compared with.
+    assert set(Program(path, **before).restart.asked) <= kept
+
+
+def test_a_change_is_in_the_note_when_it_is_answered_and_a_mask_of_four_million_pixels_is_small_there(
+    tmp_path: Path,
+) -> None:
+    run = Program(tmp_path / "r.jsonl")
+    valid = np.ones((2167, 2070), "u1")
+    valid.reshape(-1)[np.random.default_rng(1).integers(0, valid.size, 5000)] = 0
+    before = run.note.stat().st_size
+    run.restart.keep(Asked(kind="mask", masks=(Validity("m.npy", valid), None)))
+    assert 0 < run.note.stat().st_size - before < 50_000
+    run.killed()
+
+
+def test_the_latest_changes_are_there_after_the_note_was_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analyzer.restart._ANEW_BYTES", 20_000)
+    path, valid = tmp_path / "r.jsonl", (np.random.default_rng(2).random((300, 200)) < 0.5).astype("u1")
+    run = Program(path, threshold=0.5)
+    run.restart._anew_at = 20_000
+    notes = set()
+    for n in range(40):
+        run.restart.keep(Asked(kind="mask", masks=(Validity(f"m{n}", valid), None)))
+        run.restart.keep(asked("threshold", value=n / 100))
+        notes.add(run.note.stat().st_ino)
+    assert len(notes) > 1
+    assert run.note.stat().st_size < 60_000
+    run.killed()
+    again = Program(path, threshold=0.5)
+    left = again.restart.asked
+    assert json.loads(left["threshold"].body) == {"value": 0.39}
+    assert left["mask"].masks is not None
+    own = left["mask"].masks[0]
+    assert own is not None
+    assert own.name == "m39"
+    assert np.array_equal(own.valid, valid)
+    again.killed()
+    assert set(Program(path, threshold=0.6).restart.asked) == {"mask"}, "the settings are in the new one, too"
+
+
+def test_a_disk_that_stands_still_keeps_no_change_waiting_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, append = threading.Event(), Journal.append
+
+    def stuck(journal: Journal, *given: Any) -> None:
+        assert go_on.wait(30)
+        append(journal, *given)
+
+    run = Program(tmp_path / "r.jsonl")
+    monkeypatch.setattr(Journal, "append", stuck)
+    monkeypatch.setattr("analyzer.restart.KEPT_S", 0.1)
+    began = time.monotonic()
+    run.restart.keep(asked("threshold", value=0.1))
+    assert time.monotonic() - began < 5
+    go_on.set()
+    run.ends()
+
+
+def test_any_cut_of_a_note_with_changes_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    first = Program(path)
+    first.restart.keep(asked("threshold", value=0.1))
+    first.restart.keep(Asked(kind="mask", masks=(Validity("m", np.ones(SHAPE, "u1")), None)))
+    first.restart.keep(asked("threshold", value=0.2))
+    first.killed()
+    whole = note_path(path).read_bytes()
+    seen = set()
+    for length in [*range(0, len(whole), 7), len(whole)]:
+        note_path(path).write_bytes(whole[:length])
+        file = open_results(path, append=True)
+        left = Restart(path, file, True).asked
+        file.close()
+        seen.add((left["threshold"].body if "threshold" in left else None, "mask" in left))
+    assert seen == {(None, False), (b'{"value": 0.1}', False), (b'{"value": 0.1}', True), (b'{"value": 0.2}', True)}

@@ -256,6 +256,7 @@ def events_of(source: str) -> Iterator[str]:
 def test_the_page_lists_every_event() -> None:
     listed = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", (DOCS / "logs.md").read_text(), re.M))))
     told = {"series_began", "series_joined", "series_metadata", "library"}  # named by a variable
+    told |= {"control_change", "control_restored"}
     for package in ("streamer", "analyzer", "sim_replay", "cxls"):
         for path in (DOCS.parent / package).rglob("*.py"):
             if "logs" not in path.parent.name:

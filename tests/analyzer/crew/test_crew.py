@@ -425,6 +425,19 @@ def test_a_worker_outlives_the_front_and_serves_the_next_at_the_same_address(
     hand.end()
 
 
+def test_a_change_before_anybody_is_served_waits_for_nobody_and_is_what_workers_are_told(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analyzer.crew.dispatch.SWITCH_S", 3.0)
+    run = Run(bundle, series_with_hits(12), cascade=CascadeSettings(threshold=1.0))
+    assert run.crew.use(run.judge.with_threshold(0.0)), "it was not waited in vain"
+    run.start()
+    hand = Hand(run.crew.address)
+    run.join().assert_closes()
+    assert [result.hit for result in run.kept.results] == [True] * 12
+    hand.end()
+
+
 def test_what_a_worker_prepared_for_an_earlier_front_judges_no_frame_of_the_next(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
