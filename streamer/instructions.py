@@ -49,10 +49,44 @@ def _bits_set(typing_context: Any, word: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
+_WIDE = ir.VectorType(ir.IntType(64), 8)
+WIDE_BYTES = 64
+
+
+@intrinsic
+def _put_past_caches(typing_context: Any, source: Any, target: Any) -> Any:
+    """Copy ``WIDE_BYTES`` from one address to another, a multiple of so many, and leave no copy in a cache."""
+    del typing_context, source, target
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del signature
+        source, target = (builder.inttoptr(each, _WIDE.as_pointer()) for each in arguments)
+        store = builder.store(builder.load(source, align=1), target, align=WIDE_BYTES)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
+def _settle_stores(typing_context: Any) -> Any:
+    """What was stored past the caches is there for others before anything that is stored from here on."""
+    del typing_context
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del signature, arguments
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
 # To a type checker they take what compiled code gives them.
 call_lz4: Any = _call_lz4
 lowest_bit: Any = _lowest_bit
 bits_set: Any = _bits_set
+put_past_caches: Any = _put_past_caches
+settle_stores: Any = _settle_stores
 
 
 def compiled(*arguments: Any, returns: Any) -> Any:

@@ -42,7 +42,7 @@ from analyzer.crew.wire import (
     message,
     pack_series,
 )  # fmt: skip
-from analyzer.door import Door, Limits, RefusedConnection
+from analyzer.door import LOOK_S, Door, Limits, RefusedConnection
 from analyzer.judge import Judge
 from analyzer.logs import Repeats
 from analyzer.reduction import Coverage, FramePlan
@@ -73,6 +73,7 @@ _PAUSE_S = 2.0
 _AT_ONCE = 1024
 _MOST_NAME, _MOST_TEXT = 100, 500
 _POLL_MS = 100
+_READABLE = int(zmq.POLLIN)
 _MOST_WORKERS = 256
 _MOST_CREDITS, _MOST_BATCH = 4096, 256
 _MOST_UNREAD = 64
@@ -182,7 +183,7 @@ class Crew:
         self._lost = self._bad = 0
         self._bytes = {"wire": 0, "shared": 0}
         self._closing = self._fed = False
-        self._turned_s = self._served_s = time.monotonic()
+        self._turned_s = self._served_s = self._looked_s = time.monotonic()
         self._ring: FrameRing | None = None
         self._repeats = Repeats(log)
         self._batch = 1
@@ -394,9 +395,11 @@ class Crew:
         """Frames that workers have room for beyond those that wait here."""
         if self._ring is None or self._table.held_bytes >= self._ring.capacity_bytes:
             return 0
-        usable = [member for member in self._members.values() if self._usable(member)]
-        self._batch = max((member.hello.batch for member in usable), default=1)
-        room = sum(member.room for member in usable)
+        room, self._batch = 0, 1
+        for member in self._members.values():
+            if self._usable(member):
+                room += member.room
+                self._batch = max(self._batch, member.hello.batch)
         return max(0, room - self._table.frames_waiting)
 
     def _do(self, work: Callable[[], None]) -> None:
@@ -447,9 +450,10 @@ class Crew:
             self._guarded(work)
         self._guarded(self._let_in)
         caught_up = self._receive()
-        # After what is there was read: after a pause much of it is.
-        self._guarded(lambda: self._tell_refused(self._door.weigh(caught_up)))
-        self._guarded(lambda: self._look_after(caught_up))
+        # After what is there was read: after a pause much of it is. Not in every turn: there are hundreds a second.
+        if not caught_up or time.monotonic() - self._looked_s >= LOOK_S:
+            self._guarded(lambda: self._tell_refused(self._door.weigh(caught_up)))
+            self._guarded(lambda: self._look_after(caught_up))
         self._guarded(self._send_out)
 
     def _guarded(self, work: Callable[[], None]) -> None:
@@ -483,7 +487,7 @@ class Crew:
     def _receive(self) -> bool:
         """Take what came; returns whether that was all."""
         for _ in range(_AT_ONCE):
-            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if not int(self._socket.get(zmq.EVENTS)) & _READABLE:
                 return True
             first = self._socket.recv(zmq.DONTWAIT, copy=False)
             # Whole: libzmq gives no part before all are there.
@@ -659,6 +663,8 @@ class Crew:
 
     def _look_after(self, caught_up: bool) -> None:
         now = time.monotonic()
+        if caught_up:
+            self._looked_s = now
         for member in list(self._members.values()):
             # What is not read yet may be its word.
             if caught_up and now - member.heard_s > SILENT_S:
@@ -759,24 +765,28 @@ class Crew:
         """Messages of the series that the worker does not know yet, and of the batch."""
         parts: list[Any] = []
         facts, told = [], {}
+        series: Series | None = None
+        series_number = 0
         for frame in batch.frames:
-            series_number = self._number_of(frame.series)
-            member.ordinals.add(frame.series.ordinal)
-            if series_number not in member.series and series_number not in told:
-                told[series_number] = pack_series(frame.series, series_number)
+            if frame.series is not series:
+                series = frame.series
+                series_number = self._number_of(series)
+                member.ordinals.add(series.ordinal)
+                if series_number not in member.series and series_number not in told:
+                    told[series_number] = pack_series(series, series_number)
             tags = tags_of(frame.user_data, self._tags)
             part, place = -1, None
             if isinstance(frame.image, ImageData):
-                size = memoryview(frame.image.data).nbytes
-                place = None if member.slots is None else member.slots.put(frame.image.data)
+                data = frame.image.data
+                place = None if member.slots is None else member.slots.put(data)
                 if place is not None:
                     batch.places.append(place)
-                    self._bytes["shared"] += size
+                    self._bytes["shared"] += place[1]
                 else:
-                    whole, place = as_received(frame.image.data)
+                    self._bytes["wire"] += memoryview(data).nbytes
+                    whole, place = as_received(data)
                     parts.append(whole)
                     part = len(parts) - 1
-                    self._bytes["wire"] += size
             facts.append(frame_facts(frame, series_number, tags, part, place))
         return list(told.items()), message(Kind.WORK, Work(number, batch.setup, facts), parts)
 

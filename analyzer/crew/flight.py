@@ -30,10 +30,10 @@ class Batch:
     setup: int = 0
     sent_s: float = 0.0
     places: list[tuple[int, int]] = field(default_factory=list)
+    held_bytes: int = field(init=False)
 
-    @property
-    def held_bytes(self) -> int:
-        return sum(frame.held_bytes for frame in self.frames)
+    def __post_init__(self) -> None:
+        self.held_bytes = sum(frame.held_bytes for frame in self.frames)
 
 
 class FlightTable:
