@@ -22,6 +22,7 @@ from analyzer.architectures import architecture
 from analyzer.attribute_cascade import AttributeCascade, Feed, Said, Seen
 from analyzer.attribute_model import AttributeModel
 from analyzer.bundle import Bundle
+from analyzer.cuda.device import full_precision
 from analyzer.cuda.engine import DevicePrograms, Engine, frame_view
 from analyzer.cuda.program import DeviceFault
 from analyzer.frame_peaks import FramePeaks, describe_peaks, frame_peaks
@@ -213,6 +214,8 @@ class Analyser:
         self._models = AttributeCascade(settings.models, self._device)
         self._programs = None if asks_for_pixels(settings, bundle) else programs
         on_card = self._device.type == "cuda"
+        if on_card:
+            full_precision()
         self._stream = torch.cuda.Stream(self._device) if on_card else None  # type: ignore[no-untyped-call]
         self._fallback = fallback
         self._lost: dict[tuple[Any, ...], _Prepared] = {}

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from analyzer.cuda.decode import BatchDecoder, Launcher, failure
+from analyzer.cuda.device import full_precision
 from analyzer.cuda.program import Program
 from analyzer.cuda.reduce import BatchReducer, FrameViews, frame_peaks_of, lit_cell_map, load
 from analyzer.cuda.staging import Batch
@@ -43,6 +44,7 @@ class DevicePrograms:
 
 def open_programs(device: str, cache: Path | None) -> DevicePrograms:
     """Compile the kernels, or read them from the ``cache``. Raises ``NoDevice`` and ``DeviceFault``."""
+    full_precision()
     return DevicePrograms(Program(DECODER, device, cache=cache), load(device, cache))
 
 
