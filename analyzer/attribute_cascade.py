@@ -21,6 +21,7 @@ from analyzer.architectures import architecture
 from analyzer.attribute_model import AttributeModel, open_model
 from analyzer.attributes import Decided
 from analyzer.bundle import BadBundle
+from analyzer.cuda.device import full_precision
 from analyzer.layers import input_shape
 from analyzer.results import Decision
 from analyzer.weights import first_line
@@ -94,6 +95,8 @@ class Feed:
 
 def open_models(folders: Sequence[Path], device: str) -> tuple[AttributeModel, ...]:
     """Models for the cascade, warm. Raises ``BadBundle`` for what cannot be one, and for two of one attribute."""
+    if device != "cpu":
+        full_precision()
     models: dict[str, AttributeModel] = {}
     for folder in folders:
         model = open_model(folder, device)

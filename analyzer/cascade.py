@@ -22,8 +22,9 @@ from analyzer.architectures import architecture
 from analyzer.attribute_cascade import AttributeCascade, Feed, Said, Seen
 from analyzer.attribute_model import AttributeModel
 from analyzer.bundle import Bundle
+from analyzer.cuda import device as devices
+from analyzer.cuda.device import full_precision, is_device_fault
 from analyzer.cuda.engine import DevicePrograms, Engine, frame_view
-from analyzer.cuda.program import DeviceFault
 from analyzer.frame_peaks import FramePeaks, describe_peaks, frame_peaks
 from analyzer.frame_view import FrameView, saw_no_beam
 from analyzer.geometry import Geometry
@@ -49,8 +50,6 @@ STAGES = ("receive", "decode", "reduce", "infer", "peaks", "publish")
 _PLANS_KEPT = 4
 _SERIES_KEPT = 4
 _MAX_TAG_CHARACTERS = 200
-DEVICE_FAULTS = (DeviceFault, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", RuntimeError))
-"""What says that a device cannot go on; any other error is a fault of ours."""
 
 MOST_FRAMES = 32
 """Of a batch on a device; more only wait for each other."""
@@ -213,20 +212,25 @@ class Analyser:
         self._models = AttributeCascade(settings.models, self._device)
         self._programs = None if asks_for_pixels(settings, bundle) else programs
         on_card = self._device.type == "cuda"
+        if on_card:
+            full_precision()
         self._stream = torch.cuda.Stream(self._device) if on_card else None  # type: ignore[no-untyped-call]
         self._fallback = fallback
-        self._lost: dict[tuple[Any, ...], _Prepared] = {}
         self.fault: str | None = None
+        if fallback is not None:
+            # Not this alone holds them: to free what a lost device has a part in may end the process.
+            held = [self._bundle, self._models, self._stream, self._programs, self._prepared]
+            devices.hold(self, self._device, held, self._stream)
 
     def process(self, frames: Sequence[Frame]) -> BatchOutcome:
         """One result for each frame; a frame that is undecodable, or that a fault of ours fails on, costs only itself.
 
-        Raises what the analysis of a frame alone raises.
+        Whatever fails where there is a fallback is judged by that. Raises what the analysis of a frame alone raises.
         """
         try:
             return self._process_together(frames)
         except Exception:
-            if len(frames) < 2:
+            if len(frames) < 2 and self._fallback is None:
                 raise
         self._take_back()
         whole = BatchOutcome([])
@@ -239,22 +243,48 @@ class Analyser:
             return self._process_together([frame])
         except Exception:
             _repeats.exception("analysis of a frame failed", "analysis_failed", frames=1)
-            return BatchOutcome([undecodable(frame, "failed", "internal error, see the log", self._settings.tags)])
+        if self._fallback is not None:
+            # A fault of ours, or of the device in words not known here.
+            self._take_back()
+            with contextlib.suppress(Exception):
+                return self._fallback.process([frame])
+        return BatchOutcome([undecodable(frame, "failed", "internal error, see the log", self._settings.tags)])
 
     def _process_together(self, frames: Sequence[Frame]) -> BatchOutcome:
         if self._fallback is None:
             return self._process(frames)
-        if self.fault is None:
+        if self._usable:
             try:
                 # Each worker's frames wait for nobody else's.
                 with torch.cuda.stream(self._stream):
                     return self._process(frames)
-            except DEVICE_FAULTS as error:
-                self.fault = (str(error).splitlines() or [type(error).__name__])[0]
+            except Exception as error:
+                if not is_device_fault(error):
+                    raise
                 log.exception("the device failed; from here on the CPU judges the frames, these %d first", len(frames))
-                # Not let go of: to free what a lost device has a part in may end the process.
-                self._lost, self._prepared = self._prepared, {}
+                self._fail(error)
         return self._fallback.process(frames)
+
+    @property
+    def _usable(self) -> bool:
+        """Whether frames go to the device: also not where another worker found it lost."""
+        if self.fault is None and self._fallback is not None and (reason := devices.lost(self._device)) is not None:
+            self.fault = reason
+            log.warning("another worker found the device lost; from here on the CPU judges the frames")
+            self._abandon()
+        return self.fault is None
+
+    def _fail(self, error: Exception) -> None:
+        self.fault = (str(error).splitlines() or [type(error).__name__])[0]
+        if not devices.is_full(error):
+            devices.lose(self._device, self.fault)
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """What was ready on the device is not used again; where that is lost, never freed either."""
+        held: list[Any] = list(self._prepared.values())
+        self._prepared.clear()
+        devices.let_go(self._device, held, self._stream)
 
     def _settle(self) -> None:
         """Before frames that may have to come again, one by one."""
@@ -270,13 +300,18 @@ class Analyser:
             # Where their pixels were seen they will be again.
             prepared.coverage.expected[:] = prepared.settled
             if prepared.engine is not None:
-                with contextlib.suppress(*DEVICE_FAULTS), torch.cuda.stream(self._stream):
-                    prepared.engine.take_back()
+                try:
+                    with torch.cuda.stream(self._stream):
+                        prepared.engine.take_back()
+                except Exception as error:
+                    # The next batch finds it out.
+                    if not is_device_fault(error):
+                        raise
 
     @torch.inference_mode()
     def _process(self, frames: Sequence[Frame]) -> BatchOutcome:
         outcome = BatchOutcome([], stage_seconds=dict.fromkeys(("decode", "reduce", "peaks", "infer"), 0.0))
-        if len(frames) > 1:
+        if len(frames) > 1 or self._fallback is not None:
             self._settle()
         # A model that is asked on the CPU is fed from the worker's own buffer, if it is to be asked at all.
         step = 1 if self._models and self._device.type == "cpu" else max(1, len(frames))
@@ -389,8 +424,19 @@ class Analyser:
     @torch.inference_mode()
     def estimate(self, profile: npt.NDArray[np.float32]) -> dict[str, Any]:
         """The parameter fields of a record by the network, for a profile (2, bins) such as the sum over many frames."""
-        if self.fault is not None and self._fallback is not None:
+        if self._fallback is not None:
+            if self._usable:
+                try:
+                    return self._estimate(profile)
+                except Exception as error:
+                    if not is_device_fault(error):
+                        raise
+                    log.exception("the device failed; the CPU makes the estimate")
+                    self._fail(error)
             return self._fallback.estimate(profile)
+        return self._estimate(profile)
+
+    def _estimate(self, profile: npt.NDArray[np.float32]) -> dict[str, Any]:
         return _network_parameters(
             self._parameters(profile[None])[0], self._bundle.card.parameters.sigma_scale, no_beam=False
         )
@@ -410,18 +456,31 @@ class Analyser:
         ready = [prepared for key, prepared in list(self._prepared.items()) if key[0] == series.ordinal]
         covered = [prepared.coverage for prepared in ready]
         for prepared in ready:
-            if prepared.engine is not None:
-                # Of a device that another worker found lost nothing is known.
-                with contextlib.suppress(*DEVICE_FAULTS):
+            # Of a device that is lost nothing is known, nor is it to be waited for.
+            if prepared.engine is not None and self._usable:
+                try:
+                    devices.settle(self._device, self._stream)
                     covered.append(prepared.engine.coverage)
+                except Exception as error:
+                    if not is_device_fault(error):
+                        raise
+                    log.exception("the device failed at the end of a series")
+                    self._fail(error)
         return covered + (self._fallback.covered(series) if self._fallback else [])
 
     def forget(self, series: Series) -> None:
         """Let go of the buffers held for a series."""
         for key in [key for key in list(self._prepared) if key[0] == series.ordinal]:
-            self._prepared.pop(key, None)
+            self._let_go(key)
         if self._fallback is not None:
             self._fallback.forget(series)
+
+    def _let_go(self, key: tuple[Any, ...]) -> None:
+        prepared = self._prepared.pop(key, None)
+        if prepared is not None and self._fallback is not None:
+            held: list[Any] = [prepared]
+            del prepared
+            devices.let_go(self._device, held, self._stream)
 
     def _prepared_or_not(self, frame: Frame) -> _Prepared | UndecodableImage:
         """What is ready for a frame, or why it cannot be analysed."""
@@ -440,7 +499,7 @@ class Analyser:
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= _PLANS_KEPT:
-                self._prepared.pop(next(iter(list(self._prepared))), None)
+                self._let_go(next(iter(list(self._prepared))))
             prepared = self._prepared[key] = self._make(frame, image.shape, dtype)
         return prepared
 
@@ -487,9 +546,12 @@ class Analyser:
         if self._programs is None:
             return None
 
+        # Not the analyser, which must be free to go.
+        hit, names = self._bundle.hit, self._hit_fields
+
         def judge(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             fields = inputs | {"header": header.expand(len(inputs["zones"]), -1)}
-            logits: torch.Tensor = self._bundle.hit(*(fields[name] for name in self._hit_fields))
+            logits: torch.Tensor = hit(*(fields[name] for name in names))
             return logits
 
         try:

@@ -657,6 +657,26 @@ def _terminated(number: int, frame: types.FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Run the program; exit codes as documented in the README."""
+    try:
+        _main()
+    except BaseException as error:
+        # Told by the module that a device needs, as the commands' work is imported lazily.
+        device = sys.modules.get("analyzer.cuda.device")
+        if device is None or not device.any_lost():
+            raise
+        if not isinstance(error, SystemExit):
+            sys.excepthook(type(error), error, error.__traceback__)
+            logs.settle()
+            device.leave(EXIT_FAILED)
+        logs.settle()
+        device.leave(error.code if isinstance(error.code, int) else int(error.code is not None))
+    device = sys.modules.get("analyzer.cuda.device")
+    if device is not None and device.any_lost():
+        logs.settle()
+        device.leave(0)
+
+
+def _main() -> None:
     logs.configure()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name in any language, a terminal of few letters

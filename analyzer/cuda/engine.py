@@ -15,16 +15,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from analyzer.cuda import device as devices
 from analyzer.cuda.decode import BatchDecoder, Launcher, failure
+from analyzer.cuda.device import full_precision
 from analyzer.cuda.program import Program
-from analyzer.cuda.reduce import BatchReducer, FrameViews, frame_peaks_of, lit_cell_map, load
-from analyzer.cuda.staging import Batch
+from analyzer.cuda.reduce import OPTIONS, SOURCES, BatchReducer, FrameViews, frame_peaks_of, lit_cell_map, load
+from analyzer.cuda.staging import Batch, head_bytes
 from analyzer.frame_view import FrameView, saw_no_beam
 from analyzer.networks import coarse_profile
 from analyzer.reduction import Coverage, FramePlan, FrameProfile
 from streamer.messages import ImageData, UndecodableImage
 
 DECODER = "bslz4.cu"
+KERNELS: Mapping[str, tuple[str, ...]] = {DECODER: (), **dict.fromkeys(SOURCES, OPTIONS)}
+"""All that is compiled for a device, with what the compiler is told."""
+
 _USUAL_BYTES = 2 << 20
 """Of a packed 4M frame, and more; a batch of larger ones is sent in parts."""
 
@@ -43,6 +48,7 @@ class DevicePrograms:
 
 def open_programs(device: str, cache: Path | None) -> DevicePrograms:
     """Compile the kernels, or read them from the ``cache``. Raises ``NoDevice`` and ``DeviceFault``."""
+    full_precision()
     return DevicePrograms(Program(DECODER, device, cache=cache), load(device, cache))
 
 
@@ -61,6 +67,12 @@ Judge = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 """Logits (n,) from ``zones`` and ``cells`` (n, ...) of ``analyzer.zones``, on the device."""
 
 
+def room_for(frames: int, frame_bytes_at_most: int) -> int:
+    """Room of a batch: with its head a power of two, to which the allocator of page-locked memory rounds up anyway."""
+    least = max(head_bytes(frames) + frame_bytes_at_most, frames * _USUAL_BYTES)
+    return (1 << (least - 1).bit_length()) - head_bytes(frames)
+
+
 class Engine:
     """Reduces images of one plan and type; its buffers are its own, so one thread at a time.
 
@@ -77,15 +89,14 @@ class Engine:
         self._decoder = BatchDecoder(plan.shape, dtype, plan.validity.valid, programs.decoder)
         self._reducer = BatchReducer(plan, most_frames, programs.reducers)
         device = programs.device
-        room = max(self._decoder.frame_bytes_at_most, most_frames * _USUAL_BYTES)
-        self._batch = Batch(most_frames, room, device)
+        self._batch = Batch(most_frames, room_for(most_frames, self._decoder.frame_bytes_at_most), device)
         self._decoded = self._decoder.outputs(most_frames)
         self._reduced = self._reducer.outputs(self._decoded, self._batch.device_errors)
         on_card = device.type == "cuda"
         self._results = torch.zeros(self._reduced.results.shape, dtype=torch.uint8, pin_memory=on_card)
         self._errors = torch.zeros(most_frames, dtype=torch.int32, pin_memory=on_card)
         self._logits = torch.zeros(most_frames, dtype=torch.float32, pin_memory=on_card)
-        self._ready = torch.cuda.Event(blocking=True) if on_card else None  # type: ignore[no-untyped-call]
+        self._device = device
 
     @property
     def coverage(self) -> Coverage:
@@ -122,6 +133,20 @@ class Engine:
     def _run(self, frames: int) -> Iterator[Outcome]:
         if not frames:
             return
+        try:
+            self._launch(frames)
+        finally:
+            # Also after a fault: the copy may still be reading what a second try would write. Other workers have the
+            # interpreter meanwhile.
+            devices.settle(self._device)
+        block, logits = self._results.numpy().reshape(-1), self._logits[:frames].clone()
+        for n, error in enumerate(self._errors[:frames].tolist()):
+            views = self._reducer.views(block, n)
+            representable = DeviceFrame(views, logits[n : n + 1]) if views.at_limit == 0 or not self._cut else None
+            yield failure(error) or representable
+
+    def _launch(self, frames: int) -> None:
+        """Start all that is done with a staged batch."""
         with _named("copy"):
             self._batch.upload()
         with _named("decode"):
@@ -136,15 +161,6 @@ class Engine:
         with _named("results"):
             self._results[:frames].copy_(self._reduced.results[:frames], non_blocking=True)
             self._errors[:frames].copy_(self._batch.device_errors[:frames], non_blocking=True)
-        if self._ready is not None:
-            self._ready.record()
-            # Other workers have the interpreter meanwhile.
-            self._ready.synchronize()
-        block, logits = self._results.numpy().reshape(-1), self._logits[:frames].clone()
-        for n, error in enumerate(self._errors[:frames].tolist()):
-            views = self._reducer.views(block, n)
-            representable = DeviceFrame(views, logits[n : n + 1]) if views.at_limit == 0 or not self._cut else None
-            yield failure(error) or representable
 
 
 def frame_view(

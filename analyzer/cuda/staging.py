@@ -38,6 +38,11 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+def head_bytes(capacity: int) -> int:
+    """Of a batch, before its first frame."""
+    return aligned(capacity * (FRAME_DTYPE.itemsize + _ERROR_BYTES))
+
+
 class Batch:
     """Room for ``capacity`` frames in ``bytes_at_most`` bytes, on the host and on the device.
 
@@ -49,7 +54,7 @@ class Batch:
         if capacity < 1 or bytes_at_most < 1:
             raise ValueError(f"a batch of {capacity} frames in {bytes_at_most} bytes holds nothing")
         facts = capacity * FRAME_DTYPE.itemsize
-        self._head = aligned(facts + capacity * _ERROR_BYTES)
+        self._head = head_bytes(capacity)
         self._size = self._head + aligned(bytes_at_most)
         self.capacity = capacity
         self._host = torch.zeros(self._size, dtype=torch.uint8, pin_memory=device.type == "cuda")

@@ -25,11 +25,14 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Share of the time in which a kernel ran, temperature, and whether heat or power hold the clock down."""
+    """Share of the time in which a kernel ran, temperature, and whether heat or power hold the clock down.
 
-    utilization: float
-    temperature_celsius: float
-    throttled: bool
+    ``None`` for what a device does not tell, as a part of one (MIG) does not tell its utilization.
+    """
+
+    utilization: float | None
+    temperature_celsius: float | None
+    throttled: bool | None
 
 
 class GpuLoad(Collector):
@@ -48,7 +51,7 @@ class GpuLoad(Collector):
     def throttled(self) -> bool:
         """Whether heat or a fault of power holds the clock down; not where the device does not tell."""
         health = self._told()
-        return health is not None and health.throttled
+        return health is not None and bool(health.throttled)
 
     def _told(self) -> Health | None:
         # What a lost device raises is many things; the run counts the fault itself.
@@ -64,9 +67,10 @@ class GpuLoad(Collector):
         allocated, size = (memory.allocated_bytes, memory.size_bytes) if memory else (None, None)
         yield gauge_if_known("cxls_gpu_memory_allocated_bytes", "Memory of the device that tensors hold", allocated)
         yield gauge_if_known("cxls_gpu_memory_size_bytes", "Memory of the device", size)
-        busy, heat, throttled = (
-            (health.utilization, health.temperature_celsius, float(health.throttled)) if health else (None, None, None)
+        busy, heat, held = (
+            (health.utilization, health.temperature_celsius, health.throttled) if health else (None, None, None)
         )
+        throttled = None if held is None else float(held)
         yield gauge_if_known("cxls_gpu_utilization_ratio", "Share of the time in which the device ran a kernel", busy)
         yield gauge_if_known("cxls_gpu_temperature_celsius", "Temperature of the device", heat)
         yield gauge_if_known("cxls_gpu_throttled", "1 while heat or a fault of power holds the clock down", throttled)
@@ -86,15 +90,30 @@ def _nvml_health(device: torch.device) -> Callable[[], Health] | None:
         return None
     try:
         pynvml.nvmlInit()
-        # By what it is and not by number: CUDA counts only the devices it may see.
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        handle = _handle(pynvml, str(torch.cuda.get_device_properties(device).uuid))
     except (pynvml.NVMLError, AttributeError, RuntimeError) as error:
         log.warning("the metrics lack the device's load and temperature: %s", error)
         return None
     return lambda: _read_nvml(pynvml, handle)
 
 
+def _handle(nvml: Any, uuid: str) -> Any:
+    """By what it is and not by number: CUDA counts only the devices it may see. A part of a device (MIG) has a name of
+    its own."""
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except nvml.NVMLError:
+        return nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
+
+
 def _read_nvml(nvml: Any, handle: Any) -> Health:
+    """Each figure on its own: one that is refused costs no other."""
+
+    def told(ask: Callable[[], Any]) -> Any:
+        with contextlib.suppress(nvml.NVMLError):
+            return ask()
+        return None
+
     # Not the cap of power in software: at full load a device is held there as a rule.
     held_down = (
         nvml.nvmlClocksEventReasonHwSlowdown
@@ -103,7 +122,7 @@ def _read_nvml(nvml: Any, handle: Any) -> Health:
         | nvml.nvmlClocksEventReasonSwThermalSlowdown
     )
     return Health(
-        nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100.0,
-        float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-        bool(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle) & held_down),
+        told(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100.0),
+        told(lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
+        told(lambda: bool(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle) & held_down)),
     )

@@ -8,8 +8,10 @@ import torch
 
 from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.cascade import Analyser, CascadeSettings
+from analyzer.judge import Judge
 from cxls.bench.inputs import chosen_bundle
 from cxls.bench.timing import cpu_ms
+from cxls.makers import Makers
 from streamer.frames import Frame
 
 BATCH = 8
@@ -22,9 +24,9 @@ def bench_bundle() -> Path:
 
 
 def make_worker(bundle: Path, device: str = "cpu") -> Analyser:
-    """A worker on one core, as the program makes them; its networks on ``device``."""
+    """A worker on one core, as the program makes them; on a ``device`` frames are unpacked and reduced there too."""
     torch.set_num_threads(1)
-    return Analyser(load_bundle(bundle, device), CascadeSettings(), device)
+    return Makers(device, (), ()).make(Judge(load_bundle(bundle), CascadeSettings()))
 
 
 def stage_ms(analyser: Analyser, frames: Sequence[Frame], rounds: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ import analyzer.peak_tiles
 import streamer.listing
 from analyzer.bundle import DEFAULT_BUNDLE, BadBundle, load_bundle
 from analyzer.cuda.compiler import NoDevice, compiled, default_cache
+from analyzer.cuda.engine import KERNELS
 from analyzer.warm import check_bundle
 from cxls.doctor.finding import Finding, fail, ok, warn
 from streamer import decoding
@@ -149,13 +150,14 @@ def device(wanted: str) -> Iterator[Finding]:
     else:
         yield ok("device", text)
     try:
-        compiled("bslz4.cu", torch.cuda.get_device_capability(), default_cache())
+        for source, options in KERNELS.items():
+            compiled(source, torch.cuda.get_device_capability(), default_cache(), options)
     except NoDevice as error:
         yield warn("nvrtc", str(error), "without it the GPU judges frames that the CPU reduced")
     except RuntimeError as error:
         yield fail("nvrtc", str(error).splitlines()[0], "report this, with the versions above; --device cpu goes on")
     else:
-        yield ok("nvrtc", f"compiles for {name}")
+        yield ok("nvrtc", f"compiles the decoder and the reduction for {name}")
 
 
 def _driver() -> str:

@@ -2,13 +2,14 @@
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from prometheus_client import CollectorRegistry, generate_latest
 
 from analyzer.metrics import GpuLoad
-from analyzer.metrics.gpu import Health, Memory
+from analyzer.metrics.gpu import Health, Memory, _handle, _read_nvml
 from tests.support import require
 
 MEMORY = Memory(allocated_bytes=3 << 30, size_bytes=80 << 30)
@@ -58,6 +59,41 @@ def test_a_device_that_is_lost_leaves_its_figures_out() -> None:
     assert shown(GpuLoad(lost, unwell)) == {}
     assert shown(GpuLoad(lost, lambda: HEALTH))["cxls_gpu_temperature_celsius"] == 61.0
     assert shown(GpuLoad(lambda: MEMORY, unwell))["cxls_gpu_memory_size_bytes"] == 80 << 30
+
+
+class Refusing(SimpleNamespace):
+    """NVML of a part of a device, which tells no utilization and goes by a name of its own."""
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> None:
+        raise self.NVMLError("not supported")
+
+    def nvmlDeviceGetHandleByUUID(self, name: str) -> str:
+        if not name.startswith("MIG-"):
+            raise self.NVMLError("not found")
+        return name
+
+
+def test_one_figure_that_is_refused_costs_no_other() -> None:
+    nvml = Refusing(
+        NVML_TEMPERATURE_GPU=0,
+        nvmlClocksEventReasonHwSlowdown=1,
+        nvmlClocksEventReasonHwThermalSlowdown=2,
+        nvmlClocksEventReasonHwPowerBrakeSlowdown=4,
+        nvmlClocksEventReasonSwThermalSlowdown=8,
+        nvmlDeviceGetTemperature=lambda handle, which: 61,
+        nvmlDeviceGetCurrentClocksEventReasons=lambda handle: 2,
+    )
+    handle = _handle(nvml, "1-2")
+    assert handle == "MIG-1-2"
+    health = _read_nvml(nvml, handle)
+    assert health == Health(None, 61.0, True)
+    assert shown(GpuLoad(lambda: MEMORY, lambda: health)).keys() >= {
+        "cxls_gpu_temperature_celsius",
+        "cxls_gpu_throttled",
+    }
 
 
 def test_where_there_is_no_device_nothing_is_shown_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,10 @@
 """The bench of a start: a real analysis beside a real source, and the steps it takes."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,3 +32,20 @@ def test_the_folder_of_the_cache_is_put_back(tmp_path: Path, monkeypatch: pytest
         with start._cache_in(tmp_path):
             assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path)
         assert os.environ.get("NUMBA_CACHE_DIR") == before
+
+
+def test_the_start_is_one_on_the_device_that_is_asked_for(
+    master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[str, ...]] = []
+
+    @contextmanager
+    def ended(*arguments: str) -> Iterator[SimpleNamespace]:
+        given.append(arguments)
+        process = SimpleNamespace(poll=lambda: 1)
+        yield SimpleNamespace(process=process, address=lambda name: "tcp://x:1", addresses={}, errors=["none here"])
+
+    monkeypatch.setattr(start, "cxls", ended)
+    with pytest.raises(RuntimeError, match="none here"):
+        start.first_record(master, tmp_path / "r.jsonl", "cuda")
+    assert given[1][given[1].index("--device") + 1] == "cuda"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
+import torch
 
+from analyzer.cuda.compiler import SOURCES
 from cxls.doctor import detector, machine, places, software
 from cxls.doctor.finding import Finding, Level, guarded
 from cxls.doctor.rehearsal import FRAMES, Rehearsed, judged, repeat
@@ -505,3 +508,16 @@ def test_a_rehearsal_plays_frames_at_the_rate_into_an_analysis(tmp_path: Path) -
 
 def test_the_rate_of_a_rehearsal_is_the_detectors_where_it_is_asked(simplon: tuple[str, str]) -> None:
     assert ask(simplon[1]).rate_hz == pytest.approx(1 / ask(simplon[1]).values["detector"]["frame_time"])
+
+
+def test_every_kernel_is_compiled_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(software, "compiled", lambda source, *others: asked.append(source))
+    cuda = {
+        "is_available": True, "mem_get_info": (2, 2), "get_device_name": "a GPU", "get_device_capability": (9, 0),
+    }  # fmt: skip
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, partial(lambda value: value, value))
+    told = list(software.device("auto"))
+    assert "the decoder and the reduction" in str(told[-1])
+    assert sorted(asked) == sorted(path.name for path in SOURCES.glob("*.cu"))

@@ -6,9 +6,19 @@ from typing import Any
 import pytest
 import torch
 
+from analyzer.cuda import device
 from analyzer.cuda.program import Program
 from tests.analyzer.cuda.host_build import HostProgram, LanesProgram, WatchedProgram, has_sanitizers
 from tests.support import require, required
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """No device is lost yet, and what a test keeps of one."""
+    of_this_test: list[Any] = []
+    monkeypatch.setattr(device, "_lost", {})
+    monkeypatch.setattr(device, "_kept", of_this_test)
+    return of_this_test
 
 
 @pytest.fixture(scope="session")
