@@ -733,9 +733,7 @@ class BenchSettings(_Settings):
         None, gt=0, lt=1e6, description="end-to-end: frames/s at which latency is seen, for --seconds (default: parts "
         "of the highest)"
     )  # fmt: skip
-    device: Device = Field(
-        "auto", description="where end-to-end's networks and start run; for start auto is the CPU"
-    )
+    device: Device = Field("auto", description="where end-to-end's networks and start run; for start auto is the CPU")
     json_file: Path | None = Field(None, description="write the figures here as JSON too")
     tables: Several = Field(
         (), description="docs: JSON files of benchmarks, again for more (default: runs/bench-*.json)"
