@@ -23,8 +23,8 @@ _LIST_SHARE = 50
 class Listing:
     """Writes ``lists`` after ``due`` was called, again and again until ``close``.
 
-    ``step`` is called for every file that was looked into, ``fault`` with what the disk said, or ``None`` when the lists
-    are written. Both are called in its thread.
+    ``step`` is called for every file that was looked into, ``fault`` with what the disk said, or ``None`` when the
+    lists are written. Both are called in its thread.
     """
 
     def __init__(

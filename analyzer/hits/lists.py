@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import h5py
 
 from analyzer.hits.places import FILES, GEOMETRY, IMAGES, LIST, list_lock, temporary_path
 
+_OF_GEOMETRY = re.compile(r"hits-([0-9a-f]{8})\.(?:geom|lst)")
 LOCK_S, LAST_LOCK_S = 2.0, 20.0
 """How long another analyser's list is waited for, and for the last time; it takes well under a second to write."""
 
@@ -83,7 +85,16 @@ class Lists:
             self._replace(f"hits-{digest}.lst", "".join(parts))
         if every or (self._folder / LIST).exists():
             self._replace(LIST, "".join(every))
+        if not problems:  # a file that cannot be read now may be of any geometry
+            self._remove_others(by_geometry)
         return problems
+
+    def _remove_others(self, digests: Container[str]) -> None:
+        """Lists and geometries of files that were taken away."""
+        for path in self._folder.glob("hits-*"):
+            found = _OF_GEOMETRY.fullmatch(path.name)
+            if found is not None and found[1] not in digests:
+                path.unlink(missing_ok=True)
 
     def _look(self, path: Path) -> None:
         """Raises whatever h5py raises for a file that is damaged or another's."""

@@ -10,6 +10,7 @@ import pytest
 from analyzer.hits import HitFolder, HitFolderSettings
 from analyzer.hits.lists import Lists
 from analyzer.hits.places import list_lock
+from tests.analyzer import builders
 from tests.analyzer.hits.made import files, hit, wait_for, write
 
 EACH = HitFolderSettings(journal_hits=1, journal_s=0.2)
@@ -114,6 +115,21 @@ def test_a_fault_of_ours_in_the_lists_costs_no_hit(
     output = write(tmp_path, [hit(n) for n in range(4)], EACH)
     assert (output.written, output.lost_hits, output.unfinished) == (4, 0, 0)
     assert "the lists could not be written" in caplog.text
+
+
+def test_the_lists_of_files_that_were_taken_away_go(tmp_path: Path) -> None:
+    write(tmp_path, [hit(1, of=builders.series(1)), hit(2, of=builders.series(2, 2, beam_center_x_px=30.0))])
+    (tmp_path / "hits-refined.geom").write_text("mine")
+    assert len(list(tmp_path.glob("hits-????????.lst"))) == 2
+    gone, kept = files(tmp_path)
+    gone.unlink()
+    assert Lists(tmp_path).refresh() == []
+    (of_geometry,) = tmp_path.glob("hits-????????.lst")
+    assert of_geometry.read_text() == f"{kept} //0\n" == (tmp_path / "hits.lst").read_text()
+    assert {path.name for path in tmp_path.glob("*.geom")} == {
+        of_geometry.with_suffix(".geom").name,
+        "hits-refined.geom",
+    }
 
 
 def test_files_that_come_in_between_are_listed(tmp_path: Path) -> None:
