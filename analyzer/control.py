@@ -249,7 +249,9 @@ class Control:
             raise BadMask(str(error)) from None
         new = replace(old, cascade=replace(old.cascade, mask=mask))
         change = self._judge_with(new, "mask", old.mask, new.mask, Forget.EVERYTHING, began)
-        self._own_mask, self._front.products.applied = own, hot
+        self._own_mask = own
+        if hot is not self._front.products.applied:
+            self._front.products.apply(hot)
         return change
 
     def reset(self) -> Change:
