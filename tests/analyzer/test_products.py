@@ -463,7 +463,9 @@ def _powder_norm(seen: Snapshot) -> float:
     figure = Figure()
     axes = figure.subplots()
     _powder(figure, axes, seen)
-    return float(axes.images[0].norm.vmax or 0.0)
+    most = axes.images[0].norm.vmax
+    assert isinstance(most, float)
+    return most
 
 
 def test_a_folder_holds_everything_at_the_end_and_its_masks_can_be_used(bundle: Bundle, tmp_path: Any) -> None:

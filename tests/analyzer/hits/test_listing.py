@@ -99,7 +99,12 @@ def test_an_appending_run_opens_old_files_once(tmp_path: Path, monkeypatch: pyte
     write(tmp_path, [hit(n) for n in range(5)], EACH)
     looked: list[Path] = []
     look = Lists._look
-    monkeypatch.setattr(Lists, "_look", lambda self, path: (looked.append(path), look(self, path)))
+
+    def counted(self: Lists, path: Path) -> None:
+        looked.append(path)
+        look(self, path)
+
+    monkeypatch.setattr(Lists, "_look", counted)
     write(tmp_path, [hit(n) for n in range(7)], HitFolderSettings(journal_hits=10, append=True))
     assert len(looked) == 1  # that of the two new hits
     assert listed(tmp_path) == 7
