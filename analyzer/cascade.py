@@ -152,7 +152,8 @@ class PlanCache:
 
     def _known(self, geometry: Geometry, validity: Validity, saturation: int) -> FramePlan | None:
         for plan in self._asked:
-            same = (plan.geometry, plan.saturation, plan.validity.name) == (geometry, saturation, validity.name)
+            known = plan.geometry, plan.saturation, plan.validity.name, plan.validity.unfit
+            same = known == (geometry, saturation, validity.name, validity.unfit)
             if same and np.array_equal(plan.validity.valid, validity.valid):
                 return plan
         return None
@@ -161,13 +162,10 @@ class PlanCache:
 def plan_of(
     settings: CascadeSettings, plans: PlanCache, frame: Frame, shape: tuple[int, int], dtype: np.dtype[Any]
 ) -> FramePlan:
-    """The plan of frames of this shape and type of a series. Raises ``UndecodableImage`` for masks of another shape."""
+    """The plan of frames of this shape and type of a series."""
     metadata = frame.series.metadata
-    try:
-        geometry, mask = place(settings.geometry, settings.mask, metadata, shape)
-        validity = series_validity(metadata, shape, frame.channel, mask)
-    except ValueError as error:
-        raise UndecodableImage("size_mismatch", str(error)) from None
+    geometry, mask = place(settings.geometry, settings.mask, metadata, shape)
+    validity = series_validity(metadata, shape, frame.channel, mask)
     return plans.get(frame.series.ordinal, geometry, validity, saturation_of(metadata, dtype))
 
 

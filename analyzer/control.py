@@ -327,7 +327,9 @@ class Control:
             raise BadMask(str(error)) from None
         new = replace(old, cascade=replace(old.cascade, mask=mask))
         change = self._judge_with(new, "mask", old.mask, new.mask, Forget.EVERYTHING, began, text)
-        self._own_mask, self._front.products.applied = own, hot
+        self._own_mask = own
+        if hot is not self._front.products.applied:
+            self._front.products.apply(hot)
         first = own is self._first_mask
         self._keep("mask", masks=(None if first else own, hot), first=first)
         return change

@@ -193,6 +193,7 @@ class Front:
     attribute says nothing, by attribute and reason. ``last_frame_at``: when the last image of a running series arrived
     (Unix s). ``blocked_s``: how long the reader has waited for room in the queue. ``over``: everything is published.
     ``pulse``: whether its threads get on.
+    ``contradicted``: what of a header is not so by what was given, a line each.
     ``channel`` is the one asked for, ``None`` for the first threshold. ``gathered_since``: when the running products
     began (Unix s); ``beginnings``: how often all of them were begun anew.
     """
@@ -207,6 +208,7 @@ class Front:
         hit_outputs: Sequence[HitOutput] = (),
         crew: Elsewhere | None = None,
         restart: Restart | None = None,
+        contradicted: Callable[[SeriesMetadata], list[str]] = lambda metadata: [],
     ) -> None:
         self.account = Account()
         self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
@@ -237,6 +239,7 @@ class Front:
         self._started = False
         self.settings = settings
         self._on_series = on_series
+        self._contradicted = contradicted
         self._restart = restart
         self._tracker = SeriesTracker(self.account) if restart is None else SeriesTracker(self.account, restart.known)
         self._results: queue.Queue[_Published | None] = queue.Queue()
@@ -638,6 +641,8 @@ class Front:
                     self._repeats.warning(
                         "geometry", f"geometry: {unfit}; the header's geometry is used instead", "geometry_unfit"
                     )
+                if unfit := seen.plan.validity.unfit:
+                    self._repeats.warning("mask", f"mask: {unfit}; it is left aside", "mask_unfit")
         finally:
             self._settle(results)
 
@@ -690,6 +695,11 @@ class Front:
         for problem in series.metadata.problems:
             self._repeats.warning(
                 f"header {problem[:40]}", f"series {series.series_id}: {problem}", "header_problem",
+                series_id=series.series_id,
+            )  # fmt: skip
+        for n, text in enumerate(self._contradicted(series.metadata)):
+            self._repeats.warning(
+                f"contradicted {n}", f"series {series.series_id}: {text}", "geometry_contradicts",
                 series_id=series.series_id,
             )  # fmt: skip
         self._tell_series(event, series)

@@ -8,7 +8,7 @@ Masks in files of their own are left to the caller, who has them as pixels.
 
 from dataclasses import dataclass, replace
 
-from analyzer.panels import BadGeometry, GivenGeometry, camera_length_of, shift_m
+from analyzer.panels import BadGeometry, GivenGeometry, camera_length_of, shift_of
 from streamer.geometry_file import DetectorGeometry, Mask, Panel
 from streamer.messages import SeriesMetadata
 
@@ -34,7 +34,7 @@ def handed_out(
     """What a geometry file says of a series' images (ss, fs); ``None`` where it is not for them."""
     try:
         given.fit(metadata, shape)
-        shifts = [shift_m(given.name, key, value, metadata) for key, value in _shifts(given.detector)]
+        shifts = shift_of(given.name, given.detector, metadata)
     except BadGeometry:
         return None
     detector = given.detector
@@ -47,7 +47,6 @@ def handed_out(
         panels.append(_panel(panel, panel.coffset_m + beyond, metadata, places))
     stated = detector.stated_photon_energy_eV is not None
     of_header = None if metadata.photon_energy_eV is None else places.photon_energy
-    shifted = any(isinstance(value, str) for _, value in _shifts(detector))
     return replace(
         detector,
         panels=tuple(panels),
@@ -56,14 +55,8 @@ def handed_out(
         clen_m=first if isinstance(first, float) else places.camera_length if reference is not None else None,
         shift_x_m=shifts[0] or None,
         shift_y_m=shifts[1] or None,
-        # Areas are left out where they lie without a shift that only the header knows; with a number they would move.
-        bad_areas=() if shifted else detector.bad_areas,
         extra=(*(pair for pair in detector.extra if pair[0] not in _OF_THE_IMAGES), *places.extra),
     )
-
-
-def _shifts(detector: DetectorGeometry) -> tuple[tuple[str, float | str | None], ...]:
-    return ("detector_shift_x", detector.shift_x_m), ("detector_shift_y", detector.shift_y_m)
 
 
 def _clen(detector: DetectorGeometry, panel: Panel) -> float | str | None:

@@ -8,7 +8,7 @@ their own size; they have to lie in one image.
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from streamer.validity import Validity, digest
 MAX_PIXELS = 1 << 26
 """Four times the largest Eiger."""
 
+CONTRADICTS = 0.01
+"""From this on, a number of the file and one of the header are of two different measurements."""
+
 _ON_GRID_PX = 1e-3
 """Panels that keep to one grid within this are one flat detector, whose pixels need no map."""
 
@@ -32,6 +35,7 @@ _LEAST_AREA = 0.05
 """A pixel whose steps span less of its size squared is a line."""
 
 _LONGEST_STEP = 20.0
+_SHIFTS_KEPT = 4
 _UNITS_M = {"": 1.0, "m": 1.0, "mm": 1e-3}
 
 Floats = npt.NDArray[np.float64]
@@ -45,13 +49,15 @@ class BadGeometry(ValueError):
 class GivenGeometry:
     """A geometry file. ``shape`` (ss, fs) is that of the images it is for; ``mask`` is what it leaves out.
 
-    ``mask`` is ``None`` where it leaves out nothing.
+    ``mask`` is ``None`` where it leaves out nothing. It lacks bad areas in x/y of a detector whose shift only a header
+    says; ``left_out`` has them.
     """
 
     name: str
     shape: tuple[int, int]
     mask: Validity | None
     detector: DetectorGeometry
+    _by_shift: dict[tuple[float, float], tuple[Validity | None]] = field(default_factory=dict, repr=False)
 
     def fit(self, metadata: SeriesMetadata, shape: tuple[int, int]) -> Geometry:
         """The geometry of a series' images. Raises ``BadGeometry`` where the file is not for them."""
@@ -61,6 +67,24 @@ class GivenGeometry:
                 f"{shape[0]} x {shape[1]}; give the geometry of this detector"
             )
         return _fitted(self.name, self.shape, self.detector, metadata)
+
+    def left_out(self, metadata: SeriesMetadata) -> Validity | None:
+        """What the file leaves out of a series' images; kept for the latest shifts. Raises ``BadGeometry``."""
+        if not (self.detector.bad_areas and has_shift_of_header(self.detector)):
+            return self.mask
+        shift = shift_of(self.name, self.detector, metadata)
+        known = self._by_shift.get(shift)
+        if known is None:
+            valid = np.ones(self.shape, np.uint8) if self.mask is None else self.mask.valid.copy()
+            for panel in self.detector.panels:
+                good = np.ones(panel.shape, np.bool_)
+                _leave_out_areas(good, panel, self.detector, shift)
+                valid[panel.min_ss : panel.max_ss + 1, panel.min_fs : panel.max_fs + 1] &= good
+            known = (_named(self.name, valid),)
+            for old in list(self._by_shift)[: 1 - _SHIFTS_KEPT]:
+                self._by_shift.pop(old, None)
+            self._by_shift[shift] = known
+        return known[0]
 
 
 def open_geometry(path: Path) -> GivenGeometry:
@@ -75,9 +99,11 @@ def open_geometry(path: Path) -> GivenGeometry:
     _check_panels(path, detector)
     # With a header that says nothing, what is wrong in the file itself shows now.
     _fitted(path.name, shape, _without_places(detector), SeriesMetadata())
-    valid = _valid(path, detector, shape)
-    mask = None if valid.all() else Validity(f"{path.name} {digest(valid)}", valid)
-    return GivenGeometry(path.name, shape, mask, detector)
+    return GivenGeometry(path.name, shape, _named(path.name, _valid(path, detector, shape)), detector)
+
+
+def _named(name: str, valid: npt.NDArray[np.uint8]) -> Validity | None:
+    return None if valid.all() else Validity(f"{name} {digest(valid)}", valid)
 
 
 def place(
@@ -86,16 +112,41 @@ def place(
     """The geometry of a series' images and what is left out besides its own mask.
 
     A geometry file that is not for these images is left aside, mask and all: the header's geometry then says so in
-    ``unfit``. Raises ``ValueError`` when the masks are of different shape.
+    ``unfit``. A user's mask that is not for them is left to ``series_validity``, or says so in what is left out here.
     """
     header = series_geometry(metadata, shape)
     if given is None:
         return header, mask
     try:
-        geometry = given.fit(metadata, shape)
+        geometry, left_out = given.fit(metadata, shape), given.left_out(metadata)
     except BadGeometry as error:
         return replace(header, unfit=str(error)), mask
-    return geometry, mask if given.mask is None else given.mask.joined(mask)
+    if left_out is None:
+        return geometry, mask
+    if mask is not None and mask.valid.shape != shape:
+        return geometry, replace(left_out, unfit=mask.misfit(shape))
+    return geometry, left_out.joined(mask)
+
+
+def contradictions(given: GivenGeometry | None, metadata: SeriesMetadata | None) -> list[str]:
+    """Numbers of a geometry file, which hold, that are more than ``CONTRADICTS`` from the header's: a line each."""
+    if given is None or metadata is None or metadata.shape not in (None, given.shape):
+        return []
+    detector = given.detector
+    clens = [panel.clen_m if panel.clen_m is not None else detector.clen_m for panel in detector.panels]
+    length = None
+    if all(isinstance(clen, float) for clen in clens):
+        # With coffset, as what a refined geometry adds to a nominal clen may be what makes the two agree.
+        length = _fitted(given.name, given.shape, _without_places(detector), SeriesMetadata()).camera_length_m
+    pairs = (
+        ("camera length", "m", length, metadata.camera_length_m),
+        ("photon energy", "eV", detector.stated_photon_energy_eV, metadata.photon_energy_eV),
+    )
+    return [
+        f"{given.name} has a {what} of {ours:.6g} {unit}, the header {theirs:.6g} {unit}; the file's is used"
+        for what, unit, ours, theirs in pairs
+        if ours and theirs and abs(ours / theirs - 1.0) > CONTRADICTS
+    ]
 
 
 def _shape(path: Path, detector: DetectorGeometry) -> tuple[int, int]:
@@ -132,13 +183,7 @@ def _without_places(detector: DetectorGeometry) -> DetectorGeometry:
 
 def _fitted(name: str, shape: tuple[int, int], detector: DetectorGeometry, metadata: SeriesMetadata) -> Geometry:
     panels = detector.panels
-    shift = np.array(
-        [
-            shift_m(name, "detector_shift_x", detector.shift_x_m, metadata),
-            shift_m(name, "detector_shift_y", detector.shift_y_m, metadata),
-            0.0,
-        ]
-    )
+    shift = np.array([*shift_of(name, detector, metadata), 0.0])
     size = np.array([panel.pixel_size_m for panel in panels])[:, None]
     fs_m, ss_m = (np.array([getattr(panel, key) for panel in panels]) * size for key in ("fs", "ss"))
     corner = np.array([(panel.corner_x, panel.corner_y, 0.0) for panel in panels]) * size + shift
@@ -173,6 +218,19 @@ def _fitted(name: str, shape: tuple[int, int], detector: DetectorGeometry, metad
 def camera_length_of(stated: Quantity, metadata: SeriesMetadata) -> float | None:
     """A camera length in metres: the file's number, else the header's."""
     return stated if isinstance(stated, float) else metadata.camera_length_m
+
+
+def has_shift_of_header(detector: DetectorGeometry) -> bool:
+    """Whether only a header says where the detector stands across the beam."""
+    return isinstance(detector.shift_x_m, str) or isinstance(detector.shift_y_m, str)
+
+
+def shift_of(name: str, detector: DetectorGeometry, metadata: SeriesMetadata) -> tuple[float, float]:
+    """The detector's shift along x and y in metres. Raises ``BadGeometry``."""
+    return (
+        shift_m(name, "detector_shift_x", detector.shift_x_m, metadata),
+        shift_m(name, "detector_shift_y", detector.shift_y_m, metadata),
+    )
 
 
 def shift_m(name: str, key: str, stated: Quantity, metadata: SeriesMetadata) -> float:
@@ -279,8 +337,9 @@ def _valid(path: Path, detector: DetectorGeometry, shape: tuple[int, int]) -> np
             flags = read[key][part]
             good &= (flags & np.uint64(mask.bad_bits)) == 0
             good &= (flags & np.uint64(mask.good_bits)) == np.uint64(mask.good_bits)
-        if detector.bad_areas:
-            _leave_out_areas(good, panel, detector)
+        if detector.bad_areas and not has_shift_of_header(detector):
+            # Shifts in numbers need no header.
+            _leave_out_areas(good, panel, detector, shift_of(path.name, detector, SeriesMetadata()))
         valid[part] = good
     for bad in detector.bad_pixels:
         valid[bad.min_ss : bad.max_ss + 1, bad.min_fs : bad.max_fs + 1] = 0
@@ -308,12 +367,13 @@ def _flags(path: Path, file: Path, dataset: str, shape: tuple[int, int]) -> npt.
     return flags.astype(np.uint64)
 
 
-def _leave_out_areas(good: npt.NDArray[np.bool_], panel: Panel, detector: DetectorGeometry) -> None:
+def _leave_out_areas(
+    good: npt.NDArray[np.bool_], panel: Panel, detector: DetectorGeometry, shift_m: tuple[float, float]
+) -> None:
     """Pixels whose first corner lies inside a bad area of the laboratory, in pixels from the beam."""
     rows, columns = panel.shape
     i, j = np.arange(columns, dtype=np.float64)[None, :], np.arange(rows, dtype=np.float64)[:, None]
-    shift = [value * panel.res_per_m if isinstance(value, float) else 0.0
-             for value in (detector.shift_x_m, detector.shift_y_m)]  # fmt: skip
+    shift = [value * panel.res_per_m for value in shift_m]
     x = panel.corner_x + shift[0] + i * panel.fs[0] + j * panel.ss[0]
     y = panel.corner_y + shift[1] + i * panel.fs[1] + j * panel.ss[1]
     box = x.min(), x.max(), y.min(), y.max()

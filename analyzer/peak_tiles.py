@@ -267,6 +267,16 @@ def list_maxima(
     return found
 
 
+@numba.njit(nogil=True, cache=True)
+def _lacks_data(pixels: Any, shape: Any, top: int, row: int, column: int) -> bool:
+    """Whether a pixel or one of the eight around it has no data."""
+    for y in range(max(0, row - 1), min(shape[0], row + 2)):
+        for x in range(max(0, column - 1), min(shape[1], column + 2)):
+            if pixels[y * shape[1] + x] == top:
+                return True
+    return False
+
+
 @compiled(
     None, _SHAPE, types.int64, types.int64, _FLAT_U8, _BINS, _F64,
     types.Array(types.float64, 2, "C"), types.int64, types.Array(types.float64, 2, "C"), returns=types.int64,
@@ -275,11 +285,11 @@ def measure(
     pixels: Any, shape: Any, top: int, saturation: int, inside: Any, bin_of: Any, background: Any, maxima: Any,
     count: int, peaks: Any,
 ) -> int:  # fmt: skip
-    """Counts of the maxima that lie on valid pixels with valid ones all around, surest first; returns how many.
+    """Counts of the maxima that lie on pixels with valid ones that have data all around; returns how many.
 
-    ``peaks`` (m, 6): fs, ss, net counts in 5 x 5, their ratio to the root of all counts there, the heat's logit,
-    whether a pixel is saturated. One nearer than 2.5 pixels to a surer one is the same spot; one without counts over
-    the background, the larger of the bin's mean and that of a ring around, is none.
+    ``peaks`` (m, 6), surest first: fs, ss, net counts in 5 x 5, their ratio to the root of all counts there, the heat's
+    logit, whether a pixel is saturated. One nearer than 2.5 pixels to a surer one is the same spot; one without counts
+    over the background, the larger of the bin's mean and that of a ring around, is none.
     """
     rows, columns = shape
     found = 0
@@ -288,7 +298,7 @@ def measure(
         row, column = math.floor(ss + 0.5), math.floor(fs + 0.5)
         if row < 0 or row >= rows or column < 0 or column >= columns or inside[row * columns + column] != 2:
             continue
-        if pixels[row * columns + column] == top or found == peaks.shape[0]:
+        if found == peaks.shape[0] or _lacks_data(pixels, shape, top, row, column):
             continue
         again = False
         for other in range(found):

@@ -85,7 +85,9 @@ def _powder(figure: "Figure", axes: "Axes", products: Snapshot) -> None:
     photons, bin_px = _coarser(products.powder_photons, products.bin_px)
     rows, columns = products.geometry.shape
     extent = (-0.5, photons.shape[1] * bin_px - 0.5, photons.shape[0] * bin_px - 0.5, -0.5)
-    most = float(photons.max())
+    blinded, _ = _coarser(products.powder_saturated.astype(np.uint32), products.bin_px)
+    # A saturated peak may hold 2^32 counts, beside which nothing else would be seen.
+    most = float(photons[blinded == 0].max(initial=0.0)) or float(photons.max())
     shown = np.ma.masked_less_equal(photons, 0.0)
     drawn = axes.imshow(
         shown, cmap="viridis", norm=LogNorm(max(1.0, most / 1e4), max(10.0, most)), extent=extent,

@@ -1,13 +1,15 @@
 """A run's products in a folder: one HDF5 file, the hot-pixel masks and the pictures.
 
-Written every minute and at the end, in a thread of its own, each file by renaming it into place when it is complete. A
-fault costs one writing: it is counted, said once a minute at most, and the next writing has it all.
+Written every minute and at the end, a hot-pixel map when it is applied too, in a thread of its own, each file by
+renaming it into place when it is complete. A fault costs one writing: it is counted, said once a minute at most, and
+the next writing has it all.
 """
 
 import logging
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from analyzer.placing import placed
 from analyzer.product_arrays import PRODUCTS, edges_of, facts_of, geometry_of
 from analyzer.product_figures import FIGURES, draw
 from analyzer.products import Products, Snapshot
+from streamer.validity import Validity
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ CLOSE_S = 60.0
 """How long the end of a run waits for the last writing."""
 
 HDF5 = "products.h5"
+_MAPS_HELD = 16
 
 
 class ProductsExist(ValueError):
@@ -70,6 +74,9 @@ class ProductFiles(Collector):
         self._products, self._every_s = products, every_s
         self._written = -1
         self._over = threading.Event()
+        self._woken = threading.Event()
+        self._applied: deque[Validity] = deque(maxlen=_MAPS_HELD)
+        products.on_applied = self._keep
         self._thread = threading.Thread(target=self._run, name="products", daemon=True)
         self._thread.start()
 
@@ -82,15 +89,37 @@ class ProductFiles(Collector):
     def close(self) -> None:
         """Write what there is at the end of the run."""
         self._over.set()
+        self._woken.set()
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
             self.failed += 1
             log.error("products: %s was not written in %.0f s", self.folder, CLOSE_S)
 
     def _run(self) -> None:
-        while not self._over.wait(self._every_s):
-            self._write()
+        due = time.monotonic() + self._every_s
+        while not self._over.is_set():
+            self._woken.wait(max(0.0, due - time.monotonic()))
+            self._woken.clear()
+            self._save_applied()
+            if not self._over.is_set() and time.monotonic() >= due:
+                self._write()
+                due = time.monotonic() + self._every_s
         self._write()
+
+    def _keep(self, applied: Validity) -> None:
+        """Records name a map from the moment that it is applied: it is saved at once."""
+        self._applied.append(applied)
+        self._woken.set()
+
+    def _save_applied(self) -> None:
+        """One that cannot be saved is tried again with the next writing."""
+        try:
+            while self._applied:
+                applied = self._applied[0]
+                self._place(applied.name, lambda path, mask=applied: _save(path, (mask.valid == 0).astype(np.uint8)))
+                self._applied.popleft()
+        except Exception as error:
+            self._failed(error)
 
     def _write(self) -> None:
         products = self._products
@@ -106,11 +135,14 @@ class ProductFiles(Collector):
             self._files(snapshot)
         except Exception as error:
             # Whatever is wrong with the disk or a picture, the run goes on.
-            self.failed += 1
-            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            log.warning("products: %s could not be written: %s", self.folder, " ".join(str(why).split()))
+            self._failed(error)
         else:
             self._written = added
+
+    def _failed(self, error: Exception) -> None:
+        self.failed += 1
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        log.warning("products: %s could not be written: %s", self.folder, " ".join(str(why).split()))
 
     def _files(self, snapshot: Snapshot) -> None:
         if self._earlier is not None:

@@ -8,7 +8,7 @@ images of another shape begin it anew.
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +61,8 @@ class Axis:
 class Snapshot:
     """Products at one time, arrays that nobody writes to any more.
 
-    ``powder_photons`` float64 and ``powder_peaks`` uint32 (ss / bin_px, fs / bin_px): photons and peaks of hits.
+    ``powder_photons`` float64 and ``powder_peaks`` uint32 (ss / bin_px, fs / bin_px): photons and peaks of hits;
+    ``powder_saturated``: where one of these peaks is saturated, whose photons say nothing.
     ``peakogram`` (n, 60) int64: peaks of hits by ``axis`` and ``LOG_INTENSITY``. ``peak_counts``
     (2, 256) int64: frames with beam by peak count, no hits and hits. ``resolution`` int64: hits by resolution estimate,
     ``SPACING_EDGES_ANGSTROM``. ``frames`` is by decision; ``saturated_frames`` have saturated pixels.
@@ -71,6 +72,7 @@ class Snapshot:
     bin_px: int
     powder_photons: npt.NDArray[np.float64]
     powder_peaks: npt.NDArray[np.uint32]
+    powder_saturated: npt.NDArray[np.bool_]
     axis: Axis
     peakogram: npt.NDArray[np.int64]
     peak_counts: npt.NDArray[np.int64]
@@ -93,6 +95,7 @@ class _Gathered:
         cells = -(-rows // self.bin_px), -(-columns // self.bin_px)
         self.powder_photons = np.zeros(cells)
         self.powder_peaks = np.zeros(cells, np.uint32)
+        self.powder_saturated = np.zeros(cells, np.bool_)
         self.peak_counts = np.zeros((2, MOST_PEAKS_COUNTED + 1), np.int64)
         self.resolution = np.zeros(len(SPACING_EDGES_ANGSTROM) - 1, np.int64)
         self.frames = dict.fromkeys((str(decision) for decision in Decision), 0)
@@ -142,6 +145,7 @@ class _Gathered:
         )
         np.add.at(self.powder_photons, cell, peaks["intensity"])
         np.add.at(self.powder_peaks, cell, 1)
+        self.powder_saturated[cell] |= peaks["saturated"].astype(np.bool_)
         along = seen.radius_px if seen.q_per_angstrom is None else seen.q_per_angstrom
         with np.errstate(divide="ignore", invalid="ignore"):
             height = np.nan_to_num(np.log10(peaks["intensity"]), neginf=0.0)
@@ -166,7 +170,8 @@ def _bins(edges: npt.NDArray[np.float64], values: npt.NDArray[Any]) -> npt.NDArr
 class Products:
     """Products of a run; see ``Snapshot``. ``counts`` and ``saturated_frames`` go on for ever, as Prometheus wants.
 
-    ``applied`` is the hot-pixel map that was applied by name, frozen.
+    ``applied`` is the hot-pixel map that was applied by name, frozen. ``mask_unfit`` says why the user's mask was left
+    aside for the latest frame; empty when it was not.
     """
 
     def __init__(self) -> None:
@@ -174,7 +179,10 @@ class Products:
         self.peaks_per_frame = Histogram(PEAK_EDGES)
         self.saturated_frames = 0
         self.unfit_frames = 0
+        self.mask_unfit_frames = 0
+        self.mask_unfit = ""
         self.applied: Validity | None = None
+        self.on_applied: Callable[[Validity], None] = lambda applied: None
         self.added = 0
         self._gathered: _Gathered | None = None
         self._watch: HotPixelWatch | None = None
@@ -196,10 +204,18 @@ class Products:
                 watch.add(seen, profile)
                 self.saturated_frames += bool(result.saturated_pixels)
                 self.unfit_frames += bool(seen.plan.geometry.unfit)
+                self.mask_unfit = seen.plan.validity.unfit
+                self.mask_unfit_frames += bool(self.mask_unfit)
             counts = [float(r.peak_count or 0) for r in good if r.decision != Decision.NO_BEAM]
             if counts:
                 self.peaks_per_frame.observe(counts)
             self.added += len(good)
+
+    def apply(self, hot: Validity | None) -> None:
+        """This frozen map is in force from now on, or none is; who keeps maps is told of it."""
+        self.applied = hot
+        if hot is not None:
+            self.on_applied(hot)
 
     def _for(self, geometry: Geometry) -> tuple[_Gathered, HotPixelWatch]:
         if self._gathered is None or self._watch is None or self._watch.shape != geometry.shape:
@@ -248,6 +264,7 @@ class Products:
                 gathered.bin_px,
                 gathered.powder_photons.copy(),
                 gathered.powder_peaks.copy(),
+                gathered.powder_saturated.copy(),
                 gathered.axis,
                 gathered.peakogram.copy(),
                 gathered.peak_counts.copy(),

@@ -51,14 +51,26 @@ LAYOUTS = tuple(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Validity:
-    """``valid`` (ss, fs) uint8, 1 where a pixel counts; ``name`` says where it came from."""
+    """``valid`` (ss, fs) uint8, 1 where a pixel counts; ``name`` says where it came from.
+
+    ``unfit`` says why a mask that was given is not in it; empty when all are.
+    """
 
     name: str
     valid: npt.NDArray[np.uint8]
+    unfit: str = ""
 
     @property
     def pixels(self) -> int:
         return int(self.valid.sum())
+
+    def misfit(self, shape: tuple[int, int]) -> str:
+        """Why it is not for images of this shape, in a line."""
+        rows, columns = self.valid.shape
+        return (
+            f"{self.name} is for images of {rows} x {columns} pixels, the images are {shape[0]} x {shape[1]}; "
+            "give one of their shape"
+        )
 
     def joined(self, other: "Validity | None") -> "Validity":
         """What both let count, under both names. Raises ``ValueError`` when they are of different shape."""
@@ -110,8 +122,8 @@ def series_validity(
 ) -> Validity:
     """The mask of a series: the stream's for this channel, else the gaps of a known detector.
 
-    ``extra`` (a mask file) is applied on top and its name added. Raises ``ValueError`` when a
-    mask has another shape than the images.
+    ``extra`` (a mask file) is applied on top and its name added. One of another shape than the images is left aside,
+    which ``unfit`` then says.
     """
     mask = metadata.masks.get(channel)
     if mask is None and metadata.masks:
@@ -128,9 +140,8 @@ def series_validity(
         valid, name = known.valid, known.name
     else:
         valid, name = np.ones(shape, np.uint8), "none"
-    if extra is not None:
-        if extra.valid.shape != shape:
-            raise ValueError(f"mask {extra.name} is {extra.valid.shape}, the images are {shape}")
-        valid = valid & extra.valid
-        name = f"{name} + {extra.name}"
-    return Validity(name, valid)
+    if extra is None:
+        return Validity(name, valid)
+    if extra.valid.shape != shape:
+        return Validity(name, valid, extra.misfit(shape))
+    return Validity(f"{name} + {extra.name}", valid & extra.valid, extra.unfit)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzer.hits.geometry import given_text
-from analyzer.panels import GivenGeometry
+from analyzer.panels import BadGeometry, GivenGeometry
 from analyzer.results import FrameResult, to_json_line
 from streamer.decoding import decode
 from streamer.files import CHANNEL
@@ -77,10 +77,14 @@ def series_entry(frame: Frame, shape: tuple[int, int], given: GivenGeometry | No
     metadata, mask = frame.series.metadata, bad_pixels(frame.series.metadata, shape, frame.channel)
     geometry = None
     if given is not None:
-        geometry = given_text(given, metadata, shape, mask is not None or given.mask is not None)
-        if geometry is not None and given.mask is not None:
-            left_out = np.where(given.mask.valid == 0, np.uint32(LEFT_OUT), np.uint32(0))
-            mask = left_out if mask is None else mask | left_out
+        try:
+            left_out = given.left_out(metadata)
+        except BadGeometry:  # then it is not for these images
+            left_out = None
+        geometry = given_text(given, metadata, shape, mask is not None or left_out is not None)
+        if geometry is not None and left_out is not None:
+            bits = np.where(left_out.valid == 0, np.uint32(LEFT_OUT), np.uint32(0))
+            mask = bits if mask is None else mask | bits
     threshold = metadata.threshold_energy_eV.get(frame.channel)
     if threshold is None:
         threshold = next(iter(metadata.threshold_energy_eV.values()), None)

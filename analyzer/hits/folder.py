@@ -1,4 +1,4 @@
-"""Hits to a folder: a bounded queue, and one thread that journals them and makes files of the journal.
+"""Hits to a folder: a bounded queue, one thread that journals them and makes files of the journal, one for the lists.
 
 Policy. A hit is taken when the queue has room for its bytes, else it is lost and counted; nobody waits. The thread
 appends it to the journal, and every ``journal_hits`` hits, ``journal_s`` seconds or ``file_bytes`` bytes the journal
@@ -22,7 +22,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from analyzer.hits.files import make_files
 from analyzer.hits.held import Held
-from analyzer.hits.lists import LAST_LOCK_S, LOCK_S, Lists
+from analyzer.hits.listing import Listing
+from analyzer.hits.lists import Lists
 from analyzer.hits.places import (
     JOURNALS,
     UnusableFolder,
@@ -44,12 +45,8 @@ log = logging.getLogger(__name__)
 
 LOST_REASONS = ("queue_full", "disk", "failed", "shutdown")
 RETRY_S = 1.0
-LIST_S = 10.0
-"""The lists of a long run are long: they follow the files at this distance, and at the end."""
 CLOSE_S = 60.0
 """How long the end of a run waits for a disk on which nothing moves."""
-_LIST_SHARE = 50
-"""Of the time between two writings of the lists, one part in so many is spent on it."""
 _WHAT = {"journal": "hits", "files": "files of hits", "lists": "lists of hits"}
 
 
@@ -103,10 +100,6 @@ class HitFolder:
         except OSError as error:
             raise UnusableFolder(f"{folder}: {reason(error)}; choose a folder that can be written") from None
         self.recovered = _recover(folder, self._run_name)
-        self._lists = Lists(folder)
-        self._lists_due = bool(self.recovered.files)
-        self._lists_at = 0.0
-        self._unlisted: set[str] = set()
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
         self._journaled = 0
@@ -114,11 +107,15 @@ class HitFolder:
         self._closing = False
         self._faults: dict[str, str] = {}
         self._writer = JournalWriter(folder, self._run_name, geometry)
+        lists = Lists(folder)
         # Before the first hit can come: it reads the ids of every file.
-        self._held = Held(folder) if self._settings.append else None
+        self._held = Held(folder, lists) if self._settings.append else None
         self._retry_at = 0.0
         self._steps = 0
         self._repeats = Repeats(log)
+        self._listing = Listing(folder, lists, self._step, self._listed)
+        if self.recovered.files:
+            self._listing.due()
         self._thread = threading.Thread(target=self._run, name="hits", daemon=True)
         self._thread.start()
 
@@ -230,14 +227,13 @@ class HitFolder:
                 break
         self._end()
 
-    def _until_next(self) -> float:
-        """Seconds until there is something to do without a new hit."""
+    def _until_next(self) -> float | None:
+        """Seconds until there is something to do without a new hit, if there will be."""
         if self._faults or self._writer.left:
             return RETRY_S
-        at = self._lists_at if self._lists_due else time.monotonic() + LIST_S
-        if self._writer.current is not None:
-            at = min(at, self._writer.current.since + self._settings.journal_s)
-        return max(0.0, at - time.monotonic())
+        if self._writer.current is None:
+            return None
+        return max(0.0, self._writer.current.since + self._settings.journal_s - time.monotonic())
 
     def _pause(self) -> None:
         with self._changed:
@@ -281,14 +277,12 @@ class HitFolder:
         self._writer.append(item.frame, item.image, item.result)
 
     def _tick(self, ending: bool) -> None:
-        """Close a journal that is due, make files of those closed, keep the lists up."""
+        """Close a journal that is due, make files of those closed."""
         if ending or self._due():
             self._writer.finish()
         now = time.monotonic()
         if self._writer.left and (ending or now >= self._retry_at):
             self._make()
-        if self._lists_due and (ending or now >= self._lists_at):
-            self._list(LAST_LOCK_S if ending else LOCK_S)
 
     def _due(self) -> bool:
         settings, current = self._settings, self._writer.current
@@ -324,27 +318,17 @@ class HitFolder:
                     self.files += len(made.files)
                     self.lost["failed"] += current.hits - made.hits
                     self._journaled -= current.hits
-                self._lists_due = True
+                self._listing.due()
             current.journal.close()
             left.popleft()
         self._good("files")
 
-    def _list(self, wait_s: float) -> None:
-        began = time.monotonic()
-        try:
-            problems = self._lists.refresh(wait_s)
-        except OSError as error:
+    def _listed(self, error: OSError | None) -> None:
+        """What became of the lists, in their thread."""
+        if error is None:
+            self._good("lists")
+        else:
             self._fail("lists", error)
-            return
-        finally:
-            now = time.monotonic()
-            self._lists_at = now + max(LIST_S, _LIST_SHARE * (now - began))
-        for problem in problems:
-            if problem not in self._unlisted:
-                self._unlisted.add(problem)
-                log.warning("%s: not in the lists", problem)
-        self._lists_due = False
-        self._good("lists")
 
     def _give_up(self) -> None:
         """The run ends and the disk takes nothing: what waits is lost."""
@@ -354,22 +338,27 @@ class HitFolder:
             self._waiting_bytes = 0
 
     def _fail(self, what: str, error: OSError) -> None:
-        if not self._faults:
+        with self._changed:
+            first = not self._faults
+            self._faults[what] = f"{_WHAT[what]} cannot be written: {reason(error)}"
+        if first:
             log.error(
                 "%s: %s cannot be written: %s; analysis goes on, lost hits are counted, writing is tried again",
                 self.folder,
                 _WHAT[what],
                 reason(error),
             )
-        self._faults[what] = f"{_WHAT[what]} cannot be written: {reason(error)}"
 
     def _good(self, what: str) -> None:
-        if self._faults.pop(what, None) is not None and not self._faults:
+        with self._changed:
+            over = self._faults.pop(what, None) is not None and not self._faults
+        if over:
             log.warning("%s: hits are written again; %d were lost until now", self.folder, self.lost_hits)
 
     def _end(self) -> None:
         if self._held is not None:
             self._held.close()
+        self._listing.close()
         self._repeats.close()
         left = self._journaled
         for current in self._writer.left:

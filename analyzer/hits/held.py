@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from analyzer.hits.lists import Lists
 from analyzer.hits.packing import chunk_of
 from analyzer.hits.places import EVENT, FILES, IMAGES
 from streamer.messages import ImageData, UndecodableImage
@@ -25,12 +26,15 @@ _FAULTS = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 class Held:
     """The hits in the files that are there now, 24 bytes each; images are read only where the ids are the same.
 
-    The file that was read last stays open, as hits that repeat come in the order of the files.
+    The file that was read last stays open, as hits that repeat come in the order of the files. ``lists`` learn of each
+    file what they need, so that it is opened once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lists: Lists) -> None:
         self._paths = sorted(path for path in folder.glob(FILES) if path.is_file())
-        found = [_rows(path, number) for number, path in enumerate(self._paths)]
+        if self._paths:
+            log.info("%s: looking through %d files for hits that they hold already", folder, len(self._paths))
+        found = [_rows(path, number, lists) for number, path in enumerate(self._paths)]
         every = np.concatenate([*found, np.empty(0, _WHICH)])
         self._which = every[np.lexsort([every["image_id"], every["series_id"]])]
         self._series = self._which["series_id"]
@@ -66,10 +70,11 @@ class Held:
             self._open = None
 
 
-def _rows(path: Path, number: int) -> npt.NDArray[Any]:
+def _rows(path: Path, number: int, lists: Lists) -> npt.NDArray[Any]:
     try:
         with h5py.File(path) as file:
             series, images = file[f"{EVENT}/series_id"][()], file[f"{EVENT}/image_id"][()]
+            lists.take(path, file)
         which = np.zeros(len(series), _WHICH)
         which["series_id"], which["image_id"] = series, images
     except _FAULTS as error:

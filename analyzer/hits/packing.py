@@ -50,6 +50,12 @@ def filter_of(image: ImageData, packed_bytes: int) -> Filter:
     return found
 
 
+def stored_bytes(image: ImageData) -> int:
+    """About how many bytes the image's chunk has in a file: all of them where it is stored unpacked."""
+    packed = len(image.data)
+    return image.decoded_bytes if filter_of(image, packed) == Filter.NONE else packed
+
+
 def dataset_options(packed_with: Filter) -> Mapping[str, Any]:
     """What h5py has to be told of the filter."""
     if packed_with == Filter.BSLZ4:

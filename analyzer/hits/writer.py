@@ -8,6 +8,7 @@ from pathlib import Path
 
 from analyzer.hits.entries import HIT, SERIES, hit_head, series_entry
 from analyzer.hits.journal import Journal
+from analyzer.hits.packing import stored_bytes
 from analyzer.hits.places import JOURNALS, journal_path
 from analyzer.panels import GivenGeometry
 from analyzer.results import FrameResult
@@ -27,6 +28,8 @@ class OpenJournal:
         self.journal = journal
         self.series: set[str] = set()
         self.hits = 0
+        self.unpacked_bytes = 0
+        """By so much its files are larger, of images that are stored unpacked."""
         self.since = time.monotonic()
 
 
@@ -59,6 +62,7 @@ class JournalWriter:
             current.series.add(digest)
         current.journal.append(HIT, hit_head(frame, image, result, digest), image.data)
         current.hits += 1
+        current.unpacked_bytes += stored_bytes(image) - len(image.data)
 
     def has_room(self, frame: Frame, image: ImageData) -> bool:
         """Whether the disk has room for this hit in the journal and then for the files of all journals.
@@ -67,10 +71,11 @@ class JournalWriter:
         """
         (self._folder / JOURNALS).mkdir(parents=True, exist_ok=True)
         _, head, body = self._series_of(frame, image)
-        journaled = sum(each.journal.nbytes for each in (*self.left, self.current) if each is not None)
+        journals = [each for each in (*self.left, self.current) if each is not None]
+        to_be_filed = sum(each.journal.nbytes + each.unpacked_bytes for each in journals)
         disk = os.statvfs(self._folder)
-        nbytes = len(head) + len(body) + len(image.data)
-        return disk.f_bavail * disk.f_frsize >= journaled + 2 * nbytes + SPARE_BYTES
+        nbytes = 2 * (len(head) + len(body)) + len(image.data) + stored_bytes(image)
+        return disk.f_bavail * disk.f_frsize >= to_be_filed + nbytes + SPARE_BYTES
 
     def finish(self) -> None:
         """Close the current journal, if there is one."""

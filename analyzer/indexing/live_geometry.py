@@ -1,4 +1,4 @@
-"""The CrystFEL geometry of what is handed out live: that of the analysis, written once.
+"""The CrystFEL geometry of what is handed out live: that of the analysis, in a file.
 
 It has the panels and numbers of the geometry file that was given and is for the images, else those of the series'
 header. The photon energy and the camera length come with every hit (``photon_energy = beam_energy eV``), so the file
@@ -7,12 +7,15 @@ not.
 """
 
 import logging
+import os
+import time
 from pathlib import Path
 
 from analyzer.given_panels import Places, handed_out
 from analyzer.indexing.packing import DISTANCE_KEY, ENERGY_KEY, IMAGE_KEY, PEAKS_KEY
 from analyzer.module_panels import module_panels
 from analyzer.panels import GivenGeometry
+from analyzer.placing import placed
 from streamer.frames import Frame
 from streamer.geometry_file import DetectorGeometry, format_geometry
 from streamer.messages import ImageData, SeriesMetadata
@@ -20,6 +23,7 @@ from streamer.text_files import read_text
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 10.0
 _TITLE = "; CrystFEL geometry of hits from cxls analyze --index-listen\n"
 
 
@@ -65,38 +69,61 @@ def geometry_text(metadata: SeriesMetadata, shape: tuple[int, int], given: Given
 
 
 class LiveGeometryFile:
-    """Writes the geometry of series after series to one file, where there is none yet. Used by one thread.
+    """Keeps the geometry of the running series in one file. Used by one thread.
 
-    A file that is there stays as it is, as somebody may have refined it; where it says something else than the
-    header of a new series, a warning says so. ``ordinal`` is the series described last; ``given`` the geometry file of
-    the analysis.
+    A file that is there stays as it is, as somebody may have refined it; so does one of this run that somebody changed.
+    What this run wrote and nobody changed is written anew when a header says something else: that of a series which
+    was joined without one, or of a detector that moved. ``given`` is the geometry file of the analysis; ``differs``
+    says in what the file is not the header's, ``None`` where it is.
     """
 
     def __init__(self, path: Path, given: GivenGeometry | None = None) -> None:
         self.path = path
+        self.differs: str | None = None
         self._given = given
-        self.ordinal: int | None = None
-        self._text: str | None = None
+        self._described: SeriesMetadata | None = None
+        self._written: bytes | None = None
+        self._fault: str | None = None
+        self._retry_at = 0.0
+
+    def lacks(self, frame: Frame) -> bool:
+        """Whether a frame's header is another than the one described last. May be asked by any thread."""
+        return self._described is not frame.series.metadata and time.monotonic() >= self._retry_at
 
     def describe(self, frame: Frame) -> None:
-        """Write the geometry of a frame's series; what goes wrong is logged."""
-        self.ordinal = frame.series.ordinal
+        """Write the geometry of a frame's series; what goes wrong is logged, and tried again after ``_RETRY_S``."""
         if not isinstance(frame.image, ImageData):
             return
         try:
-            text = geometry_text(frame.series.metadata, frame.image.shape, self._given)
-            if text != self._text:
-                self._text = text
-                self._write(text, frame.series.series_id)
+            text = geometry_text(frame.series.metadata, frame.image.shape, self._given).encode()
+            self._keep(text, frame.series.series_id)
+            self._described, self._fault = frame.series.metadata, None
         except (OSError, ValueError) as error:
-            log.error("%s: the geometry for indexing cannot be written: %s", self.path, error)
+            self._retry_at = time.monotonic() + _RETRY_S
+            if self._fault != str(error):
+                self._fault = str(error)
+                log.error("%s: the geometry for indexing cannot be written: %s", self.path, error)
 
-    def _write(self, text: str, series_id: int) -> None:
-        try:
-            with open(self.path, "x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            if read_text(self.path, "CrystFEL geometry file (.geom)") != text.encode():
-                log.warning("%s: differs from the header of series %d; left as it is", self.path, series_id)
+    def _keep(self, text: bytes, series_id: int) -> None:
+        there = self._there()
+        ours = there is not None and there == self._written
+        if there == text:
+            self.differs = None
+        elif there is None or ours:
+            with placed(self.path) as temporary:
+                temporary.write_bytes(text)
+            self._written, self.differs = text, None
+            if ours:
+                log.warning("%s: written anew, as the header of series %d says something else; start indexamajig again",
+                            self.path, series_id)  # fmt: skip
+            else:
+                log.info("%s: geometry of series %d for indexamajig -g", self.path, series_id)
         else:
-            log.info("%s: geometry of series %d for indexamajig -g", self.path, series_id)
+            self.differs = f"differs from the header of series {series_id}"
+            log.warning("%s: %s; left as it is", self.path, self.differs)
+
+    def _there(self) -> bytes | None:
+        """What the file has; ``None`` where there is none. Raises ``OSError`` and ``ValueError``."""
+        if not os.path.lexists(self.path):
+            return None
+        return read_text(self.path, "CrystFEL geometry file (.geom)")

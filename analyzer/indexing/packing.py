@@ -115,10 +115,7 @@ class FrameDecoder:
         if known is None or known.metadata is not metadata or known.mask is not mask:
             known = None
         if known is None or (known.shape, known.channel) != (shape, channel):
-            try:
-                _, left_out = place(self._geometry, mask, metadata, shape)
-                valid = series_validity(metadata, shape, channel, left_out).valid
-            except ValueError as error:
-                raise UndecodableImage("size_mismatch", str(error)) from None
+            _, left_out = place(self._geometry, mask, metadata, shape)
+            valid = series_validity(metadata, shape, channel, left_out).valid
             known = self._masked = _Masked(metadata, shape, channel, mask, valid == 0)
         return known.pixels

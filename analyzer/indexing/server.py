@@ -123,7 +123,7 @@ class IndexServer:
             self.follower.start()
 
     def offer(self, frame: Frame, result: FrameResult) -> None:
-        if self._geometry is not None and self._geometry.ordinal != frame.series.ordinal:
+        if self._geometry is not None and self._geometry.lacks(frame):
             self._to_describe = frame
         if self._too_few(result):
             with self._filtering:
@@ -174,10 +174,12 @@ class IndexServer:
             "run": self._run_name,
             "images": self._settings.images,
             "geometry": str(self._settings.geometry) if self._settings.geometry else None,
+            "geometry_differs": None if self._geometry is None else self._geometry.differs,
             "waiting_workers": router.waiting,
             "seconds_since_request": None if asked is None else round(time.monotonic() - asked, 3),
             "queue_hits": len(self.queue),
             "hits": self.fates,
+            "awaited": None if self.follower is None else self.awaited,
             "requests": dict(router.requests),
             "keep_alives": router.keep_alives,
             "replies_lost": router.replies_lost,

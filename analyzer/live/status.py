@@ -70,6 +70,7 @@ class StatusReport:
             "series_open": front.series_open,
             "over": front.over,
             **view.facts,
+            "mask_unfit": front.products.mask_unfit or None,
             "queue_frames": len(front.ring),
             "queue_capacity_frames": front.ring.capacity,
             "sampling": front.sampler.facts,

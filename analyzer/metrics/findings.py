@@ -83,9 +83,11 @@ def peaks(products: Products) -> Iterator[Metric]:
         a_frame = HistogramMetricFamily("cxls_peaks_per_frame", "Peaks of each image with beam")
         a_frame.add_metric([], *buckets(products.peaks_per_frame))
         saturated, unfit = products.saturated_frames, products.unfit_frames
+        mask_unfit = products.mask_unfit_frames
     yield a_frame
     yield counter("cxls_saturated_frames", "Images with saturated pixels", saturated)
     yield counter("cxls_geometry_unfit_frames", "Images that the geometry file given is not for", unfit)
+    yield counter("cxls_mask_unfit_frames", "Images that the mask given is not for", mask_unfit)
     found = GaugeMetricFamily("cxls_hot_pixels", "Pixels in the running hot-pixel map, applied or not")
     if hot is not None:
         found.add_metric([], len(hot.pixel))

@@ -116,6 +116,7 @@ def _index(snapshot: Snapshot, products: Products) -> dict[str, object]:
         "saturated_frames": snapshot.saturated_frames,
         "geometry": geometry_of(snapshot.geometry),
         "rings": rings_of(snapshot.geometry),
+        "mask_unfit": products.mask_unfit or None,
         "hot_pixels_applied": products.applied.name if products.applied else None,
         "products": [
             {

@@ -38,7 +38,7 @@ from analyzer.live.targets import Targets
 from analyzer.logs.counting import LogCounts
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import DiskSpace, GpuLoad, make_registry
-from analyzer.panels import GivenGeometry
+from analyzer.panels import GivenGeometry, contradictions
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
 from analyzer.parameters.running import RunEstimate, RunEstimator
 from analyzer.peak_finder import FinderKind
@@ -210,7 +210,11 @@ class Session:
         sinks: list[Sink] = []
         self.restart: Restart | None = None
         if settings.results is not None:
-            results = _open_results(settings, settings.results)
+            try:
+                results = _open_results(settings, settings.results)
+            except BadSettings:
+                self._let_go_of_hits()
+                raise
             sinks.append(DetachedSink(results))
             # A file is read from its start again, so a kill costs it nothing.
             if where.live:
@@ -224,6 +228,7 @@ class Session:
         try:
             source: Source = self._files or _connect(settings, sources)
         except BadSettings:
+            self._let_go_of_hits()
             if self.restart is not None:
                 self.restart.close(began=False)
             raise
@@ -248,6 +253,7 @@ class Session:
             hit_outputs=hit_outputs,
             crew=None if self.crew is None else self.crew.dispatch,
             restart=self.restart,
+            contradicted=lambda metadata: contradictions(self.control.judge.cascade.geometry, metadata),
         )
         indexed = _indexed_by(indexing)
         self.run_reports = None if settings.reports is None else ReportFiles(settings.reports)
@@ -313,6 +319,11 @@ class Session:
             listening("http", self.web.address)
         self.epics = open_epics(settings, self.report.snapshot, self.front.latest.latest, self._endpoints.reset)
 
+    def _let_go_of_hits(self) -> None:
+        """A run that is refused leaves neither lock nor journal in the folder."""
+        if self.hits is not None:
+            self.hits.close()
+
     @property
     def problems(self) -> list[str]:
         """Parts of the input that could not be read, a sentence each."""
@@ -347,7 +358,8 @@ class Session:
         return View(registry, self.running_estimate, facts, lambda: self.parameters.curve)
 
     def _control_facts(self) -> dict[str, Any]:
-        facts = self.control.facts
+        contradicted = contradictions(self.control.judge.cascade.geometry, self.front.running.metadata)
+        facts = self.control.facts | {"geometry_contradicts": contradicted}
         if self.crew is not None:
             facts = facts | {"crew": self.crew.dispatch.facts()}
         return facts | {"controls": {"enabled": self._endpoints.enabled} | facts["controls"]}
@@ -750,6 +762,7 @@ def print_summary(front: Front) -> None:
                           ("missing", account.missing), ("messages refused", account.invalid),
                           ("odd about the stream", account.oddities),
                           ("attributes null", nulls),
-                          ("geometry file not for these images", {"frames": front.products.unfit_frames})):  # fmt: skip
+                          ("geometry file not for these images", {"frames": front.products.unfit_frames}),
+                          ("mask not for these images", {"frames": front.products.mask_unfit_frames})):  # fmt: skip
         if any(counts.values()):
             click.echo(f"{title}: " + ", ".join(f"{reason} {n}" for reason, n in counts.items() if n))

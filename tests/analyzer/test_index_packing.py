@@ -1,6 +1,8 @@
 """What is sent to CrystFEL, read back by its own rules: each of its silent failures is shown and avoided."""
 
 import itertools
+import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from analyzer.results import Decision, FrameResult, HitRule, Peak
 from streamer.flat_detector import flat_detector
 from streamer.frames import Frame
 from streamer.geometry_file import parse_geometry
-from streamer.messages import Algorithm, Defect, ImageData, UndecodableImage
+from streamer.messages import Algorithm, Defect, ImageData, SeriesMetadata, UndecodableImage
+from streamer.series import Series
 from streamer.validity import Validity, layout_of, sentinel
 from tests.analyzer import crystfel_reader as reader
 from tests.analyzer.builders import BROKEN, CHANNEL, SHAPE, frame, image_data, series, water
@@ -204,8 +207,7 @@ def test_a_changed_mask_and_another_series_are_followed() -> None:
     assert np.isnan(decoder.pixels(one, extra)).sum() == SHAPE[1]
     larger = frame(water(3.0, (70, 80)), of=series(3, shape=(70, 80)))
     assert decoder.pixels(larger, None).shape == (70, 80)
-    with pytest.raises(UndecodableImage):
-        decoder.pixels(larger, extra)
+    assert np.isnan(decoder.pixels(larger, extra)).sum() == 0  # left aside, as the analysis does
     assert np.isnan(decoder.pixels(one, None)).sum() == 0
 
 
@@ -292,6 +294,56 @@ def test_a_geometry_that_is_there_is_left_alone(tmp_path: Path, caplog: pytest.L
     file.describe(frame(water(1.0), of=series(2, beam_center_x_px=30.0)))
     assert path.read_text().startswith("; refined by hand")
     assert "left as it is" in caplog.text
+
+
+def test_a_geometry_of_a_series_without_a_header_is_written_anew_with_it(tmp_path: Path) -> None:
+    file = LiveGeometryFile(tmp_path / "live.geom")
+    joined = Series(1, 7, None, SeriesMetadata(), joined=True)
+    first = frame(water(1.0), of=joined)
+    assert file.lacks(first)
+    file.describe(first)
+    assert "the header has no photon energy" in file.path.read_text()
+    assert not file.lacks(first)
+    told = frame(water(1.0), of=replace(joined, metadata=series().metadata))
+    assert file.lacks(told)
+    file.describe(told)
+    assert file.path.read_text() == geometry_text(series().metadata, SHAPE)
+    assert file.differs is None
+
+
+def test_a_detector_that_moved_is_in_the_file_of_this_run_unless_somebody_changed_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = LiveGeometryFile(tmp_path / "live.geom")
+    file.describe(frame(water(1.0), of=series(1)))
+    moved = series(2, beam_center_x_px=30.0)
+    file.describe(frame(water(1.0), of=moved))
+    assert file.path.read_text() == geometry_text(moved.metadata, SHAPE)
+    assert "start indexamajig again" in caplog.text
+    file.path.write_text("; refined\n")
+    file.describe(frame(water(1.0), of=series(3, 3)))
+    assert file.path.read_text() == "; refined\n"
+    assert file.differs == "differs from the header of series 3"
+    later = LiveGeometryFile(file.path)  # of a run that begins after it
+    later.describe(frame(water(1.0), of=series(4)))
+    assert file.path.read_text() == "; refined\n"
+
+
+def test_a_full_disk_leaves_no_empty_geometry_and_the_next_try_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analyzer.indexing.live_geometry._RETRY_S", 0.0)
+    file, of = LiveGeometryFile(tmp_path / "live.geom"), series()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        file.describe(frame(water(1.0), of=of))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    assert file.lacks(frame(water(1.0), of=of))
+    file.describe(frame(water(1.0), of=of))
+    assert file.path.read_text() == geometry_text(of.metadata, SHAPE)
 
 
 def test_a_geometry_that_cannot_be_written_costs_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -642,6 +642,7 @@ def test_what_the_indexer_writes_comes_back_by_event_id(tmp_path: Path) -> None:
         assert facts["indexed_ratio"] == {"all": 0.5, "100": 0.5, "1000": 0.5}
         assert facts["cell"]["median"]["a"] == 79.0
         assert facts["stream"]["state"] == "following"
+        assert facts["awaited"] == hits.server.fates["sent"] - 4
         msgspec.json.encode(facts)
 
 
@@ -650,7 +651,7 @@ def test_facts_and_metrics_are_there_from_the_start() -> None:
         facts = hits.server.facts()
         assert facts["waiting_workers"] == facts["queue_hits"] == 0
         assert facts["seconds_since_request"] is None
-        assert facts["stream"] is None
+        assert facts["stream"] is facts["awaited"] is facts["geometry_differs"] is None
         samples = {
             (sample.name, *sample.labels.values()): sample.value
             for metric in hits.server.collect()

@@ -73,6 +73,7 @@ WITHOUT_LABELS = (
     "cxls_peaks_per_frame_count",
     "cxls_saturated_frames_total",
     "cxls_geometry_unfit_frames_total",
+    "cxls_mask_unfit_frames_total",
     "cxls_sampled_ratio",
     "cxls_unserved_seconds",
     "cxls_device_faults",

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from analyzer.bundle import Bundle
 from analyzer.cascade import Analyser, CascadeSettings, PlanCache
 from analyzer.geometry import MAX_RADIAL_BINS, bin_map
-from analyzer.panels import BadGeometry, open_geometry, place
+from analyzer.panels import BadGeometry, contradictions, open_geometry, place
 from analyzer.results import Status
 from streamer.geometry_file import parse_geometry
 from streamer.messages import HC_EV_ANGSTROM, SeriesMetadata
-from streamer.validity import Validity
+from streamer.validity import Validity, series_validity
 from tests.analyzer.builders import CENTER, SHAPE, frame, metadata, series, water, with_spots
 
 ROWS, COLUMNS = SHAPE
@@ -142,6 +142,41 @@ def test_a_shift_moves_the_detector_from_number_or_header(tmp_path: Path) -> Non
         given.fit(metadata(), SHAPE)
 
 
+def test_bad_areas_lie_where_the_shift_puts_them_from_number_or_header(tmp_path: Path) -> None:
+    area = "bad_s/min_x = -3\nbad_s/max_x = 3\nbad_s/min_y = -2\nbad_s/max_y = 2\n"
+    text = "detector_shift_x = {} mm\n" + FLAT + area
+    by_number = open_geometry(written(tmp_path, text.format("0.75")))
+    by_header = open_geometry(written(tmp_path, text.format("/entry/shift")))
+    assert by_number.mask is not None
+    assert by_header.mask is None
+    for shift, moved in ((0.75, 0), (0.0, 10), (0.375, 5), (-0.75, 20), (0.15, 8), (0.75, 0)):
+        _, left_out = place(by_header, None, metadata(raw={"shift": shift}), SHAPE)
+        assert left_out is not None
+        assert np.array_equal(np.roll(by_number.mask.valid, moved, 1), left_out.valid), shift
+    geometry, left_out = place(by_header, None, metadata(), SHAPE)
+    assert left_out is None
+    assert "which the header does not say" in geometry.unfit
+
+
+def test_numbers_that_are_not_the_headers_are_named_and_those_that_nearly_are_not(tmp_path: Path) -> None:
+    given = open_geometry(written(tmp_path, FLAT))
+    far = metadata(camera_length_m=0.35, photon_energy_eV=8000.0)
+    assert contradictions(given, far) == [
+        "det.geom has a camera length of 0.15 m, the header 0.35 m; the file's is used",
+        "det.geom has a photon energy of 7000 eV, the header 8000 eV; the file's is used",
+    ]
+    for near in (
+        metadata(camera_length_m=0.151, photon_energy_eV=7050.0),
+        metadata(camera_length_m=None, photon_energy_eV=None),
+    ):
+        assert contradictions(given, near) == []
+    moved = open_geometry(written(tmp_path, FLAT + "p0/coffset = 0.2\n"))
+    assert contradictions(moved, metadata(camera_length_m=0.35, photon_energy_eV=7000.0)) == []
+    assert contradictions(open_geometry(written(tmp_path, TWO)), far) == []
+    assert contradictions(None, far) == []
+    assert contradictions(given, metadata(shape=(40, 50), camera_length_m=0.35)) == []  # it is not used for these
+
+
 def test_panels_with_camera_lengths_of_their_own_stand_there(tmp_path: Path) -> None:
     text = TWO + "a/clen = 0.08\nb/clen = 0.1\n"
     geometry = open_geometry(written(tmp_path, text)).fit(metadata(photon_energy_eV=9000.0), SHAPE)
@@ -254,6 +289,17 @@ def test_records_name_the_geometrys_mask_after_the_series_and_before_the_users(b
     assert (bare.mask, with_mask.mask) == ("none", f"none + {given.mask.name} + mine.npy")
     assert {(20, 30)} <= {(round(p.ss - 0.5), round(p.fs - 0.5)) for p in bare.peaks}
     assert not any(15 <= p.ss <= 25 and 40 <= p.fs <= 60 for p in with_mask.peaks)
+
+
+def test_a_users_mask_of_another_shape_takes_nothing_from_the_geometrys(tmp_path: Path) -> None:
+    text = FLAT + "bad0/panel = p0\nbad0/min_fs = 40\nbad0/max_fs = 60\nbad0/min_ss = 15\nbad0/max_ss = 25\n"
+    given = open_geometry(written(tmp_path, text))
+    assert given.mask is not None
+    small = Validity("small.npy", np.ones((4, 4), np.uint8))
+    _, left_out = place(given, small, metadata(), SHAPE)
+    found = series_validity(metadata(), SHAPE, "threshold_1", left_out)
+    assert (found.name, found.pixels) == (f"none + {given.mask.name}", given.mask.pixels)
+    assert found.unfit.startswith("small.npy is for images of 4 x 4 pixels")
 
 
 def test_peaks_say_their_q_and_spacing_by_the_geometry_in_force(bundle: Bundle, tmp_path: Path) -> None:

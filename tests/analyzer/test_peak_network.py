@@ -271,6 +271,13 @@ def test_a_peak_does_not_touch_invalid_pixels() -> None:
     assert places(finder().find(*reduced(pixels, valid=valid))) == {(23, 26), (10, 10)}
 
 
+def test_a_peak_does_not_touch_pixels_without_data_either() -> None:
+    """Those that no mask knows: as with the classical finder."""
+    pixels = spots(np.zeros((96, 96), "u2"), (48, 49), (46, 52), (20, 20))
+    pixels[48, 48] = 65535
+    assert places(finder().find(*reduced(pixels))) == {(23, 26), (10, 10)}
+
+
 def test_a_saturated_peak_is_kept_and_flagged() -> None:
     pixels = np.zeros((96, 96), "u2")
     pixels[40, 40] = 60000

@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from analyzer.bundle import Bundle
 from analyzer.cascade import Analyser, CascadeSettings
@@ -19,7 +20,7 @@ from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.panels import open_geometry
 from analyzer.product_arrays import IN_JSON, PRODUCTS, edges_of, plain
-from analyzer.product_figures import FIGURES, NIGHT, draw
+from analyzer.product_figures import FIGURES, NIGHT, _powder, draw
 from analyzer.product_files import HDF5, ProductFiles, ProductsExist
 from analyzer.products import LOG_INTENSITY, MOST_PEAKS_COUNTED, PEAKOGRAM_BINS, POWDER_CELLS, Products, Snapshot
 from analyzer.results import Decision, HitRule
@@ -427,6 +428,44 @@ def test_every_product_has_an_array_with_the_edges_it_names(bundle: Bundle) -> N
             assert len(edges) == size + 1
         if name in IN_JSON:
             assert plain(name, products)["unit"] == product.unit
+
+
+def test_every_map_that_was_in_force_is_saved_when_it_is_applied(tmp_path: Any) -> None:
+    """Records name both, however soon the second came and before any frame was seen."""
+    products = Products()
+    files = ProductFiles(tmp_path / "out", products)
+    for name in ("hot-pixels-aaaaaaaa.npy", "hot-pixels-bbbbbbbb.npy"):
+        products.apply(Validity(name, np.ones((61, 75), np.uint8)))
+    products.apply(None)
+    deadline = time.monotonic() + 30
+    while len(list((tmp_path / "out").glob("hot-pixels-*.npy"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    saved = sorted(path.name for path in (tmp_path / "out").glob("hot-pixels-*.npy"))
+    files.close()
+    assert saved == ["hot-pixels-aaaaaaaa.npy", "hot-pixels-bbbbbbbb.npy"]
+    assert files.failed == 0
+
+
+def test_a_saturated_peak_does_not_set_the_scale_of_the_powder_pattern(bundle: Bundle) -> None:
+    products = gathered(bundle, [frame(with_spots(water(0.02), 40)), frame(with_spots(water(0.02), 40), 1)])
+    seen = shown(products)
+    assert not seen.powder_saturated.any()
+    plain_scale = _powder_norm(seen)
+    photons = seen.powder_photons.copy()
+    at = np.unravel_index(photons.argmax(), photons.shape)
+    photons[at], saturated = 2.0**32, np.zeros(photons.shape, np.bool_)
+    saturated[at] = True
+    assert _powder_norm(replace(seen, powder_photons=photons)) > 1e9
+    assert _powder_norm(replace(seen, powder_photons=photons, powder_saturated=saturated)) <= plain_scale
+
+
+def _powder_norm(seen: Snapshot) -> float:
+    figure = Figure()
+    axes = figure.subplots()
+    _powder(figure, axes, seen)
+    most = axes.images[0].norm.vmax
+    assert isinstance(most, float)
+    return most
 
 
 def test_a_folder_holds_everything_at_the_end_and_its_masks_can_be_used(bundle: Bundle, tmp_path: Any) -> None:

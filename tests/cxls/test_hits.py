@@ -174,6 +174,17 @@ def test_folders_that_cannot_be_written_are_refused_in_one_line(
     assert (tmp_path / "file").read_text() == "x"
 
 
+def test_a_run_that_is_refused_for_its_results_leaves_nothing_in_the_folder_of_hits(
+    master: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    results, folder = tmp_path / "r.jsonl", tmp_path / "hits"
+    results.write_text("{}\n")
+    folder.mkdir()
+    said = refusal("analyze", master, "--bundle", bundle_folder, "--hits", folder, "--results", results)
+    assert "r.jsonl" in said
+    assert list(folder.iterdir()) == []
+
+
 def test_recover_refuses_what_is_no_folder_of_hits(tmp_path: Path) -> None:
     assert "no such folder" in refusal("data", "recover", tmp_path / "absent")
     (tmp_path / "something else").mkdir()

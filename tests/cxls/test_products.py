@@ -338,6 +338,38 @@ def test_on_a_live_stream_another_shape_is_said_and_counted_and_analysis_goes_on
     assert index["geometry"]["shape"] == list(SHAPE)
 
 
+def test_a_number_of_the_geometry_that_the_header_contradicts_is_said(
+    bundle_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path, FLAT.replace("clen = 0.15", "clen = 0.3"))
+    with Sender() as sender:
+        analysis = Analysis([sender.endpoint], bundle_folder, tmp_path / "r.jsonl", geometry=path).start()
+        live = Live(sender, analysis)
+        live.send(6)
+        status = json.loads(get(live.address, "/status")[2])
+        analysis.stop()
+    (text,) = status["geometry_contradicts"]
+    assert text == "det.geom has a camera length of 0.3 m, the header 0.15 m; the file's is used"
+    assert caplog.text.count(text) == 1
+
+
+def test_on_a_live_stream_a_mask_of_another_shape_is_said_and_counted_and_analysis_goes_on(
+    bundle_folder: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "large.npy", np.zeros((71, 75), np.uint8))
+    with Sender() as sender:
+        analysis = Analysis([sender.endpoint], bundle_folder, tmp_path / "r.jsonl", mask=tmp_path / "large.npy").start()
+        live = Live(sender, analysis)
+        live.send(6)
+        metrics = get(live.address, "/metrics")[2].decode()
+        index, status = (json.loads(get(live.address, path)[2]) for path in ("/products", "/status"))
+        analysis.stop()
+    assert {(r["status"], r["mask"]) for r in analysis.records} == {("ok", "none")}
+    assert "cxls_mask_unfit_frames_total 6.0" in metrics
+    assert index["mask_unfit"].startswith("large.npy is for images of 71 x 75 pixels")
+    assert status["mask_unfit"] == index["mask_unfit"]
+
+
 def test_calibration_takes_a_geometry_too(bundle_folder: Path, tmp_path: Path) -> None:
     master = write_series(tmp_path, np.stack([water(0.2, seed=n) for n in range(40)]))
     bad = "bad0/panel = p0\nbad0/min_fs = 3\nbad0/max_fs = 9\nbad0/min_ss = 1\nbad0/max_ss = 2\n"

@@ -48,13 +48,15 @@ def test_a_mask_of_another_shape_is_not_used() -> None:
     assert validity.name == "gaps of EIGER2 4M"
 
 
-def test_a_mask_file_goes_on_top_and_must_fit() -> None:
+def test_a_mask_file_goes_on_top_and_is_left_aside_where_it_does_not_fit() -> None:
     extra = np.ones((10, 10), np.uint8)
     extra[5] = 0
     validity = series_validity(SeriesMetadata(), (10, 10), "a", Validity("mine", extra))
     assert (validity.name, validity.pixels) == ("none + mine", 90)
-    with pytest.raises(ValueError, match="mask mine is"):
-        series_validity(SeriesMetadata(), (10, 11), "a", Validity("mine", extra))
+    assert validity.unfit == ""
+    other = series_validity(SeriesMetadata(), (10, 11), "a", Validity("mine", extra))
+    assert (other.name, other.pixels) == ("none", 110)
+    assert other.unfit == "mine is for images of 10 x 10 pixels, the images are 10 x 11; give one of their shape"
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("u1", 255), ("<u2", 65535), (">u2", 65535), ("u4", 2**32 - 1)])

@@ -23,7 +23,7 @@ export function show(status) {
     ["model", status.bundle],
     ["peaks by", words(peaks?.finder ?? status.peak_finder ?? "–")],
     ["geometry", status.geometry ?? "the header's"],
-    ["mask", status.mask ?? "the header's"],
+    ["mask", status.mask_unfit ? `not used: ${status.mask_unfit}` : status.mask ?? "the header's"],
     ["images announced", count(header?.number_of_images)],
     ["run began", status.run?.began_at ? clock(status.run.began_at) : "–"],
   ]);

@@ -8,7 +8,7 @@ const SOURCES = { bragg: ["Bragg spots", "hits"], all: ["water", "frames"], miss
 function header(status) {
   const run = status.run, series = status.series_id == null ? "no series yet" : `series ${status.series_id}`;
   say("runName", run ? `Run ${run.number ?? `since ${clock(run.began_at, false)}`}${run.sample ? ` · ${run.sample}` : ""}` : "");
-  say("seriesName", `${series} · model ${status.bundle}${status.mask ? ` · mask ${status.mask}` : ""}`);
+  say("seriesName", `${series} · model ${status.bundle}${status.mask ? ` · mask ${status.mask}${status.mask_unfit ? " (not used: another shape)" : ""}` : ""}`);
   $("identity").title = run?.notes ? run.notes : "";
   document.title = `${percent(status.hit_ratio["100"], 0)} hits${run?.number == null ? "" : ` · run ${run.number}`} · CXLS`;
 }

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +18,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder, recover, verify
-from analyzer.hits.places import JOURNALS
-from streamer.messages import Defect
+from analyzer.hits.places import JOURNALS, new_run
+from analyzer.hits.writer import SPARE_BYTES, JournalWriter
+from streamer.messages import Algorithm, Defect, ImageData
 from tests.analyzer import builders
 from tests.analyzer.hits.made import files, hit, image_ids, packed, pixels, wait_for, write
-from tests.support import REPOSITORY, require
+from tests.support import REPOSITORY, packed_image, require
 
 CHILD = [sys.executable, "-m", "tests.analyzer.hits.run_child"]
 MIB = 1 << 20
@@ -270,6 +272,28 @@ def test_a_run_that_ends_on_a_full_disk_keeps_its_journal(small_disk: Path, capl
     filler.unlink()
     assert recover(small_disk / "h").hits == 20
     assert image_ids(small_disk / "h") == list(range(20))
+
+
+def test_room_is_asked_for_images_that_lie_unpacked_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a journal would be written of which no file can be made."""
+    block, shape = packed_image(np.zeros((512, 512), "u2")), (512, 512)
+    odd = ImageData(bytes(100), shape, np.dtype("u2"), Algorithm.BSLZ4, 4)  # elements that are no pixels
+    writer = JournalWriter(tmp_path, new_run())
+    frame, result = hit(0, odd, builders.series(shape=shape))
+    plain, _ = hit(1, block, builders.series(shape=shape))
+
+    def free(nbytes: int) -> None:
+        room = SimpleNamespace(f_bavail=nbytes + SPARE_BYTES, f_frsize=1)
+        monkeypatch.setattr("analyzer.hits.writer.os.statvfs", lambda _: room)
+
+    free(100_000)
+    assert isinstance(plain.image, ImageData)
+    assert writer.has_room(plain, plain.image)
+    assert not writer.has_room(frame, odd)
+    free(700_000)
+    assert writer.has_room(frame, odd)
+    writer.append(frame, odd, result)
+    assert not writer.has_room(frame, odd)  # the first one's file needs the room
 
 
 def test_a_limit_on_the_size_of_files_loses_what_does_not_fit(tmp_path: Path) -> None:

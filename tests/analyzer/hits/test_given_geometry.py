@@ -129,10 +129,12 @@ def test_numbers_of_the_file_hold_and_lengths_of_panels_and_shifts_become_places
     assert (geometry.clen_m, geometry.wavelength_angstrom, geometry.photon_energy_eV) == (0.2, 1.5, None)
     assert (geometry.shift_x_m, geometry.shift_y_m) == pytest.approx((3e-4, 2e-4))
     assert [panel.clen_m for panel in geometry.panels] == [None, None]
-    assert geometry.bad_areas == ()  # they would move with the shift; the pixel mask has them where they were
     (header_back,), _ = read_back(files(tmp_path / "h"))
-    assert given.mask is not None
-    assert np.array_equal(series_validity(header_back, SHAPE, "threshold_1").valid, given.mask.valid)
+    left_out, again_left_out = given.left_out(header), open_geometry(geom(tmp_path / "h")).mask
+    assert left_out is not None
+    assert again_left_out is not None
+    assert np.array_equal(again_left_out.valid, left_out.valid)  # the area is where the shift puts it
+    assert np.array_equal(series_validity(header_back, SHAPE, "threshold_1").valid, left_out.valid)
 
 
 def test_a_header_without_energy_and_distance_leaves_lines_to_add(tmp_path: Path) -> None:
