@@ -194,7 +194,7 @@ class Front:
     (Unix s). ``blocked_s``: how long the reader has waited for room in the queue. ``over``: everything is published.
     ``pulse``: whether its threads get on.
     ``channel`` is the one asked for, ``None`` for the first threshold. ``gathered_since``: when the running products
-    began (Unix s); ``beginnings``: how often all of them were begun anew.
+    began (Unix s).
     """
 
     def __init__(
@@ -213,7 +213,6 @@ class Front:
         self.products = Products()
         self.tallies = Tallies()
         self.gathered_since = time.time()
-        self.beginnings = 0
         self.channel = settings.channel
         self.history = History(self.running.place_of)
         self.latest = LatestFrames()
@@ -546,6 +545,7 @@ class Front:
         except Exception:
             # Only looked at, so a fault of it costs no frame.
             self._repeats.exception("the latest frames cannot be kept to be looked at", "page_failed")
+        outcome.series = [each.series for each in batch]
         self._results.put(outcome)
         frame, result = batch[-1], outcome.results[-1]
         if result.status == Status.OK and isinstance(frame.image, ImageData):
@@ -606,7 +606,6 @@ class Front:
             self.running.forget_peaks()
             return
         self.running.reset()
-        self.beginnings += 1
         self.latest.reset()
         for gathered in (self.history, self.split, self.map):
             if gathered is not None:
@@ -628,6 +627,7 @@ class Front:
                 outcome.comparisons,
                 outcome.diffuse,
                 outcome.peaks,
+                outcome.series,
             )
             self.products.add(results, outcome.peaks, outcome.profiles)
             for gathered in (self.history, self.split, self.map):

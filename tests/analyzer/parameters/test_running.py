@@ -65,7 +65,7 @@ class Run:
         self.sums, self.rng = RunningSums(), np.random.default_rng(4)
         self.header, self.tables = header, tables()
         self.bragg: BraggEstimate | None = None
-        self.estimator = RunEstimator(self.sums.copy, lambda: self.header, lambda: self.tables, lambda: self.bragg)
+        self.estimator = RunEstimator(self.sums.copy, lambda: self.tables, lambda: self.bragg)
 
     def add(self, expected: Floats, frames: int, hit: bool = False, saturated: bool = False) -> RunEstimate | None:
         """So many frames' worth at once, and a look."""
@@ -74,6 +74,7 @@ class Run:
         profile = np.stack([photons, photons, where.pixels * frames]).astype(np.float32)
         pairs = float((expected**2 / np.maximum(where.pixels, 1.0)).sum()) * frames
         profile[1] += profile[0] * pairs / max(1, photons.sum())
+        self.sums.header = self.header
         self.sums.add(where, DETECTOR.shape, CENTER, profile, pairs, hit, saturated)
         if not saturated:
             # The frames that this one stands for.
@@ -92,7 +93,7 @@ def header(**changes: Any) -> SeriesMetadata:
 
 def test_nothing_is_estimated_before_frames_nor_without_tables() -> None:
     assert Run(header()).estimator.look() is None
-    nothing = RunEstimator(Run(header()).sums.copy, header, lambda: None)
+    nothing = RunEstimator(Run(header()).sums.copy, lambda: None)
     assert nothing.look() is None
     assert nothing.latest is None
 
