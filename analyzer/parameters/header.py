@@ -43,6 +43,12 @@ class Quantity(StrEnum):
     BEAM_CENTER = "beam_center"
 
 
+ANGLES = frozenset({Quantity.PHOTON_ENERGY, Quantity.CAMERA_LENGTH, Quantity.RATIO})
+"""One and the same contradiction: which of them it is said to be may change from look to look."""
+
+FAMILIES = (ANGLES, frozenset({Quantity.BEAM_CENTER}))
+
+
 @dataclass(frozen=True, slots=True)
 class Mismatch:
     """A quantity of the header that the data contradict, and a sentence that says so."""

@@ -15,7 +15,7 @@ from analyzer.parameters.choice import Choice, choose
 from analyzer.parameters.claims import judged, record_fields
 from analyzer.parameters.fit import TABLE_ERRORS, Fitter, Posterior, undetermined
 from analyzer.parameters.frame import off_the_panel
-from analyzer.parameters.header import Mismatch, Quantity, mismatches
+from analyzer.parameters.header import FAMILIES, Mismatch, Quantity, mismatches
 from analyzer.parameters.model import RADIUS
 from analyzer.parameters.profile import PHOTONS, PIXELS, SECTORS, Sectors
 from analyzer.parameters.scattering import Scattering
@@ -134,8 +134,8 @@ class RunEstimator:
         self._looked: tuple[int, float, Scattering | None] = (-1, 0.0, None)
         self._water: RunEstimate | None = None
         self._chosen_from: tuple[RunEstimate | None, BraggEstimate | None] = (None, None)
-        self._seen: Counter[Quantity] = Counter()
-        self._alarms: dict[Quantity, Mismatch] = {}
+        self._seen: Counter[frozenset[Quantity]] = Counter()
+        self._alarms: dict[frozenset[Quantity], tuple[Mismatch, ...]] = {}
         self._starts: dict[tuple[int, str], Posterior] = {}
         self.latest: RunEstimate | None = None
         self.curve: Curve | None = None
@@ -230,14 +230,14 @@ class RunEstimator:
 
     def _judged(self, estimate: RunEstimate) -> RunEstimate:
         """With the alarms that this look and those before make."""
-        for quantity in Quantity:
-            there = next((each for each in estimate.found if each.quantity == quantity), None)
-            self._seen[quantity] = max(0, min(LOOKS, self._seen[quantity] + (1 if there else -1)))
-            if self._seen[quantity] == 0:
-                self._alarms.pop(quantity, None)
-            elif there is not None and (self._seen[quantity] == LOOKS or quantity in self._alarms):
-                self._alarms[quantity] = there
-        return replace(estimate, mismatches=tuple(self._alarms.values()))
+        for family in FAMILIES:
+            there = tuple(each for each in estimate.found if each.quantity in family)
+            self._seen[family] = max(0, min(LOOKS, self._seen[family] + (1 if there else -1)))
+            if self._seen[family] == 0:
+                self._alarms.pop(family, None)
+            elif there and (self._seen[family] == LOOKS or family in self._alarms):
+                self._alarms[family] = there
+        return replace(estimate, mismatches=tuple(each for alarm in self._alarms.values() for each in alarm))
 
 
 def _held(estimate: RunEstimate, sums: Sums) -> RunEstimate:

@@ -41,6 +41,7 @@ from analyzer.metrics import DiskSpace, GpuLoad, make_registry
 from analyzer.panels import GivenGeometry
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
 from analyzer.parameters.gathered import Gathered
+from analyzer.parameters.header import FAMILIES, Quantity
 from analyzer.parameters.running import RunEstimate, RunEstimator
 from analyzer.peak_finder import FinderKind
 from analyzer.peak_parameters import Pf8Options, finder_of
@@ -426,16 +427,17 @@ class Session:
         return f"{_hit_text(self.front)} | queue {len(self.front.ring)} | {self.front.account.identity()}"
 
     def _watch_parameters(self) -> None:
-        told: set[str] = set()
+        told: set[Quantity] = set()
         contradicted, pause = False, PARAMETERS_S
         while not self._done.wait(pause):
             began = time.thread_time()
             estimate = self._look()
             pause = max(PARAMETERS_S, PARAMETERS_PAUSES * (time.thread_time() - began))
-            wrong = {} if estimate is None else {each.quantity.value: each.text for each in estimate.mismatches}
+            wrong = {} if estimate is None else {each.quantity: each.text for each in estimate.mismatches}
             for quantity in wrong.keys() - told:
-                log.warning("%s", wrong[quantity], extra=logs.event("header_mismatch", quantity=quantity))
-            told = set(wrong)
+                log.warning("%s", wrong[quantity], extra=logs.event("header_mismatch", quantity=quantity.value))
+            standing = [family for family in FAMILIES if family & wrong.keys()]
+            told = {each for each in told | wrong.keys() if any(each in family for family in standing)}
             disagreement = None if estimate is None else estimate.disagreement
             if disagreement is not None and not contradicted:
                 log.warning("%s", disagreement, extra=logs.event("parameters_disagree"))

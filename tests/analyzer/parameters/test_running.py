@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,8 @@ from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.diffuse import places
 from analyzer.geometry import bin_map, series_geometry
 from analyzer.parameters.bragg import BraggEstimate
-from analyzer.parameters.header import Quantity
+from analyzer.parameters.fit import undetermined
+from analyzer.parameters.header import Mismatch, Quantity
 from analyzer.parameters.profile import Sectors, sectors
 from analyzer.parameters.running import LOOKS, RunEstimate, RunEstimator
 from analyzer.parameters.scattering import Scattering
@@ -166,6 +168,21 @@ def test_an_alarm_ends_when_the_header_is_put_right() -> None:
         found = run.add(water(), 500)
     assert found is not None
     assert not found.mismatches
+
+
+def test_a_contradiction_that_changes_its_name_from_look_to_look_is_one_alarm() -> None:
+    """Energy, then distance or energy, then both: counted each for itself none would come, or they would flap."""
+    run = Run(header())
+    names = [
+        (Quantity.PHOTON_ENERGY,), (Quantity.RATIO,), (Quantity.PHOTON_ENERGY, Quantity.CAMERA_LENGTH),
+        (Quantity.RATIO,), (), (Quantity.CAMERA_LENGTH,), (), (), (),
+    ]  # fmt: skip
+    nothing = RunEstimate(undetermined("made up"), 100.0, "all", "run")
+    stands = []
+    for found in names:
+        look = replace(nothing, found=tuple(Mismatch(each, f"{each}") for each in found))
+        stands.append(tuple(each.quantity for each in run.estimator._judged(look).mismatches))
+    assert stands == [(), (), names[2], names[3], names[3], names[5], names[5], names[5], ()]
 
 
 def test_misses_are_preferred_where_they_are_most_of_the_light() -> None:
