@@ -1,6 +1,5 @@
 """The estimate of a run so far: from the sums, whichever of them knows best, and against the header."""
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -12,14 +11,14 @@ import numpy as np
 from analyzer.parameters.answers import plain_answers
 from analyzer.parameters.bragg import BraggEstimate
 from analyzer.parameters.choice import Choice, choose
-from analyzer.parameters.claims import judged, record_fields
+from analyzer.parameters.claims import TOO_VAGUE, judged, record_fields
 from analyzer.parameters.fit import TABLE_ERRORS, Fitter, Posterior, undetermined
 from analyzer.parameters.frame import off_the_panel
 from analyzer.parameters.header import FAMILIES, Mismatch, Quantity, mismatches
 from analyzer.parameters.model import RADIUS
 from analyzer.parameters.profile import PHOTONS, PIXELS, SECTORS, Sectors
 from analyzer.parameters.scattering import Scattering
-from analyzer.parameters.sums import Floats, Sum, Sums
+from analyzer.parameters.sums import MEMORIES, Floats, Sum, Sums
 
 LOOKS = 3
 """The header is contradicted after so many looks that say so, and no more after as many that do not."""
@@ -28,7 +27,15 @@ FEWEST_FRAMES_TO_COMPARE = 10
 BRAGG = "bragg"
 """Source of an estimate: Bragg spots of a known cell."""
 
-_SAME_SIGMA = 3.0
+WINDOWS = ("latest", *(f"latest {frames}" for frames in MEMORIES[1:]), "run")
+"""What a run's estimate may be of: see ``sums.MEMORIES``."""
+
+_SAME = 11.83
+"""Chi squared of two up to which a part says the same as the whole: 0.3 % by chance beyond."""
+
+_ENOUGH_PHOTONS = 1e6
+"""With which water would be known for what it is."""
+
 _OVERDISPERSED = 1.3
 _RUGGED_PHOTONS = 1e7
 _MISSES_ENOUGH = 0.5
@@ -54,7 +61,7 @@ class Curve:
 @dataclass(frozen=True, slots=True)
 class RunEstimate:
     """What a run shows. ``fields``: as in a record; ``frames`` it is of; ``source`` which: ``misses`` or ``all`` of the
-    water, or ``bragg``; ``window`` how many: ``run`` or ``latest``; ``found`` mismatches with the header, and
+    water, or ``bragg``; ``window`` how many: one of ``WINDOWS``; ``found`` mismatches with the header, and
     ``mismatches``, those that one look does not decide (``LOOKS``); ``choice`` what Bragg spots say, if asked for;
     ``number`` that of the sums."""
 
@@ -199,20 +206,31 @@ class RunEstimator:
         return made
 
     def _best(self, fitter: Fitter, sums: Sums) -> RunEstimate:
-        """Of the whole run while its latest frames agree with it, else of these."""
+        """Of as many frames as there are whose newer ones say the same; the newest alone where they say nothing."""
         off = off_the_panel(sums.shape, sums.center)
+        counted = _frames(sums.run)
         if off:
             return RunEstimate(undetermined(off), 0.0, "all", "run")
-        counted = sum(each.frames for each in sums.run)
-        if sums.saturated_frames > _ALL_SATURATED * (counted + sums.saturated_frames):
+        if sums.saturated_share > _ALL_SATURATED:
             return RunEstimate(undetermined("saturated pixels in most frames"), counted, "all", "run")
-        run = self._of(fitter, sums.run, "run", sums.number)
-        if counted <= 2.0 * sum(each.frames for each in sums.latest):
-            return run
-        latest = self._of(fitter, sums.latest, "latest", sums.number)
-        if latest.posterior.reason is not None:
-            return run
-        return run if run.posterior.reason is None and _agree(run.posterior, latest.posterior) else latest
+        newer: list[RunEstimate] = []
+        best: RunEstimate | None = None
+        for window, kinds in _windows(sums):
+            if window != "run" and counted <= 2.0 * _frames(kinds):
+                continue
+            found = self._of(fitter, kinds, window, sums.number)
+            if found.posterior.reason is not None:
+                if not newer and _tells(found, kinds):
+                    return found
+                # What the newer ones know stands; without them, more frames may know something.
+                best = best or (found if window == "run" else None)
+                continue
+            if not all(_agree(each.posterior, found.posterior) for each in newer):
+                break
+            newer.append(found)
+            best = found
+        assert best is not None, "the run itself is always looked at"
+        return best
 
     def _of(self, fitter: Fitter, kinds: tuple[Sum, Sum], window: str, number: int) -> RunEstimate:
         """Misses alone where they are most of the light: no Bragg spot too weak to be found is in them."""
@@ -250,7 +268,7 @@ def _held(estimate: RunEstimate, sums: Sums) -> RunEstimate:
 
 def _curve(fitter: Fitter, sums: Sums, estimate: RunEstimate) -> Curve | None:
     """What an estimate of the water was fitted to, by ring; ``None`` without a photon."""
-    misses, hits = sums.latest if estimate.window == "latest" else sums.run
+    misses, hits = dict(_windows(sums))[estimate.window]
     chosen = misses if estimate.source == "misses" else misses + hits
     ring = np.arange(sums.sectors.bins) // SECTORS
     pixels = np.bincount(ring, chosen.profile[PIXELS])
@@ -297,7 +315,23 @@ def fit_sum(fitter: Fitter, profile: Floats, pairs: float, start: Posterior | No
     return judged(posterior)
 
 
-def _agree(one: Posterior, other: Posterior) -> bool:
-    """Whether two ratios agree within the uncertainty of the vaguer one."""
-    sigma = math.sqrt(max(one.covariance[0, 0], other.covariance[0, 0]))
-    return abs(float(one.mean[0] - other.mean[0])) <= _SAME_SIGMA * sigma
+def _agree(newer: Posterior, longer: Posterior) -> bool:
+    """Whether both ratio and energy of a part agree with the whole, within the part's uncertainty, the larger one."""
+    off = newer.mean - longer.mean
+    return float(off @ np.linalg.solve(newer.covariance, off)) <= _SAME
+
+
+def _frames(kinds: tuple[Sum, Sum]) -> float:
+    return kinds[0].frames + kinds[1].frames
+
+
+def _windows(sums: Sums) -> list[tuple[str, tuple[Sum, Sum]]]:
+    """From the newest frames to all of them."""
+    return [*zip(WINDOWS, (*sums.memories, sums.run), strict=True)]
+
+
+def _tells(latest: RunEstimate, kinds: tuple[Sum, Sum]) -> bool:
+    """Whether that nothing is determined is for another reason than that too little was seen."""
+    photons = float(kinds[0].profile[PHOTONS].sum() + kinds[1].profile[PHOTONS].sum())
+    seen = latest.frames >= FEWEST_FRAMES_TO_COMPARE and photons >= _ENOUGH_PHOTONS
+    return seen and latest.posterior.reason != TOO_VAGUE

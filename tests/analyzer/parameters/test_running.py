@@ -19,7 +19,7 @@ from analyzer.parameters.header import Mismatch, Quantity
 from analyzer.parameters.profile import Sectors, sectors
 from analyzer.parameters.running import LOOKS, RunEstimate, RunEstimator
 from analyzer.parameters.scattering import Scattering
-from analyzer.parameters.sums import RunningSums
+from analyzer.parameters.sums import MEMORIES, RunningSums
 from sim_replay.background import expected_water
 from sim_replay.detector import Condition, eiger2_4m
 from streamer.messages import SeriesMetadata
@@ -80,9 +80,32 @@ class Run:
         self.sums.add(where, DETECTOR.shape, CENTER, profile, pairs, hit, saturated)
         if not saturated:
             # The frames that this one stands for.
-            self.sums._run_facts[int(hit), 1] += frames - 1
-            self.sums._latest_facts[int(hit), 1] += frames - 1
+            for kinds in (self.sums._memories[0], self.sums._block):
+                kinds.facts[int(hit), 1] += frames - 1
         return self.estimator.look()
+
+    def put(self, expected: Floats, frames: int) -> None:
+        """Frames one after another, as the sums have them in the end; no look."""
+        where, _ = bins()
+        photons = self.rng.poisson(expected * frames).astype(np.float64)
+        pairs = float((expected**2 / np.maximum(where.pixels, 1.0)).sum()) * frames
+        profile = np.stack([photons, photons * (1.0 + pairs / max(1.0, photons.sum())), where.pixels * frames])
+        if self.sums.sectors is None:
+            self.sums.begin(where, DETECTOR.shape, CENTER)
+        self.sums.header = self.header
+        for memory, length in zip((*self.sums._memories, self.sums._run), (*MEMORIES, 1e12), strict=True):
+            kept = (1.0 - 1.0 / length) ** frames
+            share = -math.expm1(-frames / length) * length / frames
+            memory.forget(kept)
+            memory.profiles[0] += profile * share
+            memory.facts[0] += (pairs * share, frames * share)
+        self.sums._frames += frames
+        self.sums._counted += frames
+
+    def look(self) -> RunEstimate:
+        found = self.estimator.look()
+        assert found is not None
+        return found
 
 
 def header(**changes: Any) -> SeriesMetadata:
@@ -204,6 +227,65 @@ def test_when_the_detector_is_moved_without_telling_the_latest_frames_are_believ
     assert found is not None
     assert found.window == "latest"
     assert found.fields["camera_length_m"] == pytest.approx(0.2, abs=0.005)
+
+
+def test_a_small_change_under_an_unchanged_header_is_followed() -> None:
+    """At 0.35 m a thousand frames know the energy to 200 eV only, so they agree with both; ten thousand do not."""
+    run = Run(header(photon_energy_eV=8000.0, camera_length_m=0.35))
+    run.put(water(8000.0, 0.35), 400_000)
+    before = run.look()
+    assert before.window == "run"
+    assert before.fields["photon_energy_eV"] == pytest.approx(8000.0, abs=4 * before.fields["photon_energy_sigma_eV"])
+    run.put(water(8240.0, 0.35), 40_000)
+    after = run.look()
+    assert after.window != "run"
+    assert after.fields["photon_energy_eV"] == pytest.approx(8240.0, abs=3 * after.fields["photon_energy_sigma_eV"])
+
+
+def test_a_long_run_that_stays_as_it_is_is_published_whole() -> None:
+    run = Run(header())
+    for frames in (1500, 20_000, 200_000, 500_000):
+        run.put(water(), frames)
+        assert run.look().window == "run"
+
+
+def test_when_the_water_is_gone_its_energy_and_length_do_not_stay() -> None:
+    run = Run(header())
+    run.put(water(), 5000)
+    assert run.look().posterior.reason is None
+    run.put(bins()[0].pixels * 0.01, 5000)
+    found = run.look()
+    assert found.window == "latest"
+    assert found.fields.keys() == {"estimate_reason"}
+    run.put(water(), 5000)
+    assert run.look().posterior.reason is None
+
+
+def test_the_run_stands_while_the_latest_frames_are_too_few_to_say_anything() -> None:
+    run = Run(header())
+    run.put(water(), 5000)
+    run.sums.begin_latest()
+    run.put(water() * 1e-6, 200)
+    found = run.look()
+    assert found.posterior.reason is None
+    assert found.window == "run"
+
+
+def test_saturation_is_forgotten_with_the_latest_frames() -> None:
+    run, (where, _) = Run(header()), bins()
+    nothing = np.zeros((3, where.bins), np.float32)
+    for _ in range(3000):
+        run.sums.add(where, DETECTOR.shape, CENTER, nothing, 0.0, False, True)
+    assert "saturated" in (run.look().posterior.reason or "")
+    run.sums.header = run.header
+    expected = (water() * 1.0).astype(np.float32)
+    one = np.stack([expected, expected, where.pixels]).astype(np.float32)
+    for _ in range(1000):
+        run.sums.add(where, DETECTOR.shape, CENTER, one, 0.0, False, False)
+    assert "saturated" not in (run.look().posterior.reason or "")
+    for _ in range(800):
+        run.sums.add(where, DETECTOR.shape, CENTER, nothing, 0.0, False, True)
+    assert "saturated" in (run.look().posterior.reason or ""), "the latest frames are judged, not the run"
 
 
 def test_a_recording_that_is_played_again_and_again_does_not_become_surer() -> None:
