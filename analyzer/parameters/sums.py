@@ -59,6 +59,8 @@ class RunningSums:
         self.sectors: Sectors | None = None
         self.header: SeriesMetadata | None = None
         self.number = 0
+        self._frames, self._in_block = 0, 0
+        self._saturated, self._counted = 0.0, 0.0
 
     def add(
         self, sectors: Sectors, shape: tuple[int, int], center: tuple[float, float], profile: npt.NDArray[np.float32],
@@ -118,8 +120,8 @@ class RunningSums:
         self.sectors, self._shape, self._center = sectors, shape, center
         self._memories = tuple(_Kinds(sectors.bins) for _ in MEMORIES)
         self._run, self._block = _Kinds(sectors.bins), _Kinds(sectors.bins)
-        self._in_block = self._frames = 0
-        self._saturated = self._counted = 0.0
+        self._in_block, self._frames = 0, 0
+        self._saturated, self._counted = 0.0, 0.0
 
 
 class _Kinds:
