@@ -213,7 +213,8 @@ def _bundle_false_hits(card: HitCard, rule: HitRule, threshold: float) -> Rate:
     if threshold == card.threshold and by_content is not None:
         rate = by_content
     elif threshold == card.threshold and isinstance(measured, (list, tuple)) and len(measured) == 3:
-        rate = Rate(*(float(value) for value in measured))
+        estimate, low, high = map(float, measured)
+        rate = Rate(estimate, low, high)
     elif card.score_reference_empties:
         rate = _rate_above(card, threshold)
         if by_content is not None:

@@ -79,8 +79,8 @@ class CascadeSettings:
 @dataclass(slots=True)
 class BatchOutcome:
     """Results of a batch in its order, the radial profiles of its good frames (each
-    (2, bins): photons, pixels), their peaks, their diffuse scattering, seconds spent in each stage, and how a shadow
-    finder's peaks compare, ``None`` where it failed."""
+    (2, bins): photons, pixels), their peaks, their diffuse scattering, seconds spent in each stage, how a shadow
+    finder's peaks compare, ``None`` where it failed, and the results' series, which the front enters."""
 
     results: list[FrameResult]
     profiles: list[npt.NDArray[np.float32]] = field(default_factory=list)
@@ -88,6 +88,7 @@ class BatchOutcome:
     diffuse: list[FrameProfile] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     comparisons: list[Comparison | None] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
 
     def add(self, other: "BatchOutcome") -> None:
         """Take in what became of the frames after these."""

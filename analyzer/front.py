@@ -195,7 +195,7 @@ class Front:
     ``pulse``: whether its threads get on.
     ``contradicted``: what of a header is not so by what was given, a line each.
     ``channel`` is the one asked for, ``None`` for the first threshold. ``gathered_since``: when the running products
-    began (Unix s); ``beginnings``: how often all of them were begun anew.
+    began (Unix s).
     """
 
     def __init__(
@@ -215,7 +215,6 @@ class Front:
         self.products = Products()
         self.tallies = Tallies()
         self.gathered_since = time.time()
-        self.beginnings = 0
         self.channel = settings.channel
         self.history = History(self.running.place_of)
         self.latest = LatestFrames()
@@ -549,6 +548,7 @@ class Front:
         except Exception:
             # Only looked at, so a fault of it costs no frame.
             self._repeats.exception("the latest frames cannot be kept to be looked at", "page_failed")
+        outcome.series = [each.series for each in batch]
         self._results.put(outcome)
         frame, result = batch[-1], outcome.results[-1]
         if result.status == Status.OK and isinstance(frame.image, ImageData):
@@ -609,7 +609,6 @@ class Front:
             self.running.forget_peaks()
             return
         self.running.reset()
-        self.beginnings += 1
         self.latest.reset()
         for gathered in (self.history, self.split, self.map):
             if gathered is not None:
@@ -631,6 +630,7 @@ class Front:
                 outcome.comparisons,
                 outcome.diffuse,
                 outcome.peaks,
+                outcome.series,
             )
             self.products.add(results, outcome.peaks, outcome.profiles)
             for gathered in (self.history, self.split, self.map):

@@ -20,12 +20,11 @@ from analyzer.geometry import AZIMUTH_CLASSES
 from analyzer.live.history import MOST_IMAGES
 from analyzer.networks import PROFILE_BINS
 from analyzer.parameters.bragg_spots import BraggSpots
-from analyzer.parameters.bragg_watch import HitSpots
 from analyzer.parameters.frame import MOST_SATURATED
-from analyzer.parameters.stand import Stand, moved
-from analyzer.parameters.sums import RunningSums, Sums
+from analyzer.parameters.gathered import Gathered, Gathering
+from analyzer.parameters.sums import Sums
 from analyzer.peak_finder import Comparison, Disagreement
-from analyzer.reduction import FramePlan, FrameProfile
+from analyzer.reduction import FrameProfile
 from analyzer.results import Decision, FrameResult, Status
 from streamer.messages import SeriesMetadata
 from streamer.series import Series
@@ -104,7 +103,8 @@ def _smoothed(before: float | None, values: Sequence[float | None]) -> float | N
 @dataclass(slots=True)
 class Running:
     """Running products of a run. ``began_at``: when the latest series did (Unix s). ``disagreement``: of a shadow
-    finder, ``None`` without one; ``spots``: of hits, ``None`` where the crystals' cell is not known. ``last_result_at``
+    finder, ``None`` without one; ``gathering``: sums of diffuse scattering, and spots of hits where the crystals' cell
+    is known; ``metadata``: the header that was read last, of which no frame may have come yet. ``last_result_at``
     and ``last_beam_at``: when the last image analysed was published, and the last that saw beam (Unix s).
     ``indexable_frames``: since the program began, whatever is reset."""
 
@@ -116,8 +116,7 @@ class Running:
     stages: dict[str, Histogram] = field(default_factory=dict)
     profile: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, PROFILE_BINS * AZIMUTH_CLASSES)))
     profile_frames: float = 0.0
-    sums: RunningSums = field(default_factory=RunningSums)
-    spots: HitSpots | None = None
+    gathering: Gathering = field(default_factory=Gathering)
     metadata: SeriesMetadata | None = None
     series_id: int | None = None
     series_began: int = 0
@@ -134,8 +133,6 @@ class Running:
     disagreement: Disagreement | None = None
     _ordinal: int = 0
     _offsets: dict[int, int] = field(default_factory=dict)
-    _headers: dict[int, Stand] = field(default_factory=dict)
-    _summed: Stand | None = None
     _next_offset: int = 0
 
     def begin(self, series: Series) -> None:
@@ -148,11 +145,13 @@ class Running:
                 self.began_at = time.time()
                 self.profile[:] = 0.0
                 self.profile_frames = 0.0
-                self.sums.begin_latest()
             self.series_id, self.metadata = series.series_id, series.metadata
-            self._headers[series.ordinal] = Stand.of(series.metadata)
-            while len(self._headers) > _SERIES_KEPT:
-                del self._headers[next(iter(self._headers))]
+
+    @property
+    def shown_header(self) -> SeriesMetadata | None:
+        """That of the frames whose sums are shown, else the latest."""
+        header = self.gathering.header
+        return self.metadata if header is None else header
 
     def header_of(self, ordinal: int) -> SeriesMetadata | None:
         """The metadata of a series while it is the latest."""
@@ -175,8 +174,8 @@ class Running:
         self.forget_judgements()
         with self.lock:
             self.indexable = ImageWindow(max(WINDOWS))
-            if self.spots is not None:
-                self.spots.reset()
+            if self.gathering.spots is not None:
+                self.gathering.spots.reset()
             self.history = []
             if self.disagreement is not None:
                 self.disagreement.latest.clear()
@@ -194,7 +193,7 @@ class Running:
         with self.lock:
             self.profile[:] = 0.0
             self.profile_frames = 0.0
-            self.sums.reset()
+            self.gathering.reset()
             self.relative_flux = self.background_photons = self.last_hit = self.last = None
 
     def place_of(self, ordinal: int) -> int | None:
@@ -222,9 +221,13 @@ class Running:
         comparisons: Sequence[Comparison | None] = (),
         diffuse: Sequence[FrameProfile] = (),
         peaks: Sequence[FramePeaks] = (),
+        series: Sequence[Series] = (),
     ) -> None:
-        """Take in a batch; ``profiles``, ``diffuse`` and ``peaks`` are those of its good results, in their order."""
+        """Take in a batch; ``profiles``, ``diffuse`` and ``peaks`` are those of its good results, in their order;
+        ``series`` those of all results, each with the header that the frame had."""
         good = [result for result in results if result.status == Status.OK]
+        of = [each for result, each in zip(results, series, strict=False) if result.status == Status.OK]
+        of_good: Sequence[Series | None] = of or [None] * len(good)
         with self.lock:
             for result in good:
                 self._add_one(result)
@@ -248,52 +251,44 @@ class Running:
                 self.profile *= kept
                 self.profile += np.sum(profiles, 0)
                 self.profile_frames = self.profile_frames * kept + len(profiles)
-            for result, seen in zip(good, diffuse, strict=False):
-                self._add_diffuse(result, seen)
-            for result, spots in zip(good, peaks, strict=False):
-                self._add_spots(result, spots)
+            for result, one, seen in zip(good, of_good, diffuse, strict=False):
+                self._add_diffuse(result, one, seen)
+            for result, one, spots in zip(good, of_good, peaks, strict=False):
+                self._add_spots(result, one, spots)
             if self.disagreement is not None:
                 for comparison in comparisons:
                     self.disagreement.add(comparison)
 
-    def _add_diffuse(self, result: FrameResult, seen: FrameProfile) -> None:
-        if result.decision == Decision.NO_BEAM:
+    def _add_diffuse(self, result: FrameResult, series: Series | None, seen: FrameProfile) -> None:
+        gathering, plan = self.gathering, seen.plan
+        # Without beam, too, a frame says that its header is in use.
+        if not gathering.takes(series, plan) or result.decision == Decision.NO_BEAM:
             return
-        if self._of_another_header(result, seen.plan):
-            return
-        header = self._headers.get(result.ordinal)
-        if self.sums.sectors is not seen.plan.sectors or moved(self._summed, header):
-            # A geometry file with numbers of its own has one plan wherever the header says the detector is.
-            self.sums.reset()
-            self._summed = header
-        geometry = seen.plan.geometry
+        gathering.belongs(series)
+        geometry = plan.geometry
         center = (geometry.beam_center_fs, geometry.beam_center_ss)
-        saturated = (result.saturated_pixels or 0) > MOST_SATURATED * seen.plan.sectors.pixels.sum()
-        self.sums.add(seen.plan.sectors, geometry.shape, center, seen.profile, seen.pairs, bool(result.hit), saturated)
+        saturated = (result.saturated_pixels or 0) > MOST_SATURATED * plan.sectors.pixels.sum()
+        gathering.sums.add(plan.sectors, geometry.shape, center, seen.profile, seen.pairs, bool(result.hit), saturated)
 
-    def _add_spots(self, result: FrameResult, seen: FramePeaks) -> None:
-        if self.spots is not None and result.hit and not self._of_another_header(result, seen.plan):
-            self.spots.add(seen, self._headers.get(result.ordinal))
+    def _add_spots(self, result: FrameResult, series: Series | None, seen: FramePeaks) -> None:
+        gathering = self.gathering
+        if gathering.keeps_spots(series, seen.plan) and result.hit and gathering.spots is not None:
+            gathering.spots.add(seen)
 
-    def _of_another_header(self, result: FrameResult, plan: FramePlan) -> bool:
-        """Whether a frame is a late one of a series with another header."""
-        if result.ordinal >= self._ordinal:
-            return False
-        header = self._headers.get(result.ordinal)
-        if self.sums.sectors is not None:
-            return plan.sectors is not self.sums.sectors or moved(self._summed, header)
-        # Nothing came of the later series yet, which a file's reader may be far ahead with.
-        return moved(self._headers.get(self._ordinal), header)
+    def over(self, ordinal: int, *, copied: bool = True) -> Gathered | None:
+        """What a series that is over and published is told from; see ``Gathering.over``."""
+        with self.lock:
+            return self.gathering.over(ordinal, copied=copied)
 
     def hit_spots(self) -> BraggSpots | None:
         """Those kept of this geometry's hits, another object when they begin anew."""
         with self.lock:
-            return None if self.spots is None else self.spots.kept
+            return None if self.gathering.spots is None else self.gathering.spots.kept
 
     def diffuse_sums(self) -> Sums | None:
         """A copy of the sums of the frames' diffuse scattering."""
         with self.lock:
-            return self.sums.copy()
+            return self.gathering.sums.copy()
 
     def _add_one(self, result: FrameResult) -> None:
         counted = result.decision != Decision.NO_BEAM

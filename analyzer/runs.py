@@ -221,7 +221,7 @@ class Runs:
 
     def estimate_fields(self) -> dict[str, Any]:
         """The running estimate, and the header's values beside it."""
-        fields, header = dict(self._estimate()), self._front.running.metadata
+        fields, header = dict(self._estimate()), self._front.running.shown_header
         for name in ("photon_energy_eV", "camera_length_m"):
             fields[f"header_{name}"] = None if header is None else getattr(header, name)
         return fields

@@ -664,12 +664,13 @@ def main() -> None:
         device = sys.modules.get("analyzer.cuda.device")
         if device is None or not device.any_lost():
             raise
-        if not isinstance(error, SystemExit):
+        code: object = EXIT_FAILED
+        if isinstance(error, SystemExit):
+            code = error.code
+        else:
             sys.excepthook(type(error), error, error.__traceback__)
-            logs.settle()
-            device.leave(EXIT_FAILED)
         logs.settle()
-        device.leave(error.code if isinstance(error.code, int) else int(error.code is not None))
+        device.leave(code if isinstance(code, int) else int(code is not None))
     device = sys.modules.get("analyzer.cuda.device")
     if device is not None and device.any_lost():
         logs.settle()

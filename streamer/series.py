@@ -46,13 +46,15 @@ MOST_CHUNKS = 1 << 18
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
-    """One run of the detector. ``ordinal`` counts series seen, as ids may repeat after a reboot."""
+    """One run of the detector. ``ordinal`` counts series seen, as ids may repeat after a reboot; ``revision`` the
+    headers of this one that replaced another."""
 
     ordinal: int
     series_id: int
     unique_id: str | None
     metadata: SeriesMetadata
     joined: bool = False
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,10 @@ class SeriesTracker:
         self, running: _Running, metadata: SeriesMetadata, unique_id: str | None, now_s: float
     ) -> SeriesUpdated:
         metadata = self._sharing(metadata)
-        running.series = replace(running.series, metadata=metadata, unique_id=unique_id or running.series.unique_id)
+        before = running.series
+        running.series = replace(
+            before, metadata=metadata, unique_id=unique_id or before.unique_id, revision=before.revision + 1
+        )
         self._announce(running, metadata.number_of_images)
         running.deadline_s = now_s + GRACE_S if running.last_came else None
         return SeriesUpdated(running.series)

@@ -161,8 +161,8 @@ class StatusReport:
         return None
 
     def _header(self) -> dict[str, Any] | None:
-        metadata = self._front.running.metadata
-        if metadata is None:
+        metadata, latest = self._front.running.shown_header, self._front.running.metadata
+        if metadata is None or latest is None:
             return None
         return {
             "shape": metadata.shape,
@@ -170,8 +170,8 @@ class StatusReport:
             "camera_length_m": metadata.camera_length_m,
             "beam_center_x_px": metadata.beam_center_x_px,
             "beam_center_y_px": metadata.beam_center_y_px,
-            "number_of_images": metadata.number_of_images,
-            "frame_time_s": metadata.frame_time_s,
+            "number_of_images": latest.number_of_images,
+            "frame_time_s": latest.frame_time_s,
         }
 
 

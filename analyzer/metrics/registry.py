@@ -47,7 +47,7 @@ class _RunCollector(Collector):
         yield from load.times(running)
         yield from findings.ratios(running, self._point)
         yield from findings.scores(running, self._point)
-        yield from findings.parameters(self._estimate(), running.metadata)
+        yield from findings.parameters(self._estimate(), running.shown_header)
         yield from findings.peaks(front.products)
         yield from findings.disagreement(running)
         info = InfoMetricFamily("cxls_build", "Version of the program, its libraries and the model bundle")

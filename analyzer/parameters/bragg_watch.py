@@ -49,18 +49,32 @@ class HitSpots:
     def __init__(self) -> None:
         self.kept: BraggSpots | None = None
         self._of: tuple[Stand | None, Geometry] | None = None
+        self._newest = -1, -1
 
-    def add(self, seen: FramePeaks, header: Stand | None) -> None:
-        """Take the peaks of a hit; ``header`` is that of its series."""
+    def takes(self, header: Stand | None, geometry: Geometry, turn: tuple[int, int] = (0, 0)) -> bool:
+        """Whether a frame belongs to the place of the spots; one whose header came later (``turn``) begins another.
+
+        A late frame of another place is none of it. ``header`` is the frame's own.
+        """
+        same = self._of is not None and not _elsewhere(*self._of, header, geometry)
+        if turn >= self._newest:
+            self._newest = turn
+            if not same:
+                self.kept, self._of = None, (header, geometry)
+                return True
+        return same
+
+    def add(self, seen: FramePeaks) -> None:
+        """Keep the peaks of a hit that belongs here."""
         geometry = seen.plan.geometry
-        if self.kept is None or self._of is None or _elsewhere(*self._of, header, geometry):
-            self.kept, self._of = BraggSpots(geometry.pixel_size_m), (header, geometry)
+        if self.kept is None:
+            self.kept = BraggSpots(geometry.pixel_size_m)
         x_px, y_px = geometry.positions_px(seen.peaks["fs"], seen.peaks["ss"])
         self.kept.add(x_px, y_px, seen.peaks["intensity"])
 
     def reset(self) -> None:
-        """Forget everything."""
-        self.kept = self._of = None
+        """Forget the spots; their place stays."""
+        self.kept = None
 
 
 def _elsewhere(header: Stand | None, geometry: Geometry, new_header: Stand | None, new: Geometry) -> bool:
@@ -89,8 +103,12 @@ class BraggWatch:
     @property
     def latest(self) -> BraggEstimate | None:
         """The last estimate of the spots that are kept now, be it that there is none and why."""
+        return self.of(self._spots())
+
+    def of(self, spots: BraggSpots | None) -> BraggEstimate | None:
+        """The last estimate, if it is of these spots."""
         found = self._found
-        return found[1] if found is not None and found[0] is self._spots() else None
+        return found[1] if found is not None and found[0] is spots else None
 
     def watch(self, done: threading.Event) -> None:
         """Look until ``done``."""

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.parameters.fit import Posterior
+from analyzer.parameters.fit import NO_FIT, Posterior
 from analyzer.parameters.model import HIGHEST_LOG_ENERGY, HIGHEST_LOG_LENGTH, LOWEST_LOG_ENERGY, LOWEST_LOG_LENGTH
 
 ENERGY_SIGMA_LIMIT_EV = 1000.0
 DISTANCE_SIGMA_LIMIT_M = 0.02
 RATIO_SIGMA_LIMIT = 0.25
 """Of L/E, relative: beyond it nothing is said."""
+
+TOO_VAGUE = "camera length over photon energy known to more than 25 % only"
 
 WORST_FRAME_MISFIT = 1.75
 """Chi squared a degree of freedom from which a single frame, which has no reason to scatter more, is none either."""
@@ -27,6 +29,9 @@ WORST_MISFIT = 2.0
 
 WORST_DEVIATION = 0.03
 """Of the profile from the fit beyond noise, relative, r.m.s."""
+
+DIVERGED_DEVIATION = 100.0
+"""From which the fit is nowhere near the profile: it has run away, and its chi squared says nothing of the light."""
 
 LEAST_WATER = 0.06
 """Share of the photons."""
@@ -38,7 +43,9 @@ def judged(posterior: Posterior, *, frame: bool = False) -> Posterior:
         return posterior
     numbers = (posterior.covariance, posterior.mean, posterior.misfit, posterior.water_share)
     if not all(np.isfinite(each).all() for each in numbers) or (np.diag(posterior.covariance) <= 0.0).any():
-        return _refused(posterior, "the fit of water to the profile fails")
+        return _refused(posterior, NO_FIT)
+    if posterior.deviation > DIVERGED_DEVIATION:
+        return _refused(posterior, NO_FIT)
     lone = frame and posterior.misfit > WORST_FRAME_MISFIT
     if lone or (posterior.misfit > WORST_MISFIT and posterior.deviation > WORST_DEVIATION):
         text = f"the profile is not that of water (chi squared {posterior.misfit:.1f} a degree of freedom)"
@@ -48,7 +55,7 @@ def judged(posterior: Posterior, *, frame: bool = False) -> Posterior:
     if posterior.water_share < LEAST_WATER:
         return _refused(posterior, f"no water: {max(posterior.water_share, 0.0):.0%} of the diffuse scattering")
     if math.sqrt(posterior.covariance[0, 0]) > RATIO_SIGMA_LIMIT:
-        return _refused(posterior, "camera length over photon energy known to more than 25 % only")
+        return _refused(posterior, TOO_VAGUE)
     return posterior
 
 

@@ -26,6 +26,9 @@ _DOUBTFUL_TABLE = 0.005
 _SURE = 25.0
 """Chi squared of two that counts as disagreement: 4e-6 by chance."""
 
+_SURE_OF_ONE = 4.6
+"""Deviations that count as disagreement where a header has one of the two alone: as often by chance."""
+
 _SURE_ALONE = 4.0
 _FINE_ALONE = 2.5
 _CENTER_SURE = 5.0
@@ -38,6 +41,12 @@ class Quantity(StrEnum):
     CAMERA_LENGTH = "camera_length"
     RATIO = "camera_length_or_photon_energy"
     BEAM_CENTER = "beam_center"
+
+
+ANGLES = frozenset({Quantity.PHOTON_ENERGY, Quantity.CAMERA_LENGTH, Quantity.RATIO})
+"""One and the same contradiction: which of them it is said to be may change from look to look."""
+
+FAMILIES = (ANGLES, frozenset({Quantity.BEAM_CENTER}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +70,12 @@ def mismatches(
 
 
 def _of_angles(posterior: Posterior, metadata: SeriesMetadata) -> list[Mismatch]:
-    energy, length = metadata.photon_energy_eV, metadata.camera_length_m
-    if not energy or not length:
-        return []
+    # Zero is how a header says that it does not know.
+    energy, length = metadata.photon_energy_eV or 0.0, metadata.camera_length_m or 0.0
     # A table that the data show to be wrong may be wrong in a way that the fit cannot see, too.
     covariance = posterior.covariance + FLOOR * (1.0 + (posterior.table_error / _DOUBTFUL_TABLE) ** 2)
-    off = np.array([math.log(length / energy), math.log(energy)]) - posterior.mean
-    if off @ np.linalg.solve(covariance, off) < _SURE:
-        return []
     sigma_energy = math.sqrt(covariance[1, 1])
     sigma_length = math.sqrt(covariance[0, 0] + covariance[1, 1] + 2.0 * covariance[0, 1])
-    energy_off, length_off = abs(off[1]) / sigma_energy, abs(off[0] + off[1]) / sigma_length
     found = math.exp(posterior.mean[1])
     distance = math.exp(posterior.mean[0]) * found
     of_energy = Mismatch(
@@ -84,6 +88,14 @@ def _of_angles(posterior: Posterior, metadata: SeriesMetadata) -> list[Mismatch]
         f"camera length: the header says {length * 1e3:.1f} mm, the data show "
         f"{distance * 1e3:.1f} ± {distance * sigma_length * 1e3:.1f} mm",
     )
+    energy_off = abs(math.log(energy / found)) / sigma_energy if energy > 0.0 else 0.0
+    length_off = abs(math.log(length / distance)) / sigma_length if length > 0.0 else 0.0
+    if energy <= 0.0 or length <= 0.0:
+        each = ((of_energy, energy_off), (of_length, length_off))
+        return [mismatch for mismatch, off in each if off >= _SURE_OF_ONE]
+    off = np.array([math.log(length / energy), math.log(energy)]) - posterior.mean
+    if off @ np.linalg.solve(covariance, off) < _SURE:
+        return []
     if energy_off >= _SURE_ALONE and length_off >= _SURE_ALONE:
         return [of_energy, of_length]
     if energy_off >= _SURE_ALONE and length_off <= _FINE_ALONE:

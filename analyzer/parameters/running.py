@@ -1,6 +1,5 @@
 """The estimate of a run so far: from the sums, whichever of them knows best, and against the header."""
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -12,15 +11,14 @@ import numpy as np
 from analyzer.parameters.answers import plain_answers
 from analyzer.parameters.bragg import BraggEstimate
 from analyzer.parameters.choice import Choice, choose
-from analyzer.parameters.claims import judged, record_fields
+from analyzer.parameters.claims import TOO_VAGUE, judged, record_fields
 from analyzer.parameters.fit import TABLE_ERRORS, Fitter, Posterior, undetermined
 from analyzer.parameters.frame import off_the_panel
-from analyzer.parameters.header import Mismatch, Quantity, mismatches
+from analyzer.parameters.header import FAMILIES, Mismatch, Quantity, mismatches
 from analyzer.parameters.model import RADIUS
-from analyzer.parameters.profile import PHOTONS, PIXELS, SECTORS
+from analyzer.parameters.profile import PHOTONS, PIXELS, SECTORS, Sectors
 from analyzer.parameters.scattering import Scattering
-from analyzer.parameters.sums import Floats, Sum, Sums
-from streamer.messages import SeriesMetadata
+from analyzer.parameters.sums import MEMORIES, Floats, Sum, Sums
 
 LOOKS = 3
 """The header is contradicted after so many looks that say so, and no more after as many that do not."""
@@ -29,11 +27,24 @@ FEWEST_FRAMES_TO_COMPARE = 10
 BRAGG = "bragg"
 """Source of an estimate: Bragg spots of a known cell."""
 
-_SAME_SIGMA = 3.0
+WINDOWS = ("latest", *(f"latest {frames}" for frames in MEMORIES[1:]), "run")
+"""What a run's estimate may be of: see ``sums.MEMORIES``."""
+
+_SAME = 11.83
+"""Chi squared of two up to which a part says the same as the whole: 0.3 % by chance beyond."""
+
+_ENOUGH_PHOTONS = 1e6
+"""With which water would be known for what it is."""
+
 _OVERDISPERSED = 1.3
 _RUGGED_PHOTONS = 1e7
 _MISSES_ENOUGH = 0.5
 _ALL_SATURATED = 0.5
+
+_FITTERS = 2
+"""Kept: what is shown, and what a series that ends late was summed under."""
+
+_MOST_STARTS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +61,9 @@ class Curve:
 @dataclass(frozen=True, slots=True)
 class RunEstimate:
     """What a run shows. ``fields``: as in a record; ``frames`` it is of; ``source`` which: ``misses`` or ``all`` of the
-    water, or ``bragg``; ``window`` how many: ``run`` or ``latest``; ``found`` mismatches with the header, and
-    ``mismatches``, those that one look does not decide (``LOOKS``); ``choice`` what Bragg spots say, if asked for."""
+    water, or ``bragg``; ``window`` how many: one of ``WINDOWS``; ``found`` mismatches with the header, and
+    ``mismatches``, those that one look does not decide (``LOOKS``); ``choice`` what Bragg spots say, if asked for;
+    ``number`` that of the sums."""
 
     posterior: Posterior
     frames: float
@@ -60,6 +72,7 @@ class RunEstimate:
     found: tuple[Mismatch, ...] = ()
     mismatches: tuple[Mismatch, ...] = ()
     choice: Choice | None = None
+    number: int = 0
 
     @property
     def disagreement(self) -> str | None:
@@ -111,7 +124,7 @@ class RunEstimate:
 class RunEstimator:
     """Keeps the estimate of a run up to date: ``look`` now and then. ``latest`` may be read from any thread.
 
-    ``sums``, ``header`` and ``scattering`` give what there is at the time; without tables nothing is estimated.
+    ``sums`` and ``scattering`` give what there is at the time; without tables nothing is estimated.
     ``bragg`` gives the latest estimate from Bragg spots, which is published where it is the better one (``choice``).
     ``curve`` is what the water was fitted to.
     """
@@ -119,20 +132,18 @@ class RunEstimator:
     def __init__(
         self,
         sums: Callable[[], Sums | None],
-        header: Callable[[], SeriesMetadata | None],
         scattering: Callable[[], Scattering | None],
         bragg: Callable[[], BraggEstimate | None] = lambda: None,
     ) -> None:
-        self._sums, self._header, self._scattering, self._bragg = sums, header, scattering, bragg
+        self._sums, self._scattering, self._bragg = sums, scattering, bragg
         self._lock = threading.Lock()
-        self._fitter: Fitter | None = None
-        self._made_for: tuple[object, object] = (None, None)
-        self._looked: tuple[object, float] = (None, 0.0)
+        self._fitters: list[tuple[Sectors, Scattering, Fitter]] = []
+        self._looked: tuple[int, float, Scattering | None] = (-1, 0.0, None)
         self._water: RunEstimate | None = None
         self._chosen_from: tuple[RunEstimate | None, BraggEstimate | None] = (None, None)
-        self._seen: Counter[Quantity] = Counter()
-        self._alarms: dict[Quantity, Mismatch] = {}
-        self._starts: dict[str, Posterior] = {}
+        self._seen: Counter[frozenset[Quantity]] = Counter()
+        self._alarms: dict[frozenset[Quantity], tuple[Mismatch, ...]] = {}
+        self._starts: dict[tuple[int, str], Posterior] = {}
         self.latest: RunEstimate | None = None
         self.curve: Curve | None = None
 
@@ -148,86 +159,116 @@ class RunEstimator:
             if sums is None or tables is None:
                 self._forget()
                 return None
-            frames = sum(each.frames for each in sums.run)
-            bragg = self._bragg()
-            if self._water is None or self._looked != (sums.sectors, frames) or self._made_for[1] is not tables:
-                fitter = self._fitter_for(sums, tables)
-                if frames < self._looked[1]:
+            bragg, looked = self._bragg(), (sums.number, sums.frames, tables)
+            if self._water is None or self._looked != looked:
+                fitter = self._fitter_for(sums.sectors, tables)
+                if self._looked[0] != sums.number or self._looked[2] is not tables:
                     self._begin()
-                self._looked = (sums.sectors, frames)
                 self._water = self._best(fitter, sums)
+                self._looked = looked
                 self.curve = _curve(fitter, sums, self._water)
+                self._chosen_from = (None, None)
             if self._chosen_from[0] is not self._water or self._chosen_from[1] is not bragg:
                 self._chosen_from = self._water, bragg
-                self.latest = self._compared(_chosen(self._water, bragg), sums.center)
+                self.latest = self._judged(_held(_chosen(self._water, bragg), sums))
             return self.latest
+
+    def of(self, sums: Sums, bragg: BraggEstimate | None) -> RunEstimate | None:
+        """What these sums and spots say, be they shown or not: ``latest`` and the alarms stay as they are."""
+        with self._lock:
+            tables = self._scattering()
+            if tables is None:
+                return None
+            water = self._water
+            if water is None or self._looked != (sums.number, sums.frames, tables):
+                water = self._best(self._fitter_for(sums.sectors, tables), sums)
+            return _held(_chosen(water, bragg), sums)
 
     def _forget(self) -> None:
         self.latest = self._water = self.curve = None
         self._chosen_from = (None, None)
         self._begin()
-        self._looked = (None, 0.0)
+        self._looked = (-1, 0.0, None)
 
     def _begin(self) -> None:
         self._seen.clear()
         self._alarms.clear()
-        self._starts.clear()
 
-    def _fitter_for(self, sums: Sums, tables: Scattering) -> Fitter:
-        made_for = (sums.sectors, tables)
-        if self._fitter is None or self._made_for[0] is not made_for[0] or self._made_for[1] is not made_for[1]:
-            where = sums.sectors
-            self._fitter = Fitter(where.shape, where.pixels, where.pixel_size_m, tables, TABLE_ERRORS)
-            self._made_for = made_for
-            self._begin()
-        return self._fitter
+    def _fitter_for(self, sectors: Sectors, tables: Scattering) -> Fitter:
+        for where, by, fitter in self._fitters:
+            if where is sectors and by is tables:
+                return fitter
+        if any(by is not tables for _, by, _ in self._fitters):
+            self._fitters.clear()
+            self._starts.clear()
+        made = Fitter(sectors.shape, sectors.pixels, sectors.pixel_size_m, tables, TABLE_ERRORS)
+        self._fitters = [*self._fitters[1 - _FITTERS :], (sectors, tables, made)]
+        return made
 
     def _best(self, fitter: Fitter, sums: Sums) -> RunEstimate:
-        """Of the whole run while its latest frames agree with it, else of these."""
+        """Of as many frames as there are whose newer ones say the same; the newest alone where they say nothing."""
         off = off_the_panel(sums.shape, sums.center)
+        counted = _frames(sums.run)
         if off:
             return RunEstimate(undetermined(off), 0.0, "all", "run")
-        counted = sum(each.frames for each in sums.run)
-        if sums.saturated_frames > _ALL_SATURATED * (counted + sums.saturated_frames):
+        if sums.saturated_share > _ALL_SATURATED:
             return RunEstimate(undetermined("saturated pixels in most frames"), counted, "all", "run")
-        run = self._of(fitter, sums.run, "run")
-        if counted <= 2.0 * sum(each.frames for each in sums.latest):
-            return run
-        latest = self._of(fitter, sums.latest, "latest")
-        if latest.posterior.reason is not None:
-            return run
-        return run if run.posterior.reason is None and _agree(run.posterior, latest.posterior) else latest
+        newer: list[RunEstimate] = []
+        best: RunEstimate | None = None
+        for window, kinds in _windows(sums):
+            if window != "run" and counted <= 2.0 * _frames(kinds):
+                continue
+            found = self._of(fitter, kinds, window, sums.number)
+            if found.posterior.reason is not None:
+                if not newer and _tells(found, kinds):
+                    return found
+                # What the newer ones know stands; without them, more frames may know something.
+                best = best or (found if window == "run" else None)
+                continue
+            if not all(_agree(each.posterior, found.posterior) for each in newer):
+                break
+            newer.append(found)
+            best = found
+        assert best is not None, "the run itself is always looked at"
+        return best
 
-    def _of(self, fitter: Fitter, kinds: tuple[Sum, Sum], window: str) -> RunEstimate:
+    def _of(self, fitter: Fitter, kinds: tuple[Sum, Sum], window: str, number: int) -> RunEstimate:
         """Misses alone where they are most of the light: no Bragg spot too weak to be found is in them."""
         misses, hits = kinds
         whole = misses + hits
         enough = misses.profile[0].sum() >= _MISSES_ENOUGH * whole.profile[0].sum()
         chosen, source = (misses, "misses") if enough else (whole, "all")
-        start = self._starts.get(window)
+        start = self._starts.get((number, window))
         posterior = fit_sum(fitter, chosen.profile, chosen.pairs, start)
         if posterior.reason is None:
-            self._starts[window] = posterior
+            self._starts[number, window] = posterior
+            while len(self._starts) > _MOST_STARTS:
+                del self._starts[next(iter(self._starts))]
         return RunEstimate(posterior, chosen.frames, source, window)
 
-    def _compared(self, estimate: RunEstimate, center: tuple[float, float]) -> RunEstimate:
-        header = self._header()
-        found: tuple[Mismatch, ...] = ()
-        if header is not None and (estimate.source == BRAGG or estimate.frames >= FEWEST_FRAMES_TO_COMPARE):
-            found = tuple(mismatches(estimate.posterior, header, center))
-        for quantity in Quantity:
-            there = next((each for each in found if each.quantity == quantity), None)
-            self._seen[quantity] = max(0, min(LOOKS, self._seen[quantity] + (1 if there else -1)))
-            if self._seen[quantity] == 0:
-                self._alarms.pop(quantity, None)
-            elif there is not None and (self._seen[quantity] == LOOKS or quantity in self._alarms):
-                self._alarms[quantity] = there
-        return replace(estimate, found=found, mismatches=tuple(self._alarms.values()))
+    def _judged(self, estimate: RunEstimate) -> RunEstimate:
+        """With the alarms that this look and those before make."""
+        for family in FAMILIES:
+            there = tuple(each for each in estimate.found if each.quantity in family)
+            self._seen[family] = max(0, min(LOOKS, self._seen[family] + (1 if there else -1)))
+            if self._seen[family] == 0:
+                self._alarms.pop(family, None)
+            elif there and (self._seen[family] == LOOKS or family in self._alarms):
+                self._alarms[family] = there
+        return replace(estimate, mismatches=tuple(each for alarm in self._alarms.values() for each in alarm))
+
+
+def _held(estimate: RunEstimate, sums: Sums) -> RunEstimate:
+    """Against the header of the frames that are in the sums."""
+    found: tuple[Mismatch, ...] = ()
+    if sums.header is not None and (estimate.source == BRAGG or estimate.frames >= FEWEST_FRAMES_TO_COMPARE):
+        found = tuple(mismatches(estimate.posterior, sums.header, sums.center))
+    return replace(estimate, found=found, number=sums.number)
 
 
 def _curve(fitter: Fitter, sums: Sums, estimate: RunEstimate) -> Curve | None:
     """What an estimate of the water was fitted to, by ring; ``None`` without a photon."""
-    misses, hits = sums.latest if estimate.window == "latest" else sums.run
+    misses, hits = dict(_windows(sums))[estimate.window]
     chosen = misses if estimate.source == "misses" else misses + hits
     ring = np.arange(sums.sectors.bins) // SECTORS
     pixels = np.bincount(ring, chosen.profile[PIXELS])
@@ -274,7 +315,23 @@ def fit_sum(fitter: Fitter, profile: Floats, pairs: float, start: Posterior | No
     return judged(posterior)
 
 
-def _agree(one: Posterior, other: Posterior) -> bool:
-    """Whether two ratios agree within the uncertainty of the vaguer one."""
-    sigma = math.sqrt(max(one.covariance[0, 0], other.covariance[0, 0]))
-    return abs(float(one.mean[0] - other.mean[0])) <= _SAME_SIGMA * sigma
+def _agree(newer: Posterior, longer: Posterior) -> bool:
+    """Whether both ratio and energy of a part agree with the whole, within the part's uncertainty, the larger one."""
+    off = newer.mean - longer.mean
+    return float(off @ np.linalg.solve(newer.covariance, off)) <= _SAME
+
+
+def _frames(kinds: tuple[Sum, Sum]) -> float:
+    return kinds[0].frames + kinds[1].frames
+
+
+def _windows(sums: Sums) -> list[tuple[str, tuple[Sum, Sum]]]:
+    """From the newest frames to all of them."""
+    return [*zip(WINDOWS, (*sums.memories, sums.run), strict=True)]
+
+
+def _tells(latest: RunEstimate, kinds: tuple[Sum, Sum]) -> bool:
+    """Whether that nothing is determined is for another reason than that too little was seen."""
+    photons = float(kinds[0].profile[PHOTONS].sum() + kinds[1].profile[PHOTONS].sum())
+    seen = latest.frames >= FEWEST_FRAMES_TO_COMPARE and photons >= _ENOUGH_PHOTONS
+    return seen and latest.posterior.reason != TOO_VAGUE

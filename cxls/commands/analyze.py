@@ -28,7 +28,7 @@ from analyzer.calibration import BadCalibration, Calibration, load_calibration
 from analyzer.cascade import MOST_FRAMES, CascadeSettings
 from analyzer.control import Control
 from analyzer.drift import score_drift, score_histogram
-from analyzer.front import SERIES_LINES, Front, FrontSettings, SeriesReport, Source
+from analyzer.front import Front, FrontSettings, Source
 from analyzer.hits import HitFolder, HitFolderSettings, UnusableFolder
 from analyzer.indexing import IndexServer
 from analyzer.judge import Judge
@@ -40,6 +40,8 @@ from analyzer.mask_file import BadMask, read_mask
 from analyzer.metrics import DiskSpace, GpuLoad, make_registry
 from analyzer.panels import GivenGeometry, contradictions
 from analyzer.parameters.bragg_watch import BraggWatch, HitSpots
+from analyzer.parameters.gathered import Gathered
+from analyzer.parameters.header import FAMILIES, Quantity
 from analyzer.parameters.running import RunEstimate, RunEstimator
 from analyzer.peak_finder import FinderKind
 from analyzer.peak_parameters import Pf8Options, finder_of
@@ -63,6 +65,7 @@ from cxls import allocator
 from cxls.cli import Failed, Interrupted, listening, stop_on_signals
 from cxls.commands.epics import check_epics, open_epics
 from cxls.commands.indexing import open_broadcast, open_indexing
+from cxls.commands.series_lines import SeriesLines, numbers
 from cxls.compilation import compilation
 from cxls.crew import open_crew
 from cxls.given_cell import read_known_cell
@@ -156,7 +159,9 @@ class Session:
         self.stop = threading.Event()
         self._stay = stay
         self._done = threading.Event()
-        self._series_lines = logs.Repeats(log, burst=SERIES_LINES)
+        self._series_lines = SeriesLines(
+            lambda ordinal, copied: self.front.running.over(ordinal, copied=copied), self._estimate_series
+        )
         self._log_counts = LogCounts()
         self._live = where.live
         # What can be refused is looked at before anything is written or slow.
@@ -249,7 +254,7 @@ class Session:
                 split_tag=settings.split_tag,
                 map_tags=_map_tags(settings),
             ),
-            on_series=self._report_series,
+            on_series=self._series_lines.report,
             hit_outputs=hit_outputs,
             crew=None if self.crew is None else self.crew.dispatch,
             restart=self.restart,
@@ -277,14 +282,12 @@ class Session:
         )
         self.parameters = RunEstimator(
             self.front.running.diffuse_sums,
-            lambda: self.front.running.metadata,
             lambda: self.control.judge.bundle.scattering,
             lambda: None if self.bragg is None else self.bragg.latest,
         )
-        self._looked = 0
         self.bragg: BraggWatch | None = None
         if cell is not None:
-            self.front.running.spots = HitSpots()
+            self.front.running.gathering.spots = HitSpots()
             self.bragg = BraggWatch(cell, self.front.running.hit_spots, lambda: self.parameters.water)
         self._endpoints = ControlEndpoints(self.control, token)
         self._product_files = (
@@ -379,8 +382,9 @@ class Session:
         """Photon energy and camera length of the run so far, and what of the header they contradict."""
         if self.control.judge.bundle.scattering is not None:
             estimate = self.parameters.latest
-            # One from before a reset is not of what came since.
-            return {} if estimate is None or self._looked != self.front.beginnings else estimate.facts
+            # One from before a reset, or of another header, is not of what came since.
+            now = self.front.running.gathering.sums.number
+            return {} if estimate is None or estimate.number != now else estimate.facts
         running = self.front.running
         with running.lock:
             profile, frames = running.profile.astype(np.float32), running.profile_frames
@@ -390,7 +394,6 @@ class Session:
         """Run to the end; every output is complete when it returns."""
         with self._log_counts:
             self._run()
-            self._series_lines.close()
 
     def _run(self) -> None:
         talker = threading.Thread(target=self._talk, name="status", daemon=True)
@@ -402,6 +405,7 @@ class Session:
             threading.Thread(target=self.bragg.watch, args=(self._done,), name="bragg", daemon=True).start()
         if self.web is not None or self.epics is not None:
             threading.Thread(target=self._alarms.watch, args=(self._done,), name="alarms", daemon=True).start()
+        self._series_lines.start()
         self.report.ready = True
         notifier = open_notifier(lambda: self.report.is_ready, self.front.pulse.longest, self._line)
         if self.epics is not None:
@@ -410,7 +414,8 @@ class Session:
             if self.crew is not None:
                 self.crew.start()
             self.front.run(self.stop)
-            self._finish_bragg()
+            self._series_lines.close()
+            self._last_look()
             if self._stay and not self.stop.is_set():
                 log.info("%s; the page stays until Ctrl-C", self.front.account.identity())
                 self.stop.wait()
@@ -439,25 +444,27 @@ class Session:
         return f"{_hit_text(self.front)} | queue {len(self.front.ring)} | {self.front.account.identity()}"
 
     def _watch_parameters(self) -> None:
-        told: set[str] = set()
+        told: set[Quantity] = set()
         contradicted, pause = False, PARAMETERS_S
         while not self._done.wait(pause):
             began = time.thread_time()
             self.control.meets(self.front.running.metadata)
             estimate = self._look()
             pause = max(PARAMETERS_S, PARAMETERS_PAUSES * (time.thread_time() - began))
-            wrong = {} if estimate is None else {each.quantity.value: each.text for each in estimate.mismatches}
+            wrong = {} if estimate is None else {each.quantity: each.text for each in estimate.mismatches}
             for quantity in wrong.keys() - told:
-                log.warning("%s", wrong[quantity], extra=logs.event("header_mismatch", quantity=quantity))
-            told = set(wrong)
+                log.warning("%s", wrong[quantity], extra=logs.event("header_mismatch", quantity=quantity.value))
+            standing = [family for family in FAMILIES if family & wrong.keys()]
+            told = {each for each in told | wrong.keys() if any(each in family for family in standing)}
             disagreement = None if estimate is None else estimate.disagreement
             if disagreement is not None and not contradicted:
                 log.warning("%s", disagreement, extra=logs.event("parameters_disagree"))
             contradicted = disagreement is not None
 
-    def _finish_bragg(self) -> None:
-        """Files may be over before the watch had its turn: the run's last word has the spots all the same."""
+    def _last_look(self) -> None:
+        """Files may be over before the watches had their turn: the run's last word has all frames and spots."""
         if self.bragg is None or self.stop.is_set():
+            self._look()
             return
         # In a thread, so that a signal does not wait for it.
         last = threading.Thread(target=self.bragg.finish, name="last bragg", daemon=True)
@@ -469,40 +476,20 @@ class Session:
         if found is not None and found.reason is not None:
             log.info("nothing from the Bragg spots of the known cell: %s", found.reason)
         if estimate is not None:
-            log.info("run: %s", estimate.text, extra=logs.event("run_parameters", **_numbers(estimate)))
+            log.info("run: %s", estimate.text, extra=logs.event("run_parameters", **numbers(estimate)))
 
     def _look(self) -> RunEstimate | None:
-        beginnings = self.front.beginnings
         try:
-            estimate = self.parameters.look()
-            self._looked = beginnings
-            return estimate
+            return self.parameters.look()
         except Exception:
             # Only shown, so a fault of it costs no frame.
             log.exception("the running photon energy and camera length failed")
             return None
 
-    def _report_series(self, report: SeriesReport) -> None:
+    def _estimate_series(self, gathered: Gathered) -> RunEstimate | None:
         self.control.meets(self.front.running.metadata)
-        estimate = self._look()
-        text = _series_text(report) + (f"; {estimate.text}" if estimate is not None else "")
-        closed = report.closed
-        self._series_lines.say(
-            logging.INFO,
-            "series_over",
-            text,
-            "series_over",
-            series_id=closed.series.series_id,
-            why=closed.why,
-            images=closed.accepted,
-            announced=closed.announced,
-            analysed=report.analysed,
-            hits=report.hits,
-            undecodable=report.undecodable,
-            missing=closed.missing,
-            suspect_pixels=report.suspect_pixels,
-            **_numbers(estimate),
-        )
+        bragg = None if self.bragg is None else self.bragg.of(gathered.spots)
+        return None if gathered.sums is None else self.parameters.of(gathered.sums, bragg)
 
     def _talk(self) -> None:
         """A bar for files on a terminal, else a line every ``STATUS_LINE_S`` seconds."""
@@ -711,34 +698,6 @@ def read_calibration(settings: JudgeSettings, bundle: str) -> Calibration | None
         return load_calibration(settings.calibration, bundle) if settings.calibration else None
     except BadCalibration as error:
         raise BadSettings(f"--calibration {error}") from None
-
-
-def _series_text(report: SeriesReport) -> str:
-    closed = report.closed
-    missing = sum(closed.missing.values())
-    ratio = f"{report.hits / report.analysed:.1%}" if report.analysed else "none analysed"
-    announced = "an unannounced number" if closed.announced is None else closed.announced
-    text = (
-        f"series {closed.series.series_id} over ({closed.why}): {closed.accepted} images of {announced}, "
-        f"hits {report.hits} ({ratio})"
-    )
-    if report.analysed < closed.accepted - report.undecodable:
-        text += f", {report.analysed} analysed"
-    if missing:
-        text += ", missing " + ", ".join(f"{n} {where}" for where, n in closed.missing.items() if n)
-    if report.undecodable:
-        text += f", undecodable {report.undecodable}"
-    if report.suspect_pixels:
-        text += f"; {report.suspect_pixels} pixels stayed zero where counts were expected"
-    return text
-
-
-def _numbers(estimate: RunEstimate | None) -> dict[str, object]:
-    """Photon energy and camera length of the run, for the log's event."""
-    if estimate is None:
-        return {}
-    names = ("photon_energy_eV", "photon_energy_sigma_eV", "camera_length_m", "camera_length_sigma_m")
-    return {name: estimate.facts.get(name) for name in names}
 
 
 def print_summary(front: Front) -> None:

@@ -1,5 +1,6 @@
 """What a run shows so far: windows keyed by image, series that follow each other, histograms."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 
 from analyzer.geometry import AZIMUTH_CLASSES
 from analyzer.networks import PROFILE_BINS
-from analyzer.reduction import FrameProfile
+from analyzer.reduction import FramePlan, FrameProfile
 from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Histogram, ImageWindow, Running
-from tests.analyzer.builders import CHANNEL, plan, series
+from streamer.series import Series
+from tests.analyzer.builders import CHANNEL, metadata, plan, series
 
 
 def result(image_id: int, decision: Decision = Decision.MISS, ordinal: int = 1, **changes: Any) -> FrameResult:
@@ -229,20 +231,92 @@ def test_a_snapshot_before_the_first_frame_has_no_ratio() -> None:
 # --- sums of diffuse scattering -----------------------------------------------------------
 
 
+def summed(running: Running) -> float:
+    sums = running.diffuse_sums()
+    return 0.0 if sums is None else sum(each.frames for each in sums.run)
+
+
+def diffuse_of(of: FramePlan) -> FrameProfile:
+    return FrameProfile(of, np.ones((3, of.sectors.bins), np.float32), 0.0)
+
+
+def take(running: Running, of: Series, plan_of: FramePlan, decision: Decision = Decision.MISS, frames: int = 1) -> None:
+    """Frames of a series as it was when they came."""
+    batch = [result(n, decision, ordinal=of.ordinal) for n in range(frames)]
+    running.add(batch, [], {}, diffuse=[diffuse_of(plan_of)] * frames, series=[of] * frames)
+
+
 def test_a_header_that_moves_the_detector_begins_the_sums_anew_under_one_geometry_file() -> None:
     """With a .geom of numbers every series has one plan; a late frame of the series before does not mix in."""
     running, of = Running(), plan()
-    seen = FrameProfile(of, np.ones((3, of.sectors.bins), np.float32), 0.0)
+    begun = [series(n, n, camera_length_m=length) for n, length in ((1, 0.15), (2, 0.15), (3, 0.25))]
+    for each in begun:
+        running.begin(each)
+        take(running, each, of)
+        assert summed(running) == {1: 1.0, 2: 2.0, 3: 1.0}[each.ordinal]
+    take(running, begun[1], of)
+    assert summed(running) == 1.0
+    take(running, begun[2], of)
+    assert summed(running) == 2.0
 
-    def summed() -> float:
+
+def test_a_header_counts_from_its_first_frame_and_not_from_when_it_was_read() -> None:
+    """A reader is ahead of the workers: the sums go with the header of the frames that are in them."""
+    running, plans = Running(), [plan(), plan(center=(30.0, 20.0)), plan(center=(25.0, 25.0))]
+    begun = [series(n + 1, n + 1, camera_length_m=length) for n, length in enumerate((0.15, 0.25, 0.35))]
+    for each in begun:
+        running.begin(each)
+    for each, of in zip(begun, plans, strict=True):
+        take(running, each, of, frames=3)
+        assert summed(running) == 3.0
         sums = running.diffuse_sums()
-        return 0.0 if sums is None else sum(each.frames for each in sums.run)
+        assert sums is not None
+        assert sums.header is each.metadata is running.shown_header
+    for each, of in zip(begun[:2], plans[:2], strict=True):
+        take(running, each, of)
+    assert summed(running) == 3.0, "late frames of a header before are left out"
 
-    for ordinal, length in ((1, 0.15), (2, 0.15), (3, 0.25)):
-        running.begin(series(ordinal, ordinal, camera_length_m=length))
-        running.add([result(0, ordinal=ordinal)], [], {}, diffuse=[seen])
-        assert summed() == {1: 1.0, 2: 2.0, 3: 1.0}[ordinal]
-    running.add([result(1, ordinal=2)], [], {}, diffuse=[seen])
-    assert summed() == 1.0
-    running.add([result(1, ordinal=3)], [], {}, diffuse=[seen])
-    assert summed() == 2.0
+
+def test_a_series_is_told_from_what_was_summed_of_it() -> None:
+    running, plans = Running(), [plan(), plan(center=(30.0, 20.0))]
+    first, second, same = series(1, 1), series(2, 2, camera_length_m=0.25), series(3, 3, camera_length_m=0.25)
+    take(running, first, plans[0], frames=4)
+    take(running, second, plans[1], frames=2)
+    take(running, first, plans[0])
+    take(running, same, plans[1], frames=3)
+    told = [running.over(ordinal) for ordinal in (1, 2, 3)]
+    sums = [None if each is None else each.sums for each in told]
+    assert [each and each.run[0].frames for each in sums] == [4.0, 5.0, 5.0]
+    assert [each and each.header for each in sums] == [first.metadata, same.metadata, same.metadata]
+    assert running.over(1) is None
+    assert running.over(4) is None, "no frame of it came"
+
+
+def test_a_header_that_a_repeated_start_changes_begins_the_sums_anew() -> None:
+    running, of = Running(), plan()
+    before = series(1, 1)
+    after = replace(before, metadata=metadata(camera_length_m=0.25), revision=1)
+    running.begin(before)
+    running.begin(after)
+    take(running, before, of, frames=5)
+    assert running.shown_header is before.metadata
+    take(running, after, of, frames=2)
+    take(running, before, of)
+    assert summed(running) == 2.0
+    assert running.shown_header is after.metadata
+
+
+def test_frames_without_beam_of_a_later_header_end_the_sums_of_the_one_before() -> None:
+    running, of = Running(), plan()
+    take(running, series(1, 1), of, frames=5)
+    take(running, series(2, 2, camera_length_m=0.25), of, Decision.NO_BEAM)
+    assert running.diffuse_sums() is None
+    assert running.over(2) is None
+
+
+def test_sums_of_headers_before_are_few_however_many_series_are_open() -> None:
+    running, of = Running(), plan()
+    for n in range(40):
+        take(running, series(n + 1, n + 1, camera_length_m=0.15 if n % 2 else 0.25), of)
+    kept = [running.over(n + 1) is not None for n in range(40)]
+    assert kept == [False] * 23 + [True] * 17

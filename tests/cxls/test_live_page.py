@@ -157,6 +157,28 @@ def test_no_text_of_the_main_view_is_cut_off_at_1280_pixels(watched: Watched) ->
     assert reason == ["camera length over photon energy known to more than 25 % only", 0, 0]
 
 
+def test_an_empty_tile_says_why_and_spots_that_contradict_the_water_are_told(watched: Watched) -> None:
+    told = watched.page.evaluate(
+        "async () => { const { show } = await import(new URL('static/numbers.js', location));"
+        "const status = await (await fetch('status')).json(), said = [];"
+        "const reason = 'photon energy known to 1210 eV only; camera length known to 31 mm only';"
+        "const bragg = { disagreement: 'the Bragg spots of 40 hits say 22.115 mm/keV at 6.482 keV, the water "
+        "21.415 mm/keV at 7.003 keV, 55.1 standard deviations apart: the water\\'s is kept; is the cell right?' };"
+        "for (const estimate of [{ estimate_reason: reason }, { photon_energy_eV: 7e3, photon_energy_sigma_eV: 20,"
+        "estimate_reason: 'camera length known to 31 mm only', bragg }, { estimate_reason: 'no beam' }]) {"
+        "show({ ...status, estimate });"
+        "const now = document.getElementById('now');"
+        "said.push([...['energyWhy', 'lengthWhy', 'basis'].map(id => document.getElementById(id).textContent.trim()),"
+        "now.scrollHeight - now.clientHeight]); } return said; }"
+    )
+    both, one, none = told
+    assert both[:2] == ["photon energy known to 1210 eV only", "camera length known to 31 mm only"]
+    assert one[:2] == ["from the data alone", "camera length known to 31 mm only"]
+    assert one[2].endswith("is the cell right?")
+    assert none[:2] == ["no beam", "no beam"]
+    assert [each[3] for each in told] == [0, 0, 0], "all of it has room"
+
+
 def test_keys_change_what_is_drawn_and_change_it_back(watched: Watched) -> None:
     hold_a_hit(watched)
     before = picture(watched)

@@ -21,13 +21,24 @@ function rates(status) {
   say("speedMore", `${milliseconds(speed.latency_p99_s)} p99 · ${count(status.queue_frames)} waiting`);
 }
 
+// Of a reason for both the part that speaks of this one; one for everything stands as it is.
+function why(id, value, reason, quantity) {
+  const hidden = value == null && reason;
+  say(id, hidden ? reason.split("; ").find(part => part.startsWith(`${quantity} known`)) ?? reason : "from the data alone");
+  $(id).classList.toggle("reason", Boolean(hidden));
+}
+
 function parameters(status) {
   const found = status.estimate ?? {}, given = status.header ?? {}, wrong = new Set((found.mismatches ?? []).map(each => each.quantity));
   const scaled = (value, factor) => (value == null ? null : value * factor);
   sayQuantity("energy", withSigma(scaled(found.photon_energy_eV, 1e-3), scaled(found.photon_energy_sigma_eV, 1e-3), "keV", 2));
   sayQuantity("cameraLength", withSigma(scaled(found.camera_length_m, 1e3), scaled(found.camera_length_sigma_m, 1e3), "mm", 1));
   const [from, of] = SOURCES[found.source] ?? ["the data", "frames"];
-  say("basis", found.frames && found.source ? `from ${from} of ${count(found.frames)} ${of}` : "");
+  const contradicted = found.bragg?.disagreement;
+  say("basis", contradicted ?? (found.frames && found.source ? `from ${from} of ${count(found.frames)} ${of}` : ""));
+  $("basis").classList.toggle("reason", Boolean(contradicted));
+  why("energyWhy", found.photon_energy_eV, found.estimate_reason, "photon energy");
+  why("lengthWhy", found.camera_length_m, found.estimate_reason, "camera length");
   say("energyMore", `header ${given.photon_energy_eV ? `${(given.photon_energy_eV / 1e3).toFixed(3)} keV` : "says none"}`);
   say("lengthMore", `header ${given.camera_length_m ? `${(1e3 * given.camera_length_m).toFixed(1)} mm` : "says none"}`);
   sayQuantity("ratio", withSigma(scaled(found.camera_length_over_energy_m_per_eV, 1e6), scaled(found.camera_length_over_energy_sigma_m_per_eV, 1e6), "mm/keV", 1));

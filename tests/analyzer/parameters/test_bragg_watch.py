@@ -14,6 +14,7 @@ from analyzer.kernels import PEAK_DTYPE
 from analyzer.parameters.bragg_spots import BraggSpots
 from analyzer.parameters.bragg_watch import FEWEST_HITS, LEAST_PAUSE_S, BraggWatch, HitSpots, KnownCell
 from analyzer.parameters.fit import Posterior, undetermined
+from analyzer.parameters.gathered import Gathering
 from analyzer.parameters.stand import Stand
 from analyzer.reduction import FramePlan
 from analyzer.results import Decision
@@ -68,7 +69,7 @@ def peaks(of: FramePlan, places: list[tuple[float, float]], photons: float = 20.
 
 def test_spots_are_kept_from_the_nominal_beam() -> None:
     spots, of = HitSpots(), plan()
-    spots.add(peaks(of, [(of.geometry.beam_center_fs + 3.0, of.geometry.beam_center_ss - 2.0)]), None)
+    spots.add(peaks(of, [(of.geometry.beam_center_fs + 3.0, of.geometry.beam_center_ss - 2.0)]))
     assert spots.kept is not None
     (frame,) = spots.kept.frames()
     assert (frame.x_px[0], frame.y_px[0], frame.photons[0]) == pytest.approx((3.0, -2.0, 20.0), abs=1e-4)
@@ -77,11 +78,13 @@ def test_spots_are_kept_from_the_nominal_beam() -> None:
 def test_another_geometry_and_a_reset_begin_anew() -> None:
     spots, first, second = HitSpots(), plan(), plan(center=(builders.CENTER[0] + 1.0, builders.CENTER[1]))
     for _ in range(3):
-        spots.add(peaks(first, [(1.0, 2.0)]), None)
+        assert spots.takes(None, first.geometry)
+        spots.add(peaks(first, [(1.0, 2.0)]))
     before = spots.kept
     assert before is not None
     assert len(before) == 3
-    spots.add(peaks(second, []), None)
+    assert spots.takes(None, second.geometry)
+    spots.add(peaks(second, []))
     assert spots.kept is not before
     assert spots.kept is not None
     assert len(spots.kept) == 1
@@ -89,13 +92,19 @@ def test_another_geometry_and_a_reset_begin_anew() -> None:
     assert spots.kept is None
 
 
+def take(running: Running, of: Series, plan_of: FramePlan, frames: int, decision: Decision = Decision.HIT) -> None:
+    """Frames of a series as it was when they came, with a peak each."""
+    batch = [result(n, decision, ordinal=of.ordinal) for n in range(frames)]
+    running.add(batch, [], {}, peaks=[peaks(plan_of, [(1.0, 2.0)])] * frames, series=[of] * frames)
+
+
 def kept_after(first: SeriesMetadata, second: SeriesMetadata, plans: tuple[FramePlan, FramePlan]) -> int:
     """Hits kept after three of one series and two of the next."""
-    running = Running(spots=HitSpots())
+    running = Running(gathering=Gathering(HitSpots()))
     for ordinal, (header, of, hits_) in enumerate(zip((first, second), plans, (3, 2), strict=True), 1):
-        running.begin(Series(ordinal, ordinal, None, header))
-        batch = [result(n, Decision.HIT, ordinal=ordinal) for n in range(hits_)]
-        running.add(batch, [], {}, peaks=[peaks(of, [(1.0, 2.0)])] * hits_)
+        begun = Series(ordinal, ordinal, None, header)
+        running.begin(begun)
+        take(running, begun, of, hits_)
     kept = running.hit_spots()
     assert kept is not None
     return len(kept)
@@ -136,14 +145,15 @@ def test_a_header_read_a_little_differently_goes_on_with_the_spots(change: dict[
 def test_many_small_steps_are_a_move() -> None:
     spots, of = HitSpots(), plan()
     for step in range(10):
-        spots.add(peaks(of, [(1.0, 2.0)]), Stand.of(metadata(photon_energy_eV=7000.0 + step)))
+        assert spots.takes(Stand.of(metadata(photon_energy_eV=7000.0 + step)), of.geometry)
+        spots.add(peaks(of, [(1.0, 2.0)]))
     assert spots.kept is not None
     assert len(spots.kept) < 10
 
 
 def test_a_run_keeps_the_peaks_of_its_hits_alone_and_only_when_asked() -> None:
     seen, batch = [peaks(plan(), [(1.0, 2.0)])] * 3, [result(0, Decision.HIT), result(1), result(2, Decision.HIT)]
-    asked, other = Running(spots=HitSpots()), Running()
+    asked, other = Running(gathering=Gathering(HitSpots())), Running()
     for each in (asked, other):
         each.add(batch, [], {}, peaks=seen)
     kept = asked.hit_spots()
@@ -154,13 +164,27 @@ def test_a_run_keeps_the_peaks_of_its_hits_alone_and_only_when_asked() -> None:
     assert asked.hit_spots() is None
 
 
-@pytest.mark.parametrize("camera_length_m", [0.15, 0.3])
-def test_late_hits_of_a_series_with_another_header_are_left_out(camera_length_m: float) -> None:
-    running = Running(spots=HitSpots())
-    running.begin(series(1, 1))
-    running.begin(series(2, 2, camera_length_m=camera_length_m))
-    running.add([result(0, Decision.HIT, ordinal=1)], [], {}, peaks=[peaks(plan(), [(1.0, 2.0)])])
-    assert (running.hit_spots() is None) == (camera_length_m == 0.3)
+@pytest.mark.parametrize(("camera_length_m", "kept"), [(0.15, [2, 5, 6]), (0.3, [2, 3, 3])])
+def test_late_hits_of_a_series_with_another_header_are_left_out(camera_length_m: float, kept: list[int]) -> None:
+    """Late is what comes after a frame of the later header, and not after that header was read."""
+    running = Running(gathering=Gathering(HitSpots()))
+    first, second = series(1, 1), series(2, 2, camera_length_m=camera_length_m)
+    for begun in (first, second):
+        running.begin(begun)
+    counts = []
+    for of, hits_ in ((first, 2), (second, 3), (first, 1)):
+        take(running, of, plan(), hits_)
+        spots = running.hit_spots()
+        counts.append(0 if spots is None else len(spots))
+    assert counts == kept
+
+
+def test_spots_of_a_header_are_gone_with_the_first_frame_of_another_be_it_no_hit() -> None:
+    """Else they would be held against the water of another place."""
+    running = Running(gathering=Gathering(HitSpots()))
+    take(running, series(1, 1), plan(), 3)
+    take(running, series(2, 2, camera_length_m=0.3), plan(), 1, Decision.MISS)
+    assert running.hit_spots() is None
 
 
 def test_an_estimate_waits_for_enough_hits_more_hits_and_its_time() -> None:

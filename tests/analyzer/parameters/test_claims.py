@@ -69,6 +69,7 @@ def test_energy_and_distance_are_each_claimed_up_to_their_limit(energy: float, d
             "chi squared 2.0 a degree of freedom",
         ),
         (posterior(misfit=1e9, deviation=0.2), "not that of water"),
+        (posterior(misfit=1e11, deviation=2e4), "the fit of water to the profile fails"),
         (posterior(mean=np.log([0.2 / 7000.0, 13e3])), "featureless"),
         (posterior(mean=np.log([0.66 / 7000.0, 7000.0])), "featureless"),
         (posterior(water_share=0.99 * LEAST_WATER), "no water: 6% of"),

@@ -73,6 +73,19 @@ def test_a_small_error_of_a_long_run_is_within_what_no_fit_knows() -> None:
     assert mismatches(posterior(1e-6, 1e-6), header(energy_eV=ENERGY_EV * 1.005)) == []
 
 
+@pytest.mark.parametrize("unset", [None, 0.0])
+def test_a_header_with_one_of_the_two_is_held_against_that_one(unset: float | None) -> None:
+    """The old stream writes a distance of 0 for one that is not set."""
+    assert mismatches(SURE, header(length_m=unset)) == [] == mismatches(SURE, header(energy_eV=unset))
+    (found,) = mismatches(SURE, header(energy_eV=ENERGY_EV * 1.03, length_m=unset))
+    assert found.quantity == Quantity.PHOTON_ENERGY
+    assert "7.210 keV" in found.text
+    (found,) = mismatches(SURE, header(energy_eV=unset, length_m=LENGTH_M * 1.03))
+    assert found.quantity == Quantity.CAMERA_LENGTH
+    assert "154.5 mm" in found.text
+    assert mismatches(RATIO_ALONE, header(energy_eV=ENERGY_EV * 1.03, length_m=unset)) == []
+
+
 def test_a_beam_that_is_off_is_named_with_its_place() -> None:
     (found,) = mismatches(posterior(1e-3, 0.1, (4.0, -3.0)), header())
     assert found.quantity == Quantity.BEAM_CENTER
@@ -95,6 +108,5 @@ def test_a_beam_within_two_pixels_is_not(shift: tuple[float, float]) -> None:
 
 def test_nothing_is_said_where_either_says_nothing() -> None:
     assert mismatches(undetermined("empty"), header(energy_eV=1.0)) == []
-    assert mismatches(SURE, header(energy_eV=None)) == []
-    assert mismatches(SURE, header(length_m=None)) == []
+    assert mismatches(SURE, header(energy_eV=None, length_m=0.0)) == []
     assert mismatches(posterior(1e-3, 0.1, (9.0, 9.0)), SeriesMetadata()) == []

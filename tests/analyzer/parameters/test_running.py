@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,11 +14,12 @@ from analyzer.bundle import DEFAULT_BUNDLE, load_bundle
 from analyzer.diffuse import places
 from analyzer.geometry import bin_map, series_geometry
 from analyzer.parameters.bragg import BraggEstimate
-from analyzer.parameters.header import Quantity
+from analyzer.parameters.fit import undetermined
+from analyzer.parameters.header import Mismatch, Quantity
 from analyzer.parameters.profile import Sectors, sectors
 from analyzer.parameters.running import LOOKS, RunEstimate, RunEstimator
 from analyzer.parameters.scattering import Scattering
-from analyzer.parameters.sums import RunningSums
+from analyzer.parameters.sums import MEMORIES, RunningSums
 from sim_replay.background import expected_water
 from sim_replay.detector import Condition, eiger2_4m
 from streamer.messages import SeriesMetadata
@@ -65,7 +67,7 @@ class Run:
         self.sums, self.rng = RunningSums(), np.random.default_rng(4)
         self.header, self.tables = header, tables()
         self.bragg: BraggEstimate | None = None
-        self.estimator = RunEstimator(self.sums.copy, lambda: self.header, lambda: self.tables, lambda: self.bragg)
+        self.estimator = RunEstimator(self.sums.copy, lambda: self.tables, lambda: self.bragg)
 
     def add(self, expected: Floats, frames: int, hit: bool = False, saturated: bool = False) -> RunEstimate | None:
         """So many frames' worth at once, and a look."""
@@ -74,12 +76,36 @@ class Run:
         profile = np.stack([photons, photons, where.pixels * frames]).astype(np.float32)
         pairs = float((expected**2 / np.maximum(where.pixels, 1.0)).sum()) * frames
         profile[1] += profile[0] * pairs / max(1, photons.sum())
+        self.sums.header = self.header
         self.sums.add(where, DETECTOR.shape, CENTER, profile, pairs, hit, saturated)
         if not saturated:
             # The frames that this one stands for.
-            self.sums._run_facts[int(hit), 1] += frames - 1
-            self.sums._latest_facts[int(hit), 1] += frames - 1
+            for kinds in (self.sums._memories[0], self.sums._block):
+                kinds.facts[int(hit), 1] += frames - 1
         return self.estimator.look()
+
+    def put(self, expected: Floats, frames: int) -> None:
+        """Frames one after another, as the sums have them in the end; no look."""
+        where, _ = bins()
+        photons = self.rng.poisson(expected * frames).astype(np.float64)
+        pairs = float((expected**2 / np.maximum(where.pixels, 1.0)).sum()) * frames
+        profile = np.stack([photons, photons * (1.0 + pairs / max(1.0, photons.sum())), where.pixels * frames])
+        if self.sums.sectors is None:
+            self.sums.begin(where, DETECTOR.shape, CENTER)
+        self.sums.header = self.header
+        for memory, length in zip((*self.sums._memories, self.sums._run), (*MEMORIES, 1e12), strict=True):
+            kept = (1.0 - 1.0 / length) ** frames
+            share = -math.expm1(-frames / length) * length / frames
+            memory.forget(kept)
+            memory.profiles[0] += profile * share
+            memory.facts[0] += (pairs * share, frames * share)
+        self.sums._frames += frames
+        self.sums._counted += frames
+
+    def look(self) -> RunEstimate:
+        found = self.estimator.look()
+        assert found is not None
+        return found
 
 
 def header(**changes: Any) -> SeriesMetadata:
@@ -92,7 +118,7 @@ def header(**changes: Any) -> SeriesMetadata:
 
 def test_nothing_is_estimated_before_frames_nor_without_tables() -> None:
     assert Run(header()).estimator.look() is None
-    nothing = RunEstimator(Run(header()).sums.copy, header, lambda: None)
+    nothing = RunEstimator(Run(header()).sums.copy, lambda: None)
     assert nothing.look() is None
     assert nothing.latest is None
 
@@ -167,6 +193,21 @@ def test_an_alarm_ends_when_the_header_is_put_right() -> None:
     assert not found.mismatches
 
 
+def test_a_contradiction_that_changes_its_name_from_look_to_look_is_one_alarm() -> None:
+    """Energy, then distance or energy, then both: counted each for itself none would come, or they would flap."""
+    run = Run(header())
+    names = [
+        (Quantity.PHOTON_ENERGY,), (Quantity.RATIO,), (Quantity.PHOTON_ENERGY, Quantity.CAMERA_LENGTH),
+        (Quantity.RATIO,), (), (Quantity.CAMERA_LENGTH,), (), (), (),
+    ]  # fmt: skip
+    nothing = RunEstimate(undetermined("made up"), 100.0, "all", "run")
+    stands = []
+    for found in names:
+        look = replace(nothing, found=tuple(Mismatch(each, f"{each}") for each in found))
+        stands.append(tuple(each.quantity for each in run.estimator._judged(look).mismatches))
+    assert stands == [(), (), names[2], names[3], names[3], names[5], names[5], names[5], ()]
+
+
 def test_misses_are_preferred_where_they_are_most_of_the_light() -> None:
     run = Run(None)
     run.add(water(), 100)
@@ -186,6 +227,65 @@ def test_when_the_detector_is_moved_without_telling_the_latest_frames_are_believ
     assert found is not None
     assert found.window == "latest"
     assert found.fields["camera_length_m"] == pytest.approx(0.2, abs=0.005)
+
+
+def test_a_small_change_under_an_unchanged_header_is_followed() -> None:
+    """At 0.35 m a thousand frames know the energy to 200 eV only, so they agree with both; ten thousand do not."""
+    run = Run(header(photon_energy_eV=8000.0, camera_length_m=0.35))
+    run.put(water(8000.0, 0.35), 400_000)
+    before = run.look()
+    assert before.window == "run"
+    assert before.fields["photon_energy_eV"] == pytest.approx(8000.0, abs=4 * before.fields["photon_energy_sigma_eV"])
+    run.put(water(8240.0, 0.35), 40_000)
+    after = run.look()
+    assert after.window != "run"
+    assert after.fields["photon_energy_eV"] == pytest.approx(8240.0, abs=3 * after.fields["photon_energy_sigma_eV"])
+
+
+def test_a_long_run_that_stays_as_it_is_is_published_whole() -> None:
+    run = Run(header())
+    for frames in (1500, 20_000, 200_000, 500_000):
+        run.put(water(), frames)
+        assert run.look().window == "run"
+
+
+def test_when_the_water_is_gone_its_energy_and_length_do_not_stay() -> None:
+    run = Run(header())
+    run.put(water(), 5000)
+    assert run.look().posterior.reason is None
+    run.put(bins()[0].pixels * 0.01, 5000)
+    found = run.look()
+    assert found.window == "latest"
+    assert found.fields.keys() == {"estimate_reason"}
+    run.put(water(), 5000)
+    assert run.look().posterior.reason is None
+
+
+def test_the_run_stands_while_the_latest_frames_are_too_few_to_say_anything() -> None:
+    run = Run(header())
+    run.put(water(), 5000)
+    run.sums.begin_latest()
+    run.put(water() * 1e-6, 200)
+    found = run.look()
+    assert found.posterior.reason is None
+    assert found.window == "run"
+
+
+def test_saturation_is_forgotten_with_the_latest_frames() -> None:
+    run, (where, _) = Run(header()), bins()
+    nothing = np.zeros((3, where.bins), np.float32)
+    for _ in range(3000):
+        run.sums.add(where, DETECTOR.shape, CENTER, nothing, 0.0, False, True)
+    assert "saturated" in (run.look().posterior.reason or "")
+    run.sums.header = run.header
+    expected = (water() * 1.0).astype(np.float32)
+    one = np.stack([expected, expected, where.pixels]).astype(np.float32)
+    for _ in range(1000):
+        run.sums.add(where, DETECTOR.shape, CENTER, one, 0.0, False, False)
+    assert "saturated" not in (run.look().posterior.reason or "")
+    for _ in range(800):
+        run.sums.add(where, DETECTOR.shape, CENTER, nothing, 0.0, False, True)
+    assert "saturated" in (run.look().posterior.reason or ""), "the latest frames are judged, not the run"
 
 
 def test_a_recording_that_is_played_again_and_again_does_not_become_surer() -> None:

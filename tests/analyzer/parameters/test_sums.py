@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analyzer.parameters.profile import Sectors
-from analyzer.parameters.sums import MEMORY_FRAMES, RunningSums
+from analyzer.parameters.sums import MEMORIES, RunningSums
 
 BINS = 24
 
@@ -38,15 +38,29 @@ def test_hits_and_the_other_frames_are_kept_apart() -> None:
 
 def test_the_latest_frames_are_forgotten_exponentially_and_the_run_is_not() -> None:
     sums, where = RunningSums(), sectors()
-    for _ in range(MEMORY_FRAMES):
+    for _ in range(MEMORIES[0]):
         add(sums, where, 1.0)
-    for _ in range(MEMORY_FRAMES):
+    for _ in range(MEMORIES[0]):
         add(sums, where, 0.0)
     found = sums.copy()
     assert found is not None
-    np.testing.assert_allclose(found.run[0].profile, MEMORY_FRAMES)
-    lasting = MEMORY_FRAMES * (1.0 - np.exp(-1.0)) * np.exp(-1.0)
-    np.testing.assert_allclose(found.latest[0].profile, lasting, rtol=2e-3)
+    np.testing.assert_allclose(found.run[0].profile, MEMORIES[0])
+    lasting = MEMORIES[0] * (1.0 - np.exp(-1.0)) * np.exp(-1.0)
+    np.testing.assert_allclose(found.memories[0][0].profile, lasting, rtol=2e-3)
+
+
+@pytest.mark.parametrize("frames", [7, 50, 1234])
+def test_longer_memories_hold_more_and_lose_no_frame_between_two_blocks(frames: int) -> None:
+    sums, where = RunningSums(), sectors()
+    for n in range(frames):
+        add(sums, where, 1.0, hit=bool(n % 2))
+    found = sums.copy()
+    assert found is not None
+    for memory, length in zip(found.memories, MEMORIES, strict=True):
+        expected = length * (1.0 - (1.0 - 1.0 / length) ** frames)
+        assert memory[0].frames + memory[1].frames == pytest.approx(expected, rel=0.03 if length > 1000 else 1e-9)
+        np.testing.assert_allclose(memory[0].profile, memory[0].frames)
+    assert found.run[0].frames + found.run[1].frames == frames
 
 
 def test_a_series_that_begins_leaves_the_run_as_it_is() -> None:
@@ -56,7 +70,7 @@ def test_a_series_that_begins_leaves_the_run_as_it_is() -> None:
     add(sums, where, 1.0)
     found = sums.copy()
     assert found is not None
-    assert (found.run[0].frames, found.latest[0].frames) == (2.0, 1.0)
+    assert (found.run[0].frames, found.memories[0][0].frames) == (2.0, 1.0)
 
 
 @pytest.mark.parametrize("how", ["other bins", "reset"])
@@ -80,7 +94,8 @@ def test_saturated_frames_are_counted_and_left_out() -> None:
     add(sums, where, 9.0, saturated=True)
     found = sums.copy()
     assert found is not None
-    assert (found.run[0].frames, found.saturated_frames) == (1.0, 1)
+    assert (found.run[0].frames, found.frames) == (1.0, 2)
+    assert found.saturated_share == pytest.approx(0.5, abs=1e-3)
     np.testing.assert_allclose(found.run[0].profile, 1.0)
 
 
