@@ -206,6 +206,7 @@ class Session:
         batch_frames = settings.batch or (MOST_FRAMES if on_device else CPU_BATCH)
         warm_up(makers.make(judge), judge)
         compilation.done()
+        allocator.set_aside()
         self.crew = open_crew(settings, judge, makers.plans)
         own = DEVICE_WORKERS if on_device else os.cpu_count() or 1
         workers = settings.workers or (own if self.crew is None else 0)

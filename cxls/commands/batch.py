@@ -177,6 +177,7 @@ def _crew(settings: BatchSettings) -> _Crew:
     analysers = [makers.make(judge) for _ in range(workers)]
     warm_up(analysers[0], judge)
     compilation.done()
+    allocator.set_aside()
     facts = _facts(settings) | {"model": [model.label for model in models]}
     return _Crew(
         judge,

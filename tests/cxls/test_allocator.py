@@ -61,3 +61,38 @@ def test_a_message_is_not_mapped_by_itself() -> None:
 def test_what_is_free_between_messages_that_stay_goes_back_to_the_system() -> None:
     assert _given_back_bytes("keeps", "1") < 20e6, "else this tells nothing: the gaps go back by themselves"
     assert _given_back_bytes("gives back", "30") >= 80e6
+
+
+_CYCLES = """
+import gc, sys, weakref
+from cxls import allocator
+libraries = [[] for _ in range(1_500_000)]
+gc.collect()
+if sys.argv[1] == "set aside":
+    allocator.set_aside()
+    assert gc.get_freeze_count() > 1_500_000
+class Part:
+    pass
+def picture():
+    parts = [Part() for _ in range(2000)]
+    for part in parts:
+        part.of = parts
+    return parts[0], weakref.ref(parts[0])
+pictures = []
+for _ in range(20):
+    drawn, seen = picture()
+    pictures.append(seen)
+    # So many that it is no young object any more when it goes.
+    others = [[] for _ in range(9_000)]
+    del drawn, others
+print(sum(each() is not None for each in pictures))
+"""
+
+
+def test_cycles_of_a_program_that_is_ready_go_soon() -> None:
+    left = {
+        how: int(subprocess.run([sys.executable, "-c", _CYCLES, how], capture_output=True, check=True).stdout)
+        for how in ("set aside", "left alone")
+    }
+    assert left["left alone"] > 10, "else this tells nothing: they go by themselves"
+    assert left["set aside"] <= 10
