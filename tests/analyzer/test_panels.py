@@ -362,7 +362,7 @@ def test_plans_are_shared_between_series_of_one_geometry(tmp_path: Path) -> None
         (TWO + "b/dim0 = 3\nb/dim1 = ss\nb/dim2 = fs\n", "different datasets"),
         ("mask = /mask\nmask_file = none.h5\nmask_bad = 1\n" + FLAT, "no such file"),
         ("", "no panel"),
-        ("\x00\x01\x02", "key = value"),
+        ("\x00\x01\x02", "NUL character"),
     ],
 )
 def test_a_senseless_file_is_refused_in_one_line(tmp_path: Path, text: str, why: str) -> None:

@@ -112,7 +112,7 @@ def test_a_save_that_fails_leaves_the_model_that_was_there(folder: Path, monkeyp
         path.write_bytes(b"half of it")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("analyzer.single_model.save_file", full)
+    monkeypatch.setattr("analyzer.single_model.save_tensors", full)
     with pytest.raises(OSError, match="No space"):
         save_model(ParameterNetwork(), card(), folder)
     assert load_model(folder).card.training == {"seed": 1}
