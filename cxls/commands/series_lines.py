@@ -43,7 +43,7 @@ class SeriesLines:
         estimate: Callable[[Gathered], RunEstimate | None],
     ) -> None:
         self._over, self._estimate = over, estimate
-        self._said = logs.Repeats(log, burst=SERIES_LINES)
+        self._repeats = logs.Repeats(log, burst=SERIES_LINES)
         self._waiting: queue.SimpleQueue[tuple[SeriesReport, Gathered | None] | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._last: _Last | None = None
@@ -63,13 +63,13 @@ class SeriesLines:
         self._closing.set()
         self._waiting.put(None)
         self._thread.join()
-        self._said.close()
+        self._repeats.close()
 
     def _run(self) -> None:
         while (item := self._waiting.get()) is not None:
             report, gathered = item
             try:
-                _say(self._said, report, None if gathered is None else self._estimated(gathered))
+                _say(self._repeats, report, None if gathered is None else self._estimated(gathered))
             except Exception:
                 # Whatever one line does, the next ones are said.
                 log.exception("the line of a series failed")
@@ -100,9 +100,9 @@ class SeriesLines:
         return estimate
 
 
-def _say(said: logs.Repeats, report: SeriesReport, estimate: RunEstimate | None) -> None:
+def _say(repeats: logs.Repeats, report: SeriesReport, estimate: RunEstimate | None) -> None:
     closed = report.closed
-    said.say(
+    repeats.say(
         logging.INFO,
         "series_over",
         _text(report) + (f"; {estimate.text}" if estimate is not None else ""),
