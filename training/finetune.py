@@ -368,7 +368,8 @@ def _calibrated(
     made = TrainedHit(network, *calibrate(logits, validation.hit), 0.5, history)
     scores = [made.probability(logits)[~validation.hit]]
     scores.append(made.probability(predict(network, held_out, device, known=True))[~held_out.hit])
-    threshold = float(np.quantile(np.concatenate(scores), 1.0 - recipe.false_hits))
+    # A network that gives no numbers is refused by the guard, which kept frames are then to show.
+    threshold = float(np.quantile(np.nan_to_num(np.concatenate(scores)), 1.0 - recipe.false_hits))
     return replace(made, threshold=float(np.clip(threshold, *THRESHOLDS)))
 
 

@@ -237,10 +237,20 @@ def predict(
 
 
 def calibrate(logits: npt.NDArray[np.float64], hit: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Temperature and bias that make (logit + bias) / temperature the log-odds where half are hits (Platt scaling)."""
+    """Temperature and bias that make (logit + bias) / temperature the log-odds where half are hits (Platt scaling).
+
+    As Platt does (in Advances in Large Margin Classifiers, 2000), hits and empties are each counted as if one more had
+    been seen of the other kind, without which the temperature of a set that is told apart without a fault is 0. Of
+    logits (N,) that are no numbers, or alike, no scale follows: they are left as they are, 1 and 0.
+    """
+    spread = float(np.std(logits))
+    if not (np.isfinite(spread) and spread > 0):
+        return 1.0, 0.0
     parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    scores, target = torch.from_numpy(logits), torch.from_numpy(hit.astype(np.float64))
-    weight = torch.where(target > 0, 0.5 / max(int(hit.sum()), 1), 0.5 / max(int((~hit).sum()), 1))
+    # The search begins at a scale of one, and does not find its way from one far off.
+    scores, hits, empties = torch.from_numpy(logits / spread), int(hit.sum()), int((~hit).sum())
+    target = torch.from_numpy(np.where(hit, (hits + 1) / (hits + 2), 1 / (empties + 2)))
+    weight = torch.from_numpy(np.where(hit, 0.5 / max(hits, 1), 0.5 / max(empties, 1)))
     optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -253,4 +263,4 @@ def calibrate(logits: npt.NDArray[np.float64], hit: npt.NDArray[np.bool_]) -> tu
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     log_scale, bias = parameters.detach().tolist()
-    return math.exp(-log_scale), bias
+    return spread * math.exp(-log_scale), spread * bias

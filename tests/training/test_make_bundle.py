@@ -95,6 +95,21 @@ def test_calibration_recovers_a_known_temperature_and_bias() -> None:
     assert area > 0.8
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e5])
+def test_a_set_that_is_told_apart_without_a_fault_has_a_temperature(scale: float) -> None:
+    hit = np.arange(200) < 80
+    temperature, bias = calibrate(np.where(hit, 3.0, 1.0) * scale, hit)
+    probability = 1 / (1 + np.exp(-(np.array([3.0, 1.0]) * scale + bias) / temperature))
+    # One more of the other kind: Platt's rule.
+    np.testing.assert_allclose(probability, [81 / 82, 1 / 122], rtol=1e-3)
+
+
+def test_logits_that_are_no_numbers_are_left_as_they_are() -> None:
+    hit = np.arange(10) < 4
+    assert calibrate(np.full(10, np.nan), hit) == (1.0, 0.0)
+    assert calibrate(np.full(10, 2.0), hit) == (1.0, 0.0)
+
+
 def test_a_parameter_model_trained_in_seconds_makes_a_bundle_that_loads(tmp_path) -> None:
     out = tmp_path / "tiny"
     out.mkdir()
