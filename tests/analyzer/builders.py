@@ -1,5 +1,6 @@
 """What the tests build on: packed images, frames, files, scripted sources and bundles of random weights."""
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -11,12 +12,15 @@ import bitshuffle
 import h5py
 import hdf5plugin
 import numpy as np
+import pytest
 import torch
 
 from analyzer.bundle import BundleCard, HitCard, ParametersCard, save_card, save_weights
+from analyzer.cascade import Analyser
 from analyzer.geometry import Geometry
 from analyzer.networks import HitNetwork, ParameterNetwork
 from analyzer.reduction import FramePlan, Workspace, make_plan
+from analyzer.results import Decision
 from streamer.account import Account
 from streamer.frames import Frame
 from streamer.messages import (
@@ -199,6 +203,18 @@ def whole_series(images: int, series_id: int = 1, announced: int | None = None) 
 
 
 Step = Message | InvalidMessage | Callable[[], None] | float
+
+
+def fourth_decision_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of ours in the fourth frame that is judged from here on, and in no other."""
+    decide, asked = Analyser._decision, itertools.count()
+
+    def fail_once(self: Analyser, fields: dict[str, Any], probability: float) -> Decision:
+        if next(asked) == 3:
+            raise ZeroDivisionError("a fault of ours")
+        return decide(self, fields, probability)
+
+    monkeypatch.setattr(Analyser, "_decision", fail_once)
 
 
 class ScriptedSource:

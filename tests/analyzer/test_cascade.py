@@ -25,6 +25,7 @@ from tests.analyzer.builders import (
     CHANNEL,
     SHAPE,
     SPOT,
+    fourth_decision_fails,
     frame,
     image_data,
     packed,
@@ -164,14 +165,7 @@ def test_what_a_batch_covered_that_failed_counts_once(
     undisturbed.process(frames)
     if before:
         analyser.process(frames[:before])
-    decide, asked = Analyser._decision, iter(range(100))
-
-    def fail_once(self: Analyser, fields: dict[str, Any], probability: float) -> Decision:
-        if next(asked) == 3:
-            raise ZeroDivisionError("a fault of ours")
-        return decide(self, fields, probability)
-
-    monkeypatch.setattr(Analyser, "_decision", fail_once)
+    fourth_decision_fails(monkeypatch)
     assert {result.status for result in analyser.process(frames[before:]).results} == {Status.OK}
     (expected,), (found,) = undisturbed.covered(one), analyser.covered(one)
     np.testing.assert_allclose(found.expected, expected.expected, rtol=1e-12)

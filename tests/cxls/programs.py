@@ -26,6 +26,7 @@ from sim_replay.replay import ReplayReport, ReplaySettings, run_replay
 
 CXLS = [sys.executable, "-m", "cxls"]
 LOOPBACK = "tcp://127.0.0.1:0"
+TOKEN = "a-token-for-tests-0123456789"
 PER_RUN = ("series_id", "received_at", "latency_s")
 """Fields of a record that differ between a live and an offline analysis of the same images."""
 

@@ -28,23 +28,8 @@ from analyzer.web.reports import ReportEndpoints
 from cxls.settings import FinderName
 from tests.analyzer.builders import SHAPE, frames_of_a_run, write_bundle, write_series
 from tests.analyzer.test_control import HOW, damaged, renamed
-from tests.cxls.programs import Analysis, Child, Sender, cxls, records, refusal, wait_for
+from tests.cxls.programs import TOKEN, Analysis, Child, Sender, cxls, records, refusal, wait_for
 from tests.cxls.test_live import Wire
-
-TOKEN = "a-token-for-tests-0123456789"
-
-
-@pytest.fixture(scope="module")
-def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("token") / "token"
-    path.write_text(TOKEN + "\n")
-    path.chmod(0o600)
-    return path
-
-
-@pytest.fixture(scope="module")
-def second(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return renamed(bundle_folder, tmp_path_factory.mktemp("second") / "b", "second")
 
 
 def fetched(address: str, path: str) -> str:

@@ -20,10 +20,9 @@ import pytest
 from analyzer.product_figures import FIGURES, draw
 from tests.analyzer.builders import SHAPE, frames_of_a_run, image, water, write_series
 from tests.analyzer.test_panels import FLAT, TWO, written
-from tests.cxls.programs import Analysis, Child, Sender, by_image, cxls, records, refusal, replaying, wait_for
+from tests.cxls.programs import TOKEN, Analysis, Child, Sender, by_image, cxls, records, refusal, replaying, wait_for
 from tests.cxls.test_live import Wire
 
-TOKEN = "a-token-for-tests-0123456789"
 HOT = (50, 60)
 
 

@@ -24,26 +24,12 @@ from cxls.restored import started_with
 from cxls.settings import AnalyzeSettings
 from streamer.validity import Validity
 from tests.analyzer.builders import SHAPE, image
-from tests.analyzer.test_control import renamed
 from tests.analyzer.test_peak_network import bundle_with_peaks
 from tests.cxls.programs import Analysis, Child, Sender, records, wait_for
-from tests.cxls.test_control import TOKEN, Controlled, fetched
+from tests.cxls.test_control import Controlled, fetched
 from tests.cxls.test_live import Wire
 
 WIRE = Wire("v2")
-
-
-@pytest.fixture(scope="module")
-def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("token") / "token"
-    path.write_text(TOKEN + "\n")
-    path.chmod(0o600)
-    return path
-
-
-@pytest.fixture(scope="module")
-def second(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return renamed(bundle_folder, tmp_path_factory.mktemp("second") / "b", "second")
 
 
 # --- real programs, really killed -------------------------------------------------------

@@ -20,10 +20,10 @@ from analyzer.cuda.program import DeviceFault
 from analyzer.peak_finder import Peakfinder8Finder
 from analyzer.peakfinder8 import Peakfinder8Settings
 from analyzer.reduction import suspect_pixels
-from analyzer.results import Decision, FrameResult, Status
+from analyzer.results import FrameResult, Status
 from streamer.frames import Frame
 from streamer.messages import Algorithm, Defect, ImageData
-from tests.analyzer.builders import BROKEN, SHAPE, frame, packed, series, water, with_spots
+from tests.analyzer.builders import BROKEN, SHAPE, fourth_decision_fails, frame, packed, series, water, with_spots
 from tests.analyzer.cuda.host_build import HostProgram
 from tests.analyzer.cuda.host_reduce import programs
 
@@ -220,14 +220,7 @@ def test_what_a_batch_covered_that_failed_counts_once(
     for each in (undisturbed, analyser):
         each.process(frames[:2])
     undisturbed.process(frames[2:])
-    decide, asked = Analyser._decision, iter(range(100))
-
-    def fail_once(self: Analyser, fields: dict[str, Any], probability: float) -> Decision:
-        if next(asked) == 3:
-            raise ZeroDivisionError("a fault of ours")
-        return decide(self, fields, probability)
-
-    monkeypatch.setattr(Analyser, "_decision", fail_once)
+    fourth_decision_fails(monkeypatch)
     assert {result.status for result in analyser.process(frames[2:]).results} == {Status.OK}
     assert analyser.fault is None
     for expected, found in zip(undisturbed.covered(one), analyser.covered(one), strict=True):
