@@ -31,7 +31,7 @@ KERNELS: Mapping[str, tuple[str, ...]] = {DECODER: (), **dict.fromkeys(SOURCES, 
 """All that is compiled for a device, with what the compiler is told."""
 
 _USUAL_BYTES = 2 << 20
-"""Of a packed 4M frame, and more; a batch of larger ones is sent in parts."""
+"""Of a packed 4M frame, and more; a batch of larger ones is sent in parts. Smaller detectors need less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ Judge = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 def room_for(frames: int, frame_bytes_at_most: int) -> int:
     """Room of a batch: with its head a power of two, to which the allocator of page-locked memory rounds up anyway."""
-    least = max(head_bytes(frames) + frame_bytes_at_most, frames * _USUAL_BYTES)
+    usual_bytes = min(_USUAL_BYTES, frame_bytes_at_most)
+    least = max(head_bytes(frames) + frame_bytes_at_most, frames * usual_bytes)
     return (1 << (least - 1).bit_length()) - head_bytes(frames)
 
 

@@ -235,7 +235,7 @@ def test_a_batch_whose_launch_fails_is_waited_for_before_another_is_written(monk
     assert settled == [CPU]
 
 
-@pytest.mark.parametrize(("frame_bytes", "size"), [(9 << 20, 64 << 20), (64 << 20, 128 << 20)])
+@pytest.mark.parametrize(("frame_bytes", "size"), [(60 << 10, 2 << 20), (9 << 20, 64 << 20), (64 << 20, 128 << 20)])
 def test_a_batch_is_page_locked_in_a_power_of_two(frame_bytes: int, size: int) -> None:
     batch = Batch(32, room_for(32, frame_bytes), CPU)
     assert batch.device_bytes.nbytes == size

@@ -140,7 +140,8 @@ def test_frames_that_do_not_fit_one_batch_go_in_several(
     host: DevicePrograms, shipped: Bundle, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_USUAL_BYTES", room // 32)
-    frames = [frame(water(3.0, seed=n), n) for n in range(40)]
+    one = series(1)
+    frames = [frame(water(3.0, seed=n), n, one) for n in range(40)]
     assert_same(on_device(host, shipped).process(frames).results, on_cpu(shipped, frames))
 
 
