@@ -8,21 +8,19 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzer.crew.flight import MOST_LOSSES
-from cxls.soak.children import Replayed, Said
+from cxls.soak.children import LONG_S, Replayed, Said
 from cxls.soak.faults import Committed
 from cxls.soak.outputs import Recorded
 from cxls.soak.samples import Metrics, Sample, by_label, count
 
-LONG_S = 1800.0
-"""From here on a soak is long: memory has settled, and the neighbours' load is the same at both ends."""
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Most growth of memory after the warm-up, as a part of it, of descriptors and threads, which may be open in one of
-    two looks; most that latency and CPU time an image may become, as a multiple of what they were: other programs
-    share the machine."""
+    """Most growth of memory after the warm-up, as a part of it, while nothing is played and while images come; of
+    descriptors and threads, which may be open in one of two looks; most that latency and CPU time an image may become,
+    as a multiple of what they were: other programs share the machine."""
 
+    memory_at_rest: float
     memory: float
     descriptors: int
     threads: int
@@ -30,9 +28,10 @@ class Limits:
     cpu: float
 
 
-LONG, SHORT = Limits(0.01, 3, 2, 2.0, 1.5), Limits(0.25, 10, 10, math.inf, math.inf)
-"""In a short soak buffers still fill and outputs are made for the first time, and a tenth of it is a moment, in which a
-fault may have stopped everything."""
+LONG, SHORT = Limits(0.01, 0.1, 3, 2, 2.0, 1.5), Limits(math.inf, 0.25, 10, 10, math.inf, math.inf)
+"""While images come, memory holds those in hand, of which some are five times as large as others, and by a tenth it is
+now more, now less. In a short soak buffers still fill and outputs are made for the first time, and a tenth of it is a
+moment, in which a fault may have stopped everything."""
 
 DRIFT_FLOOR_S, DRIFT_FLOOR_IMAGES = 0.1, 32.0
 """Below it the histogram's steps are coarser than what they would show."""
@@ -48,6 +47,7 @@ _PART, _LEAST = 0.1, 3
 """What is compared: the first and the last tenth, some looks at least."""
 
 _MIB = 1 << 20
+_TIMES, _SHARE = "{:g} times", "{:.0%}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +123,22 @@ def held(samples: Sequence[Sample]) -> Growth:
 
 def memory(samples: Sequence[Sample]) -> Check:
     """Memory that is the analysis' own, of all its processes."""
-    found = held(samples)
-    limit = limits(samples).memory
-    share = found.most / found.base
-    text = f"{found.base / _MIB:.1f} MiB, growth {_mib(found.by_medians)} by medians, {_mib(found.by_slope)} by slope"
-    text += f": {share:+.2%}, limit {limit:.0%}"
-    return Check("memory", share < limit, text)
+    found, limit = held(samples), limits(samples).memory
+    return Check("memory", found.most / found.base < limit, _grown(found, limit))
+
+
+def memory_at_rest(rests: Sequence[Sample]) -> Check:
+    """The same while nothing is played: what stays of all that was analysed until then."""
+    found = growth([each.at_s for each in rests], [each.usage.own_bytes for each in rests])
+    limit = limits(rests).memory_at_rest
+    return Check("memory at rest", found.most / found.base < limit, f"{len(rests)} rests, {_grown(found, limit)}")
+
+
+def _grown(memory: Growth, limit: float) -> str:
+    text = (
+        f"{memory.base / _MIB:.1f} MiB, growth {_mib(memory.by_medians)} by medians, {_mib(memory.by_slope)} by slope"
+    )
+    return f"{text}: {memory.most / memory.base:+.2%}, {_limit(limit, _SHARE)}"
 
 
 def _mib(value: float) -> str:
@@ -206,18 +216,22 @@ def latency(samples: Sequence[Sample], flat_out: bool) -> Check:
         floor, unit = DRIFT_FLOOR_IMAGES, "images in hand"
     kept = math.isinf(limit) or all(math.isfinite(a + b) and b <= max(floor, limit * a) for a, b in values)
     (a, b), (c, d) = values
-    return Check("latency", kept, f"median {a:.3g} then {b:.3g}, 99 % {c:.3g} then {d:.3g} {unit}, {_limit(limit)}")
+    return Check(
+        "latency",
+        kept,
+        f"median {a:.3g} then {b:.3g}, 99 % {c:.3g} then {d:.3g} {unit}, {_limit(limit, _TIMES)}",
+    )
 
 
-def _limit(times: float) -> str:
-    return "no limit below 30 min" if math.isinf(times) else f"limit {times:g} times"
+def _limit(limit: float, words: str) -> str:
+    return "no limit below 30 min" if math.isinf(limit) else f"limit {words.format(limit)}"
 
 
 def cpu(samples: Sequence[Sample]) -> Check:
     """CPU time an image at the end against the beginning."""
     (first, last), limit = ends(samples), limits(samples).cpu
     kept = math.isinf(limit) or (math.isfinite(first.cpu_s + last.cpu_s) and last.cpu_s <= limit * first.cpu_s)
-    text = f"{1e3 * first.cpu_s:.2f} then {1e3 * last.cpu_s:.2f} ms an image, {_limit(limit)}"
+    text = f"{1e3 * first.cpu_s:.2f} then {1e3 * last.cpu_s:.2f} ms an image, {_limit(limit, _TIMES)}"
     return Check("CPU", kept, text)
 
 

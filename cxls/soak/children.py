@@ -17,6 +17,9 @@ FRAMES = 100
 SERIES_IMAGES = 300
 """A few seconds at the highest rate: series begin and end all the time, and still do not cost much."""
 
+LONG_S = 1800.0
+"""From here on a soak is long: memory has settled, and the neighbours' load is the same at both ends."""
+
 QUEUE_MIB = 32
 """Small enough that it has been full, and all of its memory used, before memory is looked at."""
 
@@ -95,24 +98,26 @@ def analysing(endpoint: str, settings: SoakSettings, places: Places) -> Iterator
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """A part of the soak that one replay process plays, counted from 0."""
+    """A part of the soak that one replay process plays, counted from 0; ``rest`` where nothing is played after it for
+    a while."""
 
     number: int
     protocol: str
     seconds: float
+    rest: bool = False
 
 
 _LEGS = 20
 _LEG_S = 4.0
-"""Of a soak with both protocols: they take turns often enough that its begin and its end are alike."""
+"""Protocols take turns often enough that a soak's begin and its end are alike."""
 
 
 def legs(settings: SoakSettings) -> list[Leg]:
-    """What is played, one after the other."""
-    if settings.stream != "both":
-        return [Leg(0, settings.stream, settings.time)]
-    number = max(2, min(_LEGS, int(settings.time / _LEG_S) // 2 * 2))
-    return [Leg(n, ("v2", "v1")[n % 2], settings.time / number) for n in range(number)]
+    """What is played, one after the other; a long soak rests after every second leg."""
+    protocols = ("v2", "v1") if settings.stream == "both" else (settings.stream,)
+    number = max(len(protocols), min(_LEGS, int(settings.time / _LEG_S) // 2 * 2))
+    rests = settings.time >= LONG_S
+    return [Leg(n, protocols[n % len(protocols)], settings.time / number, rests and n % 2 == 1) for n in range(number)]
 
 
 @contextmanager

@@ -58,14 +58,14 @@ def _logs(soak: Soak, folder: Path) -> None:
 def _show(soak: Soak, found: Sequence[Check]) -> None:
     """The report, printed and written, and the plot."""
     settings, seen, where = soak.settings, soak.seen, bench.machine()
-    whole = report.as_report(settings, seen.samples, found, seen.early)
+    whole = report.as_report(settings, seen.samples, seen.rests, found, seen.early)
     settings.report.parent.mkdir(parents=True, exist_ok=True)
     settings.report.write_text(bench.as_json(settings.report.stem, whole, where))
     bench.show(whole, where)
     click.echo(f"figures and samples in {settings.report}")
     if len(seen.samples) > 2:
         plot = settings.report.with_suffix(".png")
-        report.draw(seen.samples, plot)
+        report.draw(seen.samples, seen.rests, plot)
         click.echo(f"plot in {plot}")
 
 

@@ -17,7 +17,9 @@ _MIB = 1 << 20
 _WORDS = {True: "ok  ", False: "FAIL", None: "not told"}
 
 
-def as_report(settings: SoakSettings, samples: Sequence[Sample], found: Sequence[Check], early: str) -> Report:
+def as_report(
+    settings: SoakSettings, samples: Sequence[Sample], rests: Sequence[Sample], found: Sequence[Check], early: str
+) -> Report:
     """Figures of the settled part, and a line a check."""
     failed = sum(each.kept is False for each in found)
     open_ = sum(each.kept is None for each in found)
@@ -30,7 +32,8 @@ def as_report(settings: SoakSettings, samples: Sequence[Sample], found: Sequence
     notes = [f"{_WORDS[each.kept]}  {each.name}: {each.text}" for each in found]
     outcome = f"{failed} of {len(found)} checks failed" if failed else f"all {len(found) - open_} checks hold"
     notes.append(f"{outcome}, {open_} cannot be told" if open_ else outcome)
-    return Report(title, _figures(checks.settled(samples)), notes=notes, samples=_columns(samples))
+    columns = _columns(samples) | {f"rest_{name}": column for name, column in _columns(rests).items() if rests}
+    return Report(title, _figures(checks.settled(samples)), notes=notes, samples=columns)
 
 
 def _span(seconds: float) -> str:
@@ -49,7 +52,8 @@ def _figures(samples: Sequence[Sample]) -> list[Figure]:
     return [
         Figure("images received", "images", samples[-1].received),
         Figure("rate", "images/s", whole.rate_hz, note=f"first tenth {first.rate_hz:.1f}, last {last.rate_hz:.1f}"),
-        Figure("memory, its own", "MiB", memory.base / _MIB, note="held at least; first tenth after the warm-up"),
+        Figure("memory, its own", "MiB", memory.base / _MIB,
+               note="held at least while images come; first tenth after the warm-up"),
         Figure("growth by medians", "%", 100 * memory.by_medians / memory.base, note="last tenth against first"),
         Figure("growth by slope", "%", 100 * memory.by_slope / memory.base, note="median slope between two looks"),
         Figure("resident, added up", "MiB", resident.base / _MIB, note=f"growth {resident.most / _MIB:+.2f} MiB"),
@@ -76,7 +80,7 @@ def _columns(samples: Sequence[Sample]) -> dict[str, list[float]]:
     }
 
 
-def draw(samples: Sequence[Sample], path: Path) -> None:
+def draw(samples: Sequence[Sample], rests: Sequence[Sample], path: Path) -> None:
     """Memory, descriptors and threads, rate, latency against time. Raises ``OSError``."""
     at = np.array([each.at_s for each in samples])
     scale, unit = (1.0, "s") if at[-1] < 300 else (60.0, "min")
@@ -89,6 +93,9 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
         memory.plot(
             at / scale, [each.usage.resident_bytes / _MIB for each in samples], color=GREY, label="resident, added"
         )
+        if rests:
+            at_rest = [each.usage.own_bytes / _MIB for each in rests]
+            memory.plot([each.at_s / scale for each in rests], at_rest, "o", color=RED, ms=4, label="its own, at rest")
         memory.set(ylabel="memory (MiB)", ylim=(0, None))
         open_.step(at / scale, [each.usage.descriptors for each in samples], color=GREEN, label="descriptors")
         open_.step(at / scale, [each.usage.threads for each in samples], color=ORANGE, label="threads")

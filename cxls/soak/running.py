@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 
+from cxls import allocator
 from cxls.bench.children import START_S, Child, free_endpoint, is_ready
 from cxls.http_address import parse_address
 from cxls.http_get import NoAnswer
@@ -65,6 +66,9 @@ _MOST_ROOM = re.compile(r"attached, room for (\d+) images")
 
 _DRAIN_S = 30.0
 _DRAIN_APART_S = 1.5
+_REST_S = allocator.GIVES_BACK_EVERY_S + 4.0
+"""Until what was freed has gone back to the system, and something is seen of what is left."""
+
 _STUCK_S = 60.0
 """A replay whose time is over ends its last series; it is told to end where nothing came from it for so long."""
 
@@ -87,10 +91,12 @@ class Progress:
 class Soaked:
     """What was seen. ``stderr`` by process, ``codes``: exit codes seen and meant.
 
-    ``until_s``: when replaying ended, counted as samples are.
+    ``rests``: a sample of each time in which nothing was played. ``until_s``: when replaying ended, counted as samples
+    are: time in which something was played.
     """
 
     samples: list[Sample] = field(default_factory=list)
+    rests: list[Sample] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     replay: Replayed = field(default_factory=Replayed)
     words: Said | None = None
@@ -156,6 +162,8 @@ class Soak:
                 for leg in legs(self.settings):
                     if not self._over(analysis):
                         self._play(analysis, url, files, endpoint, leg, tell)
+                    if leg.rest and self._began is not None and not self._over(analysis):
+                        self._began += self._rest(analysis, url, self._began)
                 self._drain(analysis, url)
                 self.seen.codes["analysis"] = self._end(analysis, "the analysis"), 128 + signal.SIGINT
         except ToldToEnd:
@@ -243,6 +251,29 @@ class Soak:
         except ValueError as error:
             self.seen.problems.add(f"{name}: {error}")
 
+    def _rest(self, analysis: Child, url: str, began: float) -> float:
+        """Wait until everything that came is analysed and what that took is given back, and look at what is left;
+        the seconds that it took."""
+        since = time.monotonic()
+        self._drain(analysis, url)
+        looks: list[Sample] = []
+        until = time.monotonic() + _REST_S
+        while time.monotonic() < until and not self._over(analysis):
+            self.stop.wait(self._apart_s / 2)
+            looks += self._sample(analysis, since - began)
+        if looks:
+            self.seen.rests.append(min(looks, key=lambda look: look.usage.own_bytes))
+        return time.monotonic() - since
+
+    def _sample(self, analysis: Child, at_s: float) -> list[Sample]:
+        """A look beside the latest metrics, none where there is nothing to look at."""
+        try:
+            return [sample(analysis.process.pid, self.seen.metrics, at_s)]
+        except (OSError, ValueError) as error:
+            if analysis.process.poll() is None:
+                self.seen.problems.add(f"the processes of the analysis cannot be looked at: {error}")
+            return []
+
     def _look(self, analysis: Child, url: str) -> bool:
         """Read what is finished, sample, and kill, each when it is due; whether there is a new sample."""
         now = time.monotonic()
@@ -259,11 +290,9 @@ class Soak:
                 return False
             self._began, self._next_kill = now, now + (self.settings.kills or 0.0)
         self.seen.metrics = metrics
-        try:
-            self.seen.samples.append(sample(analysis.process.pid, metrics, now - self._began))
-        except (OSError, ValueError) as error:
-            if analysis.process.poll() is None:
-                self.seen.problems.add(f"the processes of the analysis cannot be looked at: {error}")
+        seen = self._sample(analysis, now - self._began)
+        self.seen.samples += seen
+        if not seen:
             return False
         if self.settings.kills is not None and now >= self._next_kill:
             self._kill(url)
@@ -318,6 +347,7 @@ class Soak:
                 checks.ended(seen.codes),
             ]
         quiet = checks.settled(seen.samples)
+        rests = [each for each in seen.rests if quiet and each.at_s >= quiet[0].at_s]
         faults = committed([self.places.faults(leg) for leg in legs(self.settings)])
         cut = bool(seen.replay.cut)
         found = [
@@ -333,6 +363,8 @@ class Soak:
             checks.standstill(seen.samples, seen.until_s),
         ]
         told = seen.early == TOLD
+        if len(rests) >= _ENOUGH:
+            found.append(checks.memory_at_rest(rests))
         if len(quiet) >= (_ENOUGH_TOLD if told else _ENOUGH):
             found += [
                 checks.memory(quiet),
