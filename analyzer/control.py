@@ -22,12 +22,12 @@ from analyzer.cascade import Analyser
 from analyzer.changes import ChangeLog
 from analyzer.circumstances import warn_of
 from analyzer.front import Forget, Front
-from analyzer.hot_pixels import NAME
 from analyzer.judge import Judge
 from analyzer.kept_changes import Asked
 from analyzer.logs import event
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.peak_parameters import Pf8Options, changed, peaks_in_force
+from analyzer.product_snapshot import HOT_PIXELS
 from analyzer.runs import Capture, Judging, RunInfo, Runs, RunSummary
 from analyzer.warm import FrameKind, warm_up
 from streamer.frames import DIFFERENCE
@@ -313,7 +313,7 @@ class Control:
             found = products.hot_pixels(fresh=True)
             if found is None or not len(found.pixel):
                 seen = 0 if found is None else found.frames
-                raise BadMask(f"{NAME}: the running map has no pixel yet, after {seen} distinct frames")
+                raise BadMask(f"{HOT_PIXELS}: the running map has no pixel yet, after {seen} distinct frames")
             before = products.applied
             frozen = found.frozen(before if before is None or before.valid.shape == found.shape else None)
             return self._use_masks(self._own_mask, frozen, began)

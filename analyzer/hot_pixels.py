@@ -33,10 +33,7 @@ from scipy.special import gammaln
 from scipy.stats import poisson
 
 from analyzer.frame_peaks import FramePeaks
-from streamer.validity import Validity, digest
-
-NAME = "hot-pixels"
-"""What it is applied by."""
+from analyzer.product_snapshot import HotPixels
 
 FEWEST_FIRINGS = 3
 FALSE_PIXELS_PER_PANEL = 0.01
@@ -80,36 +77,6 @@ _MOST_PAIRS = 1 << 25
 
 _FINGERPRINTS = 1 << 18
 """Frames that are remembered so as to know them again; slots of a table, so that its size never grows."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HotPixels:
-    """The map at one time. ``pixel`` (n,) int64: flat indices, ascending; ``firings`` (n,): frames each made a peak in.
-
-    Of ``frames`` distinct frames that spoke. ``tied`` pixels fire as often and are left out by rules 5 to 7;
-    ``fewest_firings`` is what rule 4 asked.
-    """
-
-    shape: tuple[int, int]
-    pixel: npt.NDArray[np.int64]
-    firings: npt.NDArray[np.int64]
-    frames: int
-    tied: int
-    fewest_firings: int
-
-    @property
-    def mask(self) -> npt.NDArray[np.uint8]:
-        """(ss, fs) uint8, 1 where a pixel is hot: as ``--mask`` takes it."""
-        mask = np.zeros(self.shape, np.uint8)
-        mask.reshape(-1)[self.pixel] = 1
-        return mask
-
-    def frozen(self, before: Validity | None = None) -> Validity:
-        """The map, with what was applied ``before``, as a mask that has the name of the file it is saved as."""
-        valid = 1 - self.mask
-        if before is not None:
-            valid &= before.valid
-        return Validity(f"{NAME}-{digest(valid)}.npy", valid)
 
 
 class HotPixelWatch:

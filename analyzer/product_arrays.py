@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzer.geometry import Geometry
-from analyzer.products import LOG_INTENSITY, SPACING_EDGES_ANGSTROM, Snapshot
+from analyzer.product_snapshot import LOG_INTENSITY, SPACING_EDGES_ANGSTROM, Snapshot
 
 Array = npt.NDArray[Any]
 

@@ -19,10 +19,11 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from analyzer.pictures import FIGURES, Draw, ProductPicture
 from analyzer.placing import placed
 from analyzer.product_arrays import PRODUCTS, edges_of, facts_of, geometry_of
-from analyzer.product_figures import FIGURES, draw
-from analyzer.products import Products, Snapshot
+from analyzer.product_snapshot import Snapshot
+from analyzer.products import Products
 from streamer.validity import Validity
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class ProductFiles(Collector):
         self,
         folder: Path,
         products: Products,
+        draw: Draw,
         overwrite: bool = False,
         every_s: float = EVERY_S,
         append: bool = False,
@@ -71,7 +73,7 @@ class ProductFiles(Collector):
         self.folder = folder
         self._earlier = folder / HDF5 if append and (folder / HDF5).exists() else None
         self.failed = 0
-        self._products, self._every_s = products, every_s
+        self._products, self._draw, self._every_s = products, draw, every_s
         self._written = -1
         self._over = threading.Event()
         self._woken = threading.Event()
@@ -155,7 +157,8 @@ class ProductFiles(Collector):
         for name, mask in masks.items():
             self._place(name, lambda path, mask=mask: _save(path, mask))
         for name in FIGURES:
-            self._place(f"{name}.png", lambda path, name=name: path.write_bytes(draw(name, snapshot)))
+            picture = self._draw(ProductPicture(name, snapshot)) or b""
+            self._place(f"{name}.png", lambda path, picture=picture: path.write_bytes(picture))
 
     def _place(self, name: str, write: Any) -> None:
         with placed(self.folder / name) as temporary:

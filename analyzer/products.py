@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from analyzer.frame_peaks import FramePeaks
 from analyzer.geometry import Geometry
-from analyzer.hot_pixels import HotPixels, HotPixelWatch
+from analyzer.hot_pixels import HotPixelWatch
+from analyzer.product_snapshot import LOG_INTENSITY, SPACING_EDGES_ANGSTROM, Axis, HotPixels, Snapshot
 from analyzer.results import Decision, FrameResult, Status
 from analyzer.running import Histogram
 from streamer.validity import Validity
@@ -37,50 +38,9 @@ PEAKOGRAM_BINS = 200
 _MOST_REACH = 4
 """Up to so many times that reach, and down to its part of one in so many, the peakogram goes on when it moves."""
 
-LOG_INTENSITY = np.linspace(0.0, 6.0, 61)
-"""Decimal logarithm of photons a peak; what lies outside counts in the first or last bin."""
-
-SPACING_EDGES_ANGSTROM = np.round(np.arange(0.5, 20.05, 0.1), 1)
-"""Of the histogram of resolution estimates; what lies outside counts in the first or last bin."""
-
 _HOT_PIXELS_AGE_S = 10.0
 _HOT_PIXELS_COST = 50.0
 """The map is found anew at most every ten seconds, and at most a fiftieth of the time goes into it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Axis:
-    """The peakogram's abscissa: ``name`` q or radius, its unit and its edges (n + 1,), n from PEAKOGRAM_BINS on."""
-
-    name: str
-    unit: str
-    edges: npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
-    """Products at one time, arrays that nobody writes to any more.
-
-    ``powder_photons`` float64 and ``powder_peaks`` uint32 (ss / bin_px, fs / bin_px): photons and peaks of hits;
-    ``powder_saturated``: where one of these peaks is saturated, whose photons say nothing.
-    ``peakogram`` (n, 60) int64: peaks of hits by ``axis`` and ``LOG_INTENSITY``. ``peak_counts``
-    (2, 256) int64: frames with beam by peak count, no hits and hits. ``resolution`` int64: hits by resolution estimate,
-    ``SPACING_EDGES_ANGSTROM``. ``frames`` is by decision; ``saturated_frames`` have saturated pixels.
-    """
-
-    geometry: Geometry
-    bin_px: int
-    powder_photons: npt.NDArray[np.float64]
-    powder_peaks: npt.NDArray[np.uint32]
-    powder_saturated: npt.NDArray[np.bool_]
-    axis: Axis
-    peakogram: npt.NDArray[np.int64]
-    peak_counts: npt.NDArray[np.int64]
-    resolution: npt.NDArray[np.int64]
-    frames: dict[str, int]
-    saturated_frames: int
-    saturated_peaks: int
-    hot_pixels: HotPixels
 
 
 class _Gathered:
@@ -274,8 +234,3 @@ class Products:
                 gathered.saturated_peaks,
                 hot,
             )
-
-
-def spacing_of(q: float) -> float:
-    """d in angstrom of q in 1/angstrom, infinite at 0."""
-    return 2 * math.pi / q if q > 0 else math.inf

@@ -15,7 +15,7 @@ from typing import Any
 from analyzer.changes import Changed
 from analyzer.front import Front
 from analyzer.intervals import wilson
-from analyzer.products import Snapshot
+from analyzer.product_snapshot import Snapshot
 from analyzer.results import Decision
 from analyzer.tallies import Counts, Totals
 

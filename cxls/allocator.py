@@ -43,7 +43,7 @@ def set_aside() -> None:
     """Take all objects that are there now, of a program that is ready, out of the garbage collector's rounds.
 
     Most are of libraries and stay. A round over all of them holds every thread up for 0.2 s, and comes only after a
-    quarter as many have been added: until then cycles lie there, such as a picture that was drawn.
+    quarter as many have been added: until then cycles lie there.
     """
     gc.collect()
     gc.freeze()

@@ -15,6 +15,7 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from analyzer.pictures import Draw
 from analyzer.placing import placed
 from analyzer.reports.page import make_page
 from analyzer.reports.rows import header_line, row_line
@@ -55,8 +56,8 @@ def prepare(folder: Path) -> None:
 class ReportFiles(Collector):
     """Writes what runs leave into ``folder``, which ``prepare`` has seen."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, draw: Draw) -> None:
+        self.folder, self._draw = folder, draw
         self.unwritten = 0
         self._waiting: queue.Queue[Callable[[], Capture] | None] = queue.Queue(_MOST_WAITING)
         self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
@@ -102,7 +103,7 @@ class ReportFiles(Collector):
         append_row(self.folder / TABLE, header_line(), row_line(capture.summary))
         path = self._free_path(capture.summary.info.name)
         with placed(path) as temporary:
-            temporary.write_bytes(make_page(capture))
+            temporary.write_bytes(make_page(capture, self._draw))
         log.info("report of run %s: %s", capture.summary.info.name, path)
 
     def _free_path(self, name: str) -> Path:

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 
 from analyzer.changes import Changed
-from analyzer.product_figures import draw
-from analyzer.reports.figures import DOTS_PER_INCH, radial_profile, rate_over_images, rate_over_time
+from analyzer.pictures import CurvePicture, Draw, NoPicture, ProductPicture, Request
 from analyzer.reports.rows import utc
 from analyzer.runs import Capture, Estimate, RunSummary
 
 _SERIES_SHOWN = 20
-_HALF = 0.68
-"""Size of pictures that stand side by side."""
+_HALF, _HALF_DOTS_PER_INCH = 0.68, 169.0
+"""Size and sharpness of pictures that stand side by side."""
 
 _STYLE = """
 :root { --ink: #1b2733; --soft: #5b6b79; --line: #d7dee4; --blue: #0072b2; --orange: #b24a00; }
@@ -48,8 +47,9 @@ footer { margin-top: 2rem; border-top: 1px solid var(--line); padding-top: .5rem
 """
 
 
-def make_page(capture: Capture) -> bytes:
-    """The report of a run, UTF-8. Takes seconds where its pictures are many."""
+def make_page(capture: Capture, draw: Draw) -> bytes:
+    """The report of a run, UTF-8. Takes seconds where its pictures are many; of one that ``draw`` cannot make it says
+    why."""
     run = capture.summary
     info = run.info
     title = f"Run {info.name}" + (f": {info.sample}" if info.sample else "")
@@ -63,9 +63,9 @@ def make_page(capture: Capture) -> bytes:
             f"<header><h1>{_safe(title)}</h1>{_times(run)}</header>",
             _numbers(run),
             _section("Notes", f"<pre>{_safe(info.notes)}</pre>") if info.notes else "",
-            _section("Hit rate", _rates(capture)),
-            _section("Photon energy and camera length", _estimates(run) + _profile(capture)),
-            _section("Peaks of the hits", _products(capture)),
+            _section("Hit rate", _rates(capture, draw)),
+            _section("Photon energy and camera length", _estimates(run) + _profile(capture, draw)),
+            _section("Peaks of the hits", _products(capture, draw)),
             f"<div class='columns'><div>{_section('Account', _account(run))}</div>"
             f"<div>{_section('How frames were judged', _judging(run))}</div></div>",
             _section("Changes while it ran", _changes(capture.changes)),
@@ -129,18 +129,23 @@ def _numbers(run: RunSummary) -> str:
     return f"<div class='numbers'>{''.join(cells)}</div>"
 
 
-def _image(png: bytes | None, text: str) -> str:
+def _image(draw: Draw, request: Request, text: str) -> str:
+    try:
+        png = draw(request)
+    except NoPicture as error:
+        return f"<p class='warn'>{_safe(error)}</p>"
     if png is None:
         return ""
     return f"<img alt='{_safe(text)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
 
 
-def _rates(capture: Capture) -> str:
+def _rates(capture: Capture, draw: Draw) -> str:
     curves, run = capture.curves, capture.summary
     pictures = ""
     if curves is not None:
-        pictures = _image(rate_over_time(curves, run.info.began_at), "hit rate against time")
-        pictures += _image(rate_over_images(curves), "hit rate against image")
+        over_time = CurvePicture("rate_over_time", curves, run.info.began_at)
+        pictures = _image(draw, over_time, "hit rate against time")
+        pictures += _image(draw, CurvePicture("rate_over_images", curves), "hit rate against image")
     return (pictures or "<p class='soft'>No frame with beam.</p>") + _since(capture)
 
 
@@ -183,18 +188,23 @@ def _estimate(name: str, estimate: Estimate, factor: float, places: int) -> tupl
     return name, shown(estimate.value), shown(estimate.sigma), shown(estimate.header), pull
 
 
-def _profile(capture: Capture) -> str:
-    return "" if capture.curves is None else _image(radial_profile(capture.curves), "radial profile")
+def _profile(capture: Capture, draw: Draw) -> str:
+    if capture.curves is None:
+        return ""
+    return _image(draw, CurvePicture("radial_profile", capture.curves), "radial profile")
 
 
-def _products(capture: Capture) -> str:
+def _products(capture: Capture, draw: Draw) -> str:
     products = capture.products
     if products is None:
         return "<p class='soft'>No frame.</p>"
     pairs = (("powder", "peakogram"), ("peak_counts", "resolution"))
     pictures = (
         "<div class='pair'>"
-        + "".join(_image(draw(name, products, 1.3 * DOTS_PER_INCH, _HALF), name.replace("_", " ")) for name in pair)
+        + "".join(
+            _image(draw, ProductPicture(name, products, _HALF_DOTS_PER_INCH, _HALF), name.replace("_", " "))
+            for name in pair
+        )
         + "</div>"
         for pair in pairs
     )

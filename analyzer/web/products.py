@@ -1,7 +1,7 @@
 """``GET /products``: what a run shows as a whole, as JSON, arrays and pictures.
 
-A picture is drawn when someone asks, and kept a while: drawing takes a share of one core at most, however many look.
-One at a time is drawn, in one thread of those that answer requests, and who waits for it keeps none of the others.
+A picture is drawn when someone asks, by a process of its own, and kept a while: drawing takes a share of one core at
+most, however many look. One thread of those that answer requests waits for it; who else asks keeps none of the others.
 """
 
 import asyncio
@@ -19,9 +19,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from analyzer.logs import Repeats
+from analyzer.pictures import FIGURES, Draw, NoPicture, ProductPicture
 from analyzer.product_arrays import IN_JSON, PRODUCTS, edges_of, facts_of, geometry_of, plain, rings_of
-from analyzer.product_figures import FIGURES, draw
-from analyzer.products import Products, Snapshot
+from analyzer.product_snapshot import Snapshot
+from analyzer.products import Products
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class _Kept:
 class ProductEndpoints:
     """The endpoints of one run's products."""
 
-    def __init__(self, products: Products) -> None:
+    def __init__(self, products: Products, draw: Draw) -> None:
+        self._draw = draw
         self._repeats = Repeats(log)
         self._products = products
         self._kept: dict[str, _Kept] = {}
@@ -62,7 +64,7 @@ class ProductEndpoints:
         name, _, kind = file.partition(".")
         if kind == "png" and name in FIGURES:
             dark = request.query_params.get("theme") == "dark"
-            return await self._answer(file + " dark" * dark, "image/png", lambda s: draw(name, s, dark=dark))
+            return await self._answer(file + " dark" * dark, "image/png", lambda s: self._picture(name, s, dark))
         if kind == "npy" and name in PRODUCTS:
             # Not kept: a mask of 16M pixels would be, for nobody.
             return await self._answer(file, "application/octet-stream", lambda s: _npy(name, s), kept=False)
@@ -88,12 +90,17 @@ class ProductEndpoints:
                 return Response(last.body, media_type=media_type, headers=headers)
             try:
                 body = await run_in_threadpool(self._make, key, make, kept)
+            except NoPicture as error:
+                return PlainTextResponse(f"{error}\n", 500, headers)
             except Exception:
                 self._repeats.exception(f"products: {key} could not be made", "product_failed")
                 return PlainTextResponse("could not be made, see the log of the analysis\n", 500, headers)
         if body is None:
             return PlainTextResponse(_NO_FRAME, 404, headers)
         return Response(body, media_type=media_type, headers=headers)
+
+    def _picture(self, name: str, snapshot: Snapshot, dark: bool) -> bytes:
+        return self._draw(ProductPicture(name, snapshot, dark=dark)) or b""
 
     def _make(self, key: str, make: Callable[[Snapshot], bytes], kept: bool) -> bytes | None:
         """``None`` before the first frame."""

@@ -1,6 +1,7 @@
 """``GET /report`` and ``GET /runs.csv``: the run so far as a page, and every run of this program as a row.
 
-The page is made when someone asks, in a thread, and kept a while, as pictures of products are.
+The page is made when someone asks, in a thread, and kept a while, as pictures of products are; a process of their own
+draws its pictures.
 """
 
 import logging
@@ -13,6 +14,7 @@ from starlette.routing import Route
 
 from analyzer.control import Control
 from analyzer.logs import Repeats
+from analyzer.pictures import Draw
 from analyzer.reports import header_line, make_page, row_line
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,8 @@ _HEADERS = {
 class ReportEndpoints:
     """The endpoints of what ``control`` knows of its runs."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, draw: Draw) -> None:
+        self._draw = draw
         self._repeats = Repeats(log)
         self._control = control
         self._making = threading.Lock()
@@ -58,7 +61,7 @@ class ReportEndpoints:
                 began = time.monotonic()
                 try:
                     info = self._control.runs.info
-                    self._kept, self._of = make_page(self._control.capture()), info
+                    self._kept, self._of = make_page(self._control.capture(), self._draw), info
                 except Exception:
                     self._repeats.exception("the report could not be made", "report_failed")
                     return PlainTextResponse("could not be made, see the log of the analysis\n", 500, _HEADERS)

@@ -45,6 +45,7 @@ from analyzer.parameters.header import FAMILIES, Quantity
 from analyzer.parameters.running import RunEstimate, RunEstimator
 from analyzer.peak_finder import FinderKind
 from analyzer.peak_parameters import Pf8Options, finder_of
+from analyzer.pictures import Pictures
 from analyzer.product_files import ProductFiles, ProductsExist
 from analyzer.product_files import prepare as prepare_products
 from analyzer.reports import BadReports, ReportFiles
@@ -262,7 +263,8 @@ class Session:
             contradicted=lambda metadata: contradictions(self.control.judge.cascade.geometry, metadata),
         )
         indexed = _indexed_by(indexing)
-        self.run_reports = None if settings.reports is None else ReportFiles(settings.reports)
+        self.pictures = Pictures()
+        self.run_reports = None if settings.reports is None else ReportFiles(settings.reports, self.pictures.draw)
         runs = Runs(
             self.front,
             info,
@@ -292,7 +294,9 @@ class Session:
             self.bragg = BraggWatch(cell, self.front.running.hit_spots, lambda: self.parameters.water)
         self._endpoints = ControlEndpoints(self.control, token)
         self._product_files = (
-            ProductFiles(settings.products, self.front.products, settings.overwrite, append=settings.append)
+            ProductFiles(
+                settings.products, self.front.products, self.pictures.draw, settings.overwrite, append=settings.append
+            )
             if settings.products
             else None
         )
@@ -316,8 +320,8 @@ class Session:
             routes = [
                 self._live_socket.route,
                 *self._endpoints.routes,
-                *ProductEndpoints(self.front.products).routes,
-                *ReportEndpoints(self.control).routes,
+                *ProductEndpoints(self.front.products, self.pictures.draw).routes,
+                *ReportEndpoints(self.control, self.pictures.draw).routes,
             ]
             self.web = WebServer(bound, self.report, self._refusals, routes)
             listening("http", self.web.address)
@@ -430,6 +434,7 @@ class Session:
                 self._product_files.close()
             if self.run_reports is not None:
                 self.run_reports.close(lambda: self.control.capture(over=True))
+            self.pictures.close()
             if self.restart is not None:
                 self.restart.close()
             if self.epics is not None:

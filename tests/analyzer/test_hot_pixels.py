@@ -13,10 +13,10 @@ from analyzer.hot_pixels import (
     MOST_SPOTS,
     PEAKS_KEPT,
     SPAN_FRAMES,
-    HotPixels,
     HotPixelWatch,
 )
 from analyzer.kernels import PEAK_DTYPE
+from analyzer.product_snapshot import HotPixels
 from analyzer.reduction import FramePlan, Workspace
 from sim_replay.artefacts import Artefacts, apply, fixed_pixels
 from streamer.validity import Validity

@@ -19,10 +19,13 @@ from analyzer.geometry import Geometry
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.panels import open_geometry
+from analyzer.pictures import FIGURES, drawn
+from analyzer.pictures.drawing import NIGHT
+from analyzer.pictures.products import _powder, draw
 from analyzer.product_arrays import IN_JSON, PRODUCTS, edges_of, plain
-from analyzer.product_figures import FIGURES, NIGHT, _powder, draw
 from analyzer.product_files import HDF5, ProductFiles, ProductsExist
-from analyzer.products import LOG_INTENSITY, MOST_PEAKS_COUNTED, PEAKOGRAM_BINS, POWDER_CELLS, Products, Snapshot
+from analyzer.product_snapshot import LOG_INTENSITY, Snapshot
+from analyzer.products import MOST_PEAKS_COUNTED, PEAKOGRAM_BINS, POWDER_CELLS, Products
 from analyzer.results import Decision, HitRule
 from streamer.validity import Validity
 from tests.analyzer.builders import (
@@ -401,6 +404,12 @@ def test_every_picture_is_drawn(bundle: Bundle, name: str, camera_length_m: floa
         assert len(png) > 2000
 
 
+def test_frames_in_the_last_bin_of_the_peak_counts_are_drawn(bundle: Bundle) -> None:
+    products = shown(gathered(bundle, [frame(water(0.2))]))
+    products.peak_counts[:, -1] = 7
+    assert draw("peak_counts", products).startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_a_dark_picture_has_a_dark_ground_and_letters_that_stand_out(bundle: Bundle, name: str) -> None:
     from matplotlib.image import imread
@@ -433,7 +442,7 @@ def test_every_product_has_an_array_with_the_edges_it_names(bundle: Bundle) -> N
 def test_every_map_that_was_in_force_is_saved_when_it_is_applied(tmp_path: Any) -> None:
     """Records name both, however soon the second came and before any frame was seen."""
     products = Products()
-    files = ProductFiles(tmp_path / "out", products)
+    files = ProductFiles(tmp_path / "out", products, drawn)
     for name in ("hot-pixels-aaaaaaaa.npy", "hot-pixels-bbbbbbbb.npy"):
         products.apply(Validity(name, np.ones((61, 75), np.uint8)))
     products.apply(None)
@@ -471,7 +480,7 @@ def _powder_norm(seen: Snapshot) -> float:
 def test_a_folder_holds_everything_at_the_end_and_its_masks_can_be_used(bundle: Bundle, tmp_path: Any) -> None:
     front, _ = run_front(bundle, [start(1, 130), *(image(n, 1, p) for n, p in enumerate(hot_run(130))), end(1)])
     front.products.applied = front.products.hot_pixels(fresh=True).frozen()  # type: ignore[union-attr]
-    files = ProductFiles(tmp_path / "out", front.products)
+    files = ProductFiles(tmp_path / "out", front.products, drawn)
     files.close()
     assert files.failed == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -488,16 +497,16 @@ def test_a_folder_holds_everything_at_the_end_and_its_masks_can_be_used(bundle: 
 
 def test_an_existing_folder_is_refused_unless_it_may_be_replaced(bundle: Bundle, tmp_path: Any) -> None:
     front, _ = run_front(bundle, [start(1, 1), image(0), end(1)])
-    ProductFiles(tmp_path, front.products).close()
+    ProductFiles(tmp_path, front.products, drawn).close()
     with pytest.raises(ProductsExist, match="--overwrite"):
-        ProductFiles(tmp_path, front.products)
-    ProductFiles(tmp_path, front.products, overwrite=True).close()
+        ProductFiles(tmp_path, front.products, drawn)
+    ProductFiles(tmp_path, front.products, drawn, overwrite=True).close()
 
 
 def test_a_run_that_goes_on_keeps_what_the_earlier_ones_added_up(bundle: Bundle, tmp_path: Any) -> None:
     for images in (1, 2, 3):
         front, _ = run_front(bundle, [start(1, images), *(image(n) for n in range(images)), end(1)])
-        ProductFiles(tmp_path, front.products, append=True).close()
+        ProductFiles(tmp_path, front.products, drawn, append=True).close()
     counts = []
     for name in ("products-1.h5", "products-2.h5", HDF5):
         with h5py.File(tmp_path / name) as file:
@@ -507,7 +516,7 @@ def test_a_run_that_goes_on_keeps_what_the_earlier_ones_added_up(bundle: Bundle,
 
 def test_a_folder_that_vanishes_costs_writings_and_nothing_else(bundle: Bundle, tmp_path: Any) -> None:
     front, _ = run_front(bundle, [start(1, 1), image(0), end(1)])
-    files = ProductFiles(tmp_path / "out", front.products, every_s=0.05)
+    files = ProductFiles(tmp_path / "out", front.products, drawn, every_s=0.05)
     deadline = time.monotonic() + 30
     while not (tmp_path / "out" / "hot_pixels.png").exists():
         assert time.monotonic() < deadline
@@ -528,7 +537,7 @@ def test_a_folder_that_vanishes_costs_writings_and_nothing_else(bundle: Bundle, 
 
 
 def test_a_run_without_a_frame_writes_nothing(tmp_path: Any) -> None:
-    files = ProductFiles(tmp_path / "out", Products())
+    files = ProductFiles(tmp_path / "out", Products(), drawn)
     files.close()
     assert list((tmp_path / "out").iterdir()) == []
     assert files.failed == 0

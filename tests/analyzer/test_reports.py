@@ -24,6 +24,7 @@ from analyzer.bundle import Bundle
 from analyzer.cascade import CascadeSettings
 from analyzer.changes import Changed
 from analyzer.parameters.answers import plain_answers
+from analyzer.pictures import drawn
 from analyzer.reports import COLUMNS, BadReports, ReportFiles, header_line, make_page, prepare, row_line
 from analyzer.reports.table_file import OtherColumns, append_row
 from analyzer.results import HitRule
@@ -77,7 +78,7 @@ class Page(HTMLParser):
 
 
 def test_a_report_shows_the_run_with_its_pictures(capture: Capture) -> None:
-    page = Page(make_page(capture))
+    page = Page(make_page(capture, drawn))
     pictures = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     assert pictures == [
         "hit rate against time", "hit rate against image", "radial profile", "powder", "peakogram", "peak counts",
@@ -89,7 +90,7 @@ def test_a_report_shows_the_run_with_its_pictures(capture: Capture) -> None:
 
 
 def test_a_report_needs_nothing_beside_it_and_runs_nothing(capture: Capture) -> None:
-    content = make_page(of(capture, sample=HOSTILE, notes=HOSTILE))
+    content = make_page(of(capture, sample=HOSTILE, notes=HOSTILE), drawn)
     page = Page(content)
     tags = [tag for tag, _ in page.tags]
     assert not {"script", "link", "iframe", "object", "form"} & set(tags)
@@ -110,7 +111,7 @@ def test_whatever_stands_in_texts_is_text(capture: Capture) -> None:
         capture.summary, judging=judging, mismatches=(HOSTILE,), estimate_reason=HOSTILE, photon_energy_eV=estimate
     )
     changes = [Changed(0.0, "mask", None, HOSTILE, HOSTILE)]
-    content = make_page(replace(of(replace(capture, summary=summary), sample=HOSTILE), changes=changes))
+    content = make_page(replace(of(replace(capture, summary=summary), sample=HOSTILE), changes=changes), drawn)
     assert b"<script" not in content
     assert b"onerror=y>" not in content
     assert Page(content).text.count(HOSTILE) == 9, "title, heading, six fields and a change"
@@ -120,27 +121,28 @@ def test_whatever_stands_in_texts_is_text(capture: Capture) -> None:
 def test_a_report_has_the_nearest_kev_and_centimetre(capture: Capture) -> None:
     mean = np.array([np.log(0.25 / 7000.0), np.log(7000.0)])
     said = plain_answers(mean, np.diag([1e-3, 1e-3]) ** 2)
-    text = Page(make_page(replace(capture, summary=replace(capture.summary, answers=said)))).text
+    text = Page(make_page(replace(capture, summary=replace(capture.summary, answers=said)), drawn)).text
     assert "Nearest whole: 7 keV (100.0%), 25 cm (100.0%)." in text
     assert "Of 6, 7, 8 keV and 15, 25, 35 cm: 7 keV (100.0%), 25 cm (100.0%)." in text
-    assert "Nearest whole" not in Page(make_page(replace(capture, summary=replace(capture.summary, answers=None)))).text
+    unsaid = Page(make_page(replace(capture, summary=replace(capture.summary, answers=None)), drawn)).text
+    assert "Nearest whole" not in unsaid
 
 
 def test_a_run_without_a_frame_has_a_report_too(bundle: Bundle) -> None:
-    text = Page(make_page(Controlled(bundle).control.capture())).text
+    text = Page(make_page(Controlled(bundle).control.capture(), drawn)).text
     assert "No frame" in text
     assert "goes on; this is up to" in text
 
 
 def test_a_report_says_since_when_its_pictures_are(capture: Capture) -> None:
-    assert "begun anew" not in Page(make_page(capture)).text
+    assert "begun anew" not in Page(make_page(capture, drawn)).text
     late = replace(capture, gathered_since=capture.summary.info.began_at + 100.0)
-    assert "begun anew" in Page(make_page(late)).text
+    assert "begun anew" in Page(make_page(late, drawn)).text
 
 
 def test_many_series_are_not_all_listed(capture: Capture) -> None:
     counts = replace(capture.summary.counts, series_ids=tuple(range(1000)))
-    text = Page(make_page(replace(capture, summary=replace(capture.summary, counts=counts)))).text
+    text = Page(make_page(replace(capture, summary=replace(capture.summary, counts=counts)), drawn)).text
     assert "series … 980, 981" in text
 
 
@@ -307,7 +309,7 @@ def test_a_full_disk_leaves_the_table_as_it_was(capture: Capture, tmp_path: Path
 def test_each_run_leaves_a_page_and_a_row(capture: Capture, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "reports"
     prepare(folder)
-    files = ReportFiles(folder)
+    files = ReportFiles(folder, drawn)
     files.write(of(capture, number=11))
     files.close(lambda: capture)
     assert sorted(path.name for path in folder.iterdir()) == ["run-0011.html", "run-0012.html", "runs.csv"]
@@ -318,14 +320,14 @@ def test_each_run_leaves_a_page_and_a_row(capture: Capture, tmp_path: Path) -> N
 
 def test_a_number_that_was_used_before_replaces_nothing(capture: Capture, tmp_path: Path) -> None:
     for sample in ("first", "second", "third"):
-        files = ReportFiles(tmp_path)
+        files = ReportFiles(tmp_path, drawn)
         files.close(lambda sample=sample: of(capture, sample=sample))  # type: ignore[misc]
     for name, sample in (("run-0012", b"first"), ("run-0012-2", b"second"), ("run-0012-3", b"third")):
         assert sample in (tmp_path / f"{name}.html").read_bytes()
 
 
 def test_a_run_of_nothing_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:
-    files = ReportFiles(tmp_path)
+    files = ReportFiles(tmp_path, drawn)
     files.close(lambda: Controlled(bundle).control.capture(over=True))
     assert list(tmp_path.iterdir()) == []
 
@@ -335,7 +337,7 @@ def test_a_disk_that_fails_is_said_and_counted_and_stops_nothing(
 ) -> None:
     folder = tmp_path / "reports"
     prepare(folder)
-    files = ReportFiles(folder)
+    files = ReportFiles(folder, drawn)
     folder.rmdir()
     folder.write_text("in the way")
     files.write(capture)
@@ -350,7 +352,7 @@ def test_a_run_that_cannot_be_summed_up_is_counted(tmp_path: Path) -> None:
     def fails() -> Capture:
         raise RuntimeError("no run")
 
-    files = ReportFiles(tmp_path)
+    files = ReportFiles(tmp_path, drawn)
     files.close(fails)
     assert files.unwritten == 1
 
@@ -359,8 +361,8 @@ def test_runs_that_end_faster_than_they_are_written_wait_in_bounded_number(
     capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr("analyzer.reports.files.make_page", lambda capture: go_on.wait(30) and b"page")
-    files = ReportFiles(tmp_path)
+    monkeypatch.setattr("analyzer.reports.files.make_page", lambda capture, draw: go_on.wait(30) and b"page")
+    files = ReportFiles(tmp_path, drawn)
     began = time.monotonic()
     for number in range(10):
         files.write(of(capture, number=number))
@@ -376,8 +378,8 @@ def test_a_writer_that_hangs_does_not_hold_up_the_end(
 ) -> None:
     monkeypatch.setattr("analyzer.reports.files.CLOSE_S", 0.2)
     go_on = threading.Event()
-    monkeypatch.setattr("analyzer.reports.files.make_page", lambda capture: go_on.wait(30) and b"page")
-    files = ReportFiles(tmp_path)
+    monkeypatch.setattr("analyzer.reports.files.make_page", lambda capture, draw: go_on.wait(30) and b"page")
+    files = ReportFiles(tmp_path, drawn)
     began = time.monotonic()
     files.close(lambda: capture)
     assert time.monotonic() - began < 5
@@ -386,7 +388,7 @@ def test_a_writer_that_hangs_does_not_hold_up_the_end(
 
 
 def test_runs_without_a_number_are_named_by_their_time(capture: Capture, tmp_path: Path) -> None:
-    files = ReportFiles(tmp_path)
+    files = ReportFiles(tmp_path, drawn)
     files.close(lambda: of(capture, number=None))
     (page,) = tmp_path.glob("*.html")
     assert re.fullmatch(r"run-\d{8}T\d{6}Z\.html", page.name)

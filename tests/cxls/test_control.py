@@ -548,7 +548,7 @@ def test_an_estimate_of_before_is_not_told_of_the_next_run(token_file: Path, tmp
 def test_a_report_is_made_once_for_many(live: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[float] = []
 
-    def slow(capture: Any) -> bytes:
+    def slow(capture: Any, draw: Any) -> bytes:
         made.append(time.monotonic())
         time.sleep(0.3)
         return b"<p>page</p>"
@@ -569,13 +569,13 @@ def test_who_asks_for_the_first_report_while_it_is_made_is_told_to_come_again(
 ) -> None:
     go_on, began = threading.Event(), threading.Event()
 
-    def slow(capture: Any) -> bytes:
+    def slow(capture: Any, draw: Any) -> bytes:
         began.set()
         go_on.wait(20)
         return b"made"
 
     monkeypatch.setattr("analyzer.web.reports.make_page", slow)
-    reports = ReportEndpoints(live.analysis.session.control)
+    reports = ReportEndpoints(live.analysis.session.control, live.analysis.session.pictures.draw)
     answers: list[Response] = []
     first = threading.Thread(target=lambda: answers.append(reports._report(Request({"type": "http"}))))
     first.start()
@@ -589,7 +589,7 @@ def test_who_asks_for_the_first_report_while_it_is_made_is_told_to_come_again(
 
 
 def test_a_report_that_fails_is_500_and_the_analysis_goes_on(live: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(capture: Any) -> bytes:
+    def fails(capture: Any, draw: Any) -> bytes:
         raise RuntimeError("no picture")
 
     monkeypatch.setattr("analyzer.web.reports.make_page", fails)

@@ -2,9 +2,9 @@
 
 import io
 import json
+import os
 import re
 import signal
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +17,8 @@ import h5py
 import numpy as np
 import pytest
 
-from analyzer.product_figures import FIGURES, draw
+from analyzer.pictures import FIGURES
+from cxls.soak.samples import family
 from tests.analyzer.builders import SHAPE, frames_of_a_run, image, water, write_series
 from tests.analyzer.test_panels import FLAT, TWO, written
 from tests.cxls.programs import TOKEN, Analysis, Child, Sender, by_image, cxls, records, refusal, replaying, wait_for
@@ -142,32 +143,74 @@ def test_many_who_look_at_once_get_one_picture(shared: Live) -> None:
 
 
 def test_however_many_wait_for_a_picture_others_are_answered(shared: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
-
-    def slow(*arguments: Any, **keywords: Any) -> bytes:
-        begun.set()
-        assert go_on.wait(60)
-        return draw(*arguments, **keywords)
-
-    monkeypatch.setattr("analyzer.web.products.draw", slow)
+    assert get(shared.address, "/products/powder.png")[0] == 200
+    pictures = shared.analysis.session.pictures
+    drawing = pictures.pid
+    assert drawing is not None
+    monkeypatch.setattr(pictures, "_deadline_s", 300.0)
+    os.kill(drawing, signal.SIGSTOP)
     waiting = 60
     with ThreadPoolExecutor(waiting) as pool:
         paths = [f"/products/{name}.png?theme=dark" for name in FIGURES] * (waiting // len(FIGURES))
-        pictures = [pool.submit(get, shared.address, path) for path in paths]
+        asked = [pool.submit(get, shared.address, path) for path in paths]
         try:
-            assert begun.wait(30)
             # Each asks by now, and gets no answer yet.
-            wait_for(lambda: sum(each.running() for each in pictures) == waiting, 30)
+            wait_for(lambda: sum(each.running() for each in asked) == waiting, 30)
             time.sleep(1.0)
             for path in ("/status", "/metrics", "/healthz") * 5:
                 with urllib.request.urlopen(f"http://{shared.address}{path}", timeout=10) as answer:
                     assert answer.status == 200
-            assert not any(each.done() for each in pictures)
+            assert not any(each.done() for each in asked)
         finally:
-            go_on.set()
-        answers = [each.result() for each in pictures]
+            os.kill(drawing, signal.SIGCONT)
+        answers = [each.result() for each in asked]
     assert {code for code, _, _ in answers} == {200}
     assert len({body for _, _, body in answers}) == len(FIGURES)
+
+
+def test_a_picture_that_nobody_draws_is_500_with_the_reason_and_the_next_one_comes(
+    shared: Live, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert get(shared.address, "/products/peakogram.png")[0] == 200
+    pictures = shared.analysis.session.pictures
+    drawing = pictures.pid
+    assert drawing is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "_deadline_s", 0.3)
+        os.kill(drawing, signal.SIGSTOP)
+        code, _, body = get(shared.address, "/products/resolution.png")
+    assert (code, body) == (
+        500,
+        b"the picture resolution was not drawn: the process that draws hangs and is killed; the next picture starts "
+        b"another\n",
+    )
+    assert [record.message for record in caplog.records if "was not drawn" in record.message] == [body.decode().strip()]
+    assert get(shared.address, "/products/resolution.png")[0] == 200
+    assert pictures.pid not in (None, drawing)
+
+
+def test_an_analysis_draws_without_matplotlib_and_its_pictures_end_with_it(bundle_folder: Path, tmp_path: Path) -> None:
+    """A kill leaves no process behind; until then one beside it drew everything: products, report, files."""
+    with Sender() as sender:
+        products = tmp_path / "products"
+        arguments = [sender.endpoint, "--bundle", bundle_folder, "--listen", "127.0.0.1:0", "--products", products]
+        with Child("analyze", *arguments, "--device", "cpu", "--workers", "1") as child:
+            address = child.listening("http")
+            wire = Wire("v2")
+            sender.send(*wire.start(1, 3))
+            for n in range(3):
+                sender.send(*wire.image(image(n, 1, water(0.05, seed=n))))
+            sender.send(*wire.end(1))
+            wait_for(lambda: get(address, "/products/powder.png")[0] == 200, 60)
+            code, _, page = get(address, "/report")
+            assert (code, page.count(b"data:image/png;base64,iVBORw0K")) == (200, 6)
+            assert "matplotlib" not in Path(f"/proc/{child.process.pid}/maps").read_text()
+            below = family(child.process.pid)[1:]
+            assert len(below) == 1
+            assert "matplotlib" in Path(f"/proc/{below[0]}/maps").read_text()
+            child.process.kill()
+            child.process.wait()
+            wait_for(lambda: not Path(f"/proc/{below[0]}").exists(), 10)
 
 
 # --- the map ----------------------------------------------------------------------------

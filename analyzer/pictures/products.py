@@ -1,16 +1,13 @@
-"""Pictures of a run's products, PNG with axes and units, drawn without a display.
+"""Pictures of a run's products, with axes and units."""
 
-matplotlib is loaded with the first picture: an analysis that nobody looks at does without.
-"""
-
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.products import LOG_INTENSITY, SPACING_EDGES_ANGSTROM, Snapshot, spacing_of
+from analyzer.pictures.drawing import HIT, INK, MISS, NIGHT, PALE, RING, TITLE, picture
+from analyzer.product_snapshot import LOG_INTENSITY, SPACING_EDGES_ANGSTROM, Snapshot, spacing_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,14 +16,6 @@ if TYPE_CHECKING:
 DOTS_PER_INCH = 90.0
 _MOST_POINTS = 300
 """Squares a side of the powder's picture: smaller ones are hard to see."""
-
-HIT, MISS, RING, INK = "#0072b2", "#b9c4ce", "#d55e00", "#1b2733"
-"""Colours that people of any sight can tell apart (Okabe and Ito 2008)."""
-
-NIGHT, PALE = "#17202a", "#e4ebf2"
-"""Ground and ink of the live page when it is dark."""
-
-TITLE: Any = {"fontsize": 9, "color": INK, "loc": "left"}
 
 
 def draw(
@@ -62,21 +51,6 @@ def _darken(figure: "Figure") -> None:
     for text in figure.findobj(Text):
         if isinstance(text, Text) and text.get_color() in (INK, "black"):
             text.set_color(PALE)
-
-
-def picture(draw_on: Callable[["Figure", "Axes"], None], size: tuple[float, float], dots_per_inch: float) -> bytes:
-    """The PNG of what is drawn on one pair of axes; ``size`` in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained", dpi=dots_per_inch)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.tick_params(labelsize=8, colors=INK)
-    draw_on(figure, axes)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", metadata={"Software": None})
-    return image.getvalue()
 
 
 def _powder(figure: "Figure", axes: "Axes", products: Snapshot) -> None:
@@ -156,7 +130,7 @@ def _peak_counts(figure: "Figure", axes: "Axes", products: Snapshot) -> None:
     del figure
     misses, hits = products.peak_counts
     filled = np.flatnonzero(misses + hits)
-    end = int(filled[-1]) + 2 if len(filled) else 10
+    end = min(int(filled[-1]) + 2, len(hits)) if len(filled) else 10
     at = np.arange(end)
     axes.bar(at, misses[:end], width=1.0, color=MISS, label="no hits")
     axes.bar(at, hits[:end], width=1.0, bottom=misses[:end], color=HIT, label="hits")

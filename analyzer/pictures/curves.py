@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.product_figures import HIT, INK, RING, TITLE, picture
+from analyzer.pictures.drawing import HIT, INK, RING, TITLE, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
