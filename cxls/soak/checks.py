@@ -28,10 +28,10 @@ class Limits:
     cpu: float
 
 
-LONG, SHORT = Limits(0.01, 0.1, 3, 2, 2.0, 1.5), Limits(math.inf, 0.25, 10, 10, math.inf, math.inf)
+LONG, SHORT = Limits(0.01, 0.1, 3, 2, 2.0, 1.5), Limits(math.inf, 0.25, 20, 10, math.inf, math.inf)
 """While images come, memory holds those in hand, of which some are five times as large as others, and by a tenth it is
-now more, now less. In a short soak buffers still fill and outputs are made for the first time, and a tenth of it is a
-moment, in which a fault may have stopped everything."""
+now more, now less. In a short soak buffers still fill, outputs are made and the process that draws is started for the
+first time, and a tenth of it is a moment, in which a fault may have stopped everything."""
 
 DRIFT_FLOOR_S, DRIFT_FLOOR_IMAGES = 0.1, 32.0
 """Below it the histogram's steps are coarser than what they would show."""
