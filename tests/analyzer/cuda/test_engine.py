@@ -5,6 +5,7 @@ The kernels run on the CPU, from the same source, and on a device where there is
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,13 @@ from analyzer.cuda import engine
 from analyzer.cuda.compiler import NoDevice
 from analyzer.cuda.engine import DevicePrograms, open_programs
 from analyzer.cuda.program import DeviceFault
+from analyzer.judge import Judge
 from analyzer.peak_finder import Peakfinder8Finder
 from analyzer.peakfinder8 import Peakfinder8Settings
 from analyzer.reduction import suspect_pixels
 from analyzer.results import FrameResult, Status
+from analyzer.warm import warm_threads
+from analyzer.worker_thread import all_do
 from streamer.frames import Frame
 from streamer.messages import Algorithm, Defect, ImageData
 from tests.analyzer.builders import (
@@ -169,6 +173,53 @@ def test_a_mask_that_changes_in_mid_series_holds_from_there_on(device: DevicePro
     found = on_device(device, shipped).process(frames).results
     assert_same(found, on_cpu(shipped, frames))
     assert (found[0].peak_count or 0) > (found[5].peak_count or 0)
+
+
+@pytest.mark.gpu
+def test_nothing_of_a_batch_waits_for_the_device_nor_takes_memory_of_the_driver(
+    card: DevicePrograms, shipped: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = engine.Engine._launch
+    waited: list[Exception] = []
+
+    def watched(self: engine.Engine, *given: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            launch(self, *given)
+        except Exception as error:
+            waited.append(error)
+            raise
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    analyser = on_device(card, shipped)
+    frames = [frame(with_spots(water(0.5, seed=n), 80), n) for n in range(40)]
+    analyser.process(frames)
+    segments = torch.cuda.memory_stats()["segment.all.allocated"]
+    monkeypatch.setattr(engine.Engine, "_launch", watched)
+    for one in (frames[0].series, series(2), series(3, 9)):
+        analyser.process([replace(each, series=one) for each in frames])
+    assert waited == []
+    assert analyser.fault is None
+    assert torch.cuda.memory_stats()["segment.all.allocated"] == segments
+
+
+@pytest.mark.gpu
+def test_analysers_of_a_device_are_warm_in_threads_and_give_the_cpu_s_records(
+    card: DevicePrograms, shipped: Bundle
+) -> None:
+    analysers = [on_device(card, shipped) for _ in range(3)]
+    threads = warm_threads(analysers, Judge(shipped, CascadeSettings()))
+    frames = [frame(with_spots(water(0.5, seed=n), 80), n) for n in range(40)]
+    found: dict[int, list[FrameResult]] = {}
+    works = [partial(lambda n: found.update({n: analysers[n].process(frames).results}), n) for n in range(3)]
+    all_do(threads, works)
+    for thread in threads:
+        thread.end()
+    expected = on_cpu(shipped, frames)
+    for number, analyser in enumerate(analysers):
+        assert_same(found[number], expected)
+        assert analyser.fault is None
 
 
 def test_a_device_with_less_room_takes_fewer_frames_at_once_and_judges_as_many_rows(
