@@ -194,11 +194,13 @@ def test_nothing_of_a_batch_waits_for_the_device_nor_takes_memory_of_the_driver(
 
     analyser = on_device(card, shipped)
     frames = [frame(with_spots(water(0.5, seed=n), 80), n) for n in range(40)]
-    analyser.process(frames)
+    batches = [[replace(each, series=one) for each in frames] for one in (series(1), series(2), series(3, 9))]
+    for batch in batches:
+        analyser.process(batch)
     segments = torch.cuda.memory_stats()["segment.all.allocated"]
     monkeypatch.setattr(engine.Engine, "_launch", watched)
-    for one in (frames[0].series, series(2), series(3, 9)):
-        analyser.process([replace(each, series=one) for each in frames])
+    for batch in batches:
+        analyser.process(batch)
     assert waited == []
     assert analyser.fault is None
     assert torch.cuda.memory_stats()["segment.all.allocated"] == segments
