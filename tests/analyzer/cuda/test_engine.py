@@ -207,6 +207,20 @@ def test_nothing_of_a_batch_waits_for_the_device_nor_takes_memory_of_the_driver(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4"])
+def test_a_full_batch_of_16_megapixels_is_as_on_the_cpu(card: DevicePrograms, shipped: Bundle, dtype: str) -> None:
+    shape = (4362, 4148)
+    middle = {"beam_center_x_px": shape[1] / 2, "beam_center_y_px": shape[0] / 2}
+    one = series(1, shape=shape, dtype=np.dtype(dtype), **middle)
+    some = [frame(with_spots(water(0.02 * 4**n, shape, n, dtype), 80), n, one) for n in range(3)]
+    expected = on_cpu(shipped, some)
+    analyser = on_device(card, shipped)
+    found = analyser.process([replace(some[n % 3], image_id=n) for n in range(32)]).results
+    assert_same(found, [replace(expected[n % 3], image_id=n) for n in range(32)])
+    assert analyser.fault is None
+
+
+@pytest.mark.gpu
 def test_analysers_of_a_device_are_warm_in_threads_and_give_the_cpu_s_records(
     card: DevicePrograms, shipped: Bundle
 ) -> None:
