@@ -63,6 +63,7 @@ _LINGER_MS = 500
 _ONCE_S = 60.0
 _SETTLE_S = 0.5
 _GATHER_S = 5.0
+_JOIN_S = 5.0
 _LEAVE_S = 10.0
 """How long a worker that is to end goes on with what it holds; half a second at least, for what is on its way."""
 
@@ -191,8 +192,10 @@ class Worker:
         finally:
             for _ in threads:
                 self._jobs.put(None)
-            for thread in threads:
-                thread.join(5.0)
+            for place, thread in enumerate(threads):
+                thread.join(_JOIN_S)
+                if thread.is_alive():
+                    self._give_up(place)
             self._handshakes.close()
             self._dealer.close(_LINGER_MS)
             self._wakeup.close()
@@ -224,6 +227,12 @@ class Worker:
                 self._greet_anew(poller)
             if self._once and now - self._heard_s > _ONCE_S:
                 self._failure = f"no front at {self._address} for {_ONCE_S:.0f} s"
+
+    def _give_up(self, place: int) -> None:
+        """A thread does not end: what it does on a device is not to be freed under it, nor waited for."""
+        for setup in list(self._setups.values()):
+            if setup.analysers[place].on_device:
+                setup.analysers[place].give_up(f"the device does not come back from a call for {_JOIN_S:g} s")
 
     @property
     def _idle(self) -> bool:

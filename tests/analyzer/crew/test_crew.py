@@ -227,6 +227,40 @@ def test_each_thread_of_a_worker_on_a_device_is_warm_before_the_first_frame(bund
     hand.end()
 
 
+def test_a_worker_whose_device_hangs_ends_and_its_frames_are_anothers(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("_LEAVE_S", "_JOIN_S"):
+        monkeypatch.setattr(f"analyzer.crew.worker.{limit}", 0.6)
+    given_up: list[str] = []
+    hang, hangs = threading.Event(), threading.Event()
+
+    class Hanging(Analyser):
+        @property
+        def on_device(self) -> bool:
+            return True
+
+        def give_up(self, reason: str) -> None:
+            given_up.append(reason)
+
+        def process(self, frames: Sequence[Frame]) -> BatchOutcome:
+            if frames[0].series.ordinal:
+                hangs.set()
+                hang.wait(60)
+            return super().process(frames)
+
+    run = Run(bundle, series_with_hits(8)).start()
+    hand = Hand(run.crew.address, lambda judge: Hanging(judge.bundle, judge.settings))
+    assert hangs.wait(30)
+    hand.end()
+    assert given_up == ["the device does not come back from a call for 0.6 s"]
+    other = Hand(run.crew.address)
+    run.join().assert_closes()
+    assert {result.status for result in run.kept.results} == {Status.OK}
+    other.end()
+    hang.set()
+
+
 # --- who comes and goes -----------------------------------------------------------------
 
 
