@@ -21,7 +21,7 @@ from analyzer.architectures import architecture
 from analyzer.attribute_model import AttributeModel, open_model
 from analyzer.attributes import Decided
 from analyzer.bundle import BadBundle
-from analyzer.cuda.device import full_precision
+from analyzer.cuda.device import full_precision, is_device_fault, is_full
 from analyzer.layers import input_shape
 from analyzer.results import Decision
 from analyzer.weights import first_line
@@ -200,7 +200,7 @@ def _enter(said: Said, model: AttributeModel, value: dict[str, Any] | Null) -> N
 
 
 def _answers(model: AttributeModel, questions: Sequence[_Question]) -> list[dict[str, Any] | Null]:
-    """The network's answer to each frame; their inputs are of one shape."""
+    """The network's answer to each frame; their inputs are of one shape. Raises what a device fails with."""
     try:
         outputs = model.network(*(torch.cat(parts) for parts in zip(*(q.inputs for q in questions), strict=True)))
         decided = model.attribute.decide(outputs.float())
@@ -209,9 +209,13 @@ def _answers(model: AttributeModel, questions: Sequence[_Question]) -> list[dict
         return [_value(model, decided, n, question.frame) for n, question in enumerate(questions)]
     except Exception as error:
         # Networks and decisions are of any package; whatever one does must cost no record, and no other frame.
-        if len(questions) > 1:
-            return [answer for question in questions for answer in _answers(model, [question])]
-        return [Null(Unsaid.FAILED, f"{model.folder}: {type(error).__name__}: {first_line(error)}")]
+        on_device = any(part.device.type != "cpu" for part in questions[0].inputs)
+        if on_device and is_device_fault(error) and (len(questions) == 1 or not is_full(error)):
+            raise
+        if len(questions) == 1:
+            return [Null(Unsaid.FAILED, f"{model.folder}: {type(error).__name__}: {first_line(error)}")]
+    # Behind the handler, which would hold what those together had of a device that is full.
+    return [answer for question in questions for answer in _answers(model, [question])]
 
 
 def _value(model: AttributeModel, decided: Decided, n: int, frame: tuple[int, int]) -> dict[str, Any] | Null:

@@ -24,7 +24,8 @@ from analyzer.attribute_model import AttributeModel
 from analyzer.bundle import Bundle
 from analyzer.cuda import device as devices
 from analyzer.cuda.device import full_precision, is_device_fault
-from analyzer.cuda.engine import DevicePrograms, Engine, frame_view
+from analyzer.cuda.engine import DevicePrograms, Engine, SeriesEngine, frame_view
+from analyzer.cuda.program import DeviceFault
 from analyzer.frame_peaks import FramePeaks, describe_peaks, frame_peaks
 from analyzer.frame_view import FrameView, saw_no_beam
 from analyzer.geometry import Geometry
@@ -53,6 +54,12 @@ _MAX_TAG_CHARACTERS = 200
 
 MOST_FRAMES = 32
 """Of a batch on a device; more only wait for each other."""
+
+_FEWEST_FRAMES = 4
+"""Of a batch on a device that has no room for more; where not even these fit, the CPU does the work."""
+
+_ENGINES_KEPT = 4
+"""Of a worker, as many as series that it is ready for; each holds the device's buffers for a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +125,7 @@ class _Prepared:
     finder: PeakFinder
     shadow: PeakFinder | None
     estimator: FrameEstimator | None
-    engine: Engine | None
+    engine: SeriesEngine | None
 
 
 def asks_for_pixels(settings: CascadeSettings, bundle: Bundle) -> bool:
@@ -206,6 +213,7 @@ class Analyser:
         self._device = torch.device(device)
         self._prepared: dict[tuple[Any, ...], _Prepared] = {}
         self._workspaces: dict[tuple[FramePlan, np.dtype[Any]], Workspace] = {}
+        self._engines: dict[tuple[FramePlan, np.dtype[Any]], Engine] = {}
         self._plans = plans or PlanCache()
         self._hit_fields = architecture(bundle.card.hit.network).inputs
         self._models = AttributeCascade(settings.models, self._device)
@@ -218,7 +226,7 @@ class Analyser:
         self.fault: str | None = None
         if fallback is not None:
             # Not this alone holds them: to free what a lost device has a part in may end the process.
-            held = [self._bundle, self._models, self._stream, self._programs, self._prepared]
+            held = [self._bundle, self._models, self._stream, self._programs, self._prepared, self._engines]
             devices.hold(self, self._device, held, self._stream)
 
     def process(self, frames: Sequence[Frame]) -> BatchOutcome:
@@ -281,8 +289,9 @@ class Analyser:
 
     def _abandon(self) -> None:
         """What was ready on the device is not used again; where that is lost, never freed either."""
-        held: list[Any] = list(self._prepared.values())
+        held: list[Any] = [*self._prepared.values(), *self._engines.values()]
         self._prepared.clear()
+        self._engines.clear()
         devices.let_go(self._device, held, self._stream)
 
     def _settle(self) -> None:
@@ -326,8 +335,8 @@ class Analyser:
         began = time.perf_counter()
         # One by one, on the CPU: a batch is no faster there, and rounds differently, where a record must not depend
         # on its neighbours.
-        logits = [self._bundle.hit(*look.inputs).cpu() if look.logit is None else look.logit for look in good]
-        probabilities = self._hit_probabilities(torch.cat(logits)) if good else []
+        logits = [self._bundle.hit(*look.inputs) if look.logit is None else look.logit for look in good]
+        probabilities = self._hit_probabilities(self._answered(logits)) if good else []
         judged = time.perf_counter()
         judgements = [self._classical(look.view) for look in good]
         listed = time.perf_counter()
@@ -445,6 +454,15 @@ class Analyser:
         """Whether parameters come from the fit to each frame, and not from the network."""
         return self._bundle.scattering is not None
 
+    @property
+    def on_device(self) -> bool:
+        """Whether a device that is in order has a part in what it says; it has the CPU to fall back on."""
+        return self._fallback is not None and self.fault is None
+
+    def give_up(self, reason: str) -> None:
+        """The device does not come back from a call: it is lost, and another thread may go on without this one."""
+        self._fail(DeviceFault(reason))
+
     def workspaces(self, series: Series) -> list[Workspace]:
         """The workspaces in which this worker reduces frames of a series, each with what it saw last."""
         own = [prepared.workspace for key, prepared in list(self._prepared.items()) if key[0] == series.ordinal]
@@ -528,7 +546,7 @@ class Analyser:
             self._settings.finder.prepare(plan, dtype, self._device, self._bundle),
             None if shadow is None else shadow.prepare(plan, dtype, self._device, self._bundle),
             self._estimator(plan),
-            self._engine(plan, dtype, torch.from_numpy(header_of(geometry))[None].to(self._device)),
+            None if (engine := self._engine(plan, dtype)) is None else engine.for_series(),
         )
 
     def _workspace(self, plan: FramePlan, dtype: np.dtype[Any]) -> Workspace:
@@ -541,23 +559,67 @@ class Analyser:
         self._workspaces = kept | {(plan, dtype): workspace}
         return workspace
 
-    def _engine(self, plan: FramePlan, dtype: np.dtype[Any], header: torch.Tensor) -> Engine | None:
+    def _engine(self, plan: FramePlan, dtype: np.dtype[Any]) -> Engine | None:
+        """What reduces such frames on the device; series share it as they share buffers here, ``_ENGINES_KEPT`` stay.
+
+        ``None``: nothing does.
+        """
         if self._programs is None:
             return None
+        engine = self._engines.pop((plan, dtype), None)
+        if engine is None:
+            self._let_engines_go(_ENGINES_KEPT - 1)
+            engine = self._make_engine(plan, dtype, self._programs)
+        if engine is not None:
+            self._engines[plan, dtype] = engine
+        return engine
 
+    def _let_engines_go(self, most: int) -> None:
+        """Let go of engines that no series uses: those of plans that none had lately, then the ones asked for longest
+        ago, until there are no more than ``most``."""
+        used = {id(prepared.engine.engine) for prepared in list(self._prepared.values()) if prepared.engine is not None}
+        idle = [key for key, engine in list(self._engines.items()) if id(engine) not in used]
+        old = [key for key in idle if key[0] not in self._plans]
+        idle = [key for key in idle if key not in old]
+        gone = old + idle[: max(0, len(self._engines) - len(old) - most)]
+        held: list[Any] = [self._engines.pop(key, None) for key in gone]
+        if held:
+            devices.let_go(self._device, held, self._stream)
+
+    def release(self) -> None:
+        """Let go of all buffers that no series uses."""
+        self._let_engines_go(0)
+        used = {id(prepared.workspace) for prepared in list(self._prepared.values())}
+        self._workspaces = {key: each for key, each in self._workspaces.items() if id(each) in used}
+        if self._fallback is not None:
+            self._fallback.release()
+
+    def _make_engine(self, plan: FramePlan, dtype: np.dtype[Any], programs: DevicePrograms) -> Engine | None:
         # Not the analyser, which must be free to go.
         hit, names = self._bundle.hit, self._hit_fields
+        header = torch.from_numpy(header_of(plan.geometry))[None].to(self._device)
 
         def judge(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             fields = inputs | {"header": header.expand(len(inputs["zones"]), -1)}
             logits: torch.Tensor = hit(*(fields[name] for name in names))
             return logits
 
-        try:
-            return Engine(plan, dtype, self._programs, MOST_FRAMES, judge)
-        except ValueError as error:
-            log.warning("these frames are reduced on the CPU: %s", error)
-            return None
+        frames = MOST_FRAMES
+        while True:
+            try:
+                return Engine(plan, dtype, programs, frames, judge, MOST_FRAMES)
+            except ValueError as error:
+                log.warning("these frames are reduced on the CPU: %s", error)
+                return None
+            except Exception as error:
+                if frames <= _FEWEST_FRAMES or not (is_device_fault(error) and devices.is_full(error)):
+                    raise
+            had = len(self._engines)
+            self._let_engines_go(0)
+            if len(self._engines) < had:
+                continue
+            frames //= 2
+            log.warning("the device has no room for more: %d frames of %s at once", frames, plan.shape)
 
     def _estimator(self, plan: FramePlan) -> FrameEstimator | None:
         if self._bundle.scattering is None:
@@ -604,8 +666,14 @@ class Analyser:
         whole = torch.from_numpy(profiles).to(self._device)
         size = 1 if self._device.type == "cpu" else len(whole)
         parts = [self._bundle.parameters(profile_features(part)) for part in torch.split(whole, size)]
-        out: list[list[float]] = torch.cat(parts).double().tolist()
+        out: list[list[float]] = self._answered(parts).double().tolist()
         return out
+
+    def _answered(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What networks said, on the CPU; one wait for all of it, no longer than ``devices.wait`` does."""
+        if any(part.device.type == "cuda" for part in parts):
+            devices.settle(self._device)
+        return torch.cat([part.cpu() for part in parts])
 
     def _decision(self, fields: dict[str, Any], probability: float) -> Decision:
         settings = self._settings

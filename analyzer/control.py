@@ -417,7 +417,10 @@ class Control:
         self, new: Judge, action: str, old: Any, now: Any, forget: Forget, began: float, text: str | None = None
     ) -> Change:
         estimator, *analysers = [self._make(new) for _ in range(1 + self._front.workers)]
-        warm_up(estimator, new, self._kind())
+        for each in (estimator, *(analyser for analyser in analysers if analyser.on_device)):
+            warm_up(each, new, self._kind())
+        # It judges no frame.
+        estimator.release()
         drained = self._front.replace_analysers(analysers, new, forget)
         self.estimator = estimator
         self._knows(new)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
 from analyzer import logs
@@ -35,6 +36,7 @@ from analyzer.sinks import HitOutput, Reporting, Sink
 from analyzer.tallies import Tallies
 from analyzer.warm import FrameKind
 from analyzer.worker_load import WorkerLoad
+from analyzer.worker_thread import WorkerThread
 from streamer.account import Account
 from streamer.frames import DIFFERENCE, Frame, make_frame
 from streamer.messages import ImageData, InvalidMessage, SeriesMetadata
@@ -56,7 +58,7 @@ SERIES_LINES = 20
 """Series that begin, or change what they say of themselves, in ten seconds with a line of the log each."""
 
 HANDOVER_S = 30.0
-"""How long a change waits for the batches in hand: far longer than any batch takes."""
+"""How long a change, or the end, waits for the batches in hand: far longer than any batch takes on a device."""
 
 
 class Ending(RuntimeError):
@@ -162,12 +164,18 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Worker:
-    """``analyser`` judges the next batch, ``busy`` is judging the one in hand, after ``ended`` others."""
+    """``analyser`` judges the next batch, ``busy`` is judging ``batch``, after ``ended`` others, since ``since_s``.
+
+    ``given_up``: its device does not come back from that, and its frames are dropped.
+    """
 
     analyser: Analyser
     busy: Analyser | None = None
     load: WorkerLoad = field(default_factory=WorkerLoad)
     ended: int = 0
+    batch: list[Frame] | None = None
+    since_s: float = 0.0
+    given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +203,7 @@ class Front:
     ``pulse``: whether its threads get on.
     ``contradicted``: what of a header is not so by what was given, a line each.
     ``channel`` is the one asked for, ``None`` for the first threshold. ``gathered_since``: when the running products
-    began (Unix s).
+    began (Unix s). ``threads``: those in which the analysers are warm, in their order, where they were made before.
     """
 
     def __init__(
@@ -209,6 +217,7 @@ class Front:
         crew: Elsewhere | None = None,
         restart: Restart | None = None,
         contradicted: Callable[[SeriesMetadata], list[str]] = lambda metadata: [],
+        threads: Sequence[WorkerThread] = (),
     ) -> None:
         self.account = Account()
         self.running = Running(disagreement=Disagreement(*settings.finders) if settings.finders else None)
@@ -233,6 +242,7 @@ class Front:
         self._closed = 0
         self.kind: FrameKind | None = None
         self._workers = [_Worker(analyser) for analyser in analysers]
+        self._threads = list(threads) or [WorkerThread(f"worker-{n}") for n in range(len(analysers))]
         self._crew = crew
         self._handover = threading.Condition()
         self._started = False
@@ -275,15 +285,16 @@ class Front:
         """Read until the source is exhausted, enough series are over or ``stop`` is set; then drain.
 
         Everything received is published before it returns, except what could not be analysed
-        within ``DRAIN_S`` seconds after ``stop``, which is recorded as dropped.
+        within ``DRAIN_S`` seconds after ``stop``, and what a device does not come back from within ``HANDOVER_S``: that
+        is recorded as dropped.
         """
-        workers = [
-            threading.Thread(target=self._work, args=(worker,), name=f"worker-{n}", daemon=True)
-            for n, worker in enumerate(self._workers)
-        ]
+        for thread, worker in zip(self._threads, self._workers, strict=True):
+            thread.give(partial(self._work, worker))
+            thread.end()
+            if thread.ident is None:
+                thread.start()
         publisher = threading.Thread(target=self._publish, name="publisher", daemon=True)
-        for thread in (*workers, publisher):
-            thread.start()
+        publisher.start()
         if self._crew is not None:
             self._crew.start(self.ring, self.settings.batch_linger_s, self.settings.tags, self._take_in)
         self._started = True
@@ -295,7 +306,7 @@ class Front:
             self._dispatch(self._tracker.finish(), time.time(), stop)
             self._hand_on()
             self.ring.close()
-            self._drain(workers, stop)
+            self._drain(stop)
             self._results.put(None)
             publisher.join()
             if self._crew is not None:
@@ -505,17 +516,41 @@ class Front:
             self.blocked_s, began = self.blocked_s + now - began, now
         return placed
 
-    def _drain(self, workers: Sequence[threading.Thread], stop: threading.Event) -> None:
+    def _drain(self, stop: threading.Event) -> None:
         deadline = time.monotonic() + DRAIN_S
-        for worker in workers:
-            while worker.is_alive() and (not stop.is_set() or time.monotonic() < deadline):
-                worker.join(POLL_S)
+        self._join(lambda: not stop.is_set() or time.monotonic() < deadline)
         left = self._crew.drain(lambda: not stop.is_set() or time.monotonic() < deadline) if self._crew else []
         while left := left or self.ring.take(_MOST_HELD, 0.0, 0.0):
             self._results.put(BatchOutcome([dropped(frame, "shutdown", self.settings.tags) for frame in left]))
             left = []
-        for worker in workers:
-            worker.join()
+        self._join(lambda: True)
+
+    def _join(self, patient: Callable[[], bool]) -> None:
+        """Wait until the workers end, or are given up."""
+        for thread, worker in zip(self._threads, self._workers, strict=True):
+            while thread.is_alive() and patient() and not self._gives_up(worker):
+                thread.join(POLL_S)
+
+    def _gives_up(self, worker: _Worker) -> bool:
+        """Whether a worker's thread is not to be waited for: its device does not come back from a call.
+
+        What is waited for on a device has a limit of its own, but not what the driver does within a call.
+        """
+        with self._handover:
+            analyser, batch = worker.busy, worker.batch
+            long = time.monotonic() - worker.since_s > HANDOVER_S
+            if worker.given_up or batch is None or analyser is None or not analyser.on_device or not long:
+                return worker.given_up
+            worker.batch, worker.given_up = None, True
+        reason = f"the device does not come back from a call for {HANDOVER_S:g} s"
+        log.error(
+            "%s; the program ends without it, %d frames are not analysed", reason, len(batch),
+            extra=logs.event("device_given_up", frames=len(batch)),
+        )  # fmt: skip
+        analyser.give_up(reason)
+        self._faults[id(worker)] = reason
+        self._results.put(BatchOutcome([dropped(frame, "shutdown", self.settings.tags) for frame in batch]))
+        return True
 
     def _work(self, worker: _Worker) -> None:
         settings = self.settings
@@ -529,8 +564,14 @@ class Front:
     def _judge(self, worker: _Worker, batch: list[Frame]) -> None:
         with self._handover:
             analyser = worker.busy = worker.analyser
-        began = time.monotonic()
+            began = worker.since_s = time.monotonic()
+            worker.batch = batch
         outcome = self._analyse(analyser, batch)
+        with self._handover:
+            if worker.given_up:
+                # Its frames are dropped already.
+                return
+            worker.batch = None
         if (fault := analyser.fault) is not None:
             self._faults[id(worker)] = fault
         worker.load.add(batch, outcome.results, time.monotonic() - began)

@@ -1,7 +1,9 @@
 """Warm-up: everything compiled, loaded and allocated before the first real frame."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from analyzer.bundle import BadBundle, Bundle
 from analyzer.cascade import Analyser, CascadeSettings
 from analyzer.judge import Judge
 from analyzer.results import FrameResult, Status
+from analyzer.worker_thread import WorkerThread, all_do
 from streamer.frames import Frame
 from streamer.messages import Algorithm, ImageData, SeriesMetadata
 from streamer.series import Series
@@ -35,6 +38,26 @@ def check_bundle(bundle: Bundle) -> None:
     warm_up(Analyser(bundle, judge.settings), judge)
 
 
+def warm_threads(analysers: Sequence[Analyser], judge: Judge) -> list[WorkerThread]:
+    """Threads for analysers on a device to judge in, in which each of them is warm; none where none is on a device.
+
+    What torch opens of a device's libraries is a thread's own, and what an analyser holds of the device its own. Raises
+    as ``warm_up``.
+    """
+    if not any(analyser.on_device for analyser in analysers):
+        return []
+    threads = [WorkerThread(f"worker-{number}") for number in range(len(analysers))]
+    for thread in threads:
+        thread.start()
+    try:
+        all_do(threads, [partial(warm_up, analyser, judge) for analyser in analysers])
+    except BadBundle:
+        for thread in threads:
+            thread.end()
+        raise
+    return threads
+
+
 def warm_up(analyser: Analyser, judge: Judge, kind: FrameKind | None = None) -> None:
     """Judge a made-up frame of ``kind``, else a module of each pixel type, so that no first frame pays for it.
 
@@ -49,6 +72,9 @@ def warm_up(analyser: Analyser, judge: Judge, kind: FrameKind | None = None) -> 
             raise BadBundle(f"{judge.bundle.label}: its networks fail on a frame: {_line(error)}") from error
         finally:
             analyser.forget(series)
+            if kind is None:
+                # Buffers for frames that are none of the run's; what is compiled, loaded and opened stays.
+                analyser.release()
         if not _says_something(result):
             raise BadBundle(
                 f"{judge.bundle.label}: its networks answer a frame with no number; its weights are damaged"

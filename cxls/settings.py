@@ -749,6 +749,8 @@ class BenchSettings(_Settings):
         description="series with truth for peak-finders, --frames of each; again for more (default: simulated shots)",
     )
     work: Path = Field(Path("runs/shots"), description="folder for simulated shots, used again when there")
+    parts: Path = Field(Path("runs/gpu"), description="gpu: folder for what each part finds; what is there is done")
+    minutes: float = Field(9.0, gt=0, description="gpu: time for all; the same command goes on with the rest")
 
 
 class SoakSettings(_Settings):

@@ -62,6 +62,8 @@ _SERIES_KEPT = 16
 _LINGER_MS = 500
 _ONCE_S = 60.0
 _SETTLE_S = 0.5
+_GATHER_S = 5.0
+_JOIN_S = 5.0
 _LEAVE_S = 10.0
 """How long a worker that is to end goes on with what it holds; half a second at least, for what is on its way."""
 
@@ -98,6 +100,33 @@ class _Job:
     frames: list[Frame]
 
 
+class _Warming:
+    """Has each thread of a worker warm its own analyser of a setup, before any frame comes."""
+
+    def __init__(self, setup: _Setup) -> None:
+        self._setup = setup
+        self._all_here = threading.Barrier(len(setup.analysers))
+        self._done: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def by(self, place: int) -> None:
+        """In the thread of that place."""
+        with contextlib.suppress(threading.BrokenBarrierError):
+            # So that no thread takes two of them.
+            self._all_here.wait(_GATHER_S)
+        try:
+            warm_up(self._setup.analysers[place], self._setup.judge)
+        except Exception as error:
+            self._done.put(error)
+        else:
+            self._done.put(None)
+
+    def wait(self) -> None:
+        """Until all are warm. Raises as ``warm_up``."""
+        for error in [self._done.get() for _ in self._setup.analysers]:
+            if error is not None:
+                raise error
+
+
 class Worker:
     """Serves one front at ``address``. ``make`` makes an analyser of what the front says; ``threads`` of them work.
 
@@ -130,7 +159,7 @@ class Worker:
         self._slots: SlotView | None = None
         self._setups: OrderedDict[int, _Setup] = OrderedDict()
         self._series: OrderedDict[int, Series] = OrderedDict()
-        self._jobs: queue.Queue[_Job | None] = queue.Queue()
+        self._jobs: queue.Queue[_Job | _Warming | None] = queue.Queue()
         self._out: queue.Queue[list[Any]] = queue.Queue()
         self._held = 0
         self._making, self._counting = threading.Lock(), threading.Lock()
@@ -163,8 +192,10 @@ class Worker:
         finally:
             for _ in threads:
                 self._jobs.put(None)
-            for thread in threads:
-                thread.join(5.0)
+            for place, thread in enumerate(threads):
+                thread.join(_JOIN_S)
+                if thread.is_alive():
+                    self._give_up(place)
             self._handshakes.close()
             self._dealer.close(_LINGER_MS)
             self._wakeup.close()
@@ -196,6 +227,12 @@ class Worker:
                 self._greet_anew(poller)
             if self._once and now - self._heard_s > _ONCE_S:
                 self._failure = f"no front at {self._address} for {_ONCE_S:.0f} s"
+
+    def _give_up(self, place: int) -> None:
+        """A thread does not end: what it does on a device is not to be freed under it, nor waited for."""
+        for setup in list(self._setups.values()):
+            if setup.analysers[place].on_device:
+                setup.analysers[place].give_up(f"the device does not come back from a call for {_JOIN_S:g} s")
 
     @property
     def _idle(self) -> bool:
@@ -375,8 +412,8 @@ class Worker:
             number = 0
             try:
                 number, judge = read_setup(parts)
-                analysers = [self._make(judge) for _ in range(self._threads)]
-                warm_up(analysers[0], judge)
+                setup = _Setup(judge, [self._make(judge) for _ in range(self._threads)])
+                self._warm(setup)
             except (BadMessage, BadBundle) as error:
                 log.warning("cannot judge as the front says: %s", error)
                 self._say(message(Kind.UNFIT, Told(number, str(error))))
@@ -385,18 +422,34 @@ class Worker:
                 log.exception("cannot judge as the front says")
                 self._say(message(Kind.UNFIT, Told(number, f"{type(error).__name__}, see the worker's log")))
                 return
-            self._setups[number] = _Setup(judge, analysers)
+            self._setups[number] = setup
             while len(self._setups) > 2:
                 self._setups.popitem(last=False)
             self.ready = True
             log.info("ready: bundle %s, threshold %.4g", judge.bundle.label, judge.threshold)
             self._say(message(Kind.READY, Told(number)))
 
+    def _warm(self, setup: _Setup) -> None:
+        warm_up(setup.analysers[0], setup.judge)
+        on_device = [analyser for analyser in setup.analysers if analyser.on_device]
+        if self._setups:
+            # The threads are at work, and have opened what is theirs: frames are not to wait.
+            for analyser in on_device:
+                warm_up(analyser, setup.judge)
+        elif on_device:
+            warming = _Warming(setup)
+            for _ in setup.analysers:
+                self._jobs.put(warming)
+            warming.wait()
+
     def _work(self, place: int) -> None:
         try:
             while (job := self._jobs.get()) is not None:
                 self.pulse.beat()
-                self._answer(job, place)
+                if isinstance(job, _Warming):
+                    job.by(place)
+                else:
+                    self._answer(job, place)
                 self.pulse.rest()
         except Exception as error:
             # A worker that lives and does not work would hold its frames for long: it ends, and is started again.

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from analyzer.cuda import device as devices
 from analyzer.cuda.decode import DecodedBatch, Launcher
 from analyzer.cuda.layout import (
     CLEARED_WORDS,
@@ -59,17 +60,37 @@ def load(device: str | torch.device = "cuda", cache: Path | None = None) -> dict
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Covered:
+    """What the frames of a series covered, on the device: ``seen`` (words,) uint64 and ``expected`` (bins,) float64 as
+    in ``reduction.Coverage``, ``settled`` what of ``expected`` is not to be taken back."""
+
+    seen: torch.Tensor
+    expected: torch.Tensor
+    settled: torch.Tensor
+
+    def settle(self) -> None:
+        """What all frames so far covered is not to be taken back. Waits for nothing."""
+        self.settled.copy_(self.expected)
+
+    def take_back(self) -> None:
+        """Frames since ``settle`` come again: they are expected anew, seen they stay. Waits for nothing."""
+        self.expected.copy_(self.settled)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ReducedBatch:
     """What a batch is reduced from and into, on the device: made by ``BatchReducer.outputs`` for what is decoded.
 
     ``faults`` (n,) int32: a frame with another number than 0 is passed over, and its results are not to be read. So a
     graph of n frames serves for fewer, if the others have one.
-    ``results`` (n, result_bytes) uint8. ``parameter``: where all lies, for the kernels.
+    ``results`` (n, result_bytes) uint8. ``covered`` grows with every batch. ``parameter``: where all lies, for the
+    kernels.
     """
 
     decoded: DecodedBatch
     faults: torch.Tensor
     results: torch.Tensor
+    covered: Covered
     parameter: torch.Tensor
 
 
@@ -121,13 +142,9 @@ class BatchReducer:
         self._dtype = result_dtype(sizes)
         self.result_bytes = self._dtype.itemsize
         self._constant = {name: self._placed(array) for name, array in _plan_arrays(plan, sizes).items()}
-        self._seen = torch.zeros(sizes.words, dtype=torch.uint64, device=self.device)
-        self._expected = torch.zeros(sizes.bins, dtype=torch.float64, device=self.device)
-        self._settled = torch.zeros_like(self._expected)
         offsets, self._zeroed_bytes, self.frame_bytes = slab(sizes)
         self._slab = torch.zeros((most_frames, self.frame_bytes), dtype=torch.uint8, device=self.device)
-        kept = (*self._constant.values(), self._seen, self._expected, self._settled, self._slab)
-        self.device_bytes = sum(each.nbytes for each in kept)
+        self.device_bytes = sum(each.nbytes for each in (*self._constant.values(), self._slab))
         start = self._slab.data_ptr()
         lowest = plan.peak_threshold - float(np.log1p(MAX_PEAKS / SURE_PEAKS_FOR_AS_MANY))
         assert self._dtype.fields is not None
@@ -136,9 +153,8 @@ class BatchReducer:
             **{name: start + offset for name, offset in offsets.items()},
             **{f"result_{name}": field[1] for name, field in self._dtype.fields.items() if name != "header"},
             **sizes_of(sizes),
-            "seen": self._seen.data_ptr(), "expected": self._expected.data_ptr(), "zeroed": start,
-            "zeroed_words": self._zeroed_bytes // 8, "slab_bytes": self.frame_bytes, "result_bytes": self.result_bytes,
-            "peak_threshold": plan.peak_threshold, "lowest_evidence": lowest,
+            "zeroed": start, "zeroed_words": self._zeroed_bytes // 8, "slab_bytes": self.frame_bytes,
+            "result_bytes": self.result_bytes, "peak_threshold": plan.peak_threshold, "lowest_evidence": lowest,
         }  # fmt: skip
 
     def outputs(self, decoded: DecodedBatch, faults: torch.Tensor) -> ReducedBatch:
@@ -149,13 +165,25 @@ class BatchReducer:
             raise ValueError(f"{frames} frames with {len(faults)} error words; give up to {self._most_frames} of both")
         if stride < self._sizes.count or words < self._sizes.words or decoded.blank.shape != decoded.lit.shape:
             raise ValueError(f"{stride} pixels and {words} words a frame for one of {self.plan.shape}")
-        results = torch.zeros((frames, self.result_bytes), dtype=torch.uint8, device=self.device)
+        return self._with(
+            decoded, faults, torch.zeros((frames, self.result_bytes), dtype=torch.uint8, device=self.device)
+        )
+
+    def again(self, batch: ReducedBatch) -> ReducedBatch:
+        """The same buffers for another series: what its frames covered is its own, and nothing yet."""
+        return self._with(batch.decoded, batch.faults, batch.results)
+
+    def _with(self, decoded: DecodedBatch, faults: torch.Tensor, results: torch.Tensor) -> ReducedBatch:
+        expected = torch.zeros(self._sizes.bins, dtype=torch.float64, device=self.device)
+        seen = torch.zeros(self._sizes.words, dtype=torch.uint64, device=self.device)
+        covered = Covered(seen, expected, torch.zeros_like(expected))
         parameter = Reduction(
             **self._values, pixels=decoded.pixels.data_ptr(), lit=decoded.lit.data_ptr(),
-            blank=decoded.blank.data_ptr(), faults=faults.data_ptr(), results=results.data_ptr(), pixel_stride=stride,
-            word_stride=words,
+            blank=decoded.blank.data_ptr(), faults=faults.data_ptr(), results=results.data_ptr(),
+            pixel_stride=decoded.pixels.shape[1], word_stride=decoded.lit.shape[1], seen=seen.data_ptr(),
+            expected=expected.data_ptr(),
         )  # fmt: skip
-        return ReducedBatch(decoded, faults, results, self._placed(np.frombuffer(bytes(parameter), np.uint8)))
+        return ReducedBatch(decoded, faults, results, covered, self._placed(np.frombuffer(bytes(parameter), np.uint8)))
 
     def reduce(self, batch: ReducedBatch, frames: int, stream: Any = None) -> None:
         """Launch all that reduces the first ``frames`` frames of a decoded batch, on ``stream``; waits for nothing."""
@@ -214,28 +242,27 @@ class BatchReducer:
         )
 
     def field(self, batch: ReducedBatch, name: str) -> torch.Tensor:
-        """A float32 field of all results of a batch, (n, *shape), on the device."""
+        """A float32 field of all results of a batch, (n, *shape), on the device; a view, whose rows lie apart."""
         assert self._dtype.fields is not None
         kind, offset = self._dtype.fields[name][:2]
-        part = batch.results[:, offset : offset + kind.itemsize].contiguous()
+        part = batch.results[:, offset : offset + kind.itemsize]
         return part.view(torch.float32).view(len(part), *kind.shape)
 
-    @property
-    def coverage(self) -> Coverage:
-        """What all frames so far covered; copies. Waits for the device."""
-        words = -(-self._sizes.count // 64)
-        return Coverage(self.plan, self._seen.cpu().numpy()[:words], self._expected.cpu().numpy())
-
-    def settle(self) -> None:
-        """What all frames so far covered is not to be taken back. Waits for nothing."""
-        self._settled.copy_(self._expected)
-
-    def take_back(self) -> None:
-        """Frames since ``settle`` come again: they are expected anew, seen they stay. Waits for nothing."""
-        self._expected.copy_(self._settled)
+    def coverage(self, batch: ReducedBatch) -> Coverage:
+        """What all frames of a series covered; copies. Waits for the device, no longer than ``devices.wait`` does."""
+        found = [host_copy(each) for each in (batch.covered.seen, batch.covered.expected)]
+        devices.settle(self.device)
+        seen, expected = (each.numpy() for each in found)
+        return Coverage(self.plan, seen, expected)
 
     def _placed(self, array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array.copy()).to(self.device)
+
+
+def host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on its way to page-locked memory, on the current stream: there once what was started is done."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+    return copy.copy_(tensor, non_blocking=True)
 
 
 def _plan_arrays(plan: FramePlan, sizes: Sizes) -> dict[str, npt.NDArray[Any]]:

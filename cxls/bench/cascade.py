@@ -52,7 +52,7 @@ def run(settings: BenchSettings) -> Report:
             best.append([min(times[each]) if each in times else None for each in names])
             usual.append([float(np.median(times[each])) if each in times else None for each in names])
         paper = _paper_ms(frames[:PAPER_FRAMES])
-        on_gpu = _paper_on_gpu(frames[:PAPER_FRAMES])
+        on_gpu = paper_on_gpu(frames[:PAPER_FRAMES])
     usual_case = CASES.index((5, NORMAL_FLUX))
     figure = over_rounds("the paper's network for hit or miss", "ms CPU a frame", paper)
     return Report(
@@ -98,8 +98,9 @@ def _paper_ms(frames: Sequence[Frame]) -> list[float]:
         return [cpu_ms(lambda _, image=image: network(image), 1) for image in (images[0], *images)][1:]  # type: ignore[misc]
 
 
-def _paper_on_gpu(frames: Sequence[Frame]) -> Figure:
-    name = "the same on a GPU, bfloat16"
+def paper_on_gpu(frames: Sequence[Frame]) -> Figure:
+    """Milliseconds a frame of the paper's network on a device; without one a row that says so."""
+    name = "the paper's network on a GPU, bfloat16"
     if not torch.cuda.is_available():
         return Figure(name, "ms a frame", None, note="not measured on a GPU")
     batch = torch.cat(_images(frames)).to("cuda", torch.bfloat16)

@@ -61,7 +61,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a benchmark found."""
+    """What a benchmark found. ``failed``: why the command fails although it measured, empty where it does not."""
 
     title: str
     figures: Sequence[Figure]
@@ -69,6 +69,7 @@ class Report:
     notes: Sequence[str] = ()
     samples: dict[str, Any] = field(default_factory=dict)
     grids: Sequence[Grid] = ()
+    failed: str = ""
 
 
 def over_rounds(name: str, unit: str, values: Sequence[float], note: str = "") -> Figure:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from analyzer.bundle import Bundle, load_bundle
 from analyzer.cascade import Analyser, CascadeSettings
-from cxls.bench import roofs, roofs_gpu
+from cxls.bench import host_gpu, kernels_gpu, roofs, roofs_gpu
 from cxls.bench.decoders import HEADER_BYTES, OURS, Packed, make, pack
 from cxls.bench.inputs import BRIGHT_FLUX, NORMAL_FLUX, packed_frames, simulate
 from cxls.bench.peaks import OurFinder
@@ -63,10 +63,12 @@ def run(settings: BenchSettings) -> Report:
         Figure("product of matrices, float32, one thread", "GFLOP/s", peak, note=best),
     ]
     reached: list[Reached] = []
+    by_flux: dict[str, list[Frame]] = {}
     with tempfile.TemporaryDirectory(prefix="cxls-bench-") as name:
         for label, flux in (("usual", NORMAL_FLUX), ("bright", BRIGHT_FLUX)):
             master = simulate(Path(name), min(settings.frames, FRAMES), flux=flux)
             frames, packed = packed_frames(master), pack(master)
+            by_flux[label] = frames
             reached += [
                 _decode(label, packed, copy),
                 *_lz4(label, packed, copy),
@@ -75,7 +77,12 @@ def run(settings: BenchSettings) -> Report:
             ]
     return Report(
         f"roofline: the machine's limits and what is reached, EIGER2 4M, uint16, bundle {bundle.label}",
-        [*figures, *roofs_gpu.measure()],
+        [
+            *figures,
+            *roofs_gpu.measure(),
+            *kernels_gpu.measure(by_flux),
+            *host_gpu.measure(by_flux["usual"], bench_bundle()),
+        ],
         (),
         (
             "memory: every byte read and every byte written is counted, by the clock; the stages by CPU time, least of "

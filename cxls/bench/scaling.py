@@ -49,7 +49,7 @@ def run(settings: BenchSettings) -> Report:
     smallest, largest = (list(SIZES)[n] for n in (0, -1))
     return Report(
         f"scaling: one worker unless said otherwise, condition 5, uint16, bundle {load_bundle(bundle).label}",
-        _on_gpu(bundle, frames),
+        on_gpu(bundle, frames),
         [
             *(Ratio(f"{each} workers / one, frames a second", rates[each] / rates[WORKERS[0]]) for each in WORKERS[1:]),
             Ratio(f"a pixel of {largest} / a pixel of {smallest}, CPU", _last(sizes, -1) / _last(sizes, 0)),
@@ -74,7 +74,7 @@ def _batches(bundle: Path, frames: Sequence[Frame]) -> Grid:
     return _least_and_median("frames a batch", "ms CPU a frame", times)
 
 
-def _on_gpu(bundle: Path, frames: Sequence[Frame]) -> list[Figure]:
+def on_gpu(bundle: Path, frames: Sequence[Frame]) -> list[Figure]:
     """Frames a second of one worker by the clock, by batch; without a GPU a row that says so."""
     if not torch.cuda.is_available():
         return [Figure("batches on a GPU", "frames/s", None, note="not measured on a GPU")]

@@ -55,7 +55,7 @@ from analyzer.results import Decision, HitRule
 from analyzer.running import WINDOWS
 from analyzer.runs import BadRun, RunInfo, Runs
 from analyzer.sinks import DetachedSink, HitOutput, ResultsFile, Sink, open_results
-from analyzer.warm import warm_up
+from analyzer.warm import warm_threads, warm_up
 from analyzer.web.control import ControlEndpoints
 from analyzer.web.guard import Refusals
 from analyzer.web.http import bind
@@ -212,6 +212,7 @@ class Session:
         own = DEVICE_WORKERS if on_device else os.cpu_count() or 1
         workers = settings.workers or (own if self.crew is None else 0)
         analysers = [makers.make(judge) for _ in range(workers)]
+        threads = warm_threads(analysers, judge)
         # What is there is touched only now that all else is known to be in order.
         self.hits = _open_hits(settings, cascade.geometry)
         sinks: list[Sink] = []
@@ -261,6 +262,7 @@ class Session:
             crew=None if self.crew is None else self.crew.dispatch,
             restart=self.restart,
             contradicted=lambda metadata: contradictions(self.control.judge.cascade.geometry, metadata),
+            threads=threads,
         )
         indexed = _indexed_by(indexing)
         self.pictures = Pictures()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cxls.cli import Failed
 from cxls.settings import BadSettings, BenchSettings, Resolved
 
 BENCHMARKS = {
@@ -21,6 +22,7 @@ BENCHMARKS = {
     "end-to-end": "the program: frames a second, two cores against one, latency at a rate",
     "scaling": "a worker's cost by batch, size of the frame and flux; frames a second by workers",
     "roofline": "what the machine can do, and the share of it that decoding, reduction and networks reach",
+    "gpu": "qualifies a GPU: the tests that need one, then every row of one that other benchmarks have, by part",
     "profile": "where a worker's time goes, by statement and by library",
     "peaks": "peak lists and their cost, against OM's peakfinder8",
     "spots": "where peaks stand and what they weigh, against the twin's truth and what photons allow",
@@ -63,6 +65,8 @@ def run(resolved: Resolved[BenchSettings], name: str) -> None:
     target.parent.mkdir(exist_ok=True)
     target.write_text(report.as_json(name, found, where))
     click.echo(f"figures in {target}")
+    if found.failed:
+        raise Failed(found.failed)
 
 
 def _fill_page(settings: BenchSettings) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,58 @@ def test_frames_that_wait_for_their_decision_are_told_what_they_are_told_at_once
     assert reasons == [
         {}, {"energy": "not_a_hit"}, {"energy": "size"}, {"peak": "no_beam", "energy": "no_beam"}, {},
     ]  # fmt: skip
+
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+class Failing(nn.Module):
+    """On a device that fails with these words where it is asked about more frames than it has room for."""
+
+    def __init__(self, words: str, room: int) -> None:
+        super().__init__()
+        self.words, self.room = words, room
+        self.asked: list[int] = []
+        self.held: list[bool] = []
+        self._latest: weakref.ref[Tensor] | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.asked.append(len(image))
+        self.held.append(self._latest is not None and self._latest() is not None)
+        activations = torch.zeros(len(image))
+        self._latest = weakref.ref(activations)
+        if len(image) > self.room:
+            raise (torch.OutOfMemoryError if "out of memory" in self.words else RuntimeError)(self.words)
+        return activations
+
+
+def asked_on_a_device(network: Failing, folder: Path, device: str = "meta") -> list[Any]:
+    """What is said of three frames; tensors of ``meta`` have a device and no numbers."""
+    models = tuple(replace(each, network=network) for each in open_models([hit_model(folder, 10.0)], "cpu"))
+    cascade = AttributeCascade(models, torch.device(device))
+    feeds = [cascade.feed(Seen(water(2.0), np.ones(SHAPE, "u1"), {}), None) for _ in range(3)]
+    return [each.values["peak"] for each in cascade.say(feeds, [Decision.HIT] * 3)]
+
+
+def test_a_device_that_fails_in_a_model_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    lost = Failing("CUDA error: an illegal memory access was encountered", 0)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        asked_on_a_device(lost, tmp_path / "m")
+    assert lost.asked == [3], "a lost device is asked no more"
+    with pytest.raises(torch.OutOfMemoryError):
+        asked_on_a_device(Failing(FULL, 0), tmp_path / "n")
+
+
+def test_a_device_without_room_for_all_frames_is_asked_about_one_after_the_other(tmp_path: Path) -> None:
+    small = Failing(FULL, 1)
+    said = asked_on_a_device(small, tmp_path / "m")
+    assert small.asked == [3, 1, 1, 1]
+    assert not any(small.held), "what the frames together took is free by then"
+    assert all(each is not None and not each["value"] for each in said)
+
+
+def test_words_of_a_device_are_a_models_own_fault_on_the_cpu(tmp_path: Path) -> None:
+    assert asked_on_a_device(Failing("CUDA error: made up", 0), tmp_path / "m", "cpu") == [None] * 3
 
 
 @pytest.mark.gpu

@@ -531,6 +531,33 @@ def test_a_warm_up_leaves_nothing_behind(bundle: Bundle) -> None:
     assert analyser._prepared == {}
 
 
+def test_all_that_will_judge_on_a_device_is_warm_before_it_does(bundle: Bundle) -> None:
+    warmed: list[int] = []
+
+    class OnDevice(Analyser):
+        @property
+        def on_device(self) -> bool:
+            return True
+
+        def process(self, frames: Sequence[Frame]) -> BatchOutcome:
+            warmed.extend(id(self) for each in frames if each.series.ordinal == 0)
+            return super().process(frames)
+
+    made: list[Analyser] = []
+
+    def make(judge: Judge) -> Analyser:
+        made.append(OnDevice(judge.bundle, judge.settings))
+        return made[-1]
+
+    run = Controlled(bundle)
+    run.control = Control(run.front, run.control.judge, make, load_bundle, run.changed.append)
+    before = len(made)
+    run.control.use_threshold(0.3)
+    assert {id(each) for each in made[before:]} == set(warmed)
+    assert len(made) - before == 3
+    assert made[before]._workspaces == {}, "what judges no frame holds no buffers"
+
+
 def test_records_do_not_depend_on_how_their_judge_came(bundle: Bundle, bundle_folder: Path) -> None:
     """A run that was swapped to the same bundle says what a run says that was not."""
 

@@ -1,8 +1,13 @@
 """The networks take whatever a detector gives."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from analyzer.geometry import AZIMUTH_CLASSES, Geometry, bin_map
 from analyzer.networks import (
@@ -113,3 +118,25 @@ def test_a_senseless_pixel_size_makes_an_index_all_the_same(pixel_size_m: float)
     index = profile_index(Geometry((10, 10), 0.0, 0.0, pixel_size_m), 20)
     assert index.min() >= -1
     assert index.max() < BINS
+
+
+def test_where_its_inputs_are_on_a_device_the_hit_network_fetches_nothing_from_the_cpu() -> None:
+    """A copy of a tensor that was made here would wait for the device in the middle of a batch."""
+    elsewhere: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = op(*args, **(kwargs or {}))
+            if any(isinstance(each, Tensor) and each.device.type == "cpu" for each in tree_leaves((args, kwargs, out))):
+                elsewhere.append(str(op))
+            return out
+
+    network = HitNetwork().to("meta").eval()
+    inputs = [
+        torch.zeros(shape, device="meta") for shape in ((32, ZONES, COLUMNS), (32, STRONGEST, CELL_COLUMNS), (32, 2))
+    ]
+    with torch.inference_mode(), Watch():
+        assert network(*inputs).shape == (32,)
+        assert elsewhere == []
+        torch.zeros(2) + 1.0
+    assert elsewhere, "the watch sees what is on the CPU"

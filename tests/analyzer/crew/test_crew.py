@@ -193,6 +193,74 @@ def test_a_worker_with_several_threads_is_given_as_much_more(bundle: Bundle) -> 
     hand.end()
 
 
+def test_each_thread_of_a_worker_on_a_device_is_warm_before_the_first_frame(bundle: Bundle) -> None:
+    asked: list[tuple[str, int, int]] = []
+    made: list[Analyser] = []
+
+    class OnDevice(Analyser):
+        @property
+        def on_device(self) -> bool:
+            return True
+
+        def process(self, frames: Sequence[Frame]) -> BatchOutcome:
+            asked.append((threading.current_thread().name, made.index(self), frames[0].series.ordinal))
+            return super().process(frames)
+
+    def make_one(judge: Judge) -> Analyser:
+        made.append(OnDevice(judge.bundle, judge.settings, "cpu", PlanCache()))
+        return made[-1]
+
+    step = threading.Event()
+    run = Run(bundle, [lambda: step.wait(30) and None, *series_with_hits(40)]).start()
+    hand = Hand(run.crew.address, make_one, threads=3)
+    wait_for(lambda: hand.worker.ready)
+    warmed = {(thread, number) for thread, number, ordinal in asked}
+    assert {(f"worker-{number}", number) for number in range(3)} <= warmed
+    assert {ordinal for *_, ordinal in asked} == {0}
+    # Those of another judge are warm, too, and the threads are not held up for it.
+    warm = len(asked)
+    run.crew.use(Judge(bundle, CascadeSettings(threshold=0.2)))
+    assert {number for _, number, _ in asked[warm:]} == {3, 4, 5}
+    assert not any(thread.startswith("worker-") for thread, *_ in asked[warm:])
+    step.set()
+    run.join().assert_closes()
+    hand.end()
+
+
+def test_a_worker_whose_device_hangs_ends_and_its_frames_are_anothers(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("_LEAVE_S", "_JOIN_S"):
+        monkeypatch.setattr(f"analyzer.crew.worker.{limit}", 0.6)
+    given_up: list[str] = []
+    hang, hangs = threading.Event(), threading.Event()
+
+    class Hanging(Analyser):
+        @property
+        def on_device(self) -> bool:
+            return True
+
+        def give_up(self, reason: str) -> None:
+            given_up.append(reason)
+
+        def process(self, frames: Sequence[Frame]) -> BatchOutcome:
+            if frames[0].series.ordinal:
+                hangs.set()
+                hang.wait(60)
+            return super().process(frames)
+
+    run = Run(bundle, series_with_hits(8)).start()
+    hand = Hand(run.crew.address, lambda judge: Hanging(judge.bundle, judge.settings))
+    assert hangs.wait(30)
+    hand.end()
+    assert given_up == ["the device does not come back from a call for 0.6 s"]
+    other = Hand(run.crew.address)
+    run.join().assert_closes()
+    assert {result.status for result in run.kept.results} == {Status.OK}
+    other.end()
+    hang.set()
+
+
 # --- who comes and goes -----------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from analyzer.cuda.decode import DecodedBatch, Launcher
 from analyzer.cuda.layout import MOST_COUNTS
 from analyzer.cuda.reduce import SOURCES, BatchReducer, FrameViews, lit_cell_map
 from analyzer.cuda.signatures import Kernel
-from analyzer.reduction import PEAK_DTYPE, FramePlan, Workspace
+from analyzer.reduction import PEAK_DTYPE, Coverage, FramePlan, Workspace
 from analyzer.zones import FIRST_LEVEL, LIGHT, SINGLE
 from streamer.validity import sentinel
 from tests.analyzer.cuda.host_build import HostProgram, LanesProgram
@@ -92,14 +92,14 @@ def _on(device: torch.device, batch: DecodedBatch) -> DecodedBatch:
 
 def reduced(
     frames: npt.NDArray[Any], plan: FramePlan, built: Mapping[str, Launcher], faults: Sequence[int] | None = None
-) -> tuple[BatchReducer, list[FrameViews]]:
-    """The frames (n, ss, fs) reduced as one batch."""
+) -> tuple[Coverage, list[FrameViews]]:
+    """The frames (n, ss, fs) reduced as one batch, and what they covered."""
     reducer = BatchReducer(plan, len(frames), built)
     marks = torch.tensor([0] * len(frames) if faults is None else list(faults), dtype=torch.int32)
     batch = reducer.outputs(_on(reducer.device, decoded(frames, plan)), marks.to(reducer.device))
     reducer.reduce(batch, len(frames))
     block = batch.results.cpu().numpy().reshape(-1)
-    return reducer, [reducer.views(block, frame) for frame in range(len(frames))]
+    return reducer.coverage(batch), [reducer.views(block, frame) for frame in range(len(frames))]
 
 
 def result_bytes(frames: npt.NDArray[Any], plan: FramePlan, built: Mapping[str, Launcher]) -> npt.NDArray[np.uint8]:
@@ -113,12 +113,12 @@ def result_bytes(frames: npt.NDArray[Any], plan: FramePlan, built: Mapping[str, 
 
 def assert_as_on_the_cpu(frames: npt.NDArray[Any], plan: FramePlan, built: Mapping[str, Launcher]) -> list[FrameViews]:
     """Each frame of (n, ss, fs) is reduced to what ``Workspace`` reduces it to."""
-    reducer, views = reduced(frames, plan, built)
+    covered, views = reduced(frames, plan, built)
     workspace = Workspace(plan, frames.dtype)
     for pixels, found in zip(frames, views, strict=True):
-        assert_equal(workspace, pixels, found, exactly=reducer.device.type == "cpu")
-    np.testing.assert_allclose(reducer.coverage.expected, workspace.coverage.expected, rtol=1e-12)
-    np.testing.assert_array_equal(reducer.coverage.seen, workspace.coverage.seen)
+        assert_equal(workspace, pixels, found, exactly=built[SOURCES[0]].device.type == "cpu")
+    np.testing.assert_allclose(covered.expected, workspace.coverage.expected, rtol=1e-12)
+    np.testing.assert_array_equal(covered.seen, workspace.coverage.seen)
     return views
 
 

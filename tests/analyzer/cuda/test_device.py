@@ -4,25 +4,37 @@ import gc
 import logging
 import subprocess
 import sys
+import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from analyzer.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
-from analyzer.cascade import Analyser, CascadeSettings, PlanCache
+from analyzer.bundle import DEFAULT_BUNDLE, BadBundle, Bundle, load_bundle
+from analyzer.cascade import Analyser, BatchOutcome, CascadeSettings, PlanCache
 from analyzer.cuda import device as devices
 from analyzer.cuda.engine import Engine, room_for
 from analyzer.cuda.program import DeviceFault
 from analyzer.cuda.staging import Batch
+from analyzer.front import Front, FrontSettings
 from analyzer.judge import Judge
 from analyzer.results import Status
-from analyzer.warm import warm_up
+from analyzer.warm import warm_threads, warm_up
 from cxls.makers import Makers
-from tests.analyzer.builders import SHAPE, frame, series, water
+from streamer.frames import Frame
+from tests.analyzer.builders import (
+    SHAPE,
+    Collector,
+    ScriptedSource,
+    assert_account_closes,
+    frame,
+    series,
+    water,
+    whole_series,
+)
 from tests.support import REPOSITORY
 
 CPU = torch.device("cpu")
@@ -39,11 +51,19 @@ class Card:
     """An engine that fails as it is told, and what belongs to it."""
 
     error: Exception | None = None
+    hang: threading.Event | None = None
     made: ClassVar[list["weakref.ref[torch.Tensor]"]] = []
 
     def __init__(self, *arguments: Any) -> None:
         self.pinned = torch.zeros(8)
         self.made.append(weakref.ref(self.pinned))
+
+    @property
+    def engine(self) -> "Card":
+        return self
+
+    def for_series(self) -> "Card":
+        return self
 
     def settle(self) -> None:
         pass
@@ -52,6 +72,8 @@ class Card:
         pass
 
     def reduce(self, images: Any) -> Any:
+        if self.hang is not None:
+            assert self.hang.wait(60)
         if self.error is not None:
             # Another one each time: its traceback would hold what this test wants to see freed.
             raise type(self.error)(*self.error.args)
@@ -74,6 +96,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Card]]:
     monkeypatch.setattr("analyzer.cascade.Engine", Card)
     monkeypatch.setattr(Card, "made", [])
     monkeypatch.setattr(Card, "error", None)
+    monkeypatch.setattr(Card, "hang", None)
     yield Card
     logging.disable(logging.NOTSET)
 
@@ -223,7 +246,7 @@ def test_a_device_that_hangs_is_a_fault_after_its_time_and_burns_no_core() -> No
 def test_a_batch_whose_launch_fails_is_waited_for_before_another_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     settled: list[torch.device] = []
 
-    def fail(self: Engine, frames: int) -> None:
+    def fail(self: Engine, frames: int, into: Any) -> None:
         raise ZeroDivisionError("a fault of ours, behind the copy")
 
     monkeypatch.setattr(Engine, "_launch", fail)
@@ -231,7 +254,7 @@ def test_a_batch_whose_launch_fails_is_waited_for_before_another_is_written(monk
     engine = object.__new__(Engine)
     engine._device = CPU
     with pytest.raises(ZeroDivisionError):
-        next(engine._run(1))
+        next(engine._run(1, Any))
     assert settled == [CPU]
 
 
@@ -240,3 +263,135 @@ def test_a_batch_is_page_locked_in_a_power_of_two(frame_bytes: int, size: int) -
     batch = Batch(32, room_for(32, frame_bytes), CPU)
     assert batch.device_bytes.nbytes == size
     assert batch.largest >= frame_bytes
+
+
+# --- engines are shared, and warm ------------------------------------------------------------
+
+
+def test_series_measured_alike_share_an_engine_and_the_last_one_leaves_it_there(
+    shipped: Bundle, card: type[Card]
+) -> None:
+    analyser = analyser_of(shipped)
+    for number in range(1, 7):
+        one = series(number)
+        analyser.process([frame(water(0.5), 0, one)])
+        analyser.forget(one)
+    assert alive(card) == [True]
+
+
+def test_no_more_engines_stay_than_series_are_ready(shipped: Bundle, card: type[Card]) -> None:
+    analyser = analyser_of(shipped)
+    for number in range(1, 8):
+        analyser.process([frame(water(0.5), 0, series(number, camera_length_m=0.1 + 0.01 * number))])
+    assert alive(card) == [False, False, False, True, True, True, True]
+
+
+def test_the_engine_asked_for_longest_ago_makes_room(shipped: Bundle, card: type[Card]) -> None:
+    analyser = analyser_of(shipped)
+    for number, kind in enumerate((1, 2, 3, 4, 1, 5), 1):
+        one = series(number, camera_length_m=0.1 + 0.01 * kind)
+        analyser.process([frame(water(0.5), 0, one)])
+        analyser.forget(one)
+    assert alive(card) == [True, False, True, True, True]
+
+
+class Told(Analyser):
+    """An analyser that says in which thread it was asked."""
+
+    asked: list[tuple[str, "Told"]]
+
+    def process(self, frames: Sequence[Frame]) -> BatchOutcome:
+        self.asked.append((threading.current_thread().name, self))
+        return super().process(frames)
+
+
+def told(bundle: Bundle, asked: list[tuple[str, Told]]) -> Told:
+    plans, settings = PlanCache(), CascadeSettings()
+    programs: Any = Programs()
+    made = Told(bundle, settings, "cpu", plans, programs, Analyser(bundle, settings, "cpu", plans))
+    made.asked = asked
+    return made
+
+
+def test_each_analyser_is_warm_in_the_thread_in_which_it_judges(shipped: Bundle, card: type[Card]) -> None:
+    asked: list[tuple[str, Told]] = []
+    analysers = [told(shipped, asked) for _ in range(3)]
+    threads = warm_threads(analysers, Judge(shipped, CascadeSettings()))
+    warmed = set(asked)
+    assert warmed == {(f"worker-{number}", analyser) for number, analyser in enumerate(analysers)}
+    assert len(card.made) == 9
+    assert not any(alive(card)), "buffers for a module of each type are not kept"
+    kept = Collector()
+    front = Front(
+        ScriptedSource(whole_series(30)), analysers, [kept], FrontSettings(block=True, batch_frames=1), threads=threads
+    )
+    front.run(threading.Event())
+    assert len(kept.results) == 30
+    assert set(asked) == warmed
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_what_a_warm_up_refuses_is_refused_in_whatever_thread(
+    shipped: Bundle, card: type[Card], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Analyser, frames: Sequence[Frame]) -> BatchOutcome:
+        raise ZeroDivisionError("in the network")
+
+    analysers = [analyser_of(shipped) for _ in range(2)]
+    monkeypatch.setattr(Analyser, "process", fail)
+    with pytest.raises(BadBundle, match="in the network"):
+        warm_threads(analysers, Judge(shipped, CascadeSettings()))
+
+
+def test_without_a_device_no_thread_is_made_before(shipped: Bundle) -> None:
+    settings = CascadeSettings()
+    assert warm_threads([Analyser(shipped, settings)], Judge(shipped, settings)) == []
+
+
+# --- a device that does not come back ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_device_that_hangs_in_the_last_batch_does_not_keep_the_program(
+    stopped: bool, shipped: Bundle, card: type[Card], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analyzer.front.HANDOVER_S", 0.5)
+    monkeypatch.setattr("analyzer.front.DRAIN_S", 0.5)
+    monkeypatch.setattr(card, "hang", threading.Event())
+    kept, stop = Collector(), threading.Event()
+    analyser = analyser_of(shipped)
+    settings = FrontSettings(block=True, batch_frames=4, batch_linger_s=1.0)
+    script = [*whole_series(6), *([stop.set] if stopped else [])]
+    front = Front(ScriptedSource(script), [analyser], [kept], settings)
+    runner = threading.Thread(target=front.run, args=(stop,), daemon=True)
+    runner.start()
+    runner.join(20)
+    assert not runner.is_alive()
+    assert front.account.dropped["shutdown"] == 6
+    assert_account_closes(front.account)
+    assert {result.status for result in kept.results} == {Status.DROPPED}
+    said = "the device does not come back from a call for 0.5 s"
+    assert front.device_faults == [said]
+    assert devices.lost("cpu") == said
+    assert alive(card) == [True], "of a lost device nothing is freed"
+    # It comes back after all: what it says then is in no record.
+    assert card.hang is not None
+    card.hang.set()
+    front._threads[0].join(10)
+    assert front.results_waiting == 0
+    assert len(kept.results) == 6
+
+
+def test_what_the_cpu_works_at_is_waited_for(shipped: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analyzer.front.HANDOVER_S", 0.05)
+    settings = CascadeSettings()
+
+    class Slow(Analyser):
+        def process(self, frames: Sequence[Frame]) -> BatchOutcome:
+            time.sleep(0.6)
+            return super().process(frames)
+
+    kept = Collector()
+    front = Front(ScriptedSource(whole_series(4)), [Slow(shipped, settings)], [kept], FrontSettings(block=True))
+    front.run(threading.Event())
+    assert {result.status for result in kept.results} == {Status.OK}

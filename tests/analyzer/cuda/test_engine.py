@@ -5,6 +5,7 @@ The kernels run on the CPU, from the same source, and on a device where there is
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,26 @@ from analyzer.cuda import engine
 from analyzer.cuda.compiler import NoDevice
 from analyzer.cuda.engine import DevicePrograms, open_programs
 from analyzer.cuda.program import DeviceFault
+from analyzer.judge import Judge
 from analyzer.peak_finder import Peakfinder8Finder
 from analyzer.peakfinder8 import Peakfinder8Settings
 from analyzer.reduction import suspect_pixels
 from analyzer.results import FrameResult, Status
+from analyzer.warm import warm_threads
+from analyzer.worker_thread import all_do
 from streamer.frames import Frame
 from streamer.messages import Algorithm, Defect, ImageData
-from tests.analyzer.builders import BROKEN, SHAPE, fourth_decision_fails, frame, packed, series, water, with_spots
+from tests.analyzer.builders import (
+    BROKEN,
+    CHANNEL,
+    SHAPE,
+    fourth_decision_fails,
+    frame,
+    packed,
+    series,
+    water,
+    with_spots,
+)
 from tests.analyzer.cuda.host_build import HostProgram
 from tests.analyzer.cuda.host_reduce import programs
 
@@ -135,6 +149,144 @@ def test_what_a_batch_holds_outlives_the_next(device: DevicePrograms, shipped: B
         np.testing.assert_array_equal(spots.peaks, peaks)
 
 
+def test_series_that_share_an_engine_cover_each_its_own(device: DevicePrograms, shipped: Bundle) -> None:
+    one, other = series(1), series(2, 9)
+    frames = [frame(water(0.5, seed=n), n, one if n % 2 else other) for n in range(8)]
+    analyser, alone = (on_device(device, shipped) for _ in range(2))
+    assert_same(analyser.process(frames).results, on_cpu(shipped, frames))
+    alone.process(frames[1::2])
+    for found, expected in zip(analyser.covered(one), alone.covered(one), strict=True):
+        np.testing.assert_array_equal(found.seen, expected.seen)
+        np.testing.assert_allclose(found.expected, expected.expected, rtol=1e-9)
+    analyser.forget(other)
+    assert_same(analyser.process(frames[1::2]).results, on_cpu(shipped, frames[1::2]))
+    assert len(analyser.covered(one)) == 2
+
+
+def test_a_mask_that_changes_in_mid_series_holds_from_there_on(device: DevicePrograms, shipped: Bundle) -> None:
+    masked = np.zeros(SHAPE, np.uint32)
+    masked[18:24, 26:34] = 1
+    # A repeated start: the same series, other metadata.
+    before, after = series(1), series(1, masks={CHANNEL: masked})
+    pixels = with_spots(water(0.1), 80)
+    frames = [frame(pixels, n, before if n < 3 else after) for n in range(6)]
+    found = on_device(device, shipped).process(frames).results
+    assert_same(found, on_cpu(shipped, frames))
+    assert (found[0].peak_count or 0) > (found[5].peak_count or 0)
+
+
+@pytest.mark.gpu
+def test_nothing_of_a_batch_waits_for_the_device_nor_takes_memory_of_the_driver(
+    card: DevicePrograms, shipped: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = engine.Engine._launch
+    waited: list[Exception] = []
+
+    def watched(self: engine.Engine, *given: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            launch(self, *given)
+        except Exception as error:
+            waited.append(error)
+            raise
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    analyser = on_device(card, shipped)
+    frames = [frame(with_spots(water(0.5, seed=n), 80), n) for n in range(40)]
+    batches = [[replace(each, series=one) for each in frames] for one in (series(1), series(2), series(3, 9))]
+    for batch in batches:
+        analyser.process(batch)
+    segments = torch.cuda.memory_stats()["segment.all.allocated"]
+    monkeypatch.setattr(engine.Engine, "_launch", watched)
+    for batch in batches:
+        analyser.process(batch)
+    assert waited == []
+    assert analyser.fault is None
+    assert torch.cuda.memory_stats()["segment.all.allocated"] == segments
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4"])
+def test_a_full_batch_of_16_megapixels_is_as_on_the_cpu(card: DevicePrograms, shipped: Bundle, dtype: str) -> None:
+    shape = (4362, 4148)
+    middle = {"beam_center_x_px": shape[1] / 2, "beam_center_y_px": shape[0] / 2}
+    one = series(1, shape=shape, dtype=np.dtype(dtype), **middle)
+    some = [frame(with_spots(water(0.02 * 4**n, shape, n, dtype), 80), n, one) for n in range(3)]
+    expected = on_cpu(shipped, some)
+    analyser = on_device(card, shipped)
+    found = analyser.process([replace(some[n % 3], image_id=n) for n in range(32)]).results
+    assert_same(found, [replace(expected[n % 3], image_id=n) for n in range(32)])
+    assert analyser.fault is None
+
+
+@pytest.mark.gpu
+def test_analysers_of_a_device_are_warm_in_threads_and_give_the_cpu_s_records(
+    card: DevicePrograms, shipped: Bundle
+) -> None:
+    analysers = [on_device(card, shipped) for _ in range(3)]
+    threads = warm_threads(analysers, Judge(shipped, CascadeSettings()))
+    frames = [frame(with_spots(water(0.5, seed=n), 80), n) for n in range(40)]
+    found: dict[int, list[FrameResult]] = {}
+    works = [partial(lambda n: found.update({n: analysers[n].process(frames).results}), n) for n in range(3)]
+    all_do(threads, works)
+    for thread in threads:
+        thread.end()
+    expected = on_cpu(shipped, frames)
+    for number, analyser in enumerate(analysers):
+        assert_same(found[number], expected)
+        assert analyser.fault is None
+
+
+def test_a_device_with_less_room_takes_fewer_frames_at_once_and_judges_as_many_rows(
+    host: DevicePrograms, shipped: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    rows: set[int] = set()
+    places: set[int] = set()
+
+    class Small(engine.Engine):
+        def __init__(self, *given: Any) -> None:
+            most_frames, judge = given[3:5]
+            asked.append(most_frames)
+            if most_frames > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+            def counted(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+                rows.add(len(inputs["zones"]))
+                places.add(inputs["zones"].data_ptr())
+                logits: torch.Tensor = judge(inputs)
+                return logits
+
+            super().__init__(*given[:4], counted, *given[5:])
+
+    monkeypatch.setattr("analyzer.cascade.Engine", Small)
+    frames = [frame(water(0.5 + n, seed=n), n) for n in range(20)]
+    analyser = on_device(host, shipped)
+    assert_same(analyser.process(frames).results, on_cpu(shipped, frames))
+    assert analyser.fault is None
+    assert asked == [32, 16, 8]
+    assert rows == {32}
+    assert len(places) == 1, "what the network reads is allocated once"
+
+
+def test_a_device_without_room_for_any_batch_leaves_the_frames_to_the_cpu(
+    host: DevicePrograms, shipped: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def refuse(*given: Any) -> None:
+        asked.append(given[3])
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("analyzer.cascade.Engine", refuse)
+    frames = [frame(water(0.5, seed=n), n) for n in range(3)]
+    analyser = on_device(host, shipped)
+    assert_same(analyser.process(frames).results, on_cpu(shipped, frames))
+    assert asked == [32, 16, 8, 4]
+    assert analyser.fault == "CUDA out of memory. Tried to allocate 20.00 GiB"
+
+
 @pytest.mark.parametrize("room", [20_000, 60_000])
 def test_frames_that_do_not_fit_one_batch_go_in_several(
     host: DevicePrograms, shipped: Bundle, room: int, monkeypatch: pytest.MonkeyPatch
@@ -205,10 +357,10 @@ def test_a_series_ends_well_whose_device_was_found_lost_by_another_worker(
     analyser.process([frame(water(3.0), 0, one)])
     assert len(analyser.covered(one)) == 2
 
-    def lost(self: engine.Engine) -> None:
+    def lost(self: engine.SeriesEngine) -> None:
         raise DeviceFault("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
 
-    monkeypatch.setattr(engine.Engine, "coverage", property(lost))
+    monkeypatch.setattr(engine.SeriesEngine, "coverage", property(lost))
     assert [each.plan.shape for each in analyser.covered(one)] == [SHAPE]
 
 
@@ -235,10 +387,10 @@ def test_a_fault_of_ours_is_not_the_device_s(
 ) -> None:
     analyser = on_device(host, shipped)
 
-    def wrong(self: engine.Engine, images: Any) -> None:
+    def wrong(self: engine.SeriesEngine, images: Any) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(engine.Engine, "reduce", wrong)
+    monkeypatch.setattr(engine.SeriesEngine, "reduce", wrong)
     frames = [frame(water(3.0, seed=n), n) for n in range(3)]
     for batch in (frames, frames[:1]):
         assert_same(analyser.process(batch).results, on_cpu(shipped, batch))

@@ -207,25 +207,25 @@ def test_a_batch_leaves_nothing_behind_for_the_next() -> None:
 def test_a_frame_with_a_fault_is_passed_over_and_the_others_are_not() -> None:
     frames = np.stack([with_spots(water(0.2)), np.full(SHAPE, 7, "u2"), water(0.05, seed=1)])
     made = plan()
-    reducer, found = reduced(frames, made, programs(), faults=[0, 5, 0])
+    covered, found = reduced(frames, made, programs(), faults=[0, 5, 0])
     workspace = Workspace(made, np.dtype("u2"))
     for number in (0, 2):
         assert_equal(workspace, frames[number], found[number])
     assert found[1].total_photons == 0
-    np.testing.assert_allclose(reducer.coverage.expected, workspace.coverage.expected)
-    np.testing.assert_array_equal(reducer.coverage.seen, workspace.coverage.seen)
+    np.testing.assert_allclose(covered.expected, workspace.coverage.expected)
+    np.testing.assert_array_equal(covered.seen, workspace.coverage.seen)
 
 
 def test_pixels_that_stay_dark_are_suspect_as_on_the_cpu() -> None:
     frames = np.stack([water(3.0, seed=seed) for seed in range(20)])
     frames[:, 30, 40] = 0
     made = plan()
-    reducer, _ = reduced(frames, made, programs())
+    there, _ = reduced(frames, made, programs())
     workspace = Workspace(made, np.dtype("u2"))
     for pixels in frames:
         workspace.pixels[:] = pixels
         workspace.reduce()
-    for covered in (reducer.coverage, workspace.coverage):
+    for covered in (there, workspace.coverage):
         assert suspect_pixels([covered]).tolist() == [30 * SHAPE[1] + 40]
 
 
@@ -274,7 +274,7 @@ def test_packed_frames_are_reduced_as_on_the_cpu_and_one_that_does_not_decode_is
     workspace = Workspace(made, np.dtype(dtype))
     for number in (0, 1, 2, 4, 5):
         assert_equal(workspace, frames[number], reducer.views(results.results.numpy().reshape(-1), number))
-    np.testing.assert_array_equal(reducer.coverage.seen, workspace.coverage.seen)
+    np.testing.assert_array_equal(reducer.coverage(results).seen, workspace.coverage.seen)
 
 
 def test_counts_beyond_16_bits_are_cut_and_said() -> None:
