@@ -190,6 +190,19 @@ def test_saturated_frames_and_peaks_are_counted(bundle: Bundle) -> None:
     assert products.saturated_frames == 1
 
 
+def test_a_cell_of_the_powder_stays_saturated_whatever_other_peak_lies_in_it(bundle: Bundle) -> None:
+    """Cells are larger than a spot on large detectors."""
+    outcome = Analyser(bundle, BY_PEAKS).process([frame(with_spots(water(0.0)))])
+    (seen,) = outcome.peaks
+    there = seen.peaks.copy()
+    there["fs"], there["ss"] = 20, 30
+    there["saturated"][0] = True
+    products = Products()
+    products.add(outcome.results, [replace(seen, peaks=there)], outcome.profiles)
+    assert shown(products).powder_peaks[15, 10] == len(there) > 1
+    assert shown(products).powder_saturated[15, 10]
+
+
 def test_many_peaks_count_in_the_last_bin(bundle: Bundle) -> None:
     lit = np.zeros((200, 300), "u2")
     lit[4::8, 4::8] = 60
