@@ -387,6 +387,7 @@ class Control:
                     # No image of this series is taken yet, and none of another was analysed.
                     given = self._front.settings.channel
                     self._front.channel = given
+                    self._knows(replace(self.judge, channel=given))
                     has = ", ".join(map(ascii, names))
                     text = f"channel {channel}: the series has {has}; {given or 'first threshold'} instead"
                     self._done("channel", channel, given, True, began, text)

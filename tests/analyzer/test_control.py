@@ -32,7 +32,7 @@ from analyzer.results import FrameResult, HitRule
 from analyzer.runs import BadRun
 from analyzer.warm import warm_up
 from streamer.frames import Frame
-from streamer.messages import ImageMessage, StartMessage
+from streamer.messages import ImageMessage, SeriesMetadata, StartMessage
 from streamer.validity import Validity
 from tests.analyzer.builders import (
     SHAPE,
@@ -435,6 +435,20 @@ def test_a_change_to_what_the_calibration_was_not_measured_with_widens_its_rate_
         assert sum("measured otherwise" in record.getMessage() for record in caplog.records) == 1
         back()
         assert run.control.judge.point.false_hits == rate
+
+
+def test_a_restored_channel_that_is_taken_back_is_none_that_the_calibration_was_measured_without(
+    bundle: Bundle,
+) -> None:
+    known = circumstances(BUILT_IN, None, [None], None)
+    run = Controlled(bundle, calibration=msgspec.structs.replace(blank_run(bundle.label), circumstances=known))
+    rate = run.control.judge.point.false_hits
+    with run.control.restoring():
+        run.control.use_channel("threshold_2")
+    assert run.control.judge.point.false_hits.spans
+    assert run.control.take_back(SeriesMetadata(channels=("threshold_1",), shape=SHAPE)) == (["channel"], True)
+    assert run.control.judge.channel is None
+    assert run.control.judge.point.false_hits == rate
 
 
 # --- mask -------------------------------------------------------------------------------
