@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
-import msgspec
 import torch
 
 from analyzer import attributes
 from analyzer.attributes import Attribute
-from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, BundleCard, HitCard, ParametersCard
+from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, BundleCard, HitCard, ParametersCard, load_bundle
 from cxls.cli import Failed, Interrupted, stop_on_signals
 from cxls.commands import finetune, train_attribute, train_peak_finder
 from cxls.commands.analyze import choose_device
@@ -201,13 +200,15 @@ def _workshop(settings: TrainSettings) -> Path:
 
 
 def _base(out: Path, workshop: Path) -> BundleCard:
-    """The card of the bundle to add to; its weights are copied to where the new one is put together."""
-    folder = out if (out / CARD).exists() else DEFAULT_BUNDLE
+    """The card of the bundle to add to; its weights are copied to where the new one is put together.
+
+    Raises ``BadBundle`` for one that cannot be used: what is kept of it is in the new one too.
+    """
     try:
-        card = msgspec.json.decode((folder / CARD).read_bytes(), type=BundleCard)
-    except (OSError, msgspec.DecodeError) as error:
-        raise BadBundle(f"{folder / CARD}: {error}; train both models with `cxls train all`") from None
-    for model in (card.hit, card.parameters, card.peaks, card.scattering):
-        if model is not None:
-            (workshop / model.weights).write_bytes((folder / model.weights).read_bytes())
-    return card
+        bundle = load_bundle(out if (out / CARD).exists() else DEFAULT_BUNDLE)
+    except BadBundle as error:
+        raise BadBundle(f"{error}, or train both models with `cxls train all`") from None
+    for name, data in bundle.files.items():
+        if name != CARD:
+            (workshop / name).write_bytes(data)
+    return bundle.card

@@ -185,6 +185,28 @@ def test_a_bundle_in_the_folder_stays_whole_until_the_new_one_is(
     assert not list(mine.glob("*.part"))
 
 
+@pytest.mark.parametrize("task", ["hit", "parameters", "peak-finder"])
+def test_a_damaged_bundle_in_the_folder_is_refused_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(DEFAULT_BUNDLE, mine)
+    kept = load_bundle(mine).card.scattering
+    assert kept is not None
+    with (mine / kept.weights).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+
+    def trained(*given: object) -> None:
+        raise AssertionError("trained for nothing")
+
+    for made in ("train.make_hit", "train.make_parameters", "train_peak_finder.make_peaks"):
+        monkeypatch.setattr(f"cxls.commands.{made}", trained)
+    done = cxls("train", task, "--out", mine, "--work", tmp_path / "work", "--device", "cpu")
+    assert done.returncode == 2
+    assert re.fullmatch(rf"cxls: {mine / kept.weights}: SHA-256 .* `cxls train all`\n", done.stderr)
+
+
 def test_the_help_has_a_line_for_each_task_and_the_choices_of_the_recipe() -> None:
     said = cxls("train", "--help").stdout
     for task in ("peak", "peaks", "energy", "camera-length", "hit", "parameters", "all"):
