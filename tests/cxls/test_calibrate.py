@@ -170,6 +170,15 @@ def test_too_few_frames_are_refused(bundle_folder: Path, tmp_path: Path) -> None
     assert not list(tmp_path.glob("c*"))
 
 
+def test_a_mask_of_another_shape_than_the_images_is_refused(blank: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "small.npy", np.zeros((5, 7), "u1"))
+    options = "--bundle", bundle_folder, "--out", tmp_path / "c", "--mask", tmp_path / "small.npy"
+    assert refusal("calibrate", blank, *options) == (
+        "cxls: --mask small.npy is for images of 5 x 7 pixels, the images are 61 x 75; give one of their shape"
+    )
+    assert not list(tmp_path.glob("c*"))
+
+
 def test_files_that_are_there_are_kept(calibrated: tuple[Path, str], blank: Path, bundle_folder: Path) -> None:
     out = calibrated[0]
     before = Path(f"{out}.json").read_bytes()
