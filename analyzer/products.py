@@ -233,6 +233,7 @@ class Products:
         """Begin anew, but for what Prometheus counts."""
         with self.lock:
             self._gathered = self._watch = None
+            self.mask_unfit = ""
 
     def hot_pixels(self, fresh: bool = False) -> HotPixels | None:
         """The running map, ten seconds old or a little more unless it has to be ``fresh``.

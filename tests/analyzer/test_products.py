@@ -361,6 +361,15 @@ def test_the_map_acts_only_once_applied_and_then_under_a_name_of_its_pixels(bund
         assert again.mask == applied.name != change.mask
 
 
+def test_a_mask_that_was_taken_away_is_not_said_to_be_unfit_any_more(bundle: Bundle) -> None:
+    wide = replace(BY_PEAKS, mask=Validity("wide.npy", np.ones((5, 7), np.uint8)))
+    products = gathered(bundle, [frame(water(0.2))], wide)
+    assert products.mask_unfit.startswith("wide.npy is for images of 5 x 7 pixels")
+    products.reset()
+    assert not products.mask_unfit
+    assert products.mask_unfit_frames == 1
+
+
 def test_the_map_joins_the_users_mask_and_leaves_with_it(bundle: Bundle) -> None:
     valid = np.ones(SHAPE, np.uint8)
     valid[0] = 0
