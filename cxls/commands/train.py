@@ -1,5 +1,6 @@
 """``cxls train``: a network for an attribute, or the models of a bundle."""
 
+import errno
 import hashlib
 import os
 import sys
@@ -31,6 +32,8 @@ _OF_SIMULATION = {"frames", "flux", "water_scale", "hit_fraction"}
 _UNUSED = {"hit": {"steps"}, "parameters": {"epochs", "shards"}}
 """Options of bundles that one of their tasks does not look at."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 Card = TypeVar("Card", HitCard, ParametersCard)
 
 
@@ -42,9 +45,11 @@ def run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> N
     try:
         _run(resolved, task, paths)
     except OSError as error:
+        mend = "make room" if error.errno in _FULL else "mend that"
+        again = "give the same command again" + (" with --resume" if task not in BUNDLE_TASKS else "")
         raise Failed(
             f"{error.filename or resolved.settings.work}: {error.strerror or error}; what was trained up to the last "
-            "checkpoint is kept: make room, and give the same command again"
+            f"checkpoint is kept: {mend}, and {again}"
         ) from None
 
 

@@ -341,8 +341,19 @@ def test_a_disk_that_is_full_is_a_failure_in_one_line_and_the_checkpoint_before_
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("cxls: ")]
     assert re.match(rf"cxls: {re.escape(str(run))}/\w+\.safetensors\.part: File too large; what was trained", line)
+    assert line.endswith("is kept: make room, and give the same command again with --resume")
     assert (run / CHECKPOINT).read_bytes() == before
     assert not list(run.glob("*.part"))
+
+
+def test_a_folder_that_cannot_be_made_is_no_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = cxls("train", "hit", "--out", tmp_path / "file" / "mine", "--work", tmp_path / "work")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"cxls: {tmp_path / 'file' / 'mine'}: Not a directory; what was trained up to the last checkpoint is kept: "
+        "mend that, and give the same command again\n"
+    )
 
 
 @pytest.mark.parametrize("source", ["simulated", "series"])
