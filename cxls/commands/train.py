@@ -54,6 +54,8 @@ def run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> N
 
 
 def _run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> None:
+    if resolved.settings.finetune or task in BUNDLE_TASKS:
+        resolved = replace(resolved, settings=_with_a_name(resolved.settings))
     if resolved.settings.finetune:
         _refuse_several_processes(f"{task} --finetune")
         _finetune(resolved, task, paths)
@@ -79,6 +81,15 @@ def _run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> 
         settings = settings.model_copy(update={"data": (*settings.data, *paths)})
         _refuse_of_other_data(resolved, settings, task)
         train_attribute.run(settings, attribute)
+
+
+def _with_a_name(settings: TrainSettings) -> TrainSettings:
+    """With an --out by whose name a card can call the bundle, ``.`` and ``..`` too. Raises BadSettings."""
+    out = settings.out.resolve() if settings.out.name in ("", "..") else settings.out
+    if not (out.name and out.name.isprintable()):
+        text = "a bundle is called as its folder; give one whose name can be printed"
+        raise BadSettings(f"--out {str(settings.out)!a}: {text}", "out")
+    return settings.model_copy(update={"out": out})
 
 
 def _refuse_of_other_data(resolved: Resolved[TrainSettings], settings: TrainSettings, task: str) -> None:

@@ -185,6 +185,34 @@ def test_a_bundle_in_the_folder_stays_whole_until_the_new_one_is(
     assert not list(mine.glob("*.part"))
 
 
+def test_a_bundle_is_called_as_its_folder_and_a_name_that_no_card_takes_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old = load_bundle(DEFAULT_BUNDLE)
+    here = tmp_path / "mine"
+    (here / "inner").mkdir(parents=True)
+
+    def make_hit(plan: Plan, *given: object) -> HitCard:
+        return msgspec.structs.replace(old.card.hit, sha256=save_weights(old.hit, plan.out / old.card.hit.weights))
+
+    monkeypatch.setattr("cxls.commands.train.make_hit", make_hit)
+    monkeypatch.chdir(here / "inner")
+    order = ("train", "hit", "--work", tmp_path / "work", "--device", "cpu", "--out")
+    for out, name in ((".", "inner"), ("..", "mine")):
+        done = cxls(*order, out)
+        assert done.returncode == 0, done.stderr
+        assert load_bundle(Path(out)).card.name == name
+    monkeypatch.setattr("cxls.commands.train.make_hit", None)
+    for out in ("/", "two\nlines"):
+        for more in ((), ("--finetune", "run_master.h5")):
+            done = cxls(*order, out, *more)
+            assert (done.returncode, done.stderr) == (
+                2,
+                f"cxls: --out {out!a}: a bundle is called as its folder; give one whose name can be printed\n",
+            )
+    assert not Path("two\nlines").exists()
+
+
 @pytest.mark.parametrize("task", ["hit", "parameters", "peak-finder"])
 def test_a_damaged_bundle_in_the_folder_is_refused_before_anything_is_trained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str
