@@ -393,8 +393,8 @@ class Control:
                     self._done("channel", channel, given, True, began, text)
             finally:
                 self._telling = _CHANGED
-        for kind in taken:
-            self.let_go(kind)
+            for kind in taken:
+                self.let_go(kind)
         return taken, known
 
     def _keep(self, kind: str, body: Mapping[str, Any] | None = None, **more: Any) -> None:

@@ -25,6 +25,7 @@ from analyzer.circumstances import circumstances
 from analyzer.control import BadChange, Busy, Control
 from analyzer.front import Ending, Front, FrontSettings
 from analyzer.judge import Judge
+from analyzer.kept_changes import Asked
 from analyzer.mask_file import BadMask
 from analyzer.peak_finder import BUILT_IN, Peakfinder8Finder
 from analyzer.peak_parameters import BadPeaks, Pf8Options, finder_of
@@ -449,6 +450,15 @@ def test_a_restored_channel_that_is_taken_back_is_none_that_the_calibration_was_
     assert run.control.take_back(SeriesMetadata(channels=("threshold_1",), shape=SHAPE)) == (["channel"], True)
     assert run.control.judge.channel is None
     assert run.control.judge.point.false_hits == rate
+
+
+def test_what_is_taken_back_is_let_go_of_before_anything_else_can_be_asked_for(bundle: Bundle) -> None:
+    run, told = Controlled(bundle), []
+    with run.control.restoring():
+        run.control.use_channel("threshold_2")
+    run.control._keep_asked = lambda asked: told.append((asked, run.control._changing.locked()))
+    run.control.take_back(SeriesMetadata(channels=("threshold_1",)))
+    assert told == [(Asked(kind="channel"), True)]
 
 
 # --- mask -------------------------------------------------------------------------------
