@@ -453,7 +453,8 @@ def test_a_restored_channel_that_is_taken_back_is_none_that_the_calibration_was_
 
 
 def test_what_is_taken_back_is_let_go_of_before_anything_else_can_be_asked_for(bundle: Bundle) -> None:
-    run, told = Controlled(bundle), []
+    run = Controlled(bundle)
+    told: list[tuple[Asked, bool]] = []
     with run.control.restoring():
         run.control.use_channel("threshold_2")
     run.control._keep_asked = lambda asked: told.append((asked, run.control._changing.locked()))
