@@ -171,7 +171,8 @@ class _BlankRun:
         if result.decision == Decision.NO_BEAM:
             self.no_beam += 1
             return
-        workspace = next(w for w in analyser.workspaces(frame.series) if w.plan.shape == _shape(frame))
+        # The latest: one of a header that was replaced may still be there.
+        workspace = next(w for w in reversed(analyser.workspaces(frame.series)) if w.plan.shape == _shape(frame))
         shape = workspace.plan.shape
         if unfit := workspace.plan.validity.unfit:
             raise BadSettings(f"--mask {unfit}")
