@@ -238,12 +238,12 @@ def _by_content(card: HitCard) -> Rate | None:
             for row in card.performance["rows"]
         }
         called, frames = rows[PLAIN_ROW]
+        low, high = wilson(called, frames)
         worst = max(wilson(*rows[name])[1] for name in ("all", *DISTRACTED_ROWS) if name in rows and rows[name][1])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     if not 0 <= called <= frames or frames == 0:
         return None
-    low, high = wilson(called, frames)
     return Rate(called / frames, low, max(worst, high), spans=True)
 
 

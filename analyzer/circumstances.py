@@ -13,6 +13,7 @@ import numpy as np
 
 from analyzer.logs import event
 from analyzer.peak_finder import FinderKind, Peakfinder8Finder
+from streamer.frames import DIFFERENCE
 from streamer.messages import SeriesMetadata
 from streamer.validity import Validity
 
@@ -24,7 +25,8 @@ _CENTRE_PX, _SHARE = 2.0, 0.01
 
 
 class Circumstances(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Finder with its own numbers, channel (``None``: the first threshold), geometry of the header where it has one.
+    """Finder with its own numbers, channel (``None``: the first threshold, named or not), geometry of the header where
+    it has one.
 
     ``masks``: digests of extra masks under which the run's scores hold, ``NO_MASK`` for none.
     """
@@ -43,6 +45,8 @@ def circumstances(
 ) -> Circumstances:
     """Those of a run; ``metadata`` is of its series, ``None`` before there is one."""
     numbers = asdict(finder.settings) if isinstance(finder, Peakfinder8Finder) else {}
+    names = () if metadata is None else metadata.channels
+    first = next((name for name in names if name != DIFFERENCE), "threshold_1")
     centre = None
     if metadata is not None and metadata.beam_center_x_px is not None and metadata.beam_center_y_px is not None:
         centre = (metadata.beam_center_x_px, metadata.beam_center_y_px)
@@ -53,7 +57,7 @@ def circumstances(
             for name, value in numbers.items()
             if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
         },
-        channel=channel,
+        channel=None if channel == first else channel,
         masks=list(dict.fromkeys(digest(mask) for mask in masks)),
         beam_center_px=centre,
         camera_length_m=None if metadata is None else metadata.camera_length_m,

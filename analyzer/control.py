@@ -387,13 +387,14 @@ class Control:
                     # No image of this series is taken yet, and none of another was analysed.
                     given = self._front.settings.channel
                     self._front.channel = given
+                    self._knows(replace(self.judge, channel=given))
                     has = ", ".join(map(ascii, names))
                     text = f"channel {channel}: the series has {has}; {given or 'first threshold'} instead"
                     self._done("channel", channel, given, True, began, text)
             finally:
                 self._telling = _CHANGED
-        for kind in taken:
-            self.let_go(kind)
+            for kind in taken:
+                self.let_go(kind)
         return taken, known
 
     def _keep(self, kind: str, body: Mapping[str, Any] | None = None, **more: Any) -> None:

@@ -105,7 +105,8 @@ class _Gathered:
         )
         np.add.at(self.powder_photons, cell, peaks["intensity"])
         np.add.at(self.powder_peaks, cell, 1)
-        self.powder_saturated[cell] |= peaks["saturated"].astype(np.bool_)
+        blinded = peaks["saturated"].astype(np.bool_)
+        self.powder_saturated[tuple(each[blinded] for each in cell)] = True
         along = seen.radius_px if seen.q_per_angstrom is None else seen.q_per_angstrom
         with np.errstate(divide="ignore", invalid="ignore"):
             height = np.nan_to_num(np.log10(peaks["intensity"]), neginf=0.0)
@@ -192,6 +193,7 @@ class Products:
         """Begin anew, but for what Prometheus counts."""
         with self.lock:
             self._gathered = self._watch = None
+            self.mask_unfit = ""
 
     def hot_pixels(self, fresh: bool = False) -> HotPixels | None:
         """The running map, ten seconds old or a little more unless it has to be ``fresh``.

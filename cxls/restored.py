@@ -26,7 +26,9 @@ def started_with(settings: AnalyzeSettings) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return str(value.absolute()) if isinstance(value, Path) else value
+    text = str(value.absolute()) if isinstance(value, Path) else value
+    # A name that is no UTF-8 would fit into no JSON.
+    return text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text
 
 
 def restore(restart: Restart, endpoints: ControlEndpoints) -> None:

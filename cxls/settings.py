@@ -536,7 +536,9 @@ class TrainSettings(_Settings):
     options.
     """
 
-    epochs: int | None = Field(None, ge=1, description="passes over the data (default: the recipe's; for hit 8)")
+    epochs: int | None = Field(
+        None, ge=1, description="passes over the data (default: the recipe's; for hit 8, fine-tuned 5)"
+    )
     seed: int = Field(1, ge=0, lt=1 << 31, description="seed of weights and order, and of shots that are simulated")
     workers: int = Field(0, ge=0, le=256, description="processes that simulate or read ahead; 0 takes one a core")
     device: Device = Field("auto", description="where training runs")

@@ -76,10 +76,12 @@ def reduce_series(
 ) -> ReducedSeries:
     """Reduce the frames of series, or so many of them at even distances; undecodable ones are counted and left out.
 
-    Raises BadInput for files that hold no series, for images of different shapes, for more frames than fit in
-    `MOST_BYTES`, and when no frame is good.
+    Raises BadInput for files that hold no series, for images of different shapes, for a mask of another, for more
+    frames than fit in `MOST_BYTES`, and when no frame is good.
     """
     lengths, shape = _survey(masters)
+    if mask is not None and mask.valid.shape != shape:
+        raise BadInput(f"mask {mask.misfit(shape)}")
     chosen = _choose(lengths, frames)
     reducer = _Reducer(bundle, mask, shape, sum(map(len, chosen)), progress)
     for number, (path, positions) in enumerate(zip(masters, chosen, strict=True)):

@@ -7,7 +7,7 @@ import logging
 import os
 import queue
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +18,9 @@ from analyzer.batch.manifest import Manifest
 from analyzer.batch.parts import Parts
 from analyzer.batch.reading import SeriesReader
 from analyzer.batch.shares import Chunk, shares
-from analyzer.cascade import Analyser, undecodable
+from analyzer.cascade import Analyser, BatchOutcome, undecodable
+from analyzer.frame_peaks import FramePeaks
+from analyzer.logs import Repeats
 from analyzer.results import FrameResult, Status
 from streamer.files import BadInput
 from streamer.frames import Frame
@@ -32,13 +34,17 @@ _AHEAD = 2
 
 @dataclass(slots=True)
 class Done:
-    """What a shard has come to: frames ``before`` this run and in it. ``failed``: why series could not be read on."""
+    """What a shard has come to: frames ``before`` this run and in it. ``failed``: why series could not be read on.
+
+    ``unfit``: frames that the ``mask`` or the ``geometry`` file given is not for, analysed without it.
+    """
 
     frames: int = 0
     hits: int = 0
     undecodable: int = 0
     before: int = 0
     failed: list[str] = field(default_factory=list)
+    unfit: Counter[str] = field(default_factory=Counter)
     stopped: bool = False
 
 
@@ -149,7 +155,8 @@ class _Work:
             self._idle.put(analyser)
         self._pool = ThreadPoolExecutor(len(analysers), "worker")
         self._most = _AHEAD * len(analysers)
-        self._under_way: deque[tuple[_Waiting, Future[list[FrameResult]]]] = deque()
+        self._under_way: deque[tuple[_Waiting, Future[BatchOutcome]]] = deque()
+        self._repeats = Repeats(log)
 
     def judge(self, waiting: _Waiting, frames: list[Frame]) -> None:
         """Have frames judged, first waiting for a place among those under way."""
@@ -169,23 +176,36 @@ class _Work:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._repeats.close()
 
-    def _judge(self, frames: list[Frame]) -> list[FrameResult]:
+    def _judge(self, frames: list[Frame]) -> BatchOutcome:
         analyser = self._idle.get()
         try:
-            return analyser.process(frames).results
+            return analyser.process(frames)
         except Exception:
             # As in a live analysis, a fault of ours costs these frames and not the rest.
             log.exception("analysis of %d frames failed", len(frames))
-            return [undecodable(frame, "failed", "internal error, see the log") for frame in frames]
+            return BatchOutcome([undecodable(frame, "failed", "internal error, see the log") for frame in frames])
         finally:
             self._idle.put(analyser)
 
     def _take(self) -> None:
         waiting, future = self._under_way.popleft()
-        waiting.results += future.result()
+        outcome = future.result()
+        self._tell_unfit(outcome.peaks)
+        waiting.results += outcome.results
         waiting.batches -= 1
         self._settle(waiting)
+
+    def _tell_unfit(self, peaks: Sequence[FramePeaks]) -> None:
+        for plan in (seen.plan for seen in peaks):
+            for what, unfit, instead in (
+                ("geometry", plan.geometry.unfit, "the header's geometry is used instead"),
+                ("mask", plan.validity.unfit, "it is left aside"),
+            ):
+                if unfit:
+                    self.done.unfit[what] += 1
+                    self._repeats.warning(what, f"{what}: {unfit}; {instead}", f"{what}_unfit")
 
     def _settle(self, waiting: _Waiting) -> None:
         if waiting.batches or not waiting.read:

@@ -50,7 +50,7 @@ from analyzer.weights import first_line
 from analyzer.worker_load import WorkerLoad
 from streamer.connections import keep_no_buffers, rest_of_message
 from streamer.frames import Frame
-from streamer.messages import ImageData, SeriesMetadata, UndecodableImage
+from streamer.messages import ImageData, SeriesMetadata
 from streamer.ring import FrameRing
 from streamer.series import Series
 
@@ -640,10 +640,7 @@ class Crew:
         key = (frame.series.ordinal, setup, id(frame.series.metadata), frame.channel, frame.image.shape, dtype)
         held, plan = self._known_plans.get(key, (None, None))
         if plan is None or held is not frame.series.metadata:
-            try:
-                plan = plan_of(self._judges[setup].settings, self._plans, frame, frame.image.shape, dtype)
-            except UndecodableImage as error:
-                raise BadMessage(str(error)) from None
+            plan = plan_of(self._judges[setup].settings, self._plans, frame, frame.image.shape, dtype)
             self._known_plans[key] = (frame.series.metadata, plan)
             while len(self._known_plans) > _SERIES_KEPT:
                 self._known_plans.popitem(last=False)

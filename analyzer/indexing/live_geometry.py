@@ -83,6 +83,7 @@ class LiveGeometryFile:
         self._given = given
         self._described: SeriesMetadata | None = None
         self._written: bytes | None = None
+        self._told: bytes | None = None
         self._fault: str | None = None
         self._retry_at = 0.0
 
@@ -120,7 +121,10 @@ class LiveGeometryFile:
                 log.info("%s: geometry of series %d for indexamajig -g", self.path, series_id)
         else:
             self.differs = f"differs from the header of series {series_id}"
-            log.warning("%s: %s; left as it is", self.path, self.differs)
+            if text != self._told:
+                # Once, and not with each of a thousand series whose header is the same.
+                log.warning("%s: %s; left as it is", self.path, self.differs)
+            self._told = text
 
     def _there(self) -> bytes | None:
         """What the file has; ``None`` where there is none. Raises ``OSError`` and ``ValueError``."""

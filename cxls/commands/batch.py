@@ -243,4 +243,7 @@ def _text(done: Done) -> str:
         text += f", {done.before} were done before"
     if done.undecodable:
         text += f", {done.undecodable} undecodable"
+    for what, named in (("mask", "mask"), ("geometry", "geometry file")):
+        if done.unfit[what]:
+            text += f", {named} not for {done.unfit[what]} of them"
     return text + (", stopped" if done.stopped else "")

@@ -161,15 +161,21 @@ class _BlankRun:
         return len(self.probabilities) + self.no_beam + self.undecodable
 
     def add(self, frame: Frame, result: FrameResult, analyser: Analyser) -> None:
-        """Take in a frame that the analyser has just judged; its pixels still lie in the workspace."""
+        """Take in a frame that the analyser has just judged; its pixels still lie in the workspace.
+
+        Raises ``BadSettings`` for images of another shape than those before, or than the mask given.
+        """
         if result.status != Status.OK:
             self.undecodable += 1
             return
         if result.decision == Decision.NO_BEAM:
             self.no_beam += 1
             return
-        workspace = next(w for w in analyser.workspaces(frame.series) if w.plan.shape == _shape(frame))
+        # The latest: one of a header that was replaced may still be there.
+        workspace = next(w for w in reversed(analyser.workspaces(frame.series)) if w.plan.shape == _shape(frame))
         shape = workspace.plan.shape
+        if unfit := workspace.plan.validity.unfit:
+            raise BadSettings(f"--mask {unfit}")
         self.unfit = self.unfit or workspace.plan.geometry.unfit
         if self.census is None:
             self.census, self.metadata, self.mask = PixelCensus(shape), frame.series.metadata, result.mask

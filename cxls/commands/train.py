@@ -1,5 +1,6 @@
 """``cxls train``: a network for an attribute, or the models of a bundle."""
 
+import errno
 import hashlib
 import os
 import sys
@@ -9,12 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
-import msgspec
 import torch
 
 from analyzer import attributes
 from analyzer.attributes import Attribute
-from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, BundleCard, HitCard, ParametersCard
+from analyzer.bundle import CARD, DEFAULT_BUNDLE, BadBundle, BundleCard, HitCard, ParametersCard, load_bundle
 from cxls.cli import Failed, Interrupted, stop_on_signals
 from cxls.commands import finetune, train_attribute, train_peak_finder
 from cxls.commands.analyze import choose_device
@@ -32,6 +32,8 @@ _OF_SIMULATION = {"frames", "flux", "water_scale", "hit_fraction"}
 _UNUSED = {"hit": {"steps"}, "parameters": {"epochs", "shards"}}
 """Options of bundles that one of their tasks does not look at."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 Card = TypeVar("Card", HitCard, ParametersCard)
 
 
@@ -43,13 +45,17 @@ def run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> N
     try:
         _run(resolved, task, paths)
     except OSError as error:
+        mend = "make room" if error.errno in _FULL else "mend that"
+        again = "give the same command again" + (" with --resume" if task not in BUNDLE_TASKS else "")
         raise Failed(
             f"{error.filename or resolved.settings.work}: {error.strerror or error}; what was trained up to the last "
-            "checkpoint is kept: make room, and give the same command again"
+            f"checkpoint is kept: {mend}, and {again}"
         ) from None
 
 
 def _run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> None:
+    if resolved.settings.finetune or task in BUNDLE_TASKS:
+        resolved = replace(resolved, settings=_with_a_name(resolved.settings))
     if resolved.settings.finetune:
         _refuse_several_processes(f"{task} --finetune")
         _finetune(resolved, task, paths)
@@ -75,6 +81,15 @@ def _run(resolved: Resolved[TrainSettings], task: str, paths: Sequence[str]) -> 
         settings = settings.model_copy(update={"data": (*settings.data, *paths)})
         _refuse_of_other_data(resolved, settings, task)
         train_attribute.run(settings, attribute)
+
+
+def _with_a_name(settings: TrainSettings) -> TrainSettings:
+    """With an --out by whose name a card can call the bundle, ``.`` and ``..`` too. Raises BadSettings."""
+    out = settings.out.resolve() if settings.out.name in ("", "..") else settings.out
+    if not (out.name and out.name.isprintable()):
+        text = "a bundle is called as its folder; give one whose name can be printed"
+        raise BadSettings(f"--out {str(settings.out)!a}: {text}", "out")
+    return settings.model_copy(update={"out": out})
 
 
 def _refuse_of_other_data(resolved: Resolved[TrainSettings], settings: TrainSettings, task: str) -> None:
@@ -201,13 +216,15 @@ def _workshop(settings: TrainSettings) -> Path:
 
 
 def _base(out: Path, workshop: Path) -> BundleCard:
-    """The card of the bundle to add to; its weights are copied to where the new one is put together."""
-    folder = out if (out / CARD).exists() else DEFAULT_BUNDLE
+    """The card of the bundle to add to; its weights are copied to where the new one is put together.
+
+    Raises ``BadBundle`` for one that cannot be used: what is kept of it is in the new one too.
+    """
     try:
-        card = msgspec.json.decode((folder / CARD).read_bytes(), type=BundleCard)
-    except (OSError, msgspec.DecodeError) as error:
-        raise BadBundle(f"{folder / CARD}: {error}; train both models with `cxls train all`") from None
-    for model in (card.hit, card.parameters, card.peaks, card.scattering):
-        if model is not None:
-            (workshop / model.weights).write_bytes((folder / model.weights).read_bytes())
-    return card
+        bundle = load_bundle(out if (out / CARD).exists() else DEFAULT_BUNDLE)
+    except BadBundle as error:
+        raise BadBundle(f"{error}, or train both models with `cxls train all`") from None
+    for name, data in bundle.files.items():
+        if name != CARD:
+            (workshop / name).write_bytes(data)
+    return bundle.card

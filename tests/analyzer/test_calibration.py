@@ -168,7 +168,19 @@ def test_the_shipped_bundles_rate_is_that_on_water_and_spans_to_distracted_frame
 
 
 @pytest.mark.parametrize(
-    "rows", [None, "x", [1], [{"set": "with water"}], [{"set": "all", "empties_called_hit": "a", "empties_passed": 1}]]
+    "rows",
+    [
+        None,
+        "x",
+        [1],
+        [{"set": "with water"}],
+        [{"set": "all", "empties_called_hit": "a", "empties_passed": 1}],
+        [{"set": "with water", "empties_called_hit": 1e308, "empties_passed": 1e308}],
+        [
+            {"set": "with water", "empties_called_hit": 1, "empties_passed": 1e307},
+            {"set": "all", "empties_called_hit": 1, "empties_passed": 1},
+        ],
+    ],
 )
 def test_rows_of_another_shape_in_a_card_say_nothing_of_its_rate(rows: Any) -> None:
     performance = {"false_hit_rate": [0.01, 0.005, 0.02], "rows": rows}

@@ -79,6 +79,15 @@ def test_what_differs_is_named_and_widens_the_rate(
     assert judge.point.blank_level is None
 
 
+def test_the_first_threshold_is_the_same_channel_named_or_not(bundle: Bundle) -> None:
+    plain, settings = blank(bundle, [None]), CascadeSettings()
+    for metadata in (None, HEADER, HEADER.with_changes(channels=("difference", "threshold_1", "threshold_2"))):
+        assert Judge(bundle, settings, plain, "threshold_1", metadata).differences == ()
+    second = HEADER.with_changes(channels=("threshold_2",))
+    assert Judge(bundle, settings, plain, "threshold_2", second).differences == ()
+    assert len(Judge(bundle, settings, plain, "threshold_1", second).differences) == 1
+
+
 def test_a_finders_numbers_count_where_peaks_call_hits_and_there_alone() -> None:
     settings = CascadeSettings()
     one, other = (

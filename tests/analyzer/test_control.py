@@ -25,6 +25,7 @@ from analyzer.circumstances import circumstances
 from analyzer.control import BadChange, Busy, Control
 from analyzer.front import Ending, Front, FrontSettings
 from analyzer.judge import Judge
+from analyzer.kept_changes import Asked
 from analyzer.mask_file import BadMask
 from analyzer.peak_finder import BUILT_IN, Peakfinder8Finder
 from analyzer.peak_parameters import BadPeaks, Pf8Options, finder_of
@@ -32,7 +33,7 @@ from analyzer.results import FrameResult, HitRule
 from analyzer.runs import BadRun
 from analyzer.warm import warm_up
 from streamer.frames import Frame
-from streamer.messages import ImageMessage, StartMessage
+from streamer.messages import ImageMessage, SeriesMetadata, StartMessage
 from streamer.validity import Validity
 from tests.analyzer.builders import (
     SHAPE,
@@ -435,6 +436,30 @@ def test_a_change_to_what_the_calibration_was_not_measured_with_widens_its_rate_
         assert sum("measured otherwise" in record.getMessage() for record in caplog.records) == 1
         back()
         assert run.control.judge.point.false_hits == rate
+
+
+def test_a_restored_channel_that_is_taken_back_is_none_that_the_calibration_was_measured_without(
+    bundle: Bundle,
+) -> None:
+    known = circumstances(BUILT_IN, None, [None], None)
+    run = Controlled(bundle, calibration=msgspec.structs.replace(blank_run(bundle.label), circumstances=known))
+    rate = run.control.judge.point.false_hits
+    with run.control.restoring():
+        run.control.use_channel("threshold_2")
+    assert run.control.judge.point.false_hits.spans
+    assert run.control.take_back(SeriesMetadata(channels=("threshold_1",), shape=SHAPE)) == (["channel"], True)
+    assert run.control.judge.channel is None
+    assert run.control.judge.point.false_hits == rate
+
+
+def test_what_is_taken_back_is_let_go_of_before_anything_else_can_be_asked_for(bundle: Bundle) -> None:
+    run = Controlled(bundle)
+    told: list[tuple[Asked, bool]] = []
+    with run.control.restoring():
+        run.control.use_channel("threshold_2")
+    run.control._keep_asked = lambda asked: told.append((asked, run.control._changing.locked()))
+    run.control.take_back(SeriesMetadata(channels=("threshold_1",)))
+    assert told == [(Asked(kind="channel"), True)]
 
 
 # --- mask -------------------------------------------------------------------------------

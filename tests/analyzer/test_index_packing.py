@@ -296,6 +296,20 @@ def test_a_geometry_that_is_there_is_left_alone(tmp_path: Path, caplog: pytest.L
     assert "left as it is" in caplog.text
 
 
+def test_a_geometry_that_is_another_is_told_of_once_and_not_with_every_series(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "live.geom"
+    path.write_text("; refined by hand\n")
+    file = LiveGeometryFile(path)
+    for n in range(1, 4):
+        file.describe(frame(water(1.0), of=series(n, n)))
+    assert caplog.text.count("left as it is") == 1
+    assert file.differs == "differs from the header of series 3"
+    file.describe(frame(water(1.0), of=series(4, 4, beam_center_x_px=20.0)))
+    assert caplog.text.count("left as it is") == 2
+
+
 def test_a_geometry_of_a_series_without_a_header_is_written_anew_with_it(tmp_path: Path) -> None:
     file = LiveGeometryFile(tmp_path / "live.geom")
     joined = Series(1, 7, None, SeriesMetadata(), joined=True)

@@ -193,6 +193,19 @@ def test_saturated_frames_and_peaks_are_counted(bundle: Bundle) -> None:
     assert products.saturated_frames == 1
 
 
+def test_a_cell_of_the_powder_stays_saturated_whatever_other_peak_lies_in_it(bundle: Bundle) -> None:
+    """Cells are larger than a spot on large detectors."""
+    outcome = Analyser(bundle, BY_PEAKS).process([frame(with_spots(water(0.0)))])
+    (seen,) = outcome.peaks
+    there = seen.peaks.copy()
+    there["fs"], there["ss"] = 20, 30
+    there["saturated"][0] = True
+    products = Products()
+    products.add(outcome.results, [replace(seen, peaks=there)], outcome.profiles)
+    assert shown(products).powder_peaks[15, 10] == len(there) > 1
+    assert shown(products).powder_saturated[15, 10]
+
+
 def test_many_peaks_count_in_the_last_bin(bundle: Bundle) -> None:
     lit = np.zeros((200, 300), "u2")
     lit[4::8, 4::8] = 60
@@ -349,6 +362,15 @@ def test_the_map_acts_only_once_applied_and_then_under_a_name_of_its_pixels(bund
         assert applied is not None
         assert np.argwhere(applied.valid == 0).tolist() == [[10, 10], [50, 60]]
         assert again.mask == applied.name != change.mask
+
+
+def test_a_mask_that_was_taken_away_is_not_said_to_be_unfit_any_more(bundle: Bundle) -> None:
+    wide = replace(BY_PEAKS, mask=Validity("wide.npy", np.ones((5, 7), np.uint8)))
+    products = gathered(bundle, [frame(water(0.2))], wide)
+    assert products.mask_unfit.startswith("wide.npy is for images of 5 x 7 pixels")
+    products.reset()
+    assert not products.mask_unfit
+    assert products.mask_unfit_frames == 1
 
 
 def test_the_map_joins_the_users_mask_and_leaves_with_it(bundle: Bundle) -> None:

@@ -26,6 +26,7 @@ from cxls.cli import main
 from cxls.commands.batch import parse_shard
 from cxls.settings import BadSettings
 from tests.analyzer.builders import frames_of_a_run, write_series
+from tests.analyzer.test_panels import FLAT, written
 from tests.cxls.programs import by_image, cxls, environment, records, refusal
 from tests.support import write_single_image
 
@@ -284,6 +285,27 @@ def test_an_undecodable_image_has_its_record_and_its_line_in_the_report(bundle_f
     (series,) = report["series"]
     assert (series["records"], series["undecodable"]) == (6, 1)
     assert sum(series["failures"].values()) == 1
+
+
+def test_a_mask_or_a_geometry_that_is_not_for_the_images_is_told(
+    bundle_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = write_series(tmp_path, frames_of_a_run(3), "a")
+    other = write_series(tmp_path, frames_of_a_run(4)[:, :50], "b")
+    np.save(tmp_path / "small.npy", np.zeros((5, 7), "u1"))
+    for option, file, said, counted in (
+        ("--mask", tmp_path / "small.npy", "mask: small.npy is for images of 5 x 7 pixels", "mask not for 7 of them"),
+        (
+            "--geometry",
+            written(tmp_path, FLAT),
+            "geometry: det.geom covers images of",
+            "geometry file not for 4 of them",
+        ),
+    ):
+        done = cxls("batch", first, other, "--out", tmp_path / option, "--bundle", bundle_folder, option, file)
+        assert done.returncode == 0, done.stderr
+        assert said in caplog.text
+        assert counted in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,15 @@ def test_too_few_frames_are_refused(bundle_folder: Path, tmp_path: Path) -> None
     assert not list(tmp_path.glob("c*"))
 
 
+def test_a_mask_of_another_shape_than_the_images_is_refused(blank: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "small.npy", np.zeros((5, 7), "u1"))
+    options = "--bundle", bundle_folder, "--out", tmp_path / "c", "--mask", tmp_path / "small.npy"
+    assert refusal("calibrate", blank, *options) == (
+        "cxls: --mask small.npy is for images of 5 x 7 pixels, the images are 61 x 75; give one of their shape"
+    )
+    assert not list(tmp_path.glob("c*"))
+
+
 def test_files_that_are_there_are_kept(calibrated: tuple[Path, str], blank: Path, bundle_folder: Path) -> None:
     out = calibrated[0]
     before = Path(f"{out}.json").read_bytes()
@@ -238,3 +247,15 @@ def test_images_of_two_shapes_are_refused(bundle_folder: Path, tmp_path: Path) -
     two = write_series(tmp_path, blanks(35)[:, :50], "two")
     text = refusal("calibrate", one, two, "--bundle", bundle_folder, "--out", tmp_path / "c")
     assert "images of (50, 75) after images of (61, 75)" in text
+
+
+def test_pixels_are_looked_at_as_they_came_after_a_header_that_replaces_another(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [image(n, pixels=each) for n, each in enumerate(blanks(20))]
+    after = [image(20 + n, pixels=each) for n, each in enumerate(blanks(100, hot=True))]
+    script = [start(1, 120), *before, start(1, 120, camera_length_m=0.3), *after, end()]
+    monkeypatch.setattr("cxls.commands.calibrate._open", lambda *_: ScriptedSource(script))
+    done = cxls("calibrate", "x.h5", "--bundle", bundle_folder, "--out", tmp_path / "c")
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "c_mask.npy")[HOT]

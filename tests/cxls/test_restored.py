@@ -1,6 +1,7 @@
 """What was changed in a run that was killed holds in the run that follows it, and only there."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -301,6 +302,16 @@ def test_entries_that_no_run_writes_are_a_line_each_and_harm_nothing(
     lines = [each.getMessage() for each in caplog.records]
     assert len(lines) == len(HOSTILE)
     assert all("cannot be used" in line and "\n" not in line and len(line) < 400 for line in lines)
+
+
+def test_a_run_with_names_that_are_no_utf8_has_its_note_and_is_restored(bundle_folder: Path, tmp_path: Path) -> None:
+    results, odd = tmp_path / "r.jsonl", AnalyzeSettings(bundle=Path(os.fsdecode(b"/b\xff")), channel="threshold\udcff")
+    killed(results, odd, asked("threshold", {"value": 0.25}), asked("bundle", {"path": str(bundle_folder)}))
+    file = open_results(results, append=True)
+    assert set(Restart(results, file, True, started_with(odd)).asked) == {"threshold", "bundle"}
+    other = AnalyzeSettings(bundle=Path(os.fsdecode(b"/b\xfe")), channel=odd.channel)
+    assert set(Restart(results, file, True, started_with(other)).asked) == {"threshold"}
+    file.close()
 
 
 def test_without_a_token_nothing_is_restored_whatever_the_note_says(

@@ -185,6 +185,56 @@ def test_a_bundle_in_the_folder_stays_whole_until_the_new_one_is(
     assert not list(mine.glob("*.part"))
 
 
+def test_a_bundle_is_called_as_its_folder_and_a_name_that_no_card_takes_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old = load_bundle(DEFAULT_BUNDLE)
+    here = tmp_path / "mine"
+    (here / "inner").mkdir(parents=True)
+
+    def make_hit(plan: Plan, *given: object) -> HitCard:
+        return msgspec.structs.replace(old.card.hit, sha256=save_weights(old.hit, plan.out / old.card.hit.weights))
+
+    monkeypatch.setattr("cxls.commands.train.make_hit", make_hit)
+    monkeypatch.chdir(here / "inner")
+    order = ("train", "hit", "--work", tmp_path / "work", "--device", "cpu", "--out")
+    for out, name in ((".", "inner"), ("..", "mine")):
+        done = cxls(*order, out)
+        assert done.returncode == 0, done.stderr
+        assert load_bundle(Path(out)).card.name == name
+    monkeypatch.setattr("cxls.commands.train.make_hit", None)
+    for out in ("/", "two\nlines"):
+        for more in ((), ("--finetune", "run_master.h5")):
+            done = cxls(*order, out, *more)
+            assert (done.returncode, done.stderr) == (
+                2,
+                f"cxls: --out {out!a}: a bundle is called as its folder; give one whose name can be printed\n",
+            )
+    assert not Path("two\nlines").exists()
+
+
+@pytest.mark.parametrize("task", ["hit", "parameters", "peak-finder"])
+def test_a_damaged_bundle_in_the_folder_is_refused_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(DEFAULT_BUNDLE, mine)
+    kept = load_bundle(mine).card.scattering
+    assert kept is not None
+    with (mine / kept.weights).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+
+    def trained(*given: object) -> None:
+        raise AssertionError("trained for nothing")
+
+    for made in ("train.make_hit", "train.make_parameters", "train_peak_finder.make_peaks"):
+        monkeypatch.setattr(f"cxls.commands.{made}", trained)
+    done = cxls("train", task, "--out", mine, "--work", tmp_path / "work", "--device", "cpu")
+    assert done.returncode == 2
+    assert re.fullmatch(rf"cxls: {mine / kept.weights}: SHA-256 .* `cxls train all`\n", done.stderr)
+
+
 def test_the_help_has_a_line_for_each_task_and_the_choices_of_the_recipe() -> None:
     said = cxls("train", "--help").stdout
     for task in ("peak", "peaks", "energy", "camera-length", "hit", "parameters", "all"):
@@ -319,8 +369,19 @@ def test_a_disk_that_is_full_is_a_failure_in_one_line_and_the_checkpoint_before_
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("cxls: ")]
     assert re.match(rf"cxls: {re.escape(str(run))}/\w+\.safetensors\.part: File too large; what was trained", line)
+    assert line.endswith("is kept: make room, and give the same command again with --resume")
     assert (run / CHECKPOINT).read_bytes() == before
     assert not list(run.glob("*.part"))
+
+
+def test_a_folder_that_cannot_be_made_is_no_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = cxls("train", "hit", "--out", tmp_path / "file" / "mine", "--work", tmp_path / "work")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"cxls: {tmp_path / 'file' / 'mine'}: Not a directory; what was trained up to the last checkpoint is kept: "
+        "mend that, and give the same command again\n"
+    )
 
 
 @pytest.mark.parametrize("source", ["simulated", "series"])
