@@ -24,7 +24,7 @@ from analyzer.bundle import BadBundle
 from analyzer.cuda.device import full_precision, is_device_fault, is_full
 from analyzer.layers import input_shape
 from analyzer.results import Decision
-from analyzer.weights import first_line
+from streamer.errors import first_line
 from streamer.validity import sentinel
 
 INPUTS = ("image", "zones", "cells", "header", "profile", "photon_energy_eV", "camera_length_m")

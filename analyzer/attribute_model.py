@@ -11,7 +11,7 @@ from analyzer.architectures import architecture
 from analyzer.attributes import Attribute, attribute, names
 from analyzer.bundle import BadBundle
 from analyzer.single_model import CARD, SingleModelCard, load_model
-from analyzer.weights import first_line
+from streamer.errors import first_line
 
 MOST_PIXELS = 1 << 28
 """That a frame is padded to; no detector has so many."""

@@ -22,7 +22,8 @@ from torch import nn
 from analyzer.architectures import names
 from analyzer.drift import ScoreReference
 from analyzer.parameters.scattering import Scattering, scattering
-from analyzer.weights import PICKLE, UNBUILDABLE, fill, first_line, is_pickle, meta_network, misfit
+from analyzer.weights import PICKLE, UNBUILDABLE, fill, is_pickle, meta_network, misfit
+from streamer.errors import first_line
 
 CARD = "bundle.json"
 FORMAT = 1

@@ -106,6 +106,7 @@ class ProductFiles(Collector):
             if not self._over.is_set() and time.monotonic() >= due:
                 self._write()
                 due = time.monotonic() + self._every_s
+        self._save_applied()
         self._write()
 
     def _keep(self, applied: Validity) -> None:

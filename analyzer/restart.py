@@ -30,6 +30,7 @@ from analyzer.hits.journal import Damage, Entry, Journal, UnreadableJournal, rea
 from analyzer.kept_changes import Asked, pack, still_meant, unpack
 from analyzer.sinks import ResultsFile
 from analyzer.sinks.hold import Hold, note_path
+from streamer.errors import first_line
 from streamer.messages import ImageData, ImageMessage, SeriesMetadata
 from streamer.series import Series, SeriesClosed, SeriesOpened, SeriesUpdated
 
@@ -188,7 +189,7 @@ class Restart(Collector):
             try:
                 meant, instead = still_meant(asked, left.settings, self._settings)
             except ValueError as error:
-                why = str(error).splitlines()[0]
+                why = first_line(error)
                 log.warning(
                     "%s: %s cannot be restored: %s", self._path, kind, why,
                     extra=logs.event("control_unrestored", action=kind, why=why),
@@ -451,7 +452,7 @@ def _read(path: Path) -> Left | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.warning("%s: %s; what the earlier run left is not known", path, str(error).splitlines()[0])
+        log.warning("%s: %s; what the earlier run left is not known", path, first_line(error))
         return Left()
 
 
@@ -463,7 +464,7 @@ def _entries(fd: int) -> Left:
         try:
             _take(left, fd, entry)
         except (ValueError, TypeError, KeyError, BadMessage, RecursionError) as error:
-            log.warning("an entry of an earlier run cannot be used: %s", str(error).splitlines()[0])
+            log.warning("an entry of an earlier run cannot be used: %s", first_line(error))
     return left
 
 

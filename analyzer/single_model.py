@@ -21,7 +21,8 @@ from torch import nn
 from analyzer.architectures import architecture
 from analyzer.bundle import BadBundle, network_on_meta
 from analyzer.framing import Framing
-from analyzer.weights import PICKLE, fill, first_line, is_pickle, misfit, save_tensors
+from analyzer.weights import PICKLE, fill, is_pickle, misfit, save_tensors
+from streamer.errors import first_line
 
 CARD, WEIGHTS = "model.json", "model.safetensors"
 FORMAT = 1

@@ -65,12 +65,6 @@ def fill(network: nn.Module, state: dict[str, Tensor], name: str, settings: dict
     return network
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind when it has none."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _lasting(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     start_only = architecture(name).start_only
     return {key: value for key, value in settings.items() if key not in start_only}

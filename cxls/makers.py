@@ -16,6 +16,7 @@ from analyzer.cuda.compiler import default_cache
 from analyzer.cuda.device import full_precision, is_device_fault
 from analyzer.cuda.engine import DevicePrograms, open_programs
 from analyzer.judge import Judge
+from streamer.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -60,5 +61,5 @@ class Makers:
                 raise
             log.exception("the device failed; the CPU judges the frames")
             if not devices.is_full(error):
-                devices.lose(torch.device(self._device), str(error).splitlines()[0])
+                devices.lose(torch.device(self._device), first_line(error))
             return spare

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from streamer import bounds, links
 from streamer.decoding import decode
+from streamer.errors import first_line
 from streamer.messages import (
     HC_EV_ANGSTROM,
     Algorithm,
@@ -116,7 +117,7 @@ class FileSeries:
             raise
         except (OSError, RuntimeError, ValueError, UndecodableImage) as error:  # h5py's words for damage
             self._linked.close()
-            raise BadInput(f"{path}: damaged: {str(error).splitlines()[0]}") from None
+            raise BadInput(f"{path}: damaged: {first_line(error)}") from None
         except BaseException:
             self._linked.close()
             raise

@@ -24,7 +24,7 @@ from analyzer.attributes import Recipe
 from analyzer.bundle import CARD, BadBundle, Bundle, BundleCard, save_card, save_weights
 from analyzer.drift import score_histogram
 from analyzer.networks import HitNetwork
-from analyzer.weights import first_line
+from streamer.errors import first_line
 from streamer.files import BadInput
 from training.guard import Compared, compare
 from training.hit import NETWORK, THRESHOLDS, TrainedHit, batch_of, calibrate, of_bundle, predict

@@ -13,6 +13,7 @@ from analyzer.batch.parts import Parts
 from analyzer.batch.report import Tally
 from analyzer.batch.shares import Chunk, shares
 from analyzer.sinks.files import RECORD_SCHEMA
+from streamer.errors import first_line
 from streamer.files import BadInput
 
 TABLE = "records.parquet"
@@ -98,5 +99,5 @@ def _read(path: Path) -> pa.Table:
         table = pq.ParquetFile(path).read()
         return table.replace_schema_metadata(None).cast(RECORD_SCHEMA)
     except (pa.ArrowException, ValueError) as error:
-        line = str(error).splitlines()[0]
+        line = first_line(error)
         raise BadInput(f"{path}: damaged: {line}; remove it and run its shard again") from None

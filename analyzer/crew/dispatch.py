@@ -46,9 +46,9 @@ from analyzer.door import LOOK_S, Door, Limits, RefusedConnection
 from analyzer.judge import Judge
 from analyzer.logs import Repeats
 from analyzer.reduction import Coverage, FramePlan
-from analyzer.weights import first_line
 from analyzer.worker_load import WorkerLoad
 from streamer.connections import keep_no_buffers, rest_of_message
+from streamer.errors import first_line
 from streamer.frames import Frame
 from streamer.messages import ImageData, SeriesMetadata
 from streamer.ring import FrameRing

@@ -11,6 +11,7 @@ from analyzer.hits.journal import Damage, Entry, read_body, read_entries
 from analyzer.hits.packing import Filter, chunk_of, filter_of
 from analyzer.hits.tables import integers_of, numbers_of, peaks_of
 from streamer import bounds
+from streamer.errors import first_line
 from streamer.messages import Algorithm, ImageData
 
 
@@ -65,7 +66,7 @@ def groups_of(fd: int, made: Made) -> list[Group]:
             try:
                 hit = _hit(fd, found)
             except (ValueError, TypeError, KeyError, OverflowError) as error:
-                made.unstored.append(f"the hit at byte {found.body_offset}: {str(error).splitlines()[0]}")
+                made.unstored.append(f"the hit at byte {found.body_offset}: {first_line(error)}")
                 continue
             image = hit.image()
             packed_with = filter_of(image, found.body_bytes)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from analyzer.hits.lists import Lists
 from analyzer.hits.packing import chunk_of
 from analyzer.hits.places import EVENT, FILES, IMAGES
+from streamer.errors import first_line
 from streamer.messages import ImageData, UndecodableImage
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def _rows(path: Path, number: int, lists: Lists) -> npt.NDArray[Any]:
         which = np.zeros(len(series), _WHICH)
         which["series_id"], which["image_id"] = series, images
     except _FAULTS as error:
-        log.warning("%s: its hits are not known: %s", path, str(error).splitlines()[0])
+        log.warning("%s: its hits are not known: %s", path, first_line(error))
         return np.empty(0, _WHICH)
     which["file"], which["row"] = number, np.arange(len(which))
     return which

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 
 from analyzer.hits.places import FILES, GEOMETRY, IMAGES, LIST, list_lock, temporary_path
+from streamer.errors import first_line
 
 _OF_GEOMETRY = re.compile(r"hits-([0-9a-f]{8})\.(?:geom|lst)")
 LOCK_S, LAST_LOCK_S = 2.0, 20.0
@@ -66,7 +67,7 @@ class Lists:
                 try:
                     self._look(path)
                 except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-                    problems.append(f"{path}: no file of hits: {str(error).splitlines()[0]}")
+                    problems.append(f"{path}: no file of hits: {first_line(error)}")
                 looked()
         return problems
 

@@ -18,6 +18,8 @@ import secrets
 import time
 from pathlib import Path
 
+from streamer.errors import first_line
+
 JOURNALS, LIST = "journal", "hits.lst"
 FILES = "hits-*-*.h5"
 IMAGES, EVENT, PEAKS = "/entry/data/data", "/entry/event", "/entry_1/result_1"
@@ -150,4 +152,4 @@ def reason(error: OSError) -> str:
         return "the file system has no locks (flock)"
     if error.strerror:
         return error.strerror.splitlines()[0].lower()
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)

@@ -15,6 +15,7 @@ from analyzer.hits.places import (
     run_lock,
     runs_with_journals,
 )
+from streamer.errors import first_line
 
 KEPT = ".kept"
 """Ending of a journal that holds something no file could be made of."""
@@ -84,7 +85,7 @@ def _finish(folder: Path, journal: Path, found: Recovery) -> None:
     except OSError as error:
         found.problems.append(f"{journal}: {reason(error)}; it stays, recover again when there is room")
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # UnreadableJournal, and h5py's words
-        found.problems.append(f"{journal}: {str(error).splitlines()[0]}; it stays")
+        found.problems.append(f"{journal}: {first_line(error)}; it stays")
     finally:
         os.close(fd)
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from analyzer.hits.places import EVENT, FILES, PEAKS
 from streamer.decoding import check_size, decode
+from streamer.errors import first_line
 from streamer.files import BadInput, FileSeries
 from streamer.messages import UndecodableImage
 
@@ -71,7 +72,7 @@ def _images(series: FileSeries) -> Iterator[str]:
             check_size(image)
             decode(image, np.empty(image.shape, image.dtype.newbyteorder("=")))
         except (OSError, RuntimeError, UndecodableImage) as error:
-            yield f"{series.path}: image {position} cannot be read: {str(error).splitlines()[0]}"
+            yield f"{series.path}: image {position} cannot be read: {first_line(error)}"
 
 
 def _tables(path: Path, which: npt.NDArray[Any]) -> Iterator[str]:
@@ -89,4 +90,4 @@ def _tables(path: Path, which: npt.NDArray[Any]) -> Iterator[str]:
             if counts.shape != (images,) or rows[0] != images or not ((counts >= 0) & (counts <= rows[1])).all():
                 yield f"{path}: {PEAKS} does not have the peaks of {images} images"
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
-        yield f"{path}: not as hits are written: {str(error).splitlines()[0]}"
+        yield f"{path}: not as hits are written: {first_line(error)}"

@@ -28,6 +28,7 @@ from analyzer.results import RECORD_FIELDS, FrameResult, record, to_json_line
 from analyzer.sinks.base import ResultsExist, ResultsFile
 from analyzer.sinks.hold import Hold, hold, note_path
 from analyzer.sinks.recorded import Recorded
+from streamer.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +290,7 @@ class ParquetSink(_FileSink):
             if not self._left:
                 log.warning(
                     "%s: a part cannot be written: %s; its records stay in %s until one can",
-                    self.path, _first_line(error), lines.path.name,
+                    self.path, first_line(error), lines.path.name,
                 )  # fmt: skip
             self._left[lines.path] = kept
         elif lines is not None:
@@ -312,7 +313,7 @@ class ParquetSink(_FileSink):
             return True
         except (OSError, *_UNFIT) as error:
             if lines not in self._left:
-                log.warning("%s: no part can be made of it: %s; it stays until one can", lines, _first_line(error))
+                log.warning("%s: no part can be made of it: %s; it stays until one can", lines, first_line(error))
                 self._left[lines] = len(_rows_of(lines)[0])
             return False
         self._left.pop(lines, None)
@@ -321,10 +322,6 @@ class ParquetSink(_FileSink):
     @property
     def _target(self) -> Path:
         return self.path / f"part-{self._part:06d}.parquet"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _lines_of(part: Path) -> Path:
@@ -440,7 +437,7 @@ def _pairs_of_parts(path: Path) -> Recorded:
         try:
             table = pq.read_table(part, columns=["series_id", "image_id"])
         except (OSError, pa.ArrowException) as error:
-            why = str(error).splitlines()[0]
+            why = first_line(error)
             raise ResultsExist(f"{part}: cannot be read: {why}; move it out of the folder") from None
         for series_id, image_id in zip(table["series_id"].to_pylist(), table["image_id"].to_pylist(), strict=True):
             found.add(series_id, image_id)

@@ -456,7 +456,6 @@ class Session:
         contradicted, pause = False, PARAMETERS_S
         while not self._done.wait(pause):
             began = time.thread_time()
-            self.control.meets(self.front.running.metadata)
             estimate = self._look()
             pause = max(PARAMETERS_S, PARAMETERS_PAUSES * (time.thread_time() - began))
             wrong = {} if estimate is None else {each.quantity: each.text for each in estimate.mismatches}
@@ -488,6 +487,7 @@ class Session:
 
     def _look(self) -> RunEstimate | None:
         try:
+            self.control.meets(self.front.running.metadata)
             return self.parameters.look()
         except Exception:
             # Only shown, so a fault of it costs no frame.

@@ -14,6 +14,7 @@ from cxls.doctor.finding import Finding, Level, fail, guarded
 from cxls.http_address import parse_address
 from cxls.http_get import NoAnswer
 from cxls.settings import BadSettings, DoctorSettings, Resolved
+from streamer.errors import first_line
 
 _DEFAULT_LISTEN = "127.0.0.1:8080"
 _MIB = 1 << 20
@@ -78,7 +79,7 @@ def _software(settings: DoctorSettings) -> Iterator[Finding]:
     try:
         software = importlib.import_module("cxls.doctor.software")
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         yield fail(
             "packages", f"cannot be loaded: {first}", "install anew with constraints.txt, or set NUMBA_CACHE_DIR"
         )

@@ -14,8 +14,9 @@ from analyzer.bundle import BadBundle
 from analyzer.framing import Framing
 from analyzer.layers import LayerTable, network_table, sized
 from analyzer.single_model import CARD, SingleModelCard
-from analyzer.weights import UNBUILDABLE, first_line
+from analyzer.weights import UNBUILDABLE
 from cxls.cli import Failed
+from streamer.errors import first_line
 from training.published.importing import import_model
 from training.published.sizes import PAPER_SHAPE
 

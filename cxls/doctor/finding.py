@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from analyzer.logs import printable
+from streamer.errors import first_line
 
 
 class Level(StrEnum):
@@ -54,5 +55,5 @@ def guarded(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Findi
     try:
         yield from look()
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         yield fail(check, f"{type(error).__name__}: {first}", "this check could not be made; report it with this line")

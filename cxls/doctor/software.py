@@ -23,6 +23,7 @@ from analyzer.cuda.engine import KERNELS
 from analyzer.warm import check_bundle
 from cxls.doctor.finding import Finding, fail, ok, warn
 from streamer import decoding
+from streamer.errors import first_line
 from streamer.messages import Algorithm, ImageData, UndecodableImage
 
 DISTRIBUTION = "cxls-analyzer"
@@ -155,7 +156,7 @@ def device(wanted: str) -> Iterator[Finding]:
     except NoDevice as error:
         yield warn("nvrtc", str(error), "without it the GPU judges frames that the CPU reduced")
     except RuntimeError as error:
-        yield fail("nvrtc", str(error).splitlines()[0], "report this, with the versions above; --device cpu goes on")
+        yield fail("nvrtc", first_line(error), "report this, with the versions above; --device cpu goes on")
     else:
         yield ok("nvrtc", f"compiles the decoder and the reduction for {name}")
 

@@ -26,6 +26,7 @@ from analyzer.reports.files import TABLE
 from analyzer.results import RECORD_FIELDS
 from analyzer.sinks import open_results
 from analyzer.sinks.files import RECORD_SCHEMA
+from streamer.errors import first_line
 
 MOST_PROBLEMS = 100
 """Sentences kept of what is wrong; more are only counted."""
@@ -116,7 +117,7 @@ class ParquetFollower:
                 self.recorded.problems.add(f"{part}: columns are not those of a record")
             self.recorded.take(table.select(_NEEDED).to_pylist())
         except (OSError, pa.ArrowException, KeyError) as error:
-            self.recorded.problems.add(f"{part}: cannot be read: {str(error).splitlines()[0]}")
+            self.recorded.problems.add(f"{part}: cannot be read: {first_line(error)}")
 
 
 class LinesFollower:
@@ -209,7 +210,7 @@ def _by_h5py(path: Path) -> Iterator[str]:
                 yield f"{path}: not as many ids as images"
             images[len(images) - 1]
     except (OSError, KeyError, RuntimeError, ValueError) as error:
-        yield f"{path}: h5py cannot read it: {str(error).splitlines()[0]}"
+        yield f"{path}: h5py cannot read it: {first_line(error)}"
 
 
 def finished(results: Path, products: Path, reports: Path) -> list[str]:
@@ -218,7 +219,7 @@ def finished(results: Path, products: Path, reports: Path) -> list[str]:
     try:
         open_results(results, append=True).close()
     except (OSError, ValueError, pa.ArrowException) as error:
-        problems.append(f"{results}: no run can append to it: {str(error).splitlines()[0]}")
+        problems.append(f"{results}: no run can append to it: {first_line(error)}")
     try:
         with h5py.File(products / HDF5) as file:
             file.visititems(lambda _, each: each[()] if isinstance(each, h5py.Dataset) else None)
@@ -228,7 +229,7 @@ def finished(results: Path, products: Path, reports: Path) -> list[str]:
         for mask in products.glob("*.npy"):
             np.load(mask)
     except (OSError, RuntimeError, ValueError) as error:
-        problems.append(f"{products}: cannot be read: {str(error).splitlines()[0]}")
+        problems.append(f"{products}: cannot be read: {first_line(error)}")
     try:
         rows = list(csv.DictReader((reports / TABLE).read_text().splitlines()))
         pages = list(reports.glob("run-*.html"))

@@ -19,7 +19,7 @@ from analyzer.geometry import Geometry
 from analyzer.judge import Judge
 from analyzer.mask_file import BadMask, read_mask
 from analyzer.panels import open_geometry
-from analyzer.pictures import FIGURES, drawn
+from analyzer.pictures import FIGURES, Request, drawn
 from analyzer.pictures.drawing import NIGHT
 from analyzer.pictures.products import _powder, draw
 from analyzer.product_arrays import IN_JSON, PRODUCTS, edges_of, plain
@@ -474,6 +474,24 @@ def test_every_map_that_was_in_force_is_saved_when_it_is_applied(tmp_path: Any) 
     saved = sorted(path.name for path in (tmp_path / "out").glob("hot-pixels-*.npy"))
     files.close()
     assert saved == ["hot-pixels-aaaaaaaa.npy", "hot-pixels-bbbbbbbb.npy"]
+    assert files.failed == 0
+
+
+def test_a_map_applied_while_the_last_files_are_written_is_saved_too(bundle: Bundle, tmp_path: Any) -> None:
+    products = gathered(bundle, [frame(with_spots(water(0.02)))])
+    drawing, over = threading.Event(), threading.Event()
+
+    def slowly(request: Request) -> bytes | None:
+        drawing.set()
+        over.wait(30)
+        return drawn(request)
+
+    files = ProductFiles(tmp_path / "out", products, slowly, every_s=0.01)
+    assert drawing.wait(30)
+    products.apply(Validity("hot-pixels-cccccccc.npy", np.ones(SHAPE, np.uint8)))
+    threading.Timer(0.2, over.set).start()
+    files.close()
+    assert (tmp_path / "out/hot-pixels-cccccccc.npy").exists()
     assert files.failed == 0
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim_replay.distractors import Kind, kinds_names
+from streamer.errors import first_line
 from streamer.files import BadInput
 from training.dataset.opening import open_linked
 from training.dataset.series import OpenSeries
@@ -192,7 +193,7 @@ def _read_extra(truth: Truth) -> dict[str, Any]:
     try:
         found = _of_group(truth.file) if truth.group else _of_table(truth.file)
     except Exception as error:  # zipfile, zlib, numpy and HDF5 each have their own
-        raise BadInput(f"{truth.file}: the truth cannot be read: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"{truth.file}: the truth cannot be read: {first_line(error)}") from None
     extra: dict[str, Any] = {}
     for name, value in found.items():
         if value.shape == () and value.dtype.kind in "SUO":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analyzer.attribute_model import AttributeModel
 from analyzer.attributes import Recipe, recipe_for
 from analyzer.bundle import BadBundle
-from analyzer.weights import first_line
+from streamer.errors import first_line
 from streamer.files import BadInput
 from training.dataset.tree import Tree
 from training.evaluation.evaluation import Cell, Evaluation, Table

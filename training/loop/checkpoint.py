@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from analyzer.weights import PICKLE, first_line, is_pickle, misfit, save_tensors
+from analyzer.weights import PICKLE, is_pickle, misfit, save_tensors
+from streamer.errors import first_line
 from streamer.files import BadInput
 
 FORMAT = "cxls-checkpoint-1"

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from analyzer.architectures import Architecture, architecture, names
 from analyzer.attributes import Attribute, Recipe
-from analyzer.weights import first_line, save_tensors
+from analyzer.weights import save_tensors
+from streamer.errors import first_line
 from streamer.files import BadInput
 from training.loop import checkpoint as checkpoints
 from training.loop import plots

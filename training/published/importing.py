@@ -20,7 +20,8 @@ from torch import Tensor
 
 from analyzer.bundle import BadBundle
 from analyzer.single_model import SingleModelCard, save_model
-from analyzer.weights import fill, first_line, meta_network
+from analyzer.weights import fill, meta_network
+from streamer.errors import first_line
 
 LARGEST_PICKLE_BYTES = 16 << 20
 """Of the archive's own list of tensors; that of a network of a thousand layers is a tenth of a megabyte."""

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from analyzer.bundle import BadBundle
-from analyzer.weights import PICKLE, first_line, is_pickle
+from analyzer.weights import PICKLE, is_pickle
+from streamer.errors import first_line
 
 BLOCKS = (3, 4, 6, 3)
 FEATURES = 2048
