@@ -48,7 +48,7 @@ GAP_BYTES = 256
 """Between the buffers of a slab, and what each begins at a multiple of."""
 
 SPOT_DTYPE = np.dtype(
-    [("evidence", "f8"), ("mean", "f8"), ("local", "f8"), ("around", "f8"), ("pixel", "i8"), ("beside", "i8")]
+    [("evidence", "f8"), ("mean", "f8"), ("local", "f8"), ("around", "f8"), ("pixel", "i4"), ("beside", "i4")]
 )
 HEADER_DTYPE = np.dtype(
     [("total_photons", "i8"), ("counting_pixels", "i8"), ("saturated_pixels", "i8"), ("at_limit", "i8"),

@@ -116,8 +116,8 @@ struct Spot {
     double mean;
     double local;
     double around;
-    int64_t pixel;
-    int64_t beside;
+    int32_t pixel;
+    int32_t beside;
 };
 struct PeakFields {
     float fs;

@@ -131,7 +131,7 @@ DEVICE double evidence_beside(const Image& image, int middle, const double* expe
 
 // The evidence for a spot at a candidate, less where its own radius counts as much beside it; and whether arcs say so.
 DEVICE double judged(const Reduction& r, const Image& image, const Spot& spot, bool& beside) {
-    const int pixel = (int)spot.pixel;
+    const int pixel = spot.pixel;
     double expected[9];
     beside = expect_beside(r, image, pixel, spot.mean, 1, expected);
     if (!beside) return spot.evidence;
@@ -244,7 +244,7 @@ KERNEL(reduce_order, 128, const Reduction* reduction, int again) {
             SYNC();
             LANES(k, others) {
                 evidence[k] = spots[other + k].evidence;
-                pixel[k] = (int32_t)spots[other + k].pixel;
+                pixel[k] = spots[other + k].pixel;
             }
             SYNC();
             LANES(k, least(128, total - from)) {
@@ -483,7 +483,7 @@ DEVICE bool measure_beside(
 DEVICE bool make_peak(
     const Reduction& r, const Image& image, const Spot& spot, Claims& claims, Work& work, PeakFields& peak
 ) {
-    const int pixel = (int)spot.pixel, row = pixel / r.columns, column = pixel % r.columns;
+    const int pixel = spot.pixel, row = pixel / r.columns, column = pixel % r.columns;
     const double share = -expm1(-spot.mean);
     const bool beside = spot.beside != 0;
     // On a ring, whose own pixels stand out of the mean, a spot is its disc.
@@ -562,7 +562,7 @@ KERNEL(reduce_peaks, 128, const Reduction* reduction, int again) {
             ONE_LANE work.mask = 0;
             SYNC();
             LANES(n, size) {
-                if (n >= k && !is_claimed(claims, (int)held[n].pixel)) atomic_or(&work.mask, (uint64_t)1 << n);
+                if (n >= k && !is_claimed(claims, held[n].pixel)) atomic_or(&work.mask, (uint64_t)1 << n);
             }
             SYNC();
             const uint64_t open = work.mask;
