@@ -903,7 +903,7 @@ def find_peaks(
         pixels, columns, top, saturation, inside, bin_of, background, threshold, candidate_index, candidate_score,
         candidates, panels, False, parts, profile, expected, claimed, claim_index, peaks, picked,
     )  # fmt: skip
-    return found
+    return int(found)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -11,7 +11,8 @@ reduction; what supports a pixel, the eight around it, tells a spot from a hot p
 the cell as a whole gathers streaks and spots too weak to hold two photons side by side. The
 network sees how many cells are how significant at which radius, what all windows at that radius together say of spots,
 and the strongest cells one by one. Peaks are among the pixels that are surprising on any scale; what decides is how
-much likelier the counts around one are with a spot than without (``analyzer.spots``).
+much likelier the counts around one are with a spot than without (``analyzer.spots``), and on a powder ring with a spot
+than by what its own radius counts (``analyzer.arcs``).
 """
 
 from dataclasses import dataclass
