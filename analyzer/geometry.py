@@ -33,6 +33,9 @@ _CHUNK = 1 << 22
 
 _RING_POINTS = 720
 
+PANEL_NUMBERS = 14
+"""Of a row of ``Geometry.panel_table``."""
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -163,6 +166,25 @@ class Geometry:
             part = slice(low_ss, high_ss), slice(low_fs, high_fs)
             x[part], y[part] = self._projected(*place)
         return x, y
+
+    def panel_table(self) -> Floats:
+        """Where pixels are, for compiled loops: (P + 1, 14), the last row all that is on no panel.
+
+        ss low, ss high, fs low, fs high of the image, half-open; then in pixels x, y, z of the first pixel's middle,
+        the steps along fs and ss, each x, y, z, and one over the camera length, 0 where that is not known. A place
+        times 1 / (1 + z / camera length) is what ``positions_px`` says.
+        """
+        rows, columns = self.shape
+        flat = [0, rows, 0, columns, -self.beam_center_fs, -self.beam_center_ss, 0, 1, 0, 0, 0, 1, 0, 0]
+        if self.panels is None:
+            return np.array([flat], np.float64)
+        panels, scale = self.panels, 1.0 / self.pixel_size_m
+        table = np.zeros((len(panels) + 1, PANEL_NUMBERS))
+        table[-1] = flat
+        table[:-1, :4] = panels.bounds
+        table[:-1, 4:13] = np.hstack([panels.origin_m, panels.fs_m, panels.ss_m]) * scale
+        table[:-1, 13] = self.pixel_size_m / self.camera_length_m if self.camera_length_m else 0.0
+        return table
 
     def q_per_angstrom(self, fs: npt.ArrayLike, ss: npt.ArrayLike) -> Floats | None:
         """q = 4 pi sin(theta) / lambda of positions in pixel indices; ``None`` without distance and energy."""

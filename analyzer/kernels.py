@@ -11,6 +11,7 @@ import numba
 import numpy as np
 from numba import types
 
+from analyzer.arcs import expect_beside
 from analyzer.evidence import LOG_LOWEST, LOG_STEP
 from analyzer.geometry import AZIMUTH_CLASSES
 from analyzer.spots import (
@@ -49,6 +50,9 @@ _SMALLEST_SPOT_PIXELS = 45
 
 _OWN_SHARE = 0.2
 """Of the photons around its middle; a peak with fewer that are no other's is that one's tail."""
+
+_PROFILE_KNOWS = 0.1
+"""Of what is expected by its own radius; a narrow ring's slope is not known better, and no spot is less over it."""
 
 _SPOT_PIXELS = 1024
 EXPONENTS = SHARES.shape[0] * len(PHOTONS) + len(DISCS) * len(LIT_CHANCES)
@@ -219,6 +223,7 @@ _U8, _I64, _F64 = _array(types.uint8), _array(types.int64), _array(types.float64
 _BINS, _LIST = _array(types.uint16), _array(types.int32)
 _WORDS, _MAP = _array(types.uint64), _array(types.float32, 3)
 _CELL_BINS = _array(types.intp)
+_PANELS, _PARTS = _array(types.float64, 2), _array(types.float64, 3)
 _PEAKS, _FLAGS = _array(numba.from_dtype(PEAK_DTYPE)), _array(types.boolean)
 _SOME_PEAKS = types.Array(numba.from_dtype(PEAK_DTYPE), 1, "A", readonly=True)
 
@@ -587,6 +592,16 @@ def _disc_exponents(counts: Any, mean: float, exponents: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
+def _log_of_sum(exponents: Any) -> float:
+    """Logarithm of the sum of exponentials."""
+    largest, total = np.max(exponents), 0.0
+    for exponent in exponents:
+        if exponent > largest - _NEGLIGIBLE:
+            total += np.exp(exponent - largest)
+    return float(largest + np.log(total))
+
+
+@numba.njit(nogil=True, cache=True)
 def _window_evidence(counts: Any, mean: float, slot: int, exponents: Any, terms: Any, known: Any, means: Any) -> float:
     """Log-likelihood ratio of a spot against ``mean`` counts a pixel alone, in nats; see ``analyzer.spots``.
 
@@ -613,11 +628,7 @@ def _window_evidence(counts: Any, mean: float, slot: int, exponents: Any, terms:
         for n in range(spots):
             exponents[n] += counts[1, c] * terms[slot, c, n]
     _disc_exponents(counts, mean, exponents[spots:])
-    largest, total = np.max(exponents), 0.0
-    for exponent in exponents:
-        if exponent > largest - _NEGLIGIBLE:
-            total += np.exp(exponent - largest)
-    return float(largest + np.log(total))
+    return _log_of_sum(exponents)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -715,22 +726,164 @@ def _measure(
     return True
 
 
+@numba.njit(nogil=True, cache=True)
+def _evidence_beside(pixels: Any, columns: int, middle: int, expected: Any, counts: Any, exponents: Any) -> float:
+    """Log-likelihood ratio of a spot against what is ``expected`` (9,) of the 3 x 3, in nats.
+
+    As ``_window_evidence``, but each pixel has a background of its own, spots are as strong as would be seen on it,
+    and a disc counts where it is brighter than the ring. ``counts`` (3, distances): of the whole window, for discs.
+    """
+    rows, row, column = pixels.size // columns, middle // columns, middle % columns
+    most, light, background = 0.0, 0.0, 0.0
+    for n in range(9):
+        y, x = row + n // 3 - 1, column + n % 3 - 1
+        if 0 <= y < rows and 0 <= x < columns:
+            most = max(most, expected[n])
+            background += expected[n]
+            light += pixels[y * columns + x]
+    if light - background < np.sqrt(background) + _PROFILE_KNOWS * background:
+        return -np.inf
+    stronger, spots = max(1.0, np.sqrt(most)), PHOTONS.size * SHARES.shape[0]
+    for e in range(spots):
+        shape, photons, exponent = e // PHOTONS.size, stronger * PHOTONS[e % PHOTONS.size], LOG_WEIGHT
+        for n in range(9):
+            y, x = row + n // 3 - 1, column + n % 3 - 1
+            if y < 0 or y >= rows or x < 0 or x >= columns:
+                continue
+            value = pixels[y * columns + x]
+            share = photons * SHARES[shape, CLASS[n // 3 - 1 + REACH, n % 3 - 1 + REACH]]
+            exponent -= share
+            if value > 0:
+                exponent += value * np.log1p(share / expected[n])
+        exponents[e] = exponent
+    _disc_exponents(counts, most, exponents[spots:])
+    for n in range(len(LIT_CHANCES)):
+        if LIT_CHANCES[n] <= -np.expm1(-most):
+            exponents[spots + n * DISCS.shape[0] : spots + (n + 1) * DISCS.shape[0]] = -np.inf
+    return _log_of_sum(exponents)
+
+
+@numba.njit(nogil=True, cache=True)
+def _measure_beside(
+    pixels: Any, columns: int, middle: int, listed: Any, top: int, saturation: int, inside: Any, expected: Any,
+    peak: Any,
+) -> bool:  # fmt: skip
+    """As ``_measure``, over the ``listed`` pixels of the 5 x 5, each of which has its own background: ``expected``.
+
+    False also where most of the light around is another peak's.
+    """
+    row, column = middle // columns, middle % columns
+    rows, side = pixels.size // columns, 2 * _WINDOW + 1
+    around = 0.0
+    for n in range(side * side):
+        y, x = row + n // side - _WINDOW, column + n % side - _WINDOW
+        j = y * columns + x
+        if 0 <= y < rows and 0 <= x < columns and inside[j] != 0 and pixels[j] != top:
+            around += pixels[j] - expected[n]
+    sum_y, sum_x, net, gross, saturated = 0.0, 0.0, 0.0, 0.0, np.uint8(0)
+    low_y, high_y, low_x, high_x = 0, 0, 0, 0
+    for n in range(listed.size):
+        j = listed[n]
+        y, x = j // columns - row, j % columns - column
+        if inside[j] == 0 or pixels[j] == top or max(abs(y), abs(x)) > _WINDOW:
+            continue
+        low_y, high_y, low_x, high_x = min(low_y, y), max(high_y, y), min(low_x, x), max(high_x, x)
+        value = np.int64(pixels[j])
+        over = value - expected[(y + _WINDOW) * side + x + _WINDOW]
+        gross += value
+        net += over
+        sum_y += over * y
+        sum_x += over * x
+        if value >= saturation:
+            saturated = np.uint8(1)
+    if net <= 0.0 or net < _OWN_SHARE * around:
+        return False
+    peak.ss = row + min(max(sum_y / net, low_y), high_y)
+    peak.fs = column + min(max(sum_x / net, low_x), high_x)
+    peak.intensity = net
+    peak.snr = net / np.sqrt(gross)
+    peak.saturated = saturated
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _measure_spot(
+    pixels: Any, columns: int, middle: int, spot: Any, top: int, saturation: int, inside: Any, local: float, peak: Any
+) -> bool:  # fmt: skip
+    """The peak of the pixels of a ``spot``; False where it is none."""
+    row, column = middle // columns, middle % columns
+    if not _measure(pixels, columns, middle, spot, top, saturation, inside, local, _WINDOW, 0.0, peak):
+        return False
+    if peak.intensity < _OWN_SHARE * _net_around(pixels, columns, row, column, top, inside, local):
+        return False
+    if _brighter_at_rim(pixels, columns, middle, spot, top, inside):
+        return False
+    if peak.intensity >= _WHOLE_FROM_PHOTONS or spot.size > _SMALLEST_SPOT_PIXELS:
+        least = _WHOLE_KEEPS * peak.intensity
+        _measure(pixels, columns, middle, spot, top, saturation, inside, local, columns, least, peak)
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _pick(
+    pixels: Any, columns: int, top: int, saturation: int, inside: Any, bin_of: Any, background: Any, threshold: float,
+    candidate_index: Any, candidate_score: Any, candidates: int, panels: Any, beside: bool, parts: Any, profile: Any,
+    expected: Any, claimed: Any, claim_index: Any, peaks: Any, picked: Any,
+) -> Any:  # fmt: skip
+    """One peak for each spot, the most certain first: how many, and how many pixels they claim.
+
+    ``picked``: the candidate of each.
+
+    With ``beside`` a peak on a ring has the background of its own radius, and no more pixels than the nearest.
+    """
+    found, claims, enough = 0, 0, threshold
+    for k in np.argsort(candidate_score[:candidates], kind="mergesort"):
+        i = candidate_index[k]
+        evidence = -candidate_score[k]
+        if evidence > threshold:
+            enough = threshold - np.log1p((found + 1) / SURE_PEAKS_FOR_AS_MANY)
+        if evidence <= enough or found >= peaks.size:
+            break
+        if claimed[i]:
+            continue
+        row, column, rows = i // columns, i % columns, pixels.size // columns
+        mean, first, peak = background[bin_of[i]], claims, peaks[found]
+        if beside and expect_beside(pixels, columns, i, top, inside, panels, mean, _WINDOW, parts, profile, expected):
+            claims = _claim(row, column, _PEAK_SEPARATION, rows, columns, claimed, claim_index, claims)
+            spot = claim_index[first:claims]
+            is_peak = _measure_beside(pixels, columns, i, spot, top, saturation, inside, expected, peak)
+            is_peak = is_peak and not _brighter_at_rim(pixels, columns, i, spot, top, inside)
+        else:
+            local = _local_background(pixels, columns, row, column, top, inside, mean)
+            claims = _claim_spot(pixels, columns, i, mean, top, inside, claimed, claim_index, claims)
+            spot = claim_index[first:claims]
+            is_peak = _measure_spot(pixels, columns, i, spot, top, saturation, inside, local, peak)
+        if is_peak:
+            peak.surprise = evidence
+            picked[found] = k
+            found += 1
+    return found, claims
+
+
 @compiled(
     None, _WORDS, _WORDS, types.int64, types.int64, types.int64, _U8, _BINS, _F64, types.float64, _I64, _F64,
-    types.int64, _array(types.float64, 2), _U8, _I64, _PEAKS, _I64, returns=types.int64,
+    types.int64, _PANELS, _PARTS, _PANELS, _F64, _array(types.float64, 2), _U8, _I64, _PEAKS, _I64, _I64,
+    returns=types.int64,
 )  # fmt: skip
 def find_peaks(
     pixels: Any, lit: Any, roomy: Any, columns: int, top: int, saturation: int, inside: Any, bin_of: Any,
-    background: Any, threshold: float, candidate_index: Any, candidate_score: Any, candidates: int,
-    distance_counts: Any, claimed: Any, claim_index: Any, peaks: Any, totals: Any,
+    background: Any, threshold: float, candidate_index: Any, candidate_score: Any, candidates: int, panels: Any,
+    parts: Any, profile: Any, expected: Any, distance_counts: Any, claimed: Any, claim_index: Any, peaks: Any,
+    picked: Any, totals: Any,
 ) -> int:  # fmt: skip
     """One peak for each spot among the candidates, the most certain first; returns how many.
 
     ``lit``, ``roomy``: see ``streamer.listing``, ``FramePlan``. ``candidate_score`` becomes the evidence for a spot at
     each candidate, negated; a spot has more than ``threshold``.
-    Pixels of spots are marked in ``claimed`` and listed in ``claim_index``, ``totals[2]`` of them.
+    Pixels of spots are marked in ``claimed`` and listed in ``claim_index``, ``totals[2]`` of them; ``picked`` has the
+    candidate of each peak. The other arrays are for ``judge_beside``.
     """
-    found, claims, exponents = 0, 0, np.empty(EXPONENTS)
+    exponents = np.empty(EXPONENTS)
     terms = np.empty((KEPT_MEANS, SHARES.shape[1], SHARES.shape[0] * PHOTONS.size))
     known, means = np.zeros((KEPT_MEANS, SHARES.shape[1]), np.bool_), np.full(KEPT_MEANS, -1.0)
     lowest = threshold - np.log1p(peaks.size / SURE_PEAKS_FOR_AS_MANY)
@@ -746,35 +899,66 @@ def find_peaks(
             if local > mean:
                 evidence = _window_evidence(distance_counts, local, slot, exponents, terms, known, means)
         candidate_score[k] = -evidence
-    enough = threshold
-    for k in np.argsort(candidate_score[:candidates], kind="mergesort"):
+    found, totals[2] = _pick(
+        pixels, columns, top, saturation, inside, bin_of, background, threshold, candidate_index, candidate_score,
+        candidates, panels, False, parts, profile, expected, claimed, claim_index, peaks, picked,
+    )  # fmt: skip
+    return int(found)
+
+
+@numba.njit(nogil=True, cache=True)
+def _judge(
+    pixels: Any, columns: int, middle: int, top: int, inside: Any, panels: Any, mean: float, evidence: float,
+    parts: Any, profile: Any, expected: Any, distance_counts: Any, exponents: Any,
+) -> float:  # fmt: skip
+    """The evidence for a spot at a candidate; less of it where its own radius counts as much beside it."""
+    if not expect_beside(pixels, columns, middle, top, inside, panels, mean, 1, parts, profile, expected):
+        return evidence
+    _count_window(pixels, columns, middle // columns, middle % columns, top, inside, distance_counts)
+    return min(evidence, _evidence_beside(pixels, columns, middle, expected, distance_counts, exponents))
+
+
+@compiled(
+    None, types.int64, types.int64, types.int64, _U8, _BINS, _F64, types.float64, _I64, _F64, types.int64, _PANELS,
+    _PARTS, _PANELS, _F64, _array(types.float64, 2), _U8, _I64, _PEAKS, types.int64, _I64, returns=types.int64,
+)  # fmt: skip
+def judge_beside(
+    pixels: Any, columns: int, top: int, saturation: int, inside: Any, bin_of: Any, background: Any, threshold: float,
+    candidate_index: Any, candidate_score: Any, candidates: int, panels: Any, parts: Any, profile: Any, expected: Any,
+    distance_counts: Any, claimed: Any, claim_index: Any, peaks: Any, found: int, picked: Any,
+) -> int:  # fmt: skip
+    """Look again at the ``found`` peaks of ``find_peaks``, by what their own radii count; returns how many there are.
+
+    Where one is none by that, the frame has a smooth ring: all candidates are judged so, and peaks picked anew. Else
+    nothing changes. ``claimed`` has to be without marks and is left so. ``panels``: see ``Geometry.panel_table``;
+    ``parts``, ``profile``, ``expected`` (25,): see ``arcs.expect_beside``.
+    """
+    exponents, again = np.empty(EXPONENTS), False
+    least = threshold - np.log1p(found / SURE_PEAKS_FOR_AS_MANY)
+    for n in range(found):
+        k = picked[n]
         i = candidate_index[k]
-        evidence = -candidate_score[k]
-        if evidence > threshold:
-            enough = threshold - np.log1p((found + 1) / SURE_PEAKS_FOR_AS_MANY)
-        if evidence <= enough or found >= peaks.size:
-            break
-        if claimed[i]:
-            continue
-        row, column = i // columns, i % columns
-        mean = background[bin_of[i]]
-        local = _local_background(pixels, columns, row, column, top, inside, mean)
-        first = claims
-        claims = _claim_spot(pixels, columns, i, mean, top, inside, claimed, claim_index, claims)
-        spot = claim_index[first:claims]
-        peak = peaks[found]
-        if not _measure(pixels, columns, i, spot, top, saturation, inside, local, _WINDOW, 0.0, peak):
-            continue
-        if peak.intensity < _OWN_SHARE * _net_around(pixels, columns, row, column, top, inside, local):
-            continue
-        if _brighter_at_rim(pixels, columns, i, spot, top, inside):
-            continue
-        if peak.intensity >= _WHOLE_FROM_PHOTONS or spot.size > _SMALLEST_SPOT_PIXELS:
-            least = _WHOLE_KEEPS * peak.intensity
-            _measure(pixels, columns, i, spot, top, saturation, inside, local, columns, least, peak)
-        peak.surprise = evidence
-        found += 1
-    totals[2] = claims
+        evidence = _judge(
+            pixels, columns, i, top, inside, panels, background[bin_of[i]], -candidate_score[k], parts, profile,
+            expected, distance_counts, exponents,
+        )  # fmt: skip
+        again = again or (evidence < -candidate_score[k] and evidence <= least)
+    if not again:
+        return found
+    lowest = threshold - np.log1p(peaks.size / SURE_PEAKS_FOR_AS_MANY)
+    for k in range(candidates):
+        if -candidate_score[k] > lowest:
+            i = candidate_index[k]
+            candidate_score[k] = -_judge(
+                pixels, columns, i, top, inside, panels, background[bin_of[i]], -candidate_score[k], parts, profile,
+                expected, distance_counts, exponents,
+            )  # fmt: skip
+    found, claims = _pick(
+        pixels, columns, top, saturation, inside, bin_of, background, threshold, candidate_index, candidate_score,
+        candidates, panels, True, parts, profile, expected, claimed, claim_index, peaks, picked,
+    )  # fmt: skip
+    for n in range(claims):
+        claimed[claim_index[n]] = 0
     return found
 
 

@@ -11,7 +11,8 @@ reduction; what supports a pixel, the eight around it, tells a spot from a hot p
 the cell as a whole gathers streaks and spots too weak to hold two photons side by side. The
 network sees how many cells are how significant at which radius, what all windows at that radius together say of spots,
 and the strongest cells one by one. Peaks are among the pixels that are surprising on any scale; what decides is how
-much likelier the counts around one are with a spot than without (``analyzer.spots``).
+much likelier the counts around one are with a spot than without (``analyzer.spots``), and on a powder ring with a spot
+than by what its own radius counts (``analyzer.arcs``).
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import minimum_filter
 
-from analyzer import diffuse, evidence, kernels, zones
+from analyzer import arcs, diffuse, evidence, kernels, zones
 from analyzer.geometry import BinMap, Geometry, bin_map
 from analyzer.kernels import CELL, PEAK_DTYPE
 from analyzer.parameters.profile import Sectors, fill_profile, sectors
@@ -51,6 +52,7 @@ class FramePlan:
     (rows * columns,): of its middle. ``bin_zone`` (bins,): zone of each bin. ``place`` (ss * fs,) uint16:
     see ``analyzer.diffuse``; ``place_pixels`` (2, bins * 4) float64: valid pixels of each place, those with an invalid
     neighbour and the others. ``sectors``: bins of the profile that parameters are estimated from.
+    ``panels``: see ``Geometry.panel_table``.
     """
 
     geometry: Geometry
@@ -72,6 +74,7 @@ class FramePlan:
     sectors: Sectors
     saturation: int
     peak_threshold: float
+    panels: npt.NDArray[np.float64]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,6 +127,7 @@ def make_plan(geometry: Geometry, validity: Validity, saturation: int) -> FrameP
         profile_bins,
         saturation,
         float(np.log(pixels)) + PEAK_MARGIN_NATS,
+        geometry.panel_table(),
     )
 
 
@@ -192,6 +196,9 @@ class Workspace:
         self._distance_counts = np.zeros((3, len(DISTANCES)))
         self._claim_index = np.empty(1 << 20, np.int64)
         self._peaks = np.zeros(MAX_PEAKS, PEAK_DTYPE)
+        self._picked = np.zeros(MAX_PEAKS, np.int64)
+        self._parts, self._beside = np.zeros((arcs.PARTS, arcs.BINS + 1, 3)), np.zeros((arcs.BINS, 3))
+        self._expected = np.zeros(25)
         self._totals = np.zeros(3, np.int64)
 
     @property
@@ -240,16 +247,22 @@ class Workspace:
         self.zones[:, zones.LIGHT : zones.FIRST_LEVEL] = self._evidence
         self.zones[:, zones.FIRST_LEVEL :] = self._levels
         self.zones[:, 0] = self._of_zones(self.photons)
+        beside = self._parts, self._beside, self._expected
         found = kernels.find_peaks(
             pixels, listing.lit, plan.roomy, columns, top, plan.saturation, inside, bin_of, self.background,
-            plan.peak_threshold,
-            self._candidate_index, self._candidate_score, candidates, self._distance_counts, self._claimed,
-            self._claim_index, self._peaks, self._totals,
+            plan.peak_threshold, self._candidate_index, self._candidate_score, candidates, plan.panels, *beside,
+            self._distance_counts, self._claimed, self._claim_index, self._peaks, self._picked, self._totals,
         )  # fmt: skip
         self._areas[:] = plan.place_pixels
         kernels.leave_out_spots(
             pixels, columns, top, inside, plan.place, self.photons, self.pixels_counted, self._claimed,
             self._claim_index, self._totals[2], blank, self._most_alone, self._most_around, self.diffuse, self._areas,
+        )  # fmt: skip
+        # After the profiles and what the network sees, which peaks on rings were always left out of.
+        found = kernels.judge_beside(
+            pixels, columns, top, plan.saturation, inside, bin_of, self.background, plan.peak_threshold,
+            self._candidate_index, self._candidate_score, candidates, plan.panels, *beside, self._distance_counts,
+            self._claimed, self._claim_index, self._peaks, found, self._picked,
         )  # fmt: skip
         self._kept_mean[:] = self.background
         kernels.diffuse_areas(

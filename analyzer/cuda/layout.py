@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzer import diffuse, evidence, kernels, reduction, spots, zones
+from analyzer import arcs, diffuse, evidence, geometry, kernels, reduction, spots, zones
 from analyzer.cuda.compiler import SOURCES
 from analyzer.geometry import AZIMUTH_CLASSES
 
@@ -39,7 +39,7 @@ MOST_CELLS_ACROSS = 1024
 
 SHARES_OF_CELLS = 1024
 LONE, SINGLE_PIXEL = 1, 2
-COUNTERS = ("CANDIDATES", "SPOTS", "PEAKS", "CLAIMS")
+COUNTERS = ("CANDIDATES", "SPOTS", "PEAKS", "CLAIMS", "AGAIN")
 KEPT_WHOLE = 0x7FFFFFFF
 MOST_COUNTS = 0xFFFE
 """Of a pixel; brighter ones of 32-bit images are cut to this."""
@@ -47,7 +47,9 @@ MOST_COUNTS = 0xFFFE
 GAP_BYTES = 256
 """Between the buffers of a slab, and what each begins at a multiple of."""
 
-SPOT_DTYPE = np.dtype([("evidence", "f8"), ("mean", "f8"), ("local", "f8"), ("around", "f8"), ("pixel", "i8")])
+SPOT_DTYPE = np.dtype(
+    [("evidence", "f8"), ("mean", "f8"), ("local", "f8"), ("around", "f8"), ("pixel", "i4"), ("beside", "i4")]
+)
 HEADER_DTYPE = np.dtype(
     [("total_photons", "i8"), ("counting_pixels", "i8"), ("saturated_pixels", "i8"), ("at_limit", "i8"),
      ("background_photons", "f8"), ("pairs", "f8"), ("peaks", "i4"), ("candidates", "i4"), ("claims", "i4"),
@@ -58,7 +60,7 @@ PLAN: dict[str, str] = {
     "inside": "u1", "place": "u2", "bin_pixels": "f8", "place_pixels": "f8", "cell_bin": "i4", "cell_zone": "u1",
     "cell_pixels": "f8", "log_cell_pixels": "f8", "cell_valid": "f4", "cell_radius_m": "f8", "zone_first": "i4",
     "sector_first": "i4", "sector_places": "i4", "log_factorial": "f8", "evidence_table": "f4", "alone_means": "f8",
-    "around_means": "f8", "levels": "f8",
+    "around_means": "f8", "levels": "f8", "panels": "f8",
 }  # fmt: skip
 """Arrays that do not change from frame to frame."""
 
@@ -77,6 +79,7 @@ class Sizes:
     bins: int
     sector_bins: int
     saturation: int
+    panels_here: int
 
     @property
     def count(self) -> int:
@@ -109,7 +112,7 @@ class Sizes:
 
 _SIZES = (
     "rows", "columns", "count", "words", "bins", "radial_bins", "places", "sector_bins", "cells_down", "cells_across",
-    "lit_cell_words", "saturation",
+    "lit_cell_words", "saturation", "panels_here",
 )  # fmt: skip
 
 
@@ -135,7 +138,7 @@ def _scratch(s: Sizes) -> dict[str, tuple[str, int]]:
         "table_row": ("i4", s.bins), "significance": ("f4", zones.SCALES * cells), "strength": ("f8", cells),
         "strong_cells": ("i4", zones.STRONGEST * (cells // SHARES_OF_CELLS + 1)),
         "candidates": ("i4", MOST_CANDIDATES), "scores": ("f8", MOST_CANDIDATES), "spots": ("Spot", MOST_CANDIDATES),
-        "order": ("i4", MOST_CANDIDATES), "claims": ("i4", MOST_CLAIMS),
+        "order": ("i4", MOST_CANDIDATES), "claims": ("i4", MOST_CLAIMS), "picked": ("i4", reduction.MAX_PEAKS),
     }  # fmt: skip
 
 
@@ -154,7 +157,7 @@ def _members() -> list[tuple[str, str, Any]]:
     pointer = ctypes.c_uint64
     constant = [(f"const {_CTYPES[kind]}*", name, pointer) for name, kind in (PLAN | BATCH).items()]
     written = [(f"{_CTYPES[kind]}*", name, pointer) for name, kind in RUN.items()]
-    buffers = _zeroed(Sizes(1, 1, 1, 1, 1)) | _scratch(Sizes(1, 1, 1, 1, 1))
+    buffers = _zeroed(Sizes(1, 1, 1, 1, 1, 1)) | _scratch(Sizes(1, 1, 1, 1, 1, 1))
     written += [(f"{_CTYPES[kind]}*", name, pointer) for name, (kind, _) in buffers.items()]
     # The zeroed buffers together, as words.
     written += [("uint64_t*", "zeroed", pointer), ("uint8_t*", "results", pointer)]
@@ -197,7 +200,14 @@ def constants() -> dict[str, int | float]:
         "SPOT_PIXELS": kernels._SPOT_PIXELS, "OWN_SHARE": kernels._OWN_SHARE, "TAIL_CONTRAST": kernels._TAIL_CONTRAST,
         "WHOLE_FROM_PHOTONS": kernels._WHOLE_FROM_PHOTONS, "WHOLE_KEEPS": kernels._WHOLE_KEEPS,
         "SMALLEST_SPOT_PIXELS": kernels._SMALLEST_SPOT_PIXELS,
-        "SURE_PEAKS_FOR_AS_MANY": kernels.SURE_PEAKS_FOR_AS_MANY,
+        "SURE_PEAKS_FOR_AS_MANY": kernels.SURE_PEAKS_FOR_AS_MANY, "PROFILE_KNOWS": kernels._PROFILE_KNOWS,
+        "PANEL_NUMBERS": geometry.PANEL_NUMBERS, "ARC_NEAREST_PX": arcs.NEAREST_PX, "ARC_STEPS": arcs.STEPS,
+        "ARC_STEPS_A_PART": arcs.STEPS_A_PART, "ARC_PARTS": arcs.PARTS, "ARC_ROWS": arcs.ROWS, "ARC_BINS": arcs.BINS,
+        "ARC_BINS_A_PIXEL": arcs.BINS_A_PIXEL, "ARC_FEWEST_PARTS": arcs._FEWEST_PARTS,
+        "ARC_FEWEST_OF_PART": arcs._FEWEST_OF_PART, "ARC_FEWEST_OF_POINT": arcs._FEWEST_OF_POINT,
+        "ARC_OTHER_SPOT": arcs._OTHER_SPOT, "ARC_OTHER_PHOTONS": arcs._OTHER_PHOTONS,
+        "ARC_STANDS_OUT": arcs._STANDS_OUT, "ARC_STANDS_OUT_PHOTONS": arcs._STANDS_OUT_PHOTONS,
+        "ARC_LEAST_RADIUS_PX": arcs._LEAST_RADIUS_PX,
     }  # fmt: skip
     return numbers | {name: n for n, name in enumerate(COUNTERS)}
 

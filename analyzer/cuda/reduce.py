@@ -132,7 +132,7 @@ class BatchReducer:
         rows, columns = plan.shape
         # What saturates beyond 16 bits cannot be told from what was cut to them.
         saturation = plan.saturation if plan.saturation <= MOST_COUNTS else MOST_COUNTS + 1
-        self._sizes = sizes = Sizes(rows, columns, plan.bins.bins, plan.sectors.bins, saturation)
+        self._sizes = sizes = Sizes(rows, columns, plan.bins.bins, plan.sectors.bins, saturation, len(plan.panels))
         if sizes.cells_across > MOST_CELLS_ACROSS:
             raise ValueError(f"frames {columns} pixels wide; the GPU reduces up to {MOST_CELLS_ACROSS * CELL}")
         self.plan = plan
@@ -207,11 +207,15 @@ class BatchReducer:
         launch(significance, "reduce_strongest", 1)
         launch(significance, "reduce_overflow", 1)
         launch(peaks, "reduce_spot_evidence", SPREAD)
-        launch(peaks, "reduce_order", SPREAD)
-        launch(peaks, "reduce_peaks", 1)
-        launch(peaks, "reduce_peak_places", SPREAD)
+        launch(peaks, "reduce_order", SPREAD, 0)
+        launch(peaks, "reduce_peaks", 1, 0)
         launch(profile, "reduce_leave_out", SPREAD)
         launch(profile, "reduce_leave_out_blank", counted)
+        launch(peaks, "reduce_look_beside", SPREAD)
+        launch(peaks, "reduce_judge_beside", SPREAD)
+        launch(peaks, "reduce_order", SPREAD, 1)
+        launch(peaks, "reduce_peaks", 1, 1)
+        launch(peaks, "reduce_peak_places", SPREAD)
         launch(profile, "reduce_finish", 1)
         launch(background, "reduce_note", -(-sizes.words // 256), frames, each=1)
 
@@ -285,6 +289,7 @@ def _plan_arrays(plan: FramePlan, sizes: Sizes) -> dict[str, npt.NDArray[Any]]:
         "zone_first": np.searchsorted(plan.bin_zone, np.arange(ZONES + 1)),
         "sector_first": np.searchsorted(plan.sectors.place[sector_places], np.arange(sizes.sector_bins + 1)),
         "sector_places": sector_places,
+        "panels": plan.panels,
     }
     return {name: np.ascontiguousarray(arrays[name], np.dtype(kind)) for name, kind in PLAN.items()}
 

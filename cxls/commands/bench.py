@@ -26,6 +26,7 @@ BENCHMARKS = {
     "profile": "where a worker's time goes, by statement and by library",
     "peaks": "peak lists and their cost, against OM's peakfinder8",
     "spots": "where peaks stand and what they weigh, against the twin's truth and what photons allow",
+    "rings": "peaks on smooth powder rings: false ones, and spots found on a ring and beside it",
     "peakfinder8": "our peakfinder8 against OM's, same parameters and frames, and against truth",
     "hot-pixels": "the running hot-pixel map: faulty pixels found, and false ones where crystals or frames repeat",
     "peak-finders": "the learned peak finder of a bundle beside the classical one: recall, false peaks, places, cost",

@@ -6,9 +6,11 @@ import numpy as np
 
 from analyzer.bundle import load_bundle
 from analyzer.cascade import Analyser, CascadeSettings
+from cxls.bench import rings
 from cxls.bench.inputs import packed_frames, simulate
 from cxls.bench.memory import steady_state
 from cxls.bench.peaks import Truth
+from cxls.settings import BenchSettings
 from tests.training.evaluation.builders import series_of
 
 
@@ -26,6 +28,16 @@ def test_the_bench_counts_peaks_as_the_evaluation_does(tmp_path: Path) -> None:
     # On the light of the merged pair; 3.5 pixels from it, and on nothing.
     assert (count.doubled, count.false) == (1, 2)
     assert count.position_error_px is None
+
+
+def test_the_bench_of_rings_finds_spots_and_few_peaks_that_are_none() -> None:
+    (grid,) = rings.run(BenchSettings(frames=4)).grids
+    found = np.array(grid.values, dtype=np.float64)
+    assert found.shape == (len(grid.rows), len(rings.COLUMNS)) == (14, 5)
+    alone, with_spots, on_ring, beside, milliseconds = found.mean(0)
+    assert max(alone, with_spots) < 1.5
+    assert min(on_ring, beside) > 0.9
+    assert milliseconds > 0
 
 
 def test_a_warm_worker_allocates_far_less_than_a_frame(tmp_path: Path, bundle_folder: Path) -> None:

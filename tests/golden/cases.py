@@ -41,7 +41,7 @@ CASES: dict[str, Case] = {
     "default": Case((*CRYSTALS, *EDGES)),
     "rule-peaks": _rule("peaks"),
     "rule-either": _rule("either", threshold=0.99),
-    "rule-both": _rule("both", indexable_peaks=20),
+    "rule-both": _rule("both", threshold=0.9, indexable_peaks=20),
     "finder-learned": _finder("learned"),
     "finder-peakfinder8": _finder("peakfinder8"),
     "finder-peakfinder8-poisson": _finder("peakfinder8-poisson"),

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-using std::exp; using std::expm1; using std::log; using std::log1p; using std::rint;
+using std::exp; using std::expm1; using std::floor; using std::log; using std::log1p; using std::rint;
 using std::sqrt;
 #define DEVICE static inline
 // The harness calls a block at a time: the first two arguments say which.
@@ -47,6 +47,7 @@ static inline uint32_t load_anywhere(const uint8_t* at) { uint32_t value; memcpy
 template <class T> static inline T atomic_add(T* at, T value) { T old = *at; *at = old + value; return old; }
 template <class T> static inline T atomic_max(T* at, T value) { T old = *at; if (value > old) *at = value; return old; }
 template <class T> static inline T atomic_or(T* at, T value) { T old = *at; *at = old | value; return old; }
+template <class T> static inline T atomic_and(T* at, T value) { T old = *at; *at = old & value; return old; }
 #else
 typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t; typedef unsigned short uint16_t;
 typedef int int32_t; typedef unsigned int uint32_t; typedef long long int64_t; typedef unsigned long long uint64_t;
@@ -78,4 +79,5 @@ static __device__ __forceinline__ uint32_t load_anywhere(const uint8_t* at) {
 template <class T> static __device__ __forceinline__ T atomic_add(T* at, T value) { return atomicAdd(at, value); }
 template <class T> static __device__ __forceinline__ T atomic_max(T* at, T value) { return atomicMax(at, value); }
 template <class T> static __device__ __forceinline__ T atomic_or(T* at, T value) { return atomicOr(at, value); }
+template <class T> static __device__ __forceinline__ T atomic_and(T* at, T value) { return atomicAnd(at, value); }
 #endif

@@ -65,10 +65,28 @@
 #define WHOLE_KEEPS 0.9
 #define SMALLEST_SPOT_PIXELS 45
 #define SURE_PEAKS_FOR_AS_MANY 6.0
+#define PROFILE_KNOWS 0.1
+#define PANEL_NUMBERS 14
+#define ARC_NEAREST_PX 5
+#define ARC_STEPS 12
+#define ARC_STEPS_A_PART 3
+#define ARC_PARTS 8
+#define ARC_ROWS 3
+#define ARC_BINS 14
+#define ARC_BINS_A_PIXEL 2
+#define ARC_FEWEST_PARTS 3
+#define ARC_FEWEST_OF_PART 4.5
+#define ARC_FEWEST_OF_POINT 6.0
+#define ARC_OTHER_SPOT 4.0
+#define ARC_OTHER_PHOTONS 3.0
+#define ARC_STANDS_OUT 3.0
+#define ARC_STANDS_OUT_PHOTONS 3.0
+#define ARC_LEAST_RADIUS_PX 6.0
 #define CANDIDATES 0
 #define SPOTS 1
 #define PEAKS 2
 #define CLAIMS 3
+#define AGAIN 4
 #ifdef CXLS_HOST
 #define CONSTANT static const
 #else
@@ -98,7 +116,8 @@ struct Spot {
     double mean;
     double local;
     double around;
-    int64_t pixel;
+    int32_t pixel;
+    int32_t beside;
 };
 struct PeakFields {
     float fs;
@@ -140,6 +159,7 @@ struct Reduction {
     const double* alone_means;
     const double* around_means;
     const double* levels;
+    const double* panels;
     const uint16_t* pixels;
     const uint64_t* lit;
     const uint64_t* blank;
@@ -181,6 +201,7 @@ struct Reduction {
     Spot* spots;
     int32_t* order;
     int32_t* claims;
+    int32_t* picked;
     uint64_t* zeroed;
     uint8_t* results;
     int64_t pixel_stride;
@@ -202,6 +223,7 @@ struct Reduction {
     int32_t cells_across;
     int32_t lit_cell_words;
     int32_t saturation;
+    int32_t panels_here;
     int32_t result_photons;
     int32_t result_pixels;
     int32_t result_background;

@@ -1,4 +1,5 @@
 // Evidence for a spot at each candidate, and one peak for each spot: see analyzer.kernels find_peaks, analyzer.spots.
+#include "reduce_arcs.cuh"
 #include "reduce_common.cuh"
 
 // The larger of the bin's mean and that of a ring around: on streaks and ring edges the ring decides.
@@ -17,6 +18,9 @@ DEVICE double local_background(const Image& image, int row, int column, double m
     if (photons - mean * area < 3.0 * sqrt(mean * area)) return mean;
     return most(mean, photons / area);
 }
+
+// Less than any.
+#define NO_EVIDENCE (-1e300)
 
 // By distance from the middle of a window: pixels with data, their counts, and how many counted.
 struct Window { double pixels[DISTANCES], photons[DISTANCES], lit[DISTANCES]; };
@@ -40,6 +44,33 @@ DEVICE bool count_window(const Image& image, int row, int column, Window& window
     return true;
 }
 
+// Logarithms of the weighted likelihood ratios of the discs.
+DEVICE void disc_exponents(const Window& window, double mean, double* exponents) {
+    const double by_chance = -expm1(-mean);
+    for (int k = 0; k < CHANCES; ++k) {
+        const double of_lit = log(LIT_CHANCES[k] / by_chance), of_dark = log1p(-LIT_CHANCES[k]) + mean;
+        for (int disc = 0; disc < DISCS; ++disc) {
+            double bright = 0.0, dark = 0.0;
+            for (int c = 0; c < DISTANCES; ++c) {
+                if (!IN_DISC[disc * DISTANCES + c]) continue;
+                bright += window.lit[c];
+                dark += window.pixels[c] - window.lit[c];
+            }
+            exponents[k * DISCS + disc] = DISC_LOG_WEIGHT + bright * of_lit + dark * of_dark;
+        }
+    }
+}
+
+// Logarithm of the sum of exponentials.
+DEVICE double log_of_sum(const double* exponents) {
+    double largest = exponents[0], total = 0.0;
+    for (int n = 1; n < EXPONENTS; ++n) largest = most(largest, exponents[n]);
+    for (int n = 0; n < EXPONENTS; ++n) {
+        if (exponents[n] > largest - NEGLIGIBLE) total += exp(exponents[n] - largest);
+    }
+    return largest + log(total);
+}
+
 // Log-likelihood ratio of a spot in the middle of a window against the mean alone, in nats.
 DEVICE double window_evidence(const Window& window, double mean) {
     // Logarithms of the weighted likelihood ratios of all that a spot may be.
@@ -56,25 +87,57 @@ DEVICE double window_evidence(const Window& window, double mean) {
             exponents[shape * SPOT_PHOTONS + k] = exponent;
         }
     }
-    const double by_chance = -expm1(-mean);
-    for (int k = 0; k < CHANCES; ++k) {
-        const double of_lit = log(LIT_CHANCES[k] / by_chance), of_dark = log1p(-LIT_CHANCES[k]) + mean;
-        for (int disc = 0; disc < DISCS; ++disc) {
-            double bright = 0.0, dark = 0.0;
-            for (int c = 0; c < DISTANCES; ++c) {
-                if (!IN_DISC[disc * DISTANCES + c]) continue;
-                bright += window.lit[c];
-                dark += window.pixels[c] - window.lit[c];
-            }
-            exponents[SHAPES * SPOT_PHOTONS + k * DISCS + disc] = DISC_LOG_WEIGHT + bright * of_lit + dark * of_dark;
+    disc_exponents(window, mean, exponents + SHAPES * SPOT_PHOTONS);
+    return log_of_sum(exponents);
+}
+
+// The same against what is expected of each pixel of the 3 x 3; the window is for discs.
+DEVICE double evidence_beside(const Image& image, int middle, const double* expected, const Window& window) {
+    double brightest = 0.0, light = 0.0, background = 0.0;
+    int value[9];
+    for (int n = 0; n < 9; ++n) {
+        const int y = middle / image.columns + n / 3 - 1, x = middle % image.columns + n % 3 - 1;
+        // Beyond the image there is nothing to say.
+        value[n] = -1;
+        if (y < 0 || y >= image.rows || x < 0 || x >= image.columns) continue;
+        value[n] = image.pixels[y * image.columns + x];
+        brightest = most(brightest, expected[n]);
+        background += expected[n];
+        light += value[n];
+    }
+    if (light - background < sqrt(background) + PROFILE_KNOWS * background) return NO_EVIDENCE;
+    const double stronger = most(1.0, sqrt(brightest));
+    double exponents[EXPONENTS];
+    for (int e = 0; e < SHAPES * SPOT_PHOTONS; ++e) {
+        const double photons = stronger * PHOTONS[e % SPOT_PHOTONS];
+        const double* shares = SHARES + e / SPOT_PHOTONS * DISTANCES;
+        double exponent = LOG_WEIGHT;
+        for (int n = 0; n < 9; ++n) {
+            if (value[n] < 0) continue;
+            const double share =
+                photons * shares[DISTANCE_OF[(n / 3 - 1 + REACH) * (2 * REACH + 1) + n % 3 - 1 + REACH]];
+            exponent -= share;
+            if (value[n]) exponent += value[n] * log1p(share / expected[n]);
         }
+        exponents[e] = exponent;
     }
-    double largest = exponents[0], total = 0.0;
-    for (int n = 1; n < EXPONENTS; ++n) largest = most(largest, exponents[n]);
-    for (int n = 0; n < EXPONENTS; ++n) {
-        if (exponents[n] > largest - NEGLIGIBLE) total += exp(exponents[n] - largest);
+    disc_exponents(window, brightest, exponents + SHAPES * SPOT_PHOTONS);
+    for (int k = 0; k < CHANCES; ++k) {
+        if (LIT_CHANCES[k] > -expm1(-brightest)) continue;
+        for (int disc = 0; disc < DISCS; ++disc) exponents[SHAPES * SPOT_PHOTONS + k * DISCS + disc] = NO_EVIDENCE;
     }
-    return largest + log(total);
+    return log_of_sum(exponents);
+}
+
+// The evidence for a spot at a candidate, less where its own radius counts as much beside it; and whether arcs say so.
+DEVICE double judged(const Reduction& r, const Image& image, const Spot& spot, bool& beside) {
+    const int pixel = spot.pixel;
+    double expected[9];
+    beside = expect_beside(r, image, pixel, spot.mean, 1, expected);
+    if (!beside) return spot.evidence;
+    Window window;
+    count_window(image, pixel / image.columns, pixel % image.columns, window);
+    return least(spot.evidence, evidence_beside(image, pixel, expected, window));
 }
 
 // Photons over the background in the window around a pixel, whatever spot they belong to.
@@ -116,18 +179,64 @@ KERNEL(reduce_spot_evidence, 64, const Reduction* reduction) {
             spot.local = local;
             spot.around = net_around(image, row, column, local);
             spot.pixel = i;
+            spot.beside = 0;
         }
     }
 }
 
-// The order in which candidates are looked at: most evidence first, of equals the earlier pixel.
-KERNEL(reduce_order, 128, const Reduction* reduction) {
+// Whether one of the peaks is none by what its own radius counts: then all candidates are judged so, and peaks picked
+// again. Else nothing is done here, nor by what follows.
+KERNEL(reduce_look_beside, 64, const Reduction* reduction) {
+    BEGIN_FRAME();
+    const Image image = image_of(r, frame);
+    uint32_t* counters = of_frame(r, r.counters, frame);
+    const Spot* spots = of_frame(r, r.spots, frame);
+    const int32_t* picked = of_frame(r, r.picked, frame);
+    const int total = (int)counters[PEAKS];
+    const double lowest = r.peak_threshold - log1p(total / SURE_PEAKS_FOR_AS_MANY);
+    for (int from = BLOCK_X * 64; from < total; from += SPREAD * 64) {
+        LANES(k, least(64, total - from)) {
+            const Spot& spot = spots[picked[from + k]];
+            bool beside;
+            const double evidence = judged(r, image, spot, beside);
+            if (evidence < spot.evidence && evidence <= lowest) atomic_or(&counters[AGAIN], (uint32_t)1);
+        }
+    }
+}
+
+KERNEL(reduce_judge_beside, 64, const Reduction* reduction) {
+    BEGIN_FRAME();
+    const Image image = image_of(r, frame);
+    const uint32_t* counters = of_frame(r, r.counters, frame);
+    if (!counters[AGAIN]) return;
+    Spot* spots = of_frame(r, r.spots, frame);
+    const int total = (int)counters[SPOTS], claims = (int)counters[CLAIMS];
+    for (int from = BLOCK_X * 64; from < total; from += SPREAD * 64) {
+        LANES(k, least(64, total - from)) {
+            bool beside;
+            spots[from + k].evidence = judged(r, image, spots[from + k], beside);
+            spots[from + k].beside = beside;
+        }
+    }
+    uint32_t* claimed = of_frame(r, r.claimed, frame);
+    const int32_t* listed = of_frame(r, r.claims, frame);
+    for (int from = BLOCK_X * 64; from < claims; from += SPREAD * 64) {
+        // All pixels with a bit in the word were claimed, so that others may wipe it too.
+        LANES(k, least(64, claims - from)) atomic_and(&claimed[listed[from + k] / 32], (uint32_t)0);
+    }
+}
+
+// The order in which candidates are looked at: most evidence first, of equals the earlier pixel. `again`: see
+// reduce_look_beside.
+KERNEL(reduce_order, 128, const Reduction* reduction, int again) {
     SHARED double evidence[128];
     SHARED int32_t pixel[128], rank[128];
     BEGIN_FRAME();
     const Spot* spots = of_frame(r, r.spots, frame);
     int32_t* order = of_frame(r, r.order, frame);
-    const int total = (int)of_frame(r, r.counters, frame)[SPOTS];
+    const uint32_t* counters = of_frame(r, r.counters, frame);
+    if (again && !counters[AGAIN]) return;
+    const int total = (int)counters[SPOTS];
     for (int from = BLOCK_X * 128; from < total; from += SPREAD * 128) {
         LANES(k, 128) rank[k] = 0;
         for (int other = 0; other < total; other += 128) {
@@ -135,7 +244,7 @@ KERNEL(reduce_order, 128, const Reduction* reduction) {
             SYNC();
             LANES(k, others) {
                 evidence[k] = spots[other + k].evidence;
-                pixel[k] = (int32_t)spots[other + k].pixel;
+                pixel[k] = spots[other + k].pixel;
             }
             SYNC();
             LANES(k, least(128, total - from)) {
@@ -151,6 +260,7 @@ KERNEL(reduce_order, 128, const Reduction* reduction) {
 }
 
 // What the background lets a pixel of a spot be.
+#define NO_LIMIT 1e300
 struct Limits { double counts, lit; };
 
 // Whether a pixel counted more than the limit, or is one of more than so many that counted in its 3 x 3.
@@ -195,6 +305,8 @@ struct Work {
     int32_t rim;
     int32_t value[128], down[128], across[128];
     double net, gross, sum_down, sum_across;
+    // Of a peak whose background is that beside it: what is expected of its 5 x 5.
+    double expected[25];
     int32_t low_down, high_down, low_across, high_across, saturated;
 };
 
@@ -273,6 +385,17 @@ DEVICE void claim_spot(const Image& image, int start, const Limits& limits, Clai
     }
 }
 
+// The fields of a peak from what was added up around a pixel.
+DEVICE void place_peak(int row, int column, const Work& work, PeakFields& peak) {
+    const double net = work.net;
+    // Where little is left of much background, noise must not carry the centroid out of the pixels it is made of.
+    peak.ss = (float)(row + least(most(work.sum_down / net, (double)work.low_down), (double)work.high_down));
+    peak.fs = (float)(column + least(most(work.sum_across / net, (double)work.low_across), (double)work.high_across));
+    peak.intensity = (float)net;
+    peak.snr = (float)(net / sqrt(work.gross));
+    peak.saturated = (uint8_t)work.saturated;
+}
+
 // Centroid, net photons and their ratio to noise over the listed pixels within reach of the middle one. False, and the
 // peak as it was, when nothing is left over the background, or fewer photons than `fewest`. Between two calls the
 // threads have to meet.
@@ -310,14 +433,49 @@ DEVICE bool measure(
         }
     }
     SYNC();
-    const double net = work.net;
-    if (net <= 0.0 || net < fewest) return false;
-    // Where little is left of much background, noise must not carry the centroid out of the pixels it is made of.
-    peak.ss = (float)(row + least(most(work.sum_down / net, (double)work.low_down), (double)work.high_down));
-    peak.fs = (float)(column + least(most(work.sum_across / net, (double)work.low_across), (double)work.high_across));
-    peak.intensity = (float)net;
-    peak.snr = (float)(net / sqrt(work.gross));
-    peak.saturated = (uint8_t)work.saturated;
+    if (work.net <= 0.0 || work.net < fewest) return false;
+    place_peak(row, column, work, peak);
+    return true;
+}
+
+// As measure, over the listed pixels of the 5 x 5, each of which has its own background. False also where most of the
+// light around is another peak's.
+DEVICE bool measure_beside(
+    const Image& image, int middle, const int32_t* listed, int size, int saturation, Work& work, PeakFields& peak
+) {
+    const int row = middle / image.columns, column = middle % image.columns, side = 2 * WINDOW_REACH + 1;
+    ONE_LANE {
+        double around = 0.0;
+        for (int n = 0; n < side * side; ++n) {
+            const int y = row + n / side - WINDOW_REACH, x = column + n % side - WINDOW_REACH;
+            if (y < 0 || y >= image.rows || x < 0 || x >= image.columns || !counts(image, y * image.columns + x)) {
+                continue;
+            }
+            around += image.pixels[y * image.columns + x] - work.expected[n];
+        }
+        work.net = work.gross = work.sum_down = work.sum_across = 0.0;
+        work.low_down = work.high_down = work.low_across = work.high_across = work.saturated = 0;
+        for (int k = 0; k < size; ++k) {
+            const int j = listed[k], y = j / image.columns - row, x = j % image.columns - column;
+            if (y < -WINDOW_REACH || y > WINDOW_REACH || x < -WINDOW_REACH || x > WINDOW_REACH) continue;
+            if (!counts(image, j)) continue;
+            work.low_down = least(work.low_down, y);
+            work.high_down = most(work.high_down, y);
+            work.low_across = least(work.low_across, x);
+            work.high_across = most(work.high_across, x);
+            const int value = image.pixels[j];
+            const double over = value - work.expected[(y + WINDOW_REACH) * side + x + WINDOW_REACH];
+            work.gross += value;
+            work.net += over;
+            work.sum_down += over * y;
+            work.sum_across += over * x;
+            if (value >= saturation) work.saturated = 1;
+        }
+        work.rim = work.net <= 0.0 || work.net < OWN_SHARE * around;
+    }
+    SYNC();
+    if (work.rim) return false;
+    place_peak(row, column, work, peak);
     return true;
 }
 
@@ -325,18 +483,29 @@ DEVICE bool measure(
 DEVICE bool make_peak(
     const Reduction& r, const Image& image, const Spot& spot, Claims& claims, Work& work, PeakFields& peak
 ) {
-    const int pixel = (int)spot.pixel, row = pixel / r.columns, column = pixel % r.columns;
+    const int pixel = spot.pixel, row = pixel / r.columns, column = pixel % r.columns;
     const double share = -expm1(-spot.mean);
+    const bool beside = spot.beside != 0;
+    // On a ring, whose own pixels stand out of the mean, a spot is its disc.
     const Limits limits = {
-        spot.mean + 3.0 * sqrt(spot.mean) + 1.0,
-        9.0 * share + 3.0 * sqrt(9.0 * share * (1.0 - share)) + 2.0,
+        beside ? NO_LIMIT : spot.mean + 3.0 * sqrt(spot.mean) + 1.0,
+        beside ? NO_LIMIT : 9.0 * share + 3.0 * sqrt(9.0 * share * (1.0 - share)) + 2.0,
     };
     const int32_t* listed = claims.listed + claims.count;
     const int first = claims.count;
+    if (beside) {
+        SYNC();
+        ONE_LANE expect_beside(r, image, pixel, spot.mean, WINDOW_REACH, work.expected);
+    }
     claim_spot(image, pixel, limits, claims, work);
     const int size = claims.count - first;
-    if (!measure(image, pixel, listed, size, r.saturation, spot.local, WINDOW_REACH, 0.0, work, peak)) return false;
-    if (peak.intensity < OWN_SHARE * spot.around) return false;
+    if (beside) {
+        if (!measure_beside(image, pixel, listed, size, r.saturation, work, peak)) return false;
+        SYNC();
+    } else {
+        if (!measure(image, pixel, listed, size, r.saturation, spot.local, WINDOW_REACH, 0.0, work, peak)) return false;
+        if (peak.intensity < OWN_SHARE * spot.around) return false;
+    }
     // Where a pixel of it that touches what is masked is far brighter, the spot stands there and this is its tail.
     const double bright = TAIL_CONTRAST * image.pixels[pixel];
     ONE_LANE work.rim = 0;
@@ -348,7 +517,7 @@ DEVICE bool make_peak(
     }
     SYNC();
     if (work.rim) return false;
-    if (peak.intensity >= WHOLE_FROM_PHOTONS || size > SMALLEST_SPOT_PIXELS) {
+    if (!beside && (peak.intensity >= WHOLE_FROM_PHOTONS || size > SMALLEST_SPOT_PIXELS)) {
         const double fewest = WHOLE_KEEPS * peak.intensity;
         measure(image, pixel, listed, size, r.saturation, spot.local, r.columns, fewest, work, peak);
     }
@@ -368,7 +537,7 @@ DEVICE void write_peak(uint8_t* record, const PeakFields& peak) {
 
 // One peak for each spot among the candidates. What is one after the other is the spots; the pixels of each are worked
 // on together.
-KERNEL(reduce_peaks, 128, const Reduction* reduction) {
+KERNEL(reduce_peaks, 128, const Reduction* reduction, int again) {
     SHARED Work work;
     SHARED Spot held[64];
     BEGIN_FRAME();
@@ -376,6 +545,8 @@ KERNEL(reduce_peaks, 128, const Reduction* reduction) {
     uint32_t* counters = of_frame(r, r.counters, frame);
     const Spot* spots = of_frame(r, r.spots, frame);
     const int32_t* order = of_frame(r, r.order, frame);
+    if (again && !counters[AGAIN]) return;
+    int32_t* picked = of_frame(r, r.picked, frame);
     uint8_t* peaks = of_result<uint8_t>(r, r.result_peaks, frame);
     Claims claims = {of_frame(r, r.claimed, frame), of_frame(r, r.claims, frame), 0};
     const int total = (int)counters[SPOTS];
@@ -391,7 +562,7 @@ KERNEL(reduce_peaks, 128, const Reduction* reduction) {
             ONE_LANE work.mask = 0;
             SYNC();
             LANES(n, size) {
-                if (n >= k && !is_claimed(claims, (int)held[n].pixel)) atomic_or(&work.mask, (uint64_t)1 << n);
+                if (n >= k && !is_claimed(claims, held[n].pixel)) atomic_or(&work.mask, (uint64_t)1 << n);
             }
             SYNC();
             const uint64_t open = work.mask;
@@ -405,13 +576,17 @@ KERNEL(reduce_peaks, 128, const Reduction* reduction) {
             k = lowest_bit(open);
             PeakFields peak;
             if (!make_peak(r, image, held[k], claims, work, peak)) continue;
-            ONE_LANE write_peak(peaks + found * PEAK_BYTES, peak);
+            ONE_LANE {
+                write_peak(peaks + found * PEAK_BYTES, peak);
+                picked[found] = order[from + k];
+            }
             ++found;
         }
     }
     ONE_LANE {
         counters[PEAKS] = found;
-        counters[CLAIMS] = claims.count;
+        // What is left out of profiles is what was claimed at first.
+        if (!again) counters[CLAIMS] = claims.count;
     }
 }
 

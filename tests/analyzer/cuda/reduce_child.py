@@ -15,7 +15,7 @@ from analyzer.cuda.reduce import BatchReducer
 from analyzer.reduction import FramePlan
 from tests.analyzer.builders import SHAPE, plan
 from tests.analyzer.cuda.host_reduce import Sanitized, decoded, programs
-from tests.analyzer.cuda.test_reduce import drawn, kinds
+from tests.analyzer.cuda.test_reduce import RINGS, drawn, kinds, plan_of_panels, with_rings
 
 _RUNTIME = ctypes.CDLL(None)
 
@@ -80,6 +80,8 @@ def main() -> None:
     many[rng.random(many.shape) < 0.001] = 4000
     remote = plan(many.shape, center=(150.0, -40000.0))
     run(remote, decoded(many[None], remote))
+    for made in (plan(RINGS), plan_of_panels()):
+        run(made, decoded(with_rings(), made))
     far = plan(SHAPE, center=(-7000.0, -20.0))
     run(far, decoded(kinds(SHAPE, "u2"), far))
     print(f"{count} frames")

@@ -8,12 +8,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from analyzer import kernels
 from analyzer.cuda import reduce
 from analyzer.cuda.decode import BatchDecoder, failure
 from analyzer.cuda.layout import MOST_CANDIDATES, MOST_CELLS_ACROSS, MOST_CLAIMS, MOST_COUNTS
 from analyzer.cuda.reduce import BatchReducer, frame_peaks_of, load
 from analyzer.frame_peaks import describe_peaks, frame_peaks
-from analyzer.geometry import Geometry
+from analyzer.geometry import Geometry, Panels
 from analyzer.reduction import MAX_PEAKS, FramePlan, Workspace, make_plan, suspect_pixels
 from sim_replay.artefacts import Artefacts
 from sim_replay.background import Surroundings
@@ -124,6 +125,64 @@ def test_random_frames_are_as_on_the_cpu(built: Any, seed: int) -> None:
     saturation = int(rng.choice([sentinel(np.dtype(dtype)) - 1, 30, 100]))
     made = plan(shape, dtype, valid, saturation, center)
     assert_as_on_the_cpu(np.stack([drawn(rng, shape, dtype) for _ in range(120)]), made, built)
+
+
+RINGS = (129, 130)
+"""The shape of frames with rings."""
+
+
+def with_rings(dtype: str = "u2") -> npt.NDArray[Any]:
+    """Frames with smooth rings, round, off the middle and beside what has no data, and with spots on and off them."""
+    rng, frames = np.random.default_rng(8), []
+    y, x = np.indices(RINGS)
+    for photons, sigma, off in ((6.0, 2.0, 0.0), (30.0, 1.0, 0.0), (6.0, 2.5, 3.0), (1.0, 1.5, 1.0), (20.0, 2.0, 40.0)):
+        radius = np.hypot(y - 64.0 - off, x - 64.5 + off)
+        pixels = rng.poisson(0.02 + photons * np.exp(-(((radius - 45.0) / sigma) ** 2) / 2)).astype(dtype)
+        for angle in rng.uniform(0, 2 * np.pi, 5):
+            ss, fs = (64.0 + off + 45 * np.sin(angle)) % 120 + 3, (64.5 - off + 45 * np.cos(angle)) % 120 + 3
+            pixels[int(ss) : int(ss) + 2, int(fs) : int(fs) + 2] += np.array(12 + 2 * photons, dtype)
+        pixels[70:73, :] = sentinel(np.dtype(dtype))
+        pixels[rng.random(RINGS) < 0.002] = sentinel(np.dtype(dtype))
+        frames.append(pixels)
+    return np.stack(frames)
+
+
+def plan_of_panels() -> FramePlan:
+    """Four panels: one upside down, one that leans, one farther away, and a rest that is on none."""
+    fs, ss = np.array([75e-6, 0.0, 0.0]), np.array([0.0, 75e-6, 0.0])
+    leans = np.array([np.cos(0.1), 0.0, np.sin(0.1)]) * 75e-6
+    origin = np.array([(-64.5, -64.0, 0.0), (70.0, -2.0, 0.0), (-64.5, 8.0, 0.0), (4.0, 8.0, 30.0)]) * 75e-6
+    panels = Panels(
+        [(0, 64, 0, 64), (0, 64, 64, 130), (64, 129, 0, 64), (64, 129, 64, 120)], origin, [fs, -fs, leans, fs],
+        [ss, -ss, ss, ss],
+    )  # fmt: skip
+    geometry = Geometry(RINGS, 64.5, 64.0, 75e-6, 0.15, 7000.0, panels)
+    return make_plan(geometry, Validity("test", np.ones(RINGS, np.uint8)), 0xFFFE)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4"])
+def test_peaks_on_rings_are_judged_as_on_the_cpu(
+    built: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    made = plan(RINGS, dtype)
+    found = assert_as_on_the_cpu(with_rings(dtype), made, built)
+    monkeypatch.setattr(kernels, "judge_beside", lambda *arguments: arguments[-2])
+    workspace = Workspace(made, np.dtype(dtype))
+    changed = 0
+    for pixels, frame in zip(with_rings(dtype), found, strict=True):
+        workspace.pixels[:] = pixels
+        changed += len(workspace.reduce().peaks) != len(frame.peaks)
+    assert changed >= 3
+
+
+def test_peaks_on_rings_on_panels_are_judged_as_on_the_cpu(built: Any) -> None:
+    made = plan_of_panels()
+    frames = with_rings()
+    radius = made.geometry.radius_map()
+    rng = np.random.default_rng(2)
+    for n, sigma in enumerate((1.0, 2.0)):
+        frames[n] = rng.poisson(0.02 + 8.0 * np.exp(-(((radius - 45.0) / sigma) ** 2) / 2))
+    assert_as_on_the_cpu(frames, made, built)
 
 
 def scene(number: int, flux_photons: float, water_m: float, dtype: str, **more: Any) -> Scene:

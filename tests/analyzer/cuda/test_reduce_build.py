@@ -99,7 +99,7 @@ def test_without_a_device_there_are_no_programs() -> None:
 
 
 def test_a_frames_buffers_do_not_meet_and_its_results_are_aligned() -> None:
-    sizes = Sizes(61, 75, 30, 60, 65534)
+    sizes = Sizes(61, 75, 30, 60, 65534, 1)
     offsets, zeroed, size = slab(sizes)
     starts = sorted(offsets.values())
     assert all(start % 256 == 0 for start in starts)

@@ -10,7 +10,7 @@ from analyzer.reduction import FramePlan
 from tests.analyzer.builders import SHAPE, plan, water, with_spots
 from tests.analyzer.cuda.host_build import LanesProgram
 from tests.analyzer.cuda.host_reduce import InOrder, assert_as_on_the_cpu, programs, result_bytes
-from tests.analyzer.cuda.test_reduce import drawn, kinds
+from tests.analyzer.cuda.test_reduce import RINGS, drawn, kinds, with_rings
 
 ORDERS = (1, 2)
 """From the last to the first, and shuffled."""
@@ -35,6 +35,10 @@ def test_spots_and_streaks_do_not_depend_on_the_order_of_the_threads() -> None:
     rng = np.random.default_rng(7)
     frames = [drawn(rng, (129, 130), "u2") for _ in range(6)]
     assert_in_any_order(np.stack([*frames, with_spots(water(0.1, (129, 130)))]), plan((129, 130)))
+
+
+def test_peaks_on_rings_do_not_depend_on_the_order_of_the_threads() -> None:
+    assert_in_any_order(with_rings(), plan(RINGS))
 
 
 def test_a_full_list_of_candidates_does_not_depend_on_the_order_of_the_threads() -> None:
