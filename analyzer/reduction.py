@@ -27,6 +27,7 @@ from analyzer.geometry import BinMap, Geometry, bin_map
 from analyzer.kernels import CELL, PEAK_DTYPE
 from analyzer.parameters.profile import Sectors, fill_profile, sectors
 from analyzer.spots import DISTANCES, REACH
+from streamer.buffers import touched
 from streamer.listing import Listing, bitmap
 from streamer.messages import ImageData
 from streamer.validity import Validity, sentinel
@@ -168,8 +169,8 @@ class Workspace:
         self.dtype = dtype
         self._listing = Listing(plan.validity.valid, dtype)
         self._listed = False
-        self._at = np.empty(count, np.uint16)
-        self._claimed = np.zeros(count, np.uint8)
+        self._at = touched(count, np.uint16)
+        self._claimed = touched(count, np.uint8)
         self.coverage = Coverage.none(plan)
         bins = plan.bins.bins
         self.photons = np.zeros(bins)
@@ -185,16 +186,16 @@ class Workspace:
         self.significance = np.zeros((zones.SCALES, *plan.cell_valid.shape), np.float32)
         cells = plan.cell_valid.size
         self._cells = np.zeros((*plan.cell_valid.shape, zones.SCALES), np.float32)
-        self._lit_cells = np.zeros(cells + 1, np.int64)
+        self._lit_cells = touched(cells + 1, np.int64)
         self.zones = np.zeros((zones.ZONES, zones.COLUMNS), np.float32)
         self._evidence = np.zeros((zones.ZONES, len(evidence.RATES)))
         self._levels = np.zeros((zones.ZONES, zones.SCALES * len(zones.LEVELS)), np.float32)
         self.cells = np.zeros((zones.STRONGEST, zones.CELL_COLUMNS), np.float32)
-        self._strength, self._strongest = np.zeros(cells), np.zeros(zones.STRONGEST, np.int64)
-        self._candidate_index = np.empty(65536, np.int64)
-        self._candidate_score = np.empty(65536)
+        self._strength, self._strongest = touched(cells, np.float64), np.zeros(zones.STRONGEST, np.int64)
+        self._candidate_index = touched(65536, np.int64)
+        self._candidate_score = touched(65536, np.float64)
         self._distance_counts = np.zeros((3, len(DISTANCES)))
-        self._claim_index = np.empty(1 << 20, np.int64)
+        self._claim_index = touched(1 << 20, np.int64)
         self._peaks = np.zeros(MAX_PEAKS, PEAK_DTYPE)
         self._picked = np.zeros(MAX_PEAKS, np.int64)
         self._parts, self._beside = np.zeros((arcs.PARTS, arcs.BINS + 1, 3)), np.zeros((arcs.BINS, 3))

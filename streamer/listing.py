@@ -16,6 +16,7 @@ import numpy.typing as npt
 from numba import types
 
 from streamer import decoding
+from streamer.buffers import touched
 from streamer.instructions import bits_set, call_lz4, compiled, lowest_bit
 from streamer.messages import Algorithm, ImageData, UndecodableImage
 from streamer.validity import sentinel
@@ -238,7 +239,7 @@ class Listing:
         count = valid.size
         self.dtype = dtype
         # Rounded up to whole 64-bit words; the tail stays zero.
-        self._words = np.zeros(-(-count * dtype.itemsize // 8), np.uint64)
+        self._words = touched(-(-count * dtype.itemsize // 8), np.uint64)
         self._padded = self._words.view(dtype)
         self.flat = self._padded[:count]
         self.pixels = self.flat.reshape(valid.shape)
@@ -246,12 +247,12 @@ class Listing:
         self._bare = np.zeros_like(self._valid)
         self.lit = np.zeros(len(self._valid) + 1, np.uint64)
         self._known = True
-        self._index, self._value = np.empty(count + _SPARE, np.int32), np.empty(count + _SPARE, dtype)
+        self._index, self._value = touched(count + _SPARE, np.int32), touched(count + _SPARE, dtype)
         self._hidden = np.empty(np.count_nonzero(valid == 0), np.int32)
         self._counts = np.zeros(3, np.int64)
         most = _BLOCK_BYTES // _WORD
         self._planes, self._ragged = np.empty(_BLOCK_BYTES // 8, np.uint64), np.empty(_BLOCK_BYTES // 8, np.uint64)
-        self._masks, self._order = np.empty((5, most), np.uint64), np.empty(most, np.int32)
+        self._masks, self._order = touched((5, most), np.uint64), touched(most, np.int32)
 
     @property
     def index(self) -> npt.NDArray[np.int32]:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from analyzer.reduction import CELL, MAX_PEAKS, SUSPECT_COUNTS, Reduced, Workspace, suspect_pixels
+from streamer.connections import resident_bytes
 from streamer.validity import sentinel
-from tests.analyzer.builders import SHAPE, SPOT, plan, water, with_spots, workspace
+from tests.analyzer.builders import SHAPE, SPOT, image_data, plan, water, with_spots, workspace
 
 PANEL = (200, 208)
 
@@ -421,3 +422,19 @@ def test_no_pixel_is_suspect_before_enough_was_expected() -> None:
     held = workspace(np.zeros(SHAPE, "u2"))
     held.reduce()
     assert suspect_pixels([held.coverage]).size == 0
+
+
+def test_the_brightest_frame_takes_no_memory_that_was_not_there() -> None:
+    """Else an analysis grows for hours, as brighter frames and damaged ones come."""
+    shape = (1400, 1400)
+    made = Workspace(plan(shape), np.dtype("u2"))
+    random = np.random.default_rng(7)
+    frames = [random.poisson(mean, shape).astype("u2") for mean in (0.01, 0.02)]
+    frames.append(random.integers(0, 65_000, shape).astype("u2"))
+    images = [image_data(pixels) for pixels in frames]
+    held = []
+    for image in images:
+        made.load(image)
+        made.reduce()
+        held.append(resident_bytes())
+    assert held[-1] - held[-2] < 2 << 20, held
