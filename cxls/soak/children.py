@@ -98,26 +98,36 @@ def analysing(endpoint: str, settings: SoakSettings, places: Places) -> Iterator
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """A part of the soak that one replay process plays, counted from 0; ``rest`` where nothing is played after it for
-    a while."""
+    """A part of the soak that one replay process plays, counted from 0; ``calm`` without a fault, and with a rest after
+    it."""
 
     number: int
     protocol: str
     seconds: float
-    rest: bool = False
+    calm: bool = False
 
 
 _LEGS = 20
+_CALM_S = 15.0
+"""Some series as most are, so that the same is kept at each rest: what a rare one needs stays for the next few."""
+
 _LEG_S = 4.0
 """Protocols take turns often enough that a soak's begin and its end are alike."""
 
 
 def legs(settings: SoakSettings) -> list[Leg]:
-    """What is played, one after the other; a long soak rests after every second leg."""
+    """What is played, one after the other; a long soak is calm after every second leg."""
     protocols = ("v2", "v1") if settings.stream == "both" else (settings.stream,)
     number = max(len(protocols), min(_LEGS, int(settings.time / _LEG_S) // 2 * 2))
-    rests = settings.time >= LONG_S
-    return [Leg(n, protocols[n % len(protocols)], settings.time / number, rests and n % 2 == 1) for n in range(number)]
+    calm_s = _CALM_S if settings.time >= LONG_S else 0.0
+    seconds = settings.time / number - calm_s / 2
+    found: list[Leg] = []
+    for n in range(number):
+        protocol = protocols[n % len(protocols)]
+        found.append(Leg(len(found), protocol, seconds))
+        if calm_s and n % 2:
+            found.append(Leg(len(found), protocol, calm_s, calm=True))
+    return found
 
 
 @contextmanager
@@ -131,7 +141,8 @@ def replaying(
     ]  # fmt: skip
     if settings.rate is not None:
         arguments += ["--rate", str(settings.rate)]
-    if faults := arguments_of(settings.faults, leg.protocol, leg.number == 0):
+    faults = arguments_of("none" if leg.calm else settings.faults, leg.protocol, leg.number == 0)
+    if faults:
         arguments += [
             *faults,
             "--fault-seed",

@@ -162,7 +162,7 @@ class Soak:
                 for leg in legs(self.settings):
                     if not self._over(analysis):
                         self._play(analysis, url, files, endpoint, leg, tell)
-                    if leg.rest and self._began is not None and not self._over(analysis):
+                    if leg.calm and self._began is not None and not self._over(analysis):
                         self._began += self._rest(analysis, url, self._began)
                 self._drain(analysis, url)
                 self.seen.codes["analysis"] = self._end(analysis, "the analysis"), 128 + signal.SIGINT
