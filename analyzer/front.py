@@ -34,6 +34,7 @@ from analyzer.running import Running
 from analyzer.sampling import Load, Sampler
 from analyzer.sinks import HitOutput, Reporting, Sink
 from analyzer.tallies import Tallies
+from analyzer.unfit import tell_unfit
 from analyzer.warm import FrameKind
 from analyzer.worker_load import WorkerLoad
 from analyzer.worker_thread import WorkerThread
@@ -678,12 +679,7 @@ class Front:
                 if gathered is not None:
                     gathered.add(results)
             for seen in outcome.peaks:
-                if unfit := seen.plan.geometry.unfit:
-                    self._repeats.warning(
-                        "geometry", f"geometry: {unfit}; the header's geometry is used instead", "geometry_unfit"
-                    )
-                if unfit := seen.plan.validity.unfit:
-                    self._repeats.warning("mask", f"mask: {unfit}; it is left aside", "mask_unfit")
+                tell_unfit(seen.plan, self._repeats)
         finally:
             self._settle(results)
 

@@ -19,9 +19,9 @@ from analyzer.batch.parts import Parts
 from analyzer.batch.reading import SeriesReader
 from analyzer.batch.shares import Chunk, shares
 from analyzer.cascade import Analyser, BatchOutcome, undecodable
-from analyzer.frame_peaks import FramePeaks
 from analyzer.logs import Repeats
 from analyzer.results import FrameResult, Status
+from analyzer.unfit import tell_unfit
 from streamer.files import BadInput
 from streamer.frames import Frame
 
@@ -192,20 +192,11 @@ class _Work:
     def _take(self) -> None:
         waiting, future = self._under_way.popleft()
         outcome = future.result()
-        self._tell_unfit(outcome.peaks)
+        for seen in outcome.peaks:
+            self.done.unfit.update(tell_unfit(seen.plan, self._repeats))
         waiting.results += outcome.results
         waiting.batches -= 1
         self._settle(waiting)
-
-    def _tell_unfit(self, peaks: Sequence[FramePeaks]) -> None:
-        for plan in (seen.plan for seen in peaks):
-            for what, unfit, instead in (
-                ("geometry", plan.geometry.unfit, "the header's geometry is used instead"),
-                ("mask", plan.validity.unfit, "it is left aside"),
-            ):
-                if unfit:
-                    self.done.unfit[what] += 1
-                    self._repeats.warning(what, f"{what}: {unfit}; {instead}", f"{what}_unfit")
 
     def _settle(self, waiting: _Waiting) -> None:
         if waiting.batches or not waiting.read:
