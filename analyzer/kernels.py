@@ -691,6 +691,20 @@ def _net_around(pixels: Any, columns: int, row: int, column: int, top: int, insi
 
 
 @numba.njit(nogil=True, cache=True)
+def _place_peak(
+    row: int, column: int, sum_y: float, sum_x: float, net: float, gross: float, low_y: int, high_y: int, low_x: int,
+    high_x: int, saturated: Any, peak: Any,
+) -> None:  # fmt: skip
+    """The fields of a ``peak`` from what was added up of its pixels, in steps from the middle one."""
+    # Where little is left of much background, noise must not carry the centroid out of the pixels it is made of.
+    peak.ss = row + min(max(sum_y / net, low_y), high_y)
+    peak.fs = column + min(max(sum_x / net, low_x), high_x)
+    peak.intensity = net
+    peak.snr = net / np.sqrt(gross)
+    peak.saturated = saturated
+
+
+@numba.njit(nogil=True, cache=True)
 def _measure(
     pixels: Any, columns: int, middle: int, listed: Any, top: int, saturation: int, inside: Any, local: float,
     reach: int, least: float, peak: Any,
@@ -717,12 +731,7 @@ def _measure(
             saturated = np.uint8(1)
     if net <= 0.0 or net < least:
         return False
-    # Where little is left of much background, noise must not carry the centroid out of the pixels it is made of.
-    peak.ss = row + min(max(sum_y / net, low_y), high_y)
-    peak.fs = column + min(max(sum_x / net, low_x), high_x)
-    peak.intensity = net
-    peak.snr = net / np.sqrt(gross)
-    peak.saturated = saturated
+    _place_peak(row, column, sum_y, sum_x, net, gross, low_y, high_y, low_x, high_x, saturated, peak)
     return True
 
 
@@ -798,11 +807,7 @@ def _measure_beside(
             saturated = np.uint8(1)
     if net <= 0.0 or net < _OWN_SHARE * around:
         return False
-    peak.ss = row + min(max(sum_y / net, low_y), high_y)
-    peak.fs = column + min(max(sum_x / net, low_x), high_x)
-    peak.intensity = net
-    peak.snr = net / np.sqrt(gross)
-    peak.saturated = saturated
+    _place_peak(row, column, sum_y, sum_x, net, gross, low_y, high_y, low_x, high_x, saturated, peak)
     return True
 
 
