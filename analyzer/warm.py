@@ -13,6 +13,7 @@ from analyzer.cascade import Analyser, CascadeSettings
 from analyzer.judge import Judge
 from analyzer.results import FrameResult, Status
 from analyzer.worker_thread import WorkerThread, all_do
+from streamer.errors import first_line
 from streamer.frames import Frame
 from streamer.messages import Algorithm, ImageData, SeriesMetadata
 from streamer.series import Series
@@ -69,7 +70,7 @@ def warm_up(analyser: Analyser, judge: Judge, kind: FrameKind | None = None) -> 
         try:
             (result,) = analyser.process([_frame(series, each)]).results
         except Exception as error:
-            raise BadBundle(f"{judge.bundle.label}: its networks fail on a frame: {_line(error)}") from error
+            raise BadBundle(f"{judge.bundle.label}: its networks fail on a frame: {first_line(error)}") from error
         finally:
             analyser.forget(series)
             if kind is None:
@@ -99,7 +100,3 @@ def _says_something(result: FrameResult) -> bool:
         return True  # a mask of another shape: nothing was asked of the networks
     said = (result.hit_probability, result.camera_length_over_energy_m_per_eV)
     return all(value is None or math.isfinite(value) for value in said)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

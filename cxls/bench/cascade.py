@@ -18,6 +18,7 @@ from cxls.bench import om_peer as om
 from cxls.bench import roofs
 from cxls.bench.inputs import BRIGHT_FLUX, NORMAL_FLUX, decoded, packed_frames, simulate
 from cxls.bench.report import Figure, Grid, Ratio, Report, over_rounds
+from cxls.bench.roofs_gpu import NOT_MEASURED
 from cxls.bench.timing import cpu_ms
 from cxls.bench.worker import bench_bundle, make_worker, stage_ms, worker_cpu_ms
 from cxls.settings import BenchSettings
@@ -102,7 +103,7 @@ def paper_on_gpu(frames: Sequence[Frame]) -> Figure:
     """Milliseconds a frame of the paper's network on a device; without one a row that says so."""
     name = "the paper's network on a GPU, bfloat16"
     if not torch.cuda.is_available():
-        return Figure(name, "ms a frame", None, note="not measured on a GPU")
+        return Figure(name, "ms a frame", None, note=NOT_MEASURED)
     batch = torch.cat(_images(frames)).to("cuda", torch.bfloat16)
     network = BinaryCNN(batch.shape[-2:]).eval().to("cuda", torch.bfloat16)
 

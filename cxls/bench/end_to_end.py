@@ -17,6 +17,7 @@ from cxls.bench.children import replaying
 from cxls.bench.inputs import repeated, simulate
 from cxls.bench.pace import Pace, measured
 from cxls.bench.report import Figure, Grid, Report, over_rounds
+from cxls.bench.roofs_gpu import NOT_MEASURED
 from cxls.bench.worker import bench_bundle
 from cxls.commands.analyze import Session, choose_device
 from cxls.settings import AnalyzeSettings, BenchSettings
@@ -46,7 +47,7 @@ def run(settings: BenchSettings) -> Report:
         at_rates = _latencies(settings, master, analysis, rates)
     figures = _figures(paces) + two_cores.figures(compared)
     if device == "cpu":
-        figures.append(Figure("on a GPU", "frames/s", None, note="not measured on a GPU"))
+        figures.append(Figure("on a GPU", "frames/s", None, note=NOT_MEASURED))
     return Report(
         f"end to end: {settings.frames} simulated frames {REPEATS} times over, bundle {load_bundle(bundle).label}, "
         f"on {device}",

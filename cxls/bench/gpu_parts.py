@@ -7,7 +7,7 @@ to TARGET.
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from cxls.bench.children import replaying
 from cxls.bench.inputs import BRIGHT_FLUX, NORMAL_FLUX, packed_frames, repeated
 from cxls.bench.inputs import simulate as simulated
 from cxls.bench.pace import Pace, measured
-from cxls.bench.report import Figure, Grid, Report, as_json, machine, over_rounds
+from cxls.bench.report import Figure, Report, as_json, machine, over_rounds
 from cxls.bench.worker import bench_bundle
 from cxls.commands.analyze import Session
 from cxls.settings import AnalyzeSettings, BenchSettings
@@ -45,13 +45,9 @@ def _frames(folder: Path, flux: float = NORMAL_FLUX, count: int = FRAMES) -> lis
     return packed_frames(simulated(folder, count, flux=flux))
 
 
-def _rows(name: str, figures: Sequence[Figure], grids: Sequence[Grid] = ()) -> Report:
-    return Report(name, figures, grids=grids)
-
-
 def _limits(settings: BenchSettings) -> Report:
     del settings
-    return _rows("limits", roofs_gpu.measure())
+    return Report("limits", roofs_gpu.measure())
 
 
 def _kernels(settings: BenchSettings) -> Report:
@@ -60,21 +56,21 @@ def _kernels(settings: BenchSettings) -> Report:
         of_flux = {
             label: _frames(Path(name), flux) for label, flux in (("usual", NORMAL_FLUX), ("bright", BRIGHT_FLUX))
         }
-    return _rows("kernels", kernels_gpu.measure(of_flux))
+    return Report("kernels", kernels_gpu.measure(of_flux))
 
 
 def _host(settings: BenchSettings) -> Report:
     del settings
     with tempfile.TemporaryDirectory(prefix="cxls-bench-") as name:
         frames = _frames(Path(name))
-    return _rows("host", host_gpu.measure(frames, bench_bundle()))
+    return Report("host", host_gpu.measure(frames, bench_bundle()))
 
 
 def _batches(settings: BenchSettings) -> Report:
     del settings
     with tempfile.TemporaryDirectory(prefix="cxls-bench-") as name:
         frames = _frames(Path(name), count=max(scaling.BATCHES))
-    return _rows("batches", scaling.on_gpu(bench_bundle(), frames))
+    return Report("batches", scaling.on_gpu(bench_bundle(), frames))
 
 
 def _start(settings: BenchSettings) -> Report:
@@ -85,7 +81,7 @@ def _start(settings: BenchSettings) -> Report:
         start.first_record(master, folder / "first.jsonl", "cuda")
         found = [start.first_record(master, folder / f"{turn}.jsonl", "cuda") for turn in range(ROUNDS)]
     seconds = [each.record_s for each in found]
-    return _rows("start", [over_rounds("GPU: start to first record", "s", seconds, f"bar {START_BAR_S:.0f}")])
+    return Report("start", [over_rounds("GPU: start to first record", "s", seconds, f"bar {START_BAR_S:.0f}")])
 
 
 def _analysis(folder: Path) -> AnalyzeSettings:
@@ -110,7 +106,7 @@ def _flat_out(settings: BenchSettings) -> Report:
             Figure(f"GPU, {way}: rate", "frames/s", rates[-1], rates[len(rates) // 2], "best, not least"),
             over_rounds(f"GPU, {way}: CPU", "ms CPU a frame", [pace.cpu_ms for pace in paces], "whole process"),
         ]
-    return _rows("flat-out", figures)
+    return Report("flat-out", figures)
 
 
 def _live(settings: BenchSettings) -> Report:
@@ -119,19 +115,19 @@ def _live(settings: BenchSettings) -> Report:
         folder = Path(name)
         master = repeated(simulated(folder, settings.frames), math.ceil(rate * settings.seconds / settings.frames))
         found = latency.over_zeromq(master, rate, _analysis(folder))
-    return _rows("live", (), [latency.grid([f"GPU, over ZeroMQ, v2, for {settings.seconds:g} s"], [found])])
+    return Report("live", (), grids=[latency.grid([f"GPU, over ZeroMQ, v2, for {settings.seconds:g} s"], [found])])
 
 
 def _paper(settings: BenchSettings) -> Report:
     del settings
     with tempfile.TemporaryDirectory(prefix="cxls-bench-") as name:
         frames = _frames(Path(name), count=cascade.PAPER_FRAMES)
-    return _rows("paper", [cascade.paper_on_gpu(frames)])
+    return Report("paper", [cascade.paper_on_gpu(frames)])
 
 
 def _crops(settings: BenchSettings) -> Report:
     del settings
-    return _rows("crops", [simulate.crops_on_gpu()])
+    return Report("crops", [simulate.crops_on_gpu()])
 
 
 PARTS: dict[str, Callable[[BenchSettings], Report]] = {

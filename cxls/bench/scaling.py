@@ -19,6 +19,7 @@ from analyzer.cascade import Analyser
 from cxls.bench.decoders import pack
 from cxls.bench.inputs import BRIGHT_FLUX, NORMAL_FLUX, packed_frames, simulate
 from cxls.bench.report import Figure, Grid, Ratio, Report
+from cxls.bench.roofs_gpu import NOT_MEASURED
 from cxls.bench.timing import take_turns, together_s
 from cxls.bench.worker import bench_bundle, make_worker, stage_ms, worker_cpu_ms
 from cxls.settings import BenchSettings
@@ -77,7 +78,7 @@ def _batches(bundle: Path, frames: Sequence[Frame]) -> Grid:
 def on_gpu(bundle: Path, frames: Sequence[Frame]) -> list[Figure]:
     """Frames a second of one worker by the clock, by batch; without a GPU a row that says so."""
     if not torch.cuda.is_available():
-        return [Figure("batches on a GPU", "frames/s", None, note="not measured on a GPU")]
+        return [Figure("batches on a GPU", "frames/s", None, note=NOT_MEASURED)]
     analyser = make_worker(bundle, "cuda")
     figures = []
     for size in (each for each in BATCHES if each <= len(frames)):
