@@ -134,32 +134,40 @@ def asks_for_pixels(settings: CascadeSettings, bundle: Bundle) -> bool:
     return other or settings.shadow is not None or bool(settings.models)
 
 
+PlanKey = tuple[FramePlan, np.dtype[Any]]
+"""Of the buffers that frames are reduced in: how, and pixels of which type."""
+
+
 class PlanCache:
     """Plans of the latest series, for all workers: most series are measured as the one before.
 
     Kept are those that the latest ``_SERIES_KEPT`` series asked for, of more than ``_PLANS_KEPT`` the latest: a rare
-    series neither drives out the plan of all others nor leaves its own behind.
+    series neither drives out the plan of all others nor leaves its own behind. Nor does a rare type of pixels, which
+    has buffers of its own: a plan and the type that it is asked for together are one.
     """
 
     def __init__(self) -> None:
-        self._asked: dict[FramePlan, int] = {}
+        self._asked: dict[PlanKey, int] = {}
         self._lock = threading.Lock()
 
-    def get(self, ordinal: int, geometry: Geometry, validity: Validity, saturation: int) -> FramePlan:
+    def get(
+        self, ordinal: int, geometry: Geometry, validity: Validity, saturation: int, dtype: np.dtype[Any]
+    ) -> FramePlan:
         """The plan for such frames of a series, made if it is new."""
         with self._lock:
             plan = self._known(geometry, validity, saturation) or make_plan(geometry, validity, saturation)
-            asked = {each: by for each, by in self._asked.items() if each is not plan} | {plan: ordinal}
+            key = plan, dtype
+            asked = {each: by for each, by in self._asked.items() if each != key} | {key: ordinal}
             oldest = max(asked.values()) - _SERIES_KEPT
-            latest = [(each, by) for each, by in asked.items() if by > oldest or each is plan]
+            latest = [(each, by) for each, by in asked.items() if by > oldest or each == key]
             self._asked = dict(latest[-_PLANS_KEPT:])
             return plan
 
-    def __contains__(self, plan: FramePlan) -> bool:
-        return plan in self._asked
+    def __contains__(self, key: PlanKey) -> bool:
+        return key in self._asked
 
     def _known(self, geometry: Geometry, validity: Validity, saturation: int) -> FramePlan | None:
-        for plan in self._asked:
+        for plan, _ in self._asked:
             known = plan.geometry, plan.saturation, plan.validity.name, plan.validity.unfit
             same = known == (geometry, saturation, validity.name, validity.unfit)
             if same and np.array_equal(plan.validity.valid, validity.valid):
@@ -174,7 +182,7 @@ def plan_of(
     metadata = frame.series.metadata
     geometry, mask = place(settings.geometry, settings.mask, metadata, shape)
     validity = series_validity(metadata, shape, frame.channel, mask)
-    return plans.get(frame.series.ordinal, geometry, validity, saturation_of(metadata, dtype))
+    return plans.get(frame.series.ordinal, geometry, validity, saturation_of(metadata, dtype), dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,8 +220,8 @@ class Analyser:
         self._settings = settings
         self._device = torch.device(device)
         self._prepared: dict[tuple[Any, ...], _Prepared] = {}
-        self._workspaces: dict[tuple[FramePlan, np.dtype[Any]], Workspace] = {}
-        self._engines: dict[tuple[FramePlan, np.dtype[Any]], Engine] = {}
+        self._workspaces: dict[PlanKey, Workspace] = {}
+        self._engines: dict[PlanKey, Engine] = {}
         self._plans = plans or PlanCache()
         self._hit_fields = architecture(bundle.card.hit.network).inputs
         self._models = AttributeCascade(settings.models, self._device)
@@ -555,7 +563,7 @@ class Analyser:
         Made anew in each, tens of megabytes would come and go, and every page of them be given by the kernel again.
         """
         workspace = self._workspaces.get((plan, dtype)) or Workspace(plan, dtype)
-        kept = {key: each for key, each in self._workspaces.items() if key[0] in self._plans}
+        kept = {key: each for key, each in self._workspaces.items() if key in self._plans}
         self._workspaces = kept | {(plan, dtype): workspace}
         return workspace
 
@@ -575,11 +583,11 @@ class Analyser:
         return engine
 
     def _let_engines_go(self, most: int) -> None:
-        """Let go of engines that no series uses: those of plans that none had lately, then the ones asked for longest
+        """Let go of engines that no series uses: those that none asked for lately, then the ones asked for longest
         ago, until there are no more than ``most``."""
         used = {id(prepared.engine.engine) for prepared in list(self._prepared.values()) if prepared.engine is not None}
         idle = [key for key, engine in list(self._engines.items()) if id(engine) not in used]
-        old = [key for key in idle if key[0] not in self._plans]
+        old = [key for key in idle if key not in self._plans]
         idle = [key for key in idle if key not in old]
         gone = old + idle[: max(0, len(self._engines) - len(old) - most)]
         held: list[Any] = [self._engines.pop(key, None) for key in gone]

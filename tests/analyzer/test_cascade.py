@@ -37,6 +37,8 @@ from tests.analyzer.builders import (
 )
 from tests.analyzer.parameters.made import detector, image
 
+U16 = np.dtype("u2")
+
 
 def judge(bundle: Bundle, *frames: Frame, **settings: Any) -> list[FrameResult]:
     return Analyser(bundle, CascadeSettings(**settings)).process(list(frames)).results
@@ -467,7 +469,7 @@ def test_the_plan_that_most_series_have_outlives_those_of_odd_ones() -> None:
     def plan_of_a_mask(bad: int, ordinal: int) -> FramePlan:
         valid = np.ones(SHAPE, np.uint8)
         valid[0, bad] = 0
-        return plans.get(ordinal, Geometry(SHAPE, 25.0, 18.0, 75e-6, 0.15, 7000.0), Validity("gaps", valid), 65000)
+        return plans.get(ordinal, Geometry(SHAPE, 25.0, 18.0, 75e-6, 0.15, 7000.0), Validity("gaps", valid), 65000, U16)
 
     usual = plan_of_a_mask(0, 0)
     for odd in range(1, 12):
@@ -477,14 +479,31 @@ def test_the_plan_that_most_series_have_outlives_those_of_odd_ones() -> None:
 
 def test_the_plan_of_an_odd_series_is_let_go_and_that_of_all_others_stays() -> None:
     cache, usual = PlanCache(), plan()
-    odd = weakref.ref(cache.get(1, usual.geometry, Validity("odd", usual.validity.valid), usual.saturation).inside)
+    odd = weakref.ref(cache.get(1, usual.geometry, Validity("odd", usual.validity.valid), usual.saturation, U16).inside)
     # Many workers ask for the plan of one series.
-    kept = {cache.get(n, usual.geometry, usual.validity, usual.saturation) for n in (2, 3, 4) for _ in range(50)}
+    kept = {cache.get(n, usual.geometry, usual.validity, usual.saturation, U16) for n in (2, 3, 4) for _ in range(50)}
     assert odd() is not None
-    kept.add(cache.get(5, usual.geometry, usual.validity, usual.saturation))
+    kept.add(cache.get(5, usual.geometry, usual.validity, usual.saturation, U16))
     gc.collect()
     assert odd() is None
     assert len(kept) == 1
+
+
+def test_the_buffers_for_a_rare_type_of_pixels_are_let_go_when_later_series_have_none(bundle: Bundle) -> None:
+    analyser = Analyser(bundle, CascadeSettings())
+
+    def buffers_after(ordinal: int, dtype: str) -> weakref.ref[Any]:
+        of = series(ordinal, saturation_value=60_000)
+        analyser.process([frame(water(0.5, dtype=dtype), of=of)])
+        (workspace,) = analyser.workspaces(of)
+        return weakref.ref(workspace.pixels.base)
+
+    usual, odd = buffers_after(1, "u2"), buffers_after(2, "u4")
+    same = [buffers_after(ordinal, "u2") for ordinal in range(3, 9)]
+    gc.collect()
+    assert odd() is None
+    assert usual() is not None
+    assert all(each() is usual() for each in same)
 
 
 def test_series_measured_alike_share_buffers_and_not_what_they_covered(bundle: Bundle) -> None:
