@@ -21,6 +21,7 @@ the order in which it is asked (``docs/decisions/0010``):
 It is a product to look at. What frames are judged with changes only once someone applies it by name.
 """
 
+import hashlib
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class HotPixelWatch:
         if np.count_nonzero(~seen.lone) > MOST_SPOTS:
             return
         if len(seen.peaks) or profile[0].any():
-            fingerprint = hash((seen.peaks.tobytes(), profile.tobytes()))
+            fingerprint = _fingerprint(seen.peaks, profile)
             slot = fingerprint % _FINGERPRINTS
             if self._known[slot] == fingerprint:
                 return
@@ -115,6 +116,13 @@ class HotPixelWatch:
         with self._lock:
             frames, fed, forgotten = list(self._frames), self._fed, self._forgotten
         return _find(self.shape, frames, fed, fed - forgotten)
+
+
+def _fingerprint(peaks: npt.NDArray[Any], profile: npt.NDArray[np.float32]) -> int:
+    """Of a frame, 64 bits; the same in every process, which Python's own ``hash`` is not."""
+    digest = hashlib.blake2b(peaks.tobytes(), digest_size=8)
+    digest.update(np.ascontiguousarray(profile))
+    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 def _codes(seen: FramePeaks) -> npt.NDArray[np.int64]:

@@ -14,6 +14,7 @@ from analyzer.hot_pixels import (
     PEAKS_KEPT,
     SPAN_FRAMES,
     HotPixelWatch,
+    _fingerprint,
 )
 from analyzer.kernels import PEAK_DTYPE
 from analyzer.product_snapshot import HotPixels
@@ -104,6 +105,16 @@ def test_too_few_firings_or_too_short_a_time_are_no_fault() -> None:
     for _ in range(1000):
         fed.frame([])
     assert fed.found == []
+
+
+def test_a_frame_is_known_by_the_same_number_in_every_process() -> None:
+    peaks, profile = np.zeros(2, PEAK_DTYPE), np.arange(6, dtype=np.float32).reshape(2, 3)
+    peaks["fs"] = 1.0, 2.0
+    said = _fingerprint(peaks, profile)
+    assert said == 7834112011353578628
+    assert said == _fingerprint(peaks.copy(), np.asfortranarray(profile))
+    peaks["fs"][1] = 3.0
+    assert said != _fingerprint(peaks, profile)
 
 
 @pytest.mark.parametrize("loops", [2, 5, 50])
