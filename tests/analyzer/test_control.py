@@ -527,7 +527,7 @@ def test_a_reset_forgets_what_was_shown_and_not_the_account(bundle: Bundle) -> N
 def test_a_reset_before_the_run_is_no_reason_to_wait(bundle: Bundle) -> None:
     began = time.monotonic()
     assert Controlled(bundle).control.reset().action == "reset"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 # --- warm-up ----------------------------------------------------------------------------

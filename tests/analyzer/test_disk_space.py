@@ -77,10 +77,10 @@ def test_a_disk_that_does_not_answer_holds_up_one_scrape_and_is_then_unknown(
     monkeypatch.setattr(shutil, "disk_usage", hang)
     scrape = threading.Thread(target=rooms, args=(space,))
     scrape.start()
-    assert hangs.wait(5)
+    assert hangs.wait(30)
     began = time.monotonic()
     assert rooms(space) == known, "the last look, at once"
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10, "of 20 s that the disk takes"
     monkeypatch.setattr(disk, "STALE_S", 0.0)
     assert math.isnan(rooms(space)["results"][0])
     answers.set()

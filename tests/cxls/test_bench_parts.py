@@ -144,7 +144,7 @@ def test_a_paced_source_gives_everything_and_nothing_early(master: Path) -> None
     received = list(iter(lambda: source.receive(0.1), None))
     # 12 images, their start and their end; the first is due at once, and so is the nothing after the last.
     assert len(received) == 14
-    assert 0.12 <= time.monotonic() - began < 1.0
+    assert 0.12 <= time.monotonic() - began < 5.0
     assert source.exhausted
     source.close()
 

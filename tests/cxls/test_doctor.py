@@ -244,7 +244,7 @@ def test_the_clock_is_asked_and_never_set() -> None:
     (found,) = machine.clock()
     assert found.level in (Level.OK, Level.WARN)
     assert "synchronised" in found.text
-    assert abs(time.time() - time.monotonic() - before) < 0.1
+    assert abs(time.time() - time.monotonic() - before) < 0.5
 
 
 def test_a_folder_is_measured_and_nothing_stays_in_it(tmp_path: Path) -> None:

@@ -155,10 +155,10 @@ def test_a_disk_that_does_not_answer_holds_nobody_up(
     began = time.monotonic()
     for _ in range(100):
         assert allowed() == {one}
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15, "of 30 s that the file takes"
     assert sum("does not answer" in each.getMessage() for each in caplog.records) == 1
     answers.set()
-    wait_for(lambda: allowed() == {two}, 5)
+    wait_for(lambda: allowed() == {two}, 30)
 
 
 def test_a_front_with_keys_has_its_own_workers_and_one_from_elsewhere(

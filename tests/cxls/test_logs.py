@@ -110,8 +110,8 @@ def test_repeats_are_told_of_after_the_pause(said: list[str]) -> None:
         repeats.warning("refused", f"message {n} refused", "message_refused")
     repeats.warning("other", "another kind", "other")
     assert said == ["message 0 refused", "another kind"]
-    wait_for(lambda: len(said) == 3, 5)
-    assert said[2] == "17 more in 0 s: message 17 refused"
+    wait_for(lambda: len(said) == 3, 30)
+    assert re.fullmatch(r"17 more in \d s: message 17 refused", said[2])
     time.sleep(0.4)
     repeats.warning("refused", "message 18 refused", "message_refused")
     assert said[3] == "message 18 refused", "after a quiet pause it is said at once"
@@ -124,8 +124,9 @@ def test_a_flood_that_goes_on_is_a_line_a_pause(said: list[str]) -> None:
         repeats.warning("refused", "refused", "message_refused")
         sent += 1
         time.sleep(0.001)
+    took_s = time.monotonic() - began
     repeats.close()
-    assert 5 <= len(said) <= 8
+    assert 3 <= len(said) <= took_s / 0.2 + 3
     assert 1 + sum(int(line.split()[0]) for line in said[1:]) == sent, "none is forgotten"
 
 
@@ -181,7 +182,7 @@ def test_a_terminal_that_stands_still_holds_nobody_up_and_lost_lines_are_told_of
     began = time.monotonic()
     for _ in range(MOST_WAITING + 100):
         output.handle(record("line"))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15, "of 30 s that it stands still"
     stuck.go.set()
     output.flush()
     wait_for(lambda: "are lost" in stuck.text)

@@ -94,7 +94,7 @@ def test_the_publisher_does_not_wait_for_an_estimate_and_no_line_is_lost(caplog:
 
     def estimate(of: Gathered) -> RunEstimate | None:
         asked.append(of)
-        assert go.wait(10)
+        assert go.wait(60)
         return None
 
     lines = SeriesLines(over, estimate)
@@ -103,7 +103,7 @@ def test_the_publisher_does_not_wait_for_an_estimate_and_no_line_is_lost(caplog:
         began = time.monotonic()
         for ordinal in range(1, 17):
             lines.report(report(ordinal))
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 10.0, "of 60 s that the estimate takes"
         assert said(caplog) == []
         go.set()
         lines.close()

@@ -136,7 +136,7 @@ def test_a_manager_that_is_gone_or_never_listens_costs_a_warning(
         time.sleep(1.0)  # more datagrams than its queue holds
         began = time.monotonic()
         deaf.close()
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
 
 
 def test_the_longest_at_one_piece_of_work_is_named() -> None:

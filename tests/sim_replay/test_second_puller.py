@@ -58,5 +58,5 @@ def test_one_that_is_called_off_leaves_at_once() -> None:
     called_off.set()
     began = time.monotonic()
     assert thief.leave(9, called_off, lambda: False) == 0
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     wire.close()

@@ -307,12 +307,12 @@ def test_a_running_trigger_is_ended_from_another_request(master: Path, command: 
             assert detector.get("status/state") == "acquire"
             began = time.monotonic()
             assert detector.put(f"command/{command}") == {"sequence id": series}
-            trigger.result(2)
-            assert time.monotonic() - began < 1
+            trigger.result(30)
+            assert time.monotonic() - began < 10, "of the 50 s that its images take"
         messages = detector.receive_all()
     assert isinstance(messages[-1], EndMessage)
     assert kinds(messages).count(EndMessage) == 1
-    assert len(messages) < 20
+    assert len(messages) < 500
 
 
 def test_one_trigger_at_a_time(master: Path) -> None:
@@ -326,7 +326,7 @@ def test_one_trigger_at_a_time(master: Path) -> None:
             assert detector.request("PUT", "detector/api/1.8.0/command/arm")[0] == 409
             assert detector.request("PUT", "detector/api/1.8.0/config/nimages", b'{"value": 2}')[0] == 409
             detector.put("command/abort")
-            trigger.result(2)
+            trigger.result(30)
 
 
 def test_inte_takes_one_image_a_trigger_with_its_count_time(detector: Detector) -> None:
@@ -391,7 +391,7 @@ def test_an_arm_without_a_consumer_can_be_aborted(master: Path) -> None:
             arm = pool.submit(detector.request, "PUT", "detector/api/1.8.0/command/arm")
             time.sleep(0.2)
             detector.put("command/abort")
-            status, reply = arm.result(2)
+            status, reply = arm.result(30)
         assert status == 409
         assert "before a consumer took its start" in reply["error"]
         assert detector.get("status/state") == "idle"
@@ -406,12 +406,12 @@ def test_stop_ends_a_running_series_and_the_server(master: Path) -> None:
             detector.receive()
             began = time.monotonic()
             detector.stop.set()
-            report = detector.report.result(5)
-            assert time.monotonic() - began < 2
-            trigger.exception(5)
+            report = detector.report.result(30)
+            assert time.monotonic() - began < 10, "of the 50 s that its images take"
+            trigger.exception(30)
         assert isinstance(detector.receive_all()[-1], EndMessage)
     assert report.series == 1
-    assert 0 < report.sent < 50
+    assert 0 < report.sent < 500
 
 
 @pytest.mark.parametrize("address", ["8000", "127.0.0.1:http", "127.0.0.1:70000", "no.such.host.invalid:8000"])

@@ -66,7 +66,7 @@ def parsed(parts: list[bytes]) -> Message | InvalidMessage:
 def test_a_hostile_message_is_refused_by_name_or_harmless(hostile: Hostile) -> None:
     began = time.perf_counter()
     assert outcome(parsed(hostile.parts)) == hostile.outcome
-    assert time.perf_counter() - began < 1.0
+    assert time.perf_counter() - began < 5.0
 
 
 STARTS = [hostile for hostile in CORPUS if isinstance(parsed(hostile.parts), StartMessage)]

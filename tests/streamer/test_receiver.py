@@ -197,7 +197,7 @@ def test_a_busy_endpoint_does_not_starve_another(senders: Senders) -> None:
     try:
         senders.send(0, *[0] * 12)
         senders.send(1, *[1] * 12)
-        time.sleep(0.3)
+        time.sleep(1.0)
         assert sum(words(receiver, 8)) in (3, 4, 5)
     finally:
         receiver.close()
@@ -227,7 +227,7 @@ def test_waiting_takes_as_long_as_asked(senders: Senders) -> None:
         for timeout_s in (0.0, 0.35):
             began = time.monotonic()
             assert receiver.receive(timeout_s) is None
-            assert timeout_s <= time.monotonic() - began < timeout_s + 0.3
+            assert timeout_s <= time.monotonic() - began < timeout_s + 3.0
     finally:
         receiver.close()
 

@@ -72,8 +72,8 @@ def test_a_reader_lingers_for_a_full_batch_and_no_longer() -> None:
         for n in range(3):
             time.sleep(0.02)
             ring.put(frame(n))
-        assert ids(batch.result(2)) == [0, 1, 2]
-    assert time.monotonic() - began < 2
+        assert ids(batch.result(30)) == [0, 1, 2]
+    assert time.monotonic() - began < 4, "of 5 s that it would linger"
     ring.put(frame(9))
     assert ids(ring.take(3, 0.02, 5.0)) == [9]
 
@@ -86,9 +86,9 @@ def test_a_reader_does_not_linger_while_the_writer_waits() -> None:
         placed = pool.submit(ring.put, frame(2), 5.0)
         time.sleep(0.05)
         began = time.monotonic()
-        assert ids(ring.take(8, 3.0, 1.0)) == [0, 1]
-        assert time.monotonic() - began < 1
-        assert placed.result(2)
+        assert ids(ring.take(8, 30.0, 1.0)) == [0, 1]
+        assert time.monotonic() - began < 10, "of 30 s that it would linger"
+        assert placed.result(30)
 
 
 def test_a_blocked_writer_gives_up_in_time_or_when_the_ring_closes() -> None:
@@ -96,12 +96,12 @@ def test_a_blocked_writer_gives_up_in_time_or_when_the_ring_closes() -> None:
     ring.put(frame(0))
     began = time.monotonic()
     assert not ring.put(frame(1), 0.05)
-    assert 0.04 < time.monotonic() - began < 1
+    assert 0.04 < time.monotonic() - began < 5
     with ThreadPoolExecutor(1) as pool:
         placed = pool.submit(ring.put, frame(1), 30.0)
         time.sleep(0.05)
         ring.close()
-        assert placed.result(2) is False
+        assert placed.result(30) is False
     assert not ring.finished
     assert ids(ring.take(5, 0, 0)) == [0]
     assert ring.finished
@@ -114,7 +114,7 @@ def test_closing_wakes_every_waiting_reader() -> None:
         waiting = [pool.submit(ring.take, 1, 0.0, 30.0) for _ in range(4)]
         time.sleep(0.05)
         ring.close()
-        assert [reader.result(2) for reader in waiting] == [[]] * 4
+        assert [reader.result(30) for reader in waiting] == [[]] * 4
 
 
 def test_an_idle_reader_gets_a_frame_while_another_lingers() -> None:
@@ -126,7 +126,7 @@ def test_an_idle_reader_gets_a_frame_while_another_lingers() -> None:
         idle = pool.submit(ring.take, 1, 0.0, 5.0)
         assert ids(idle.result(0.4)) == [0]
         ring.close()
-        assert lingering.result(2) == []
+        assert lingering.result(30) == []
 
 
 def test_several_readers_and_a_blocked_writer_lose_and_repeat_nothing() -> None:
@@ -169,14 +169,14 @@ def test_a_reader_that_lingers_is_not_woken_by_each_frame() -> None:
 def test_of_readers_that_linger_for_different_numbers_the_one_that_has_enough_goes() -> None:
     ring = FrameRing()
     with ThreadPoolExecutor() as pool:
-        many, few = pool.submit(ring.take, 100, 0.5, 5.0), pool.submit(ring.take, 2, 30.0, 5.0)
+        many, few = pool.submit(ring.take, 100, 2.5, 5.0), pool.submit(ring.take, 2, 30.0, 5.0)
         time.sleep(0.05)
         for number in range(3):
             ring.put(frame(number))
         began = time.monotonic()
         assert ids(few.result(10)) in ([0, 1], [0, 1, 2])
-        assert time.monotonic() - began < 0.4
-        many.result(10)
+        assert time.monotonic() - began < 2.0, "of 2.5 s that the other lingers"
+        many.result(30)
 
 
 def test_a_reader_takes_no_more_than_the_frame_that_reaches_its_bytes() -> None:
