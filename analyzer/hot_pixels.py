@@ -23,7 +23,6 @@ It is a product to look at. What frames are judged with changes only once someon
 
 import hashlib
 import threading
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +33,7 @@ from scipy.special import gammaln
 from scipy.stats import poisson
 
 from analyzer.frame_peaks import FramePeaks
+from analyzer.latest_codes import Latest, LatestCodes
 from analyzer.product_snapshot import HotPixels
 
 FEWEST_FIRINGS = 3
@@ -86,8 +86,8 @@ class HotPixelWatch:
     def __init__(self, shape: tuple[int, int]) -> None:
         self.shape = shape
         self._lock = threading.Lock()
-        self._frames: deque[tuple[int, npt.NDArray[np.int64]]] = deque()
-        self._fed = self._peaks = self._forgotten = 0
+        self._kept = LatestCodes(FRAMES_KEPT, PEAKS_KEPT)
+        self._fed = 0
         self._known = np.zeros(_FINGERPRINTS, np.int64)
 
     def add(self, seen: FramePeaks, profile: npt.NDArray[np.float32]) -> None:
@@ -103,18 +103,13 @@ class HotPixelWatch:
         codes = _codes(seen)
         with self._lock:
             self._fed += 1
-            if not len(codes):
-                return
-            self._frames.append((self._fed, codes))
-            self._peaks += len(codes)
-            while len(self._frames) > FRAMES_KEPT or (self._peaks > PEAKS_KEPT and len(self._frames) > 1):
-                self._forgotten, gone = self._frames.popleft()
-                self._peaks -= len(gone)
+            if len(codes):
+                self._kept.append(self._fed, codes)
 
     def find(self) -> HotPixels:
         """The map as it stands."""
         with self._lock:
-            frames, fed, forgotten = list(self._frames), self._fed, self._forgotten
+            frames, fed, forgotten = self._kept.latest(), self._fed, self._kept.forgotten
         return _find(self.shape, frames, fed, fed - forgotten)
 
 
@@ -148,14 +143,13 @@ class _Company:
     frames: int
 
 
-def _find(shape: tuple[int, int], frames: list[tuple[int, npt.NDArray[np.int64]]], fed: int, counted: int) -> HotPixels:
-    """The map of ``frames`` (each its number and the codes of its peaks), of the latest ``counted`` of ``fed``."""
+def _find(shape: tuple[int, int], frames: Latest, fed: int, counted: int) -> HotPixels:
+    """The map of ``frames`` (see ``_codes``), of the latest ``counted`` of ``fed``."""
     none = np.empty(0, np.int64)
-    if not frames:
+    codes, numbers = frames.codes, frames.number
+    if not len(codes):
         return HotPixels(shape, none, none, counted, 0, FEWEST_FIRINGS)
-    codes = np.concatenate([codes for _, codes in frames])
-    numbers, sizes = np.array([number for number, _ in frames]), [len(codes) for _, codes in frames]
-    row = np.repeat(np.arange(len(frames)), sizes)
+    row = np.repeat(np.arange(len(numbers)), frames.size)
     code, column, count = np.unique(codes, return_inverse=True, return_counts=True)
     fewest = _fewest(count[code % 2 == 0], shape)
     first, last = np.zeros(len(code), np.int64), np.zeros(len(code), np.int64)
