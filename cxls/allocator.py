@@ -6,7 +6,8 @@ kernel anew, and taken back. Here messages come from the heaps, which give back 
 megabytes; decoded frames and larger are mapped, so that they go back to the system at once.
 
 What is freed between two buffers that stay is no end of a heap, and in an analysis of hours such gaps come to
-hundreds of megabytes. A thread gives them back twice a minute.
+hundreds of megabytes. A thread gives them back twice a minute. All threads share one heap, for glibc gives back nothing
+at the end of any other: there each thread would come to keep what it needed at the worst of times.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 MAPPED_BYTES = 4 << 20
 """Buffers from here on are mapped one by one: more than a packed image, less than a decoded 4M frame or its mask, which
 stays for a series or longer and would part the heaps for good."""
@@ -36,6 +37,7 @@ def settle() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
         library.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        library.mallopt(_M_ARENA_MAX, 1)
         threading.Thread(target=_give_back, args=(library.malloc_trim,), name="memory", daemon=True).start()
 
 

@@ -63,6 +63,46 @@ def test_what_is_free_between_messages_that_stay_goes_back_to_the_system() -> No
     assert _given_back_bytes("gives back", "30") >= 80e6
 
 
+_THREADS = """
+import ctypes, sys, threading, time
+from cxls import allocator
+from streamer.connections import resident_bytes
+allocator.GIVES_BACK_EVERY_S = 0.1 if sys.argv[1] == "gives back" else 3600
+allocator.settle()
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+library.free.argtypes = [ctypes.c_void_p]
+library.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+before, over = resident_bytes(), threading.Event()
+def busy_once():
+    messages = [library.malloc(1_000_000) for _ in range(28)]
+    for message in messages:
+        library.memset(message, 1, 1_000_000)
+    for message in reversed(messages):
+        library.free(message)
+    over.wait()
+thread = threading.Thread(target=busy_once)
+thread.start()
+until = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < until:
+    time.sleep(0.05)
+    if sys.argv[1] == "gives back" and resident_bytes() - before < 8e6 and time.monotonic() > until - 29:
+        break
+print(resident_bytes() - before)
+over.set()
+"""
+
+
+def _left_of_a_thread_bytes(how: str, wait_s: str) -> int:
+    process = subprocess.run([sys.executable, "-c", _THREADS, how, wait_s], capture_output=True, check=True)
+    return int(process.stdout)
+
+
+def test_what_a_thread_needed_once_goes_back_while_the_thread_lives() -> None:
+    assert _left_of_a_thread_bytes("keeps", "1") > 20e6, "else this tells nothing: it goes back by itself"
+    assert _left_of_a_thread_bytes("gives back", "30") < 8e6
+
+
 _CYCLES = """
 import gc, sys, weakref
 from cxls import allocator
