@@ -318,6 +318,7 @@ class Crew:
             thread.join(_END_S)
         if not self._threads:
             self._close_sockets()
+        self._repeats.close()
 
     def facts(self) -> dict[str, Any]:
         """Plain values for the status page."""

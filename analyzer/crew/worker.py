@@ -199,6 +199,7 @@ class Worker:
             self._handshakes.close()
             self._dealer.close(_LINGER_MS)
             self._wakeup.close()
+            self._repeats.close()
         if self._failure is not None:
             raise Refused(self._failure)
 

@@ -16,6 +16,7 @@ from streamer.messages import SeriesMetadata
 from tests.analyzer.builders import metadata
 
 LOOPBACK = "tcp://127.0.0.1:0"
+PROBE = b"probe"
 
 
 def result(image_id: int, decision: Decision | None = Decision.HIT, **changes: Any) -> FrameResult:
@@ -42,20 +43,30 @@ class Subscriber:
         self.socket = self._context.socket(zmq.SUB)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RCVHWM, held)
-        self.socket.setsockopt(zmq.RCVTIMEO, 5000)
-        self.socket.setsockopt(zmq.SUBSCRIBE, topic)
+        self.socket.setsockopt(zmq.RCVTIMEO, 30_000)
+        for wanted in (topic, PROBE):
+            self.socket.setsockopt(zmq.SUBSCRIBE, wanted)
         self.socket.connect(publisher.address)
-        time.sleep(0.3)
+        # What is published before the subscription is there never comes.
+        deadline = time.monotonic() + 30
+        while not self.socket.poll(20):
+            assert time.monotonic() < deadline, "the publisher does not hear of it"
+            with contextlib.suppress(zmq.Again):
+                publisher._socket.send_multipart([PROBE, b""], zmq.DONTWAIT)
 
     def receive(self) -> tuple[str, dict[str, Any]]:
-        topic, packed = self.socket.recv_multipart()
-        return topic.decode(), msgspec.msgpack.decode(packed)
+        while True:
+            topic, packed = self.socket.recv_multipart()
+            if topic != PROBE:
+                return topic.decode(), msgspec.msgpack.decode(packed)
 
     def all(self) -> list[dict[str, Any]]:
         """What has come, until nothing more does."""
         found = []
         while self.socket.poll(500):
-            found.append(self.receive()[1])
+            topic, packed = self.socket.recv_multipart()
+            if topic != PROBE:
+                found.append(msgspec.msgpack.decode(packed))
         return found
 
     def close(self) -> None:

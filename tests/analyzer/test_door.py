@@ -49,14 +49,23 @@ class Bound:
             self.came += 1
 
     def until(self, reason: RefusedConnection, count: int) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while self.door.refused[reason] < count:
             assert time.monotonic() < deadline, self.door.refused
             self.serve(0.05)
 
+    def until_here(self, peers: int, came: int = 0) -> None:
+        """Until so many peers are here and so many messages came in all, and a while on."""
+        deadline = time.monotonic() + 30
+        while len(self.door) != peers or self.came < came:
+            assert time.monotonic() < deadline, (len(self.door), self.came, self.door.refused)
+            self.serve(0.05)
+        self.serve(0.1)
+        assert (len(self.door), self.came) == (peers, came or self.came)
+
     def plain(self) -> socket.socket:
         """A peer that speaks ZMTP by hand, as libzmq's would not: its parts go out before their message ends."""
-        raw = socket.create_connection(self.where, timeout=5)
+        raw = socket.create_connection(self.where, timeout=30)
         greet(raw, b"DEALER")
         return raw
 
@@ -104,7 +113,7 @@ def endless(raw: socket.socket, size: int) -> int:
 
 
 def gone(raw: socket.socket) -> bool:
-    raw.settimeout(2)
+    raw.settimeout(20)
     try:
         while raw.recv(4096):
             pass
@@ -119,19 +128,17 @@ def test_a_message_that_never_ends_is_cut_off(bound: Bound) -> None:
     friend = bound.dealer()
     friend.send(b"hello")
     raw = bound.plain()
-    bound.serve(0.3)
+    bound.until_here(2, 1)
     endless(raw, 2 << 20)
     bound.until(RefusedConnection.TOO_MUCH, 1)
     assert gone(raw)
     friend.send(b"still here")
-    bound.serve(0.2)
-    assert bound.came == 2
-    assert len(bound.door) == 1
+    bound.until_here(1, 2)
 
 
 def test_many_that_never_end_are_cut_off_by_what_they_hold_together(bound: Bound) -> None:
     peers = [bound.plain() for _ in range(4)]
-    bound.serve(0.3)
+    bound.until_here(4)
     for raw in peers:
         endless(raw, 900 << 10)
     bound.until(RefusedConnection.TOO_MUCH, 1)
@@ -150,7 +157,7 @@ def test_parts_without_content_are_weighed_by_the_memory_they_take(
     before = resident_bytes()
     friend, raw = bound.dealer(), bound.plain()
     friend.send(b"hello")
-    bound.serve(0.3)
+    bound.until_here(2, 1)
     raw.settimeout(0.5)
     with contextlib.suppress(OSError):
         for _ in range(200):
@@ -159,17 +166,16 @@ def test_parts_without_content_are_weighed_by_the_memory_they_take(
     bound.until(RefusedConnection.TOO_MUCH, 1)
     assert gone(raw)
     friend.send(b"still here")
-    bound.serve(1.5)
-    assert bound.came == 2
-    assert len(bound.door) == 1
+    bound.serve(1.4)
+    bound.until_here(1, 2)
     assert resident_bytes() - before < 64 << 20
 
 
 def test_a_finished_message_of_very_many_parts_is_read_and_not_collected(bound: Bound) -> None:
     raw = bound.plain()
-    bound.serve(0.3)
+    bound.until_here(1)
     raw.sendall(b"\x01\x00" * 200_000 + b"\x00\x00")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not bound.came and time.monotonic() < deadline:
         bound.serve(0.05)
     assert (bound.came, bound.beyond) == (1, 200_001 - 8)
@@ -182,8 +188,7 @@ def test_who_ends_its_messages_may_send_any_number(bound: Bound) -> None:
     for _ in range(40):
         dealer.send_multipart([bytes(100_000), b"more"])
         bound.serve(0.02)
-    bound.serve(0.3)
-    assert bound.came == 40
+    bound.until_here(1, 40)
     assert not any(bound.door.refused.values())
 
 
@@ -191,17 +196,15 @@ def test_those_who_are_too_many_are_hung_up_on_and_make_room_when_they_go(bound:
     peers = [bound.dealer() for _ in range(4)]
     for peer in peers:
         peer.send(b"one")
-    bound.serve(0.3)
-    late = socket.create_connection(bound.where, timeout=5)
+    bound.until_here(4, 4)
+    late = socket.create_connection(bound.where, timeout=30)
     bound.until(RefusedConnection.TOO_MANY, 1)
     assert gone(late)
     peers[0].close(0)
-    bound.serve(0.3)
+    bound.until_here(3, 4)
     newcomer = bound.dealer()
     newcomer.send(b"two")
-    bound.serve(0.5)
-    assert bound.came == 5
-    assert len(bound.door) == 4
+    bound.until_here(4, 5)
 
 
 def test_a_flood_of_connections_takes_no_more_descriptors_than_are_allowed(bound: Bound) -> None:
@@ -221,35 +224,33 @@ def test_who_never_said_anything_gives_way_to_who_comes_and_who_did_stays(opened
     bound = opened(limits=replace(LIMITS, first_s=60.0))
     friend = bound.dealer()
     friend.send(b"hello")
-    bound.serve(0.3)
+    bound.until_here(1, 1)
     silent = [bound.plain() for _ in range(3)]
-    bound.serve(0.3)
-    assert len(bound.door) == 4
+    bound.until_here(4, 1)
     newcomer = bound.dealer()
     newcomer.send(b"I work")
-    bound.serve(0.5)
-    assert bound.came == 2
+    bound.until_here(4, 2)
     assert gone(silent[0]), "silent for longest"
     assert bound.door.refused == dict.fromkeys(RefusedConnection, 0) | {RefusedConnection.TOO_MANY: 1}
     friend.send(b"still here")
-    bound.serve(0.2)
-    assert bound.came == 3
+    bound.until_here(4, 3)
     for raw in silent:
         raw.close()
 
 
 def test_who_says_nothing_for_too_long_is_hung_up_on(opened: Callable[..., Bound]) -> None:
-    bound = opened(limits=replace(LIMITS, first_s=0.5, silent_s=1.2))
+    bound = opened(limits=replace(LIMITS, first_s=0.5, silent_s=2.0))
     talker, once, never = bound.dealer(), bound.dealer(), bound.plain()
     once.send(b"hello")
-    began, ended = time.monotonic(), []
-    while time.monotonic() - began < 2.5:
-        talker.send(b"beat")
-        bound.serve(0.1)
-        if len(ended) < bound.door.refused[RefusedConnection.SILENT]:
-            ended.append(time.monotonic() - began)
-    assert gone(never)
-    assert ended[0] < 1.2 < ended[1]
+    # A pause of this process counts for a second at most, so that they end one after the other in any case.
+    for ended in (1, 2):
+        deadline = time.monotonic() + 30
+        while bound.door.refused[RefusedConnection.SILENT] < ended:
+            assert time.monotonic() < deadline
+            talker.send(b"beat")
+            bound.serve(0.1)
+        assert bound.door.refused[RefusedConnection.SILENT] == ended
+        assert gone(never), "the one that never said anything is the first"
     assert not bound.door.refused[RefusedConnection.PROTOCOL]
     assert any(peer.known for peer in bound.door._peers.values()), "who beats stays"
 
@@ -258,7 +259,7 @@ def test_a_pause_of_ours_is_nobody_s_silence(opened: Callable[..., Bound]) -> No
     bound = opened(limits=replace(LIMITS, first_s=2.0, silent_s=2.0))
     dealer = bound.dealer()
     dealer.send(b"hello")
-    bound.serve(0.3)
+    bound.until_here(1, 1)
     time.sleep(3)
     assert bound.door.look() == []
     assert len(bound.door) == 1
@@ -266,20 +267,23 @@ def test_a_pause_of_ours_is_nobody_s_silence(opened: Callable[..., Bound]) -> No
 
 def test_what_waits_to_be_read_is_not_held_against_who_sent_it(bound: Bound) -> None:
     raw = bound.plain()
-    bound.serve(0.3)
+    bound.until_here(1)
     message = b"\x02" + struct.pack(">Q", 100_000) + bytes(100_000)
     for _ in range(20):
         raw.sendall(message)
     time.sleep(0.3)
     assert bound.door.admit() == bound.door.weigh(caught_up=False) == []
-    bound.read()
+    deadline = time.monotonic() + 30
+    while bound.came < 20:
+        assert time.monotonic() < deadline
+        bound.read()
     assert bound.door.weigh() == []
     assert bound.came == 20
     assert not any(bound.door.refused.values())
     # But a flood that is never read to its end puts off no limit.
     for _ in range(20):
         raw.sendall(message)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not bound.door.weigh(caught_up=False):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -306,8 +310,7 @@ def test_without_a_descriptor_left_who_comes_is_hung_up_on_and_counted(bound: Bo
     assert gone(raw)
     dealer = bound.dealer()
     dealer.send(b"hello")
-    bound.serve(0.5)
-    assert bound.came == len(bound.door) == 1
+    bound.until_here(1, 1)
 
 
 def test_few_descriptors_are_few_places() -> None:
@@ -342,12 +345,13 @@ def test_where_the_kernel_does_not_say_how_much_came_connections_are_counted_and
     peers = [bound.dealer() for _ in range(4)]
     for peer in peers:
         peer.send(b"one")
-    bound.serve(0.5)
-    assert len(bound.door) == 4
-    late = socket.create_connection(bound.where, timeout=5)
+    bound.until_here(4, 4)
+    late = socket.create_connection(bound.where, timeout=30)
     bound.until(RefusedConnection.TOO_MANY, 1)
     assert gone(late)
-    assert [each.getMessage()[:24] for each in caplog.records] == ["this kernel does not say"]
+    assert [each.getMessage()[:24] for each in caplog.records if each.name == "analyzer.door"] == [
+        "this kernel does not say"
+    ]
 
 
 @pytest.mark.parametrize(("refill_bytes_s", "stays"), [(0.0, False), (1e6, True)])
@@ -359,7 +363,7 @@ def test_signs_of_life_of_a_subscriber_use_nothing_up(
     subscriber.setsockopt(zmq.SUBSCRIBE, b"")
     subscriber.setsockopt(zmq.HEARTBEAT_IVL, 1)
     subscriber.connect(bound.address)
-    deadline, most = time.monotonic() + 20, 0
+    deadline, most = time.monotonic() + 120, 0
     while most < 6000 and not any(bound.door.refused.values()):
         assert time.monotonic() < deadline
         bound.door.look()
@@ -377,7 +381,7 @@ def test_a_subscriber_of_topics_without_end_is_hung_up_on(opened: Callable[..., 
     subscriber.connect(bound.address)
     for number in range(3000):
         subscriber.setsockopt(zmq.SUBSCRIBE, str(number).encode() * 200)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not bound.door.refused[RefusedConnection.TOO_MUCH]:
         assert time.monotonic() < deadline
         bound.socket.send(b"news")
@@ -388,7 +392,6 @@ def test_a_subscriber_of_topics_without_end_is_hung_up_on(opened: Callable[..., 
 def test_a_closed_door_lets_go_of_everybody(bound: Bound) -> None:
     dealer = bound.dealer()
     dealer.send(b"one")
-    bound.serve(0.3)
-    assert len(bound.door) == 1
+    bound.until_here(1, 1)
     bound.door.close()
     assert len(bound.door) == 0

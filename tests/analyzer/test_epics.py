@@ -56,13 +56,13 @@ class Run:
         wait_for(lambda: len(self.analysis.session.front.reports) > before)
 
     def get(self, name: str) -> Any:
-        return self.client.get(f"{PREFIX}:{name}", timeout=10)
+        return self.client.get(f"{PREFIX}:{name}", timeout=60)
 
     def put(self, name: str, value: Any) -> None:
-        self.client.put(f"{PREFIX}:{name}", value, timeout=10)
+        self.client.put(f"{PREFIX}:{name}", value, timeout=60)
 
     def becomes(self, name: str, value: float) -> Any:
-        wait_for(lambda: bool(self.get(name) == value), 15)
+        wait_for(lambda: bool(self.get(name) == value))
         return self.get(name)
 
     def close(self) -> None:
@@ -113,12 +113,14 @@ def test_every_variable_is_read_with_units_while_an_analysis_runs(run: Run) -> N
         assert value.raw.display.description == quantity.text
         assert value.raw.display.precision == quantity.precision
         assert (value.raw.display.limitLow, value.raw.display.limitHigh) == (quantity.low, quantity.high)
-    assert run.get("Processed") == 6
+    # Of what was published while frames came only some may be seen yet.
+    run.becomes("Processed", 6)
     assert run.get("Dropped") == 0
-    assert run.get("SeriesId") == 1
+    run.becomes("SeriesId", 1)
     hits = run.analysis.session.front.account.processed["hit"]
-    assert run.get("HitRate100") == pytest.approx(100 * hits / 6)
-    assert run.get("Latency") > 0
+    wait_for(lambda: bool(run.get("HitRate100") == pytest.approx(100 * hits / 6)))
+    wait_for(lambda: bool(run.get("Latency") > 0))
+    wait_for(lambda: str(run.get("State")) == "idle")
     state = run.get("State")
     assert state.raw.value.choices == [str(each) for each in State]
     assert str(state) == "idle", "the series is over"
@@ -128,9 +130,9 @@ def test_the_state_is_running_while_a_series_is_open(run: Run) -> None:
     start, *images, end = Wire("v2").series(3)
     for message in (start, *images):
         run.sender.send(*message)
-    wait_for(lambda: str(run.get("State")) == "running", 15)
+    wait_for(lambda: str(run.get("State")) == "running")
     run.sender.send(*end)
-    wait_for(lambda: str(run.get("State")) == "idle", 15)
+    wait_for(lambda: str(run.get("State")) == "idle")
 
 
 def test_what_is_not_known_is_nan_and_invalid(run: Run) -> None:
@@ -145,16 +147,16 @@ def test_a_monitor_follows_the_run(run: Run) -> None:
     subscription = run.client.monitor(f"{PREFIX}:Received", seen.put)
     run.analyse(3, 1)
     run.analyse(4, 2)
-    wait_for(lambda: run.get("Received") == 7, 15)
+    wait_for(lambda: run.get("Received") == 7)
     values = []
-    wait_for(lambda: bool(values.append(int(seen.get(timeout=10))) or values[-1] == 7), 15)
+    wait_for(lambda: bool(values.append(int(seen.get(timeout=60))) or values[-1] == 7))
     assert values == sorted(values)
     subscription.close()
 
 
 def test_the_preview_is_the_latest_frame_binned_by_its_largest_counts(run: Run) -> None:
     run.analyse(2)
-    wait_for(lambda: run.get("Preview").size > 1, 15)
+    wait_for(lambda: run.get("Preview").size > 1)
     picture = run.get("Preview")
     shown = run.analysis.session.front.latest.latest()
     assert shown is not None
@@ -172,7 +174,7 @@ def test_the_preview_is_the_latest_frame_binned_by_its_largest_counts(run: Run) 
 def test_a_put_to_what_is_read_only_is_refused(server: "Served", name: str) -> None:
     value = np.zeros((2, 2), np.uint16) if name == "Preview" else 1
     with pytest.raises(RemoteError, match="read-only"):
-        server.client.put(f"{PREFIX}:{name}", value, timeout=10)
+        server.client.put(f"{PREFIX}:{name}", value, timeout=60)
 
 
 def test_a_put_of_1_resets_and_other_values_are_refused(run: Run) -> None:
@@ -184,7 +186,7 @@ def test_a_put_of_1_resets_and_other_values_are_refused(run: Run) -> None:
     run.put("Reset", 1)
     assert run.analysis.session.front.running.hits.counts(100)[1] == 0
     assert run.get("Reset") == 0
-    wait_for(lambda: bool(np.isnan(run.get("HitRate100"))), 15)
+    wait_for(lambda: bool(np.isnan(run.get("HitRate100"))))
     assert run.get("Received") == 6, "the account goes on"
 
 
@@ -201,11 +203,11 @@ def test_without_a_word_at_the_start_reset_is_refused(bundle_folder: Path, tmp_p
 
 def test_broken_clients_do_not_slow_the_analysis(run: Run) -> None:
     host, _, port = run.address.rpartition(":")
-    broken = [socket.create_connection((host, int(port)), timeout=5) for _ in range(20)]
+    broken = [socket.create_connection((host, int(port)), timeout=30) for _ in range(20)]
     script = (
         "import sys, time\nfrom p4p.client.thread import Context\n"
         f"c = Context('pva', conf={{'EPICS_PVA_NAME_SERVERS': {run.address!r}, 'EPICS_PVA_AUTO_ADDR_LIST': 'NO'}},"
-        f" useenv=False)\nc.get('{PREFIX}:Preview', timeout=10)\n"
+        f" useenv=False)\nc.get('{PREFIX}:Preview', timeout=60)\n"
         f"s = [c.monitor('{PREFIX}:' + n, print) for n in ('Preview', 'Received', 'State')]\n"
         "print('watching', flush=True)\ntime.sleep(100)\n"
     )
@@ -230,7 +232,7 @@ def test_broken_clients_do_not_slow_the_analysis(run: Run) -> None:
             connection.close()
     began = time.monotonic()
     run.analysis.stop()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 def test_after_the_run_nothing_is_served(bundle_folder: Path, tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def test_after_the_run_nothing_is_served(bundle_folder: Path, tmp_path: Path) ->
     host, _, port = running.address.rpartition(":")
     running.close()
     with pytest.raises(OSError):
-        socket.create_connection((host, int(port)), timeout=5)
+        socket.create_connection((host, int(port)), timeout=30)
 
 
 # --- alarms -----------------------------------------------------------------------------
@@ -255,7 +257,7 @@ class Served:
         self.server.start()
 
     def get(self, name: str) -> Any:
-        return self.client.get(f"{PREFIX}:{name}", timeout=10)
+        return self.client.get(f"{PREFIX}:{name}", timeout=60)
 
     def alarm(self, name: str, severity: str) -> None:
         alarm = {"name": name, "severity": severity, "text": f"{name}: do this", "since": 0.0}
@@ -290,7 +292,7 @@ def test_an_alarm_raises_its_variable_and_the_state(
     server: Served, alarm: str, severity: str, variable: str, expected: int
 ) -> None:
     server.alarm(alarm, severity)
-    wait_for(lambda: alarm in server.get("State").raw.alarm.message, 15)
+    wait_for(lambda: alarm in server.get("State").raw.alarm.message)
     raised = server.get(variable)
     assert raised.severity == expected, "what is not known stays invalid"
     assert raised.raw.alarm.message == f"{alarm}: do this"
@@ -308,9 +310,9 @@ def test_a_status_that_fails_is_logged_once_in_a_while_and_the_next_is_published
 ) -> None:
     caplog.set_level(logging.ERROR)
     server.status = {}
-    wait_for(lambda: "could not be published" in caplog.text, 15)
+    wait_for(lambda: "could not be published" in caplog.text)
     server.status = status(series_id=77)
-    wait_for(lambda: server.get("SeriesId") == 77, 15)
+    wait_for(lambda: server.get("SeriesId") == 77)
 
 
 def test_the_page_lists_every_variable_with_its_units() -> None:

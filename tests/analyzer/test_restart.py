@@ -281,11 +281,12 @@ def test_a_folder_that_takes_no_note_costs_no_record(
 
 
 def written(run: Program) -> None:
-    deadline = time.monotonic() + 5
-    while not run.restart._waiting.empty():
+    """Until the thread that writes has written everything: it waits for more."""
+    deadline = time.monotonic() + 30
+    waiting = run.restart._waiting
+    while not (waiting.empty() and waiting.not_empty._waiters):  # type: ignore[attr-defined]
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    time.sleep(0.05)
 
 
 @pytest.mark.parametrize("open_at_the_end", [True, False])

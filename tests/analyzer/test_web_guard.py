@@ -37,7 +37,7 @@ class Served:
         return Response(bytes(range(256)) * (LARGE >> 8))
 
     def get(self, path: str, host: str | None = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.request("GET", path, headers={} if host is None else {"Host": host})
         answer = connection.getresponse()
         body = answer.read()
@@ -90,17 +90,16 @@ def test_clients_that_read_nothing_are_hung_up_on_and_large_answers_are_few(
 ) -> None:
     monkeypatch.setattr(guard, "SEND_TIMEOUT_S", 1.0)
     silent = [served.open("/large") for _ in range(MOST_LARGE)]
-    time.sleep(0.3)
-    assert served.get("/large")[0] == 503
+    wait_for(lambda: served.get("/large")[0] == 503)
     assert served.get("/small") == (200, b"ok")
-    wait_for(lambda: served.refusals.counts["too_slow"] == MOST_LARGE, 20)
+    wait_for(lambda: served.refusals.counts["too_slow"] == MOST_LARGE)
     assert served.get("/large")[0] == 200
     for each in silent:
         each.close()
 
 
 def silent(served: Served, count: int, said: bytes = b"") -> list[socket.socket]:
-    opened = [socket.create_connection(("127.0.0.1", served.port), timeout=10) for _ in range(count)]
+    opened = [socket.create_connection(("127.0.0.1", served.port), timeout=60) for _ in range(count)]
     for each in opened:
         with contextlib.suppress(ConnectionError):  # hung up on already
             each.sendall(said)
@@ -143,7 +142,7 @@ def test_a_head_that_comes_byte_by_byte_has_its_time_and_no_more(
             time.sleep(0.05)
             for each in slow:
                 each.sendall(b"X")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9, "of 10 s in which bytes come"
     wait_for(lambda: served.refusals.counts["no_request"] == 3)
     for each in slow:
         each.close()
@@ -171,7 +170,7 @@ def test_a_head_of_many_bytes_is_refused(served: Served) -> None:
 
 
 def test_a_connection_may_ask_again_and_again(served: Served) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     for _ in range(5):
         connection.request("GET", "/small")
         assert connection.getresponse().read() == b"ok"

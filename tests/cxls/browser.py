@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, WebSocket, sync_playwright
 
 from tests.cxls.programs import Child
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 SIZE = {"width": 1280, "height": 800}
 
 

@@ -124,7 +124,7 @@ class Child:
         self.process.wait()
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -193,7 +193,7 @@ def replaying(*masters: Path, **settings: Any) -> Iterator[tuple[str, Future[Rep
     with ThreadPoolExecutor(1) as pool:
         report = pool.submit(run_replay, wire, stop, lambda _, address: bound.set_result(address))
         try:
-            yield bound.result(10), report
+            yield bound.result(60), report
         finally:
             stop.set()
 
@@ -204,7 +204,7 @@ class Sender:
     def __init__(self) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
-        self._socket.setsockopt(zmq.SNDTIMEO, 20_000)
+        self._socket.setsockopt(zmq.SNDTIMEO, 60_000)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(LOOPBACK)
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)

@@ -41,10 +41,10 @@ def test_a_program_ends_with_the_one_that_started_it_by_kill_9_too() -> None:
     with subprocess.Popen([sys.executable, "-c", STARTER], stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         pid = int(starter.stdout.readline())
-        assert within(10, pid, "sleep")
+        assert within(60, pid, "sleep")
         starter.kill()
         starter.wait()
-        assert within(10, pid, None)
+        assert within(60, pid, None)
 
 
 def test_a_program_whose_starter_lives_runs_and_ends_as_it_does() -> None:

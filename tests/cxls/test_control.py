@@ -33,7 +33,7 @@ from tests.cxls.test_live import Wire
 
 
 def fetched(address: str, path: str) -> str:
-    connection = http.client.HTTPConnection(address, timeout=30)
+    connection = http.client.HTTPConnection(address, timeout=60)
     try:
         connection.request("GET", path)
         return connection.getresponse().read().decode()
@@ -53,7 +53,7 @@ class Controlled:
         self, action: str, body: bytes | dict[str, Any] = b"{}", token: str | None = TOKEN, **headers: str
     ) -> tuple[int, str]:
         """Status and body of a POST."""
-        connection = http.client.HTTPConnection(self.address, timeout=30)
+        connection = http.client.HTTPConnection(self.address, timeout=60)
         content = json.dumps(body).encode() if isinstance(body, dict) else body
         given = {"Authorization": f"Bearer {token}"} if token is not None else {}
         try:
@@ -188,7 +188,7 @@ def test_a_token_where_nothing_is_served_is_refused(master: Path, bundle_folder:
 
 
 def test_only_posts_are_answered(live: Controlled) -> None:
-    connection = http.client.HTTPConnection(live.address, timeout=10)
+    connection = http.client.HTTPConnection(live.address, timeout=60)
     for method in ("GET", "PUT", "DELETE"):
         connection.request(method, "/control/reset", headers={"Authorization": f"Bearer {TOKEN}"})
         answer = connection.getresponse()
@@ -303,7 +303,7 @@ def test_what_a_browser_sends_unasked_is_415_with_a_page_and_well_with_curl(live
 
 
 def test_a_browser_that_asks_beforehand_is_told_nothing(live: Controlled) -> None:
-    connection = http.client.HTTPConnection(live.address, timeout=10)
+    connection = http.client.HTTPConnection(live.address, timeout=60)
     connection.request("OPTIONS", "/control/reset", headers={
         "Origin": "http://evil.example", "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization",
@@ -321,7 +321,7 @@ def test_a_large_body_is_413(live: Controlled) -> None:
 
 def test_a_large_body_of_unknown_length_is_413(live: Controlled) -> None:
     host, _, port = live.address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(
             b"POST /control/bundle HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
             + f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
@@ -339,12 +339,13 @@ def test_a_body_that_does_not_come_is_408_and_holds_up_nobody(
 ) -> None:
     monkeypatch.setattr("analyzer.web.control.BODY_TIMEOUT_S", 0.3)
     host, _, port = live.address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(
             b"POST /control/reset HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n"
             + f"Authorization: Bearer {TOKEN}\r\n\r\n{{".encode()
         )
-        assert live.ask("reset")[0] == 200
+        # One without a body: that of another might be late, too.
+        assert live.ask("reset", b"")[0] == 200
         assert b" 408 " in connection.recv(100)
 
 
@@ -443,21 +444,21 @@ def test_a_second_change_meanwhile_is_409_and_pages_are_served(live: Controlled,
 
     def slow(folder: Path) -> Any:
         loading.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return load(folder)
 
     control._load = slow
     try:
         first = threading.Thread(target=lambda: answers.append(live.ask("bundle", {"path": str(second)})))
         first.start()
-        assert loading.wait(10)
+        assert loading.wait(30)
         began = time.monotonic()
         assert live.ask("threshold", {"value": 0.3})[0] == 409
         assert live.get("/healthz") == "alive\n"
         assert live.status["bundle"].startswith("random-")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30, "of 60 s that it loads"
         go_on.set()
-        first.join(30)
+        first.join(60)
     finally:
         control._load = load
         go_on.set()
@@ -571,7 +572,7 @@ def test_who_asks_for_the_first_report_while_it_is_made_is_told_to_come_again(
 
     def slow(capture: Any, draw: Any) -> bytes:
         began.set()
-        go_on.wait(20)
+        go_on.wait(60)
         return b"made"
 
     monkeypatch.setattr("analyzer.web.reports.make_page", slow)
@@ -579,11 +580,11 @@ def test_who_asks_for_the_first_report_while_it_is_made_is_told_to_come_again(
     answers: list[Response] = []
     first = threading.Thread(target=lambda: answers.append(reports._report(Request({"type": "http"}))))
     first.start()
-    assert began.wait(10)
+    assert began.wait(30)
     other = reports._report(Request({"type": "http"}))
     assert (other.status_code, other.headers["retry-after"]) == (503, "2")
     go_on.set()
-    first.join(10)
+    first.join(60)
     assert (answers[0].status_code, answers[0].body) == (200, b"made")
     assert reports._report(Request({"type": "http"})).body == b"made"
 

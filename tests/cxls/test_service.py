@@ -32,8 +32,16 @@ class Listener:
         except TimeoutError:
             return self.heard
 
-    def wait(self, text: str, timeout_s: float = 20) -> None:
+    def wait(self, text: str, timeout_s: float = 60) -> None:
         wait_for(lambda: any(each.startswith(text) for each in self.hear()), timeout_s)
+
+    def wait_until_silent(self, text: str, seconds: float, timeout_s: float = 30) -> int:
+        """Until it is told this no more for so long; how often it was in all."""
+        deadline, count = time.monotonic() + timeout_s, -1
+        while count != (count := self.hear().count(text)):
+            assert time.monotonic() < deadline, f"{text} does not end"
+            time.sleep(seconds)
+        return count
 
     def __enter__(self) -> "Listener":
         return self
@@ -115,10 +123,7 @@ def test_the_watchdog_is_fed_until_a_thread_hangs_and_again_when_it_goes_on(tmp_
         told = notifier(manager.address, 0.4, longest=pulse.longest)
         manager.wait("WATCHDOG=1")
         pulse.beat()  # and never again: this thread hangs from here on
-        time.sleep(0.4)
-        before = manager.hear().count("WATCHDOG=1")
-        time.sleep(0.4)
-        assert manager.hear().count("WATCHDOG=1") == before
+        before = manager.wait_until_silent("WATCHDOG=1", 0.4)
         pulse.rest()
         wait_for(lambda: manager.hear().count("WATCHDOG=1") > before)
         told.close()
@@ -128,6 +133,7 @@ def test_a_manager_that_is_gone_or_never_listens_costs_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone = notifier(str(tmp_path / "nobody"), 0.2)
+    wait_for(lambda: "NOTIFY_SOCKET" in caplog.text)
     time.sleep(0.4)
     gone.close()
     assert sum("NOTIFY_SOCKET" in record.message for record in caplog.records) == 1
@@ -176,26 +182,26 @@ def test_a_live_analysis_is_ready_fed_and_silent_while_a_worker_hangs(
         analysis.start()
         manager.wait("READY=1")
         manager.wait("WATCHDOG=1")
+        manager.wait("STATUS=")
         go_on, hangs = threading.Event(), threading.Event()
         analyser = front._workers[0].analyser
         judged = analyser.process
 
         def hang(batch: object) -> object:
             hangs.set()
-            go_on.wait(30)
+            go_on.wait(120)
             return judged(batch)  # type: ignore[arg-type]
 
         monkeypatch.setattr(analyser, "process", hang)
         for message in Wire("v2").series(3, 1):
             sender.send(*message)
-        assert hangs.wait(20)
-        time.sleep(1.0)
-        before = manager.hear().count("WATCHDOG=1")
-        time.sleep(0.8)
-        assert manager.hear().count("WATCHDOG=1") == before
+        assert hangs.wait(60)
+        before = manager.wait_until_silent("WATCHDOG=1", 0.8)
         go_on.set()
         wait_for(lambda: manager.hear().count("WATCHDOG=1") > before)
         analysis.stop()
-        assert manager.hear()[-1] == "STOPPING=1"
+        # It gets on while it ends, and says so.
+        after = manager.hear()[manager.heard.index("STOPPING=1") + 1 :]
+        assert {each.partition("=")[0] for each in after} <= {"WATCHDOG", "STATUS"}
         assert any("received 0 = processed 0" in each for each in manager.heard if each.startswith("STATUS="))
         analysis.assert_closes()

@@ -152,7 +152,9 @@ def test_what_a_worker_holds_that_stands_still_goes_to_the_other_and_it_comes_ba
         still.process.send_signal(signal.SIGSTOP)
         wait_for(lambda: [each["name"] for each in site.workers] == ["other"], 60)
         crew = status(site.http)["crew"]
-        assert (crew["lost_workers"], crew["resent"] > 0) == (1, True)
+        # More than this one on a busy machine, where one that lives may fall silent for a moment.
+        assert crew["lost_workers"] >= 1
+        assert crew["resent"] > 0
         still.process.send_signal(signal.SIGCONT)
         wait_for(lambda: any(each["name"] == "still" and each["frames"] > 5 for each in site.workers), 90)
         assert other.process.poll() is None
@@ -196,7 +198,7 @@ def test_a_local_worker_that_hangs_is_killed_and_started_again(
         wait_for(lambda: front.threads == 1, 90)
         (first,) = front.facts()["workers"]
         os.kill(first["pid"], signal.SIGSTOP)
-        wait_for(lambda: workers.restarts > 0, 30)
+        wait_for(lambda: workers.restarts > 0, 90)
         wait_for(lambda: front.threads == 1 and front.facts()["workers"][0]["pid"] != first["pid"], 90)
     finally:
         front.close()

@@ -39,18 +39,23 @@ class Running:
     report: Future[ReplayReport]
     pull: Any
 
-    def receive(self, timeout_s: float = 5.0) -> list[bytes]:
+    def receive(self, timeout_s: float = 30.0) -> list[bytes]:
         assert self.pull.poll(timeout_s * 1000), "nothing came"
         parts: list[bytes] = self.pull.recv_multipart()
         return parts
 
     def receive_all(self) -> list[list[bytes]]:
         """Everything until the replay is over and the socket empty."""
-        messages = []
-        while self.pull.poll(50) or not self.report.done():
+        messages: list[list[bytes]] = []
+        # The end of a series may be on its way when the replay is over.
+        while self.pull.poll(50) or not self.report.done() or (not ended(messages) and self.pull.poll(3000)):
             if self.pull.poll(0):
                 messages.append(self.pull.recv_multipart())
         return messages
+
+
+def ended(messages: list[list[bytes]]) -> bool:
+    return bool(messages) and isinstance(parse([memoryview(part) for part in messages[-1]]), EndMessage)
 
 
 @contextmanager
@@ -245,9 +250,9 @@ def test_the_rate_is_kept(tmp_path: Path, rate_hz: float) -> None:
         while len(arrivals) < images + 2:
             replay.receive()
             arrivals.append(time.monotonic())
-    # The slope, not last minus first: one late arrival on a busy machine says nothing of the rate.
-    period_s, _ = np.polyfit(np.arange(images), arrivals[1:-1], 1)
-    assert period_s == pytest.approx(1 / rate_hz, rel=0.05)
+    # Of all stretches of a fifth the one in the middle: where a busy machine stands still, it says nothing of the rate.
+    at, across = np.array(arrivals[1:-1]), max(1, images // 5)
+    assert np.median(at[across:] - at[:-across]) / across == pytest.approx(1 / rate_hz, rel=0.05)
 
 
 def test_a_stall_is_not_followed_by_a_burst(tmp_path: Path) -> None:
@@ -266,7 +271,8 @@ def test_a_stall_is_not_followed_by_a_burst(tmp_path: Path) -> None:
         replay.play(threading.Event(), stall)
         context.destroy(linger=0)
     after = np.diff(stalled)[10:]
-    assert np.mean(after) == pytest.approx(0.02, rel=0.1)
+    # In a burst most would be next to nothing; one may be long where the machine stands still.
+    assert np.median(after) == pytest.approx(0.02, rel=0.1)
 
 
 def noise_master(folder: Path) -> Path:
@@ -283,7 +289,7 @@ def test_drop_counts_every_image_and_waits_for_none(tmp_path: Path, monkeypatch:
     assert report.sent > 0
     assert report.dropped > 0
     assert report.sent + report.dropped == report.images == 60
-    assert report.seconds < 3
+    assert report.seconds < 20, "it would wait for its consumer for ever"
 
 
 def test_a_start_without_room_is_counted_when_images_do_not_wait(
@@ -304,7 +310,7 @@ def test_a_start_without_room_is_counted_when_images_do_not_wait(
 def test_stop_ends_a_blocked_replay_at_once(tmp_path: Path) -> None:
     settings = ReplaySettings((str(noise_master(tmp_path)),), bind=LOOPBACK, send_hwm=2)
     with running(settings, rcvhwm=1) as replay:
-        replay.pull.poll(5000)
+        replay.pull.poll(30_000)
         time.sleep(0.3)
         assert not replay.report.done(), "it should wait for its consumer"
         began = time.monotonic()
@@ -319,7 +325,7 @@ def test_stop_ends_a_blocked_replay_at_once(tmp_path: Path) -> None:
 def test_block_loses_nothing_to_a_slow_consumer(tmp_path: Path) -> None:
     settings = ReplaySettings((str(noise_master(tmp_path)),), bind=LOOPBACK, send_hwm=2)
     with running(settings, rcvhwm=1) as replay:
-        replay.pull.poll(5000)
+        replay.pull.poll(30_000)
         time.sleep(0.3)
         images = images_of(replay.receive_all())
         report = replay.report.result(60)

@@ -17,37 +17,37 @@ def test_what_was_sent_came_to_one_of_the_two(bind: str, tmp_path_factory: pytes
     never, wire = threading.Event(), Wire(bind.format(folder=tmp_path_factory.mktemp("ipc")), send_hwm=100)
     with zmq.Context() as context, context.socket(zmq.PULL) as consumer:
         consumer.connect(wire.endpoint)
-        assert wire.wait_until(lambda: wire.greetings == 1, never, 10)
+        assert wire.wait_until(lambda: wire.greetings == 1, never, 60)
         thief = SecondPuller(wire.endpoint)
-        assert wire.wait_until(lambda: wire.greetings == 2, never, 10)
+        assert wire.wait_until(lambda: wire.greetings == 2, never, 60)
         sent = 0
         for number in range(60):
             parts = [bytes(SIZES[(number + part) % len(SIZES)]) for part in range(1 + number % 3)]
-            sent += wire.send(parts, never, 5.0)
-        taken = thief.leave(1, never, lambda: wire.settle(never, 5.0))
+            sent += wire.send(parts, never, 30.0)
+        taken = thief.leave(1, never, lambda: wire.settle(never, 30.0))
         came = 0
         while consumer.poll(500):
             consumer.recv_multipart()
             came += 1
         assert (taken, taken + came, sent) == (30, sent, 60)
-        assert wire.wait_until(lambda: wire.consumers == 1, never, 10)
-        assert wire.send([b"later"], never, 5.0)
-        assert consumer.poll(5000)
+        assert wire.wait_until(lambda: wire.consumers == 1, never, 60)
+        assert wire.send([b"later"], never, 30.0)
+        assert consumer.poll(30_000)
     wire.close()
 
 
 def test_a_sender_whose_thread_is_slow_is_waited_for() -> None:
     never, wire = threading.Event(), Wire("tcp://127.0.0.1:0", send_hwm=100)
     thief = SecondPuller(wire.endpoint)
-    assert wire.wait_until(lambda: wire.greetings == 1, never, 10)
+    assert wire.wait_until(lambda: wire.greetings == 1, never, 60)
 
     def late() -> bool:
-        if not wire.send([bytes(9000)], never, 5.0):
+        if not wire.send([bytes(9000)], never, 30.0):
             return False
         time.sleep(0.4)
-        return wire.settle(never, 5.0)
+        return wire.settle(never, 30.0)
 
-    turns = iter([late, lambda: wire.settle(never, 5.0), lambda: wire.settle(never, 5.0)])
+    turns = iter([late, lambda: wire.settle(never, 30.0), lambda: wire.settle(never, 30.0)])
     assert thief.leave(0, never, lambda: next(turns)()) == 1
     wire.close()
 

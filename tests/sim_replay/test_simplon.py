@@ -24,6 +24,7 @@ from sim_replay.simplon_http import SimplonServer
 from streamer.files import CHANNEL, BadInput
 from streamer.messages import ConfigMessage, EndMessage, ImageData, ImageMessage, Message, StartMessage
 from streamer.receiver import parse
+from tests.cxls.programs import wait_for
 from tests.support import read_chunks, write_series
 
 
@@ -51,7 +52,7 @@ class Detector:
     def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
         request = urllib.request.Request(f"{self.url}/{path}", data=body, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=10) as reply:
+            with urllib.request.urlopen(request, timeout=60) as reply:
                 return reply.status, json.loads(reply.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
@@ -73,13 +74,16 @@ class Detector:
             self.put(f"config/{name}", value)
         return int(self.put("command/arm")["sequence id"])
 
-    def receive(self, timeout_s: float = 5.0) -> Message:
+    def receive(self, timeout_s: float = 30.0) -> Message:
         assert self.pull.poll(timeout_s * 1000), "nothing came"
         return parse([memoryview(part) for part in self.pull.recv_multipart()])
 
-    def receive_all(self, quiet_s: float = 0.1) -> list[Message]:
-        messages = []
-        while self.pull.poll(quiet_s * 1000):
+    def receive_all(self, quiet_s: float = 0.1, ends: bool = True) -> list[Message]:
+        """What comes until nothing does for so long; ``ends``: not before the end of a series came."""
+        messages: list[Message] = []
+        while self.pull.poll(quiet_s * 1000) or (
+            ends and not (messages and isinstance(messages[-1], EndMessage)) and self.pull.poll(20_000)
+        ):
             messages.append(self.receive())
         return messages
 
@@ -101,7 +105,7 @@ def serving(*inputs: Path, **changes: Any) -> Iterator[Detector]:
     with ThreadPoolExecutor(1) as pool:
         report = pool.submit(run_replay, settings, stop, announce)
         try:
-            found = bound.result(10)
+            found = bound.result(60)
             detector = Detector(found["simplon"], found["replay"], context, stop, report)
             detector.connect()
             yield detector
@@ -217,7 +221,7 @@ def test_arm_trigger_and_the_end_by_themselves(detector: Detector) -> None:
     assert detector.get("status/state") == "ready"
     assert detector.get("status/state", "stream") == "acquire"
     detector.put("command/trigger")
-    assert [m.image_id for m in detector.receive_all() if isinstance(m, ImageMessage)] == [0, 1, 2]
+    assert [m.image_id for m in (detector.receive() for _ in range(3)) if isinstance(m, ImageMessage)] == [0, 1, 2]
     detector.put("command/trigger")
     *images, end = detector.receive_all()
     # The file has four images: the fifth is its first again.
@@ -225,7 +229,7 @@ def test_arm_trigger_and_the_end_by_themselves(detector: Detector) -> None:
     assert end == EndMessage(series, start.unique_id)
     assert detector.get("status/state") == "idle"
     assert detector.put("command/disarm") == {"sequence id": series}
-    assert detector.receive_all() == []
+    assert detector.receive_all(ends=False) == []
 
 
 def test_images_wrap_around_the_file(detector: Detector, master: Path) -> None:
@@ -290,7 +294,7 @@ def test_a_disabled_stream_sends_nothing(detector: Detector) -> None:
     assert detector.get("status/state", "stream") == "disabled"
     detector.put("command/arm")
     detector.put("command/trigger")
-    assert detector.receive_all() == []
+    assert detector.receive_all(ends=False) == []
     detector.put("config/mode", "enabled", "stream")
     detector.put("command/initialize", module="stream")
     assert detector.get("config/mode", "stream") == "disabled"
@@ -373,8 +377,7 @@ def test_dropped_images_are_in_the_stream_status(master: Path) -> None:
         with ThreadPoolExecutor(1) as pool:
             # The end waits for room, the images do not.
             trigger = pool.submit(detector.put, "command/trigger")
-            time.sleep(0.2)
-            assert detector.get("status/dropped", "stream") == 3
+            wait_for(lambda: detector.get("status/dropped", "stream") == 3)
             detector.connect()
             trigger.result(7)
         assert isinstance(detector.receive(), EndMessage)

@@ -81,7 +81,7 @@ def test_what_libertems_simulator_sends_is_received_whole(tmp_path: Path, encodi
         try:
             receiver = StreamReceiver([sender.stdout.readline().strip()], protocol="v1")
             try:
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + 60
                 while not receiver.connected and time.monotonic() < deadline:
                     receiver.receive(0.02)
                 sender.stdin.write("go\n")

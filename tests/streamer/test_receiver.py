@@ -44,7 +44,7 @@ class Senders:
     def restart(self, n: int) -> None:
         self.sockets[n] = self.context.socket(zmq.PUSH)
         self.sockets[n].setsockopt(zmq.LINGER, 0)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while True:
             try:
                 self.sockets[n].bind(f"tcp://127.0.0.1:{self.ports[n]}")
@@ -56,7 +56,7 @@ class Senders:
 
     def send(self, n: int, *series_ids: int) -> None:
         for series_id in series_ids:
-            assert self.sockets[n].poll(5000, zmq.POLLOUT)
+            assert self.sockets[n].poll(30_000, zmq.POLLOUT)
             self.sockets[n].send(stream_v2.encode_end(series_id))
 
 
@@ -67,7 +67,7 @@ def senders() -> Iterator[Senders]:
     found.context.destroy(linger=0)
 
 
-def words(receiver: StreamReceiver, count: int, timeout_s: float = 5.0) -> list[Any]:
+def words(receiver: StreamReceiver, count: int, timeout_s: float = 30.0) -> list[Any]:
     """The next messages as series ids or reasons."""
     found: list[Any] = []
     deadline = time.monotonic() + timeout_s
@@ -84,7 +84,7 @@ def silence(receiver: StreamReceiver, seconds: float) -> bool:
 
 
 def wait_connected(receiver: StreamReceiver, connected: bool = True) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while receiver.connected != connected and time.monotonic() < deadline:
         assert receiver.receive(0.02) is None
     assert receiver.connected == connected
@@ -130,9 +130,9 @@ def test_a_restarted_sender_is_found_again_and_nothing_is_counted(
         senders.restart(0)
         senders.send(0, 2)
         assert words(receiver, 1) == [2]
-        # Events are looked at each tenth of a second: a message may be read before the news of its connection.
         assert silence(receiver, 0.8)
-        assert receiver.connected
+        # Events are looked at each tenth of a second: a message may be read before the news of its connection.
+        wait_connected(receiver)
     finally:
         receiver.close()
 
@@ -251,7 +251,7 @@ def test_a_received_image_is_not_copied_and_keeps_only_its_own_part(senders: Sen
             senders.sockets[0].send_multipart(stream_v1.encode_image(good_image(1)))
         else:
             senders.sockets[0].send(stream_v2.encode_image(good_image(1)))
-        received: Received | None = receiver.receive(5.0)
+        received: Received | None = receiver.receive(30.0)
         assert received is not None
         assert abs(time.time() - received.received_at) < 5
         assert isinstance(received.message, ImageMessage)
@@ -275,7 +275,7 @@ def test_a_received_image_is_not_copied_and_keeps_only_its_own_part(senders: Sen
 def greeted_as_push(listening: socket.socket) -> socket.socket:
     """The receiver's connection, greeted by hand: a PUSH whose parts go out before their message ends."""
     connection, _ = listening.accept()
-    connection.settimeout(5)
+    connection.settimeout(30)
     greet(connection, b"PUSH")
     return connection
 
@@ -285,7 +285,7 @@ class Hostile:
 
     def __init__(self, protocol: str, limit: int) -> None:
         self.listening = socket.create_server(("127.0.0.1", 0))
-        self.listening.settimeout(5)
+        self.listening.settimeout(30)
         self.receiver = StreamReceiver([f"tcp://127.0.0.1:{self.listening.getsockname()[1]}"], protocol, limit)
         self.came: list[Received] = []
         self._over = threading.Event()
@@ -298,7 +298,7 @@ class Hostile:
                 self.came.append(received)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline, self.kinds
             time.sleep(0.01)
@@ -310,7 +310,7 @@ class Hostile:
 
     def close(self) -> None:
         self._over.set()
-        self._thread.join(5)
+        self._thread.join(30)
         self.receiver.close()
         self.listening.close()
 
@@ -339,7 +339,7 @@ def test_a_message_of_parts_without_end_is_hung_up_on_and_the_stream_goes_on(hos
             endless.sendall(bytes([0, 200]) + bytes(200))
             endless.sendall(bytes([0, len(END)]) + END)
         with pytest.raises(OSError):  # noqa: PT012
-            for _ in range(1000):
+            for _ in range(15_000):
                 endless.sendall(part)
                 time.sleep(0.002)
     with greeted_as_push(detector.listening) as again:
@@ -359,14 +359,18 @@ def test_parts_without_content_are_weighed_by_the_memory_they_take(
     with greeted_as_push(detector.listening) as endless:
         endless.settimeout(0.5)
         part = bytes([1, content]) + bytes(content)
-        sent, piece = 0, part * (100_000 // len(part))
-        with pytest.raises(OSError):  # noqa: PT012
-            while sent < 64 << 20:
-                endless.sendall(piece)
-                sent += len(piece)
-                time.sleep(0.004)
-    # A gigabyte of them would be 34 of memory.
-    assert sent > connections.FEW_BYTES
+        sent, parts = 0, memoryview(part * (100_000 // len(part)))
+        # A gigabyte of them would be 34 of memory.
+        while sent < 64 << 20 and not detector.came:
+            try:
+                sent += endless.send(parts[sent % len(parts) :])
+            except TimeoutError:  # no more is read of who is hung up on, or who is to read stands still
+                continue
+            except OSError:
+                break
+            # Slower in the end: on a busy machine it takes a while until it is looked at.
+            time.sleep(0.004 if sent < 32 << 20 else 0.06)
+    assert connections.FEW_BYTES < sent < 64 << 20
     detector.until(lambda: detector.kinds == ["too_large"])
     detector.until(lambda: resident_bytes() - before < 64 << 20)
     with greeted_as_push(detector.listening) as again:
@@ -412,7 +416,7 @@ def test_a_finished_message_of_very_many_parts_is_refused_and_not_collected(host
 
 def test_who_sends_without_end_is_hung_up_on_while_another_endpoint_is_busy(senders: Senders) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(5)
+        listening.settimeout(30)
         receiver = StreamReceiver([senders.bind(), f"tcp://127.0.0.1:{listening.getsockname()[1]}"], "v2", LIMIT)
         over = threading.Event()
 
@@ -427,7 +431,7 @@ def test_who_sends_without_end_is_hung_up_on_while_another_endpoint_is_busy(send
                 endless.sendall(b"\x01\xff" + bytes(255))
                 part = b"\x01\xff" + bytes(255)
                 found: Any = None
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + 30
                 while found != "too_large" and time.monotonic() < deadline:
                     with contextlib.suppress(OSError):
                         endless.sendall(part * 50)
@@ -435,7 +439,7 @@ def test_who_sends_without_end_is_hung_up_on_while_another_endpoint_is_busy(send
             assert found == "too_large"
         finally:
             over.set()
-            thread.join(5)
+            thread.join(30)
             receiver.close()
 
 

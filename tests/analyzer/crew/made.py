@@ -35,7 +35,7 @@ class Hand:
 
     def end(self) -> None:
         self.stop.set()
-        self.thread.join(10)
+        self.thread.join(30)
         assert not self.thread.is_alive()
 
 
@@ -69,7 +69,7 @@ class Run:
         assert not self.thread.is_alive(), f"the run did not end: {self.front.account.identity()}, {self.crew.facts()}"
         return self
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, (self.front.account.identity(), self.crew.facts())

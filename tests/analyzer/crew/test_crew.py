@@ -34,6 +34,7 @@ from tests.analyzer.builders import (
     ScriptedSource,
     Step,
     end,
+    frame,
     frames_of_a_run,
     image,
     series,
@@ -274,7 +275,14 @@ def test_frames_wait_for_the_first_worker(bundle: Bundle) -> None:
 
 
 def test_a_worker_that_joins_late_gets_its_share(bundle: Bundle) -> None:
-    run = Run(bundle, series_with_hits(120)).start()
+    opening, *images = series_with_hits(120)
+
+    def both() -> None:
+        run.wait_for(lambda: run.crew.threads == 2, 60)
+
+    # The rest comes once it is there: the first would be done with it while a busy machine lets the other join.
+    run = Run(bundle, [opening, *images[:20], both, *images[20:]])
+    run.start()
     first = Hand(run.crew.address, slow)
     run.wait_for(lambda: run.front.account.settled >= 10)
     second = Hand(run.crew.address, slow)
@@ -317,7 +325,7 @@ def test_a_worker_that_is_told_to_end_leaves_while_frames_go_on(bundle: Bundle) 
     run.wait_for(lambda: run.front.account.settled >= 20)
     began = time.monotonic()
     hands[0].end()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     assert len(run.front.ring) > 100, "there was more to do"
     assert run.crew.facts()["lost_workers"] == 0
     run.stop.set()
@@ -342,7 +350,7 @@ class Silenced:
     def __init__(self, address: str, credits: int = 8, identity: bytes = b"wsilent") -> None:
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.IDENTITY, identity)
-        self.socket.setsockopt(zmq.RCVTIMEO, 20_000)
+        self.socket.setsockopt(zmq.RCVTIMEO, 60_000)
         self.socket.connect(address)
         self.say(Kind.HELLO, Hello(PROTOCOL, "silent", "elsewhere", 1, 1, BATCH, credits))
 
@@ -380,8 +388,11 @@ def test_what_a_silent_worker_holds_is_given_to_others_and_counted(
     hand = Hand(run.crew.address)
     run.join().assert_closes()
     assert {each.status for each in run.kept.results} == {Status.OK}
+    # More than this one on a busy machine, where one that lives may fall silent for a second.
     facts = run.crew.facts()
-    assert (facts["lost_workers"], facts["resent"] >= BATCH) == (1, True)
+    assert facts["lost_workers"] >= 1
+    assert facts["resent"] >= BATCH
+    assert "silent" not in {each["name"] for each in facts["workers"]}
     hand.end()
     silent.close()
 
@@ -418,12 +429,14 @@ def test_a_frame_that_ends_every_worker_is_recorded_and_takes_no_other_with_it(
 ) -> None:
     monkeypatch.setattr(dispatch, "SILENT_S", 0.8)
     run = Run(bundle, series_with_hits(24)).start()
+    honest = make(run.judge)
+    # What takes long at first is over before somebody waits for it: who takes 0.8 s over frames is lost, too.
+    honest.process([frame(water(0.1), of=SERIES)])
 
     def mortal() -> None:
         """Workers that are gone with image 5, one after the other."""
         for number in range(6):
             peer = Silenced(run.crew.address, identity=b"wmortal%d" % number)
-            honest = make(run.judge)
             while run.thread.is_alive():
                 parts = peer.hear_any()
                 if parts is None:
@@ -442,7 +455,7 @@ def test_a_frame_that_ends_every_worker_is_recorded_and_takes_no_other_with_it(
     fleet = threading.Thread(target=mortal, daemon=True)
     fleet.start()
     run.join().assert_closes()
-    fleet.join(10)
+    fleet.join(30)
     lost = [r for r in run.kept.results if r.status != Status.OK]
     assert [(r.image_id, r.status, r.reason) for r in lost] == [(5, Status.UNDECODABLE, "failed")]
 

@@ -53,7 +53,7 @@ def crew(bundle: Bundle, request: pytest.FixtureRequest) -> Iterator[Crew]:
     made.close()
 
 
-def until(condition: Any, timeout_s: float = 10) -> None:
+def until(condition: Any, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -123,7 +123,7 @@ def test_a_worker_is_let_in_once_its_key_is_allowed(crew: Crew, monkeypatch: pyt
 def test_a_thousand_peers_that_speak_nonsense_are_counted_and_hold_up_nobody(crew: Crew) -> None:
     where, before = host_and_port(crew), threading.active_count()
     for number in range(1000):
-        with socket.create_connection(where, timeout=5) as peer:
+        with socket.create_connection(where, timeout=30) as peer:
             # A greeting of ZeroMQ 3.1 and of a mechanism that is none, then noise.
             mechanism = os.urandom(20) if number % 2 else b"PLAIN".ljust(20, b"\0")
             peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x01" + mechanism + bytes(32) + os.urandom(64))
@@ -146,7 +146,7 @@ def test_what_asks_for_entry_in_no_known_way_is_not_let_in(crew: Crew) -> None:
         [b"1.0", b"7", b"d", b"127.0.0.1", b"", b"CURVE", key],
     ):  # fmt: skip
         asker.send_multipart(request)
-        assert asker.poll(5000)
+        assert asker.poll(30_000)
         assert asker.recv_multipart()[2] == b"400"
     asker.close(0)
 
@@ -158,6 +158,18 @@ def test_a_key_is_forty_characters_of_z85() -> None:
         assert not is_key(text)
         with pytest.raises(ValueError, match="not a key"):
             public_of(text)
+
+
+def test_what_was_kept_back_is_said_when_the_front_closes(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    crew = Crew(LOOPBACK, Judge(bundle, CascadeSettings()), PlanCache())
+    crew.start(FrameRing(1 << 20, 8), 0.01, (), lambda frames, outcome: None)
+    for number in range(3):
+        with stranger(crew) as dealer:
+            dealer.send_multipart([b"B", b"\xc0", *[b""] * 3000])
+            until(lambda number=number: crew._bad == number + 1)  # type: ignore[misc]
+    crew.drain(lambda: False)
+    crew.close()
+    assert sum(each.getMessage().startswith("2 more in") for each in caplog.records) == 1
 
 
 # --- limits -----------------------------------------------------------------------------
@@ -181,7 +193,7 @@ def test_a_part_larger_than_a_worker_sends_ends_its_connection_alone(
         large.send_multipart([b"H", bytes(dispatch.MOST_PART_BYTES + 1)])
         with stranger(crew) as other:
             other.send_multipart(message(Kind.BEAT))
-            assert other.poll(5000)
+            assert other.poll(30_000)
         assert not large.poll(300)
     assert members(crew) == 1
     hand.end()
@@ -223,6 +235,7 @@ def test_a_flood_of_strangers_is_not_answered_without_end(crew: Crew) -> None:
         hand = Hand(crew.address)
         until(lambda: members(crew) == 1)
         answers = 0
+        assert dealer.poll(30_000)
         while dealer.poll(200):
             dealer.recv_multipart()
             answers += 1
@@ -236,8 +249,9 @@ def test_a_worker_that_reads_nothing_is_given_up_and_not_queued_for(
     monkeypatch.setattr(dispatch, "SILENT_S", 1.5)
     with stranger(crew) as dealer:
         dealer.send_multipart(message(Kind.HELLO, Hello(PROTOCOL, "deaf", "h", 1, 1, 4, 8)))
-        until(lambda: members(crew) == 1)
+        until(lambda: members(crew) == 1 or crew.facts()["lost_workers"] == 1)
         until(lambda: members(crew) == 0)
+        assert crew.facts()["lost_workers"] == 1
 
 
 def test_peers_that_say_nothing_keep_no_worker_out(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +281,7 @@ def test_what_came_in_a_pause_of_the_front_is_read_before_it_is_weighed(
             dealer.send_multipart([b"O", b"\xc0", bytes(100_000)])
         time.sleep(0.5)
         crew.start(FrameRing(1 << 20, 8), 0.01, (), lambda frames, outcome: None)
-        assert dealer.poll(5000), "who are you"
+        assert dealer.poll(30_000), "who are you"
         time.sleep(0.3)
     assert handshakes(crew) == dict.fromkeys(RefusedConnection, 0)
     crew.drain(lambda: False)
@@ -277,12 +291,12 @@ def test_what_came_in_a_pause_of_the_front_is_read_before_it_is_weighed(
 def test_a_handshake_that_is_not_finished_ends(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_HANDSHAKE_MS", 300)
     crew = Crew(LOOPBACK, Judge(bundle, CascadeSettings()), PlanCache())
-    with socket.create_connection(host_and_port(crew), timeout=10) as half:
+    with socket.create_connection(host_and_port(crew), timeout=60) as half:
         half.sendall(b"\xff\0\0")
         began = time.monotonic()
         while half.recv(100):
             pass
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 20.0
     crew.close()
 
 

@@ -79,7 +79,7 @@ def test_the_lists_of_another_analysis_are_no_fault_of_the_disk(
     lock.release()
     wait_for(lambda: listed(tmp_path) == 1)
     output.close()
-    assert caplog.text == ""
+    assert not [each for each in caplog.records if each.name.startswith("analyzer.hits")]
 
 
 def test_old_files_are_looked_into_without_the_lock(tmp_path: Path, slow_look: threading.Event) -> None:

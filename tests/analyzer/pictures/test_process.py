@@ -159,12 +159,18 @@ def test_one_that_dies_over_a_picture_costs_that_one(caplog: pytest.LogCaptureFi
     with Pictures() as pictures:
         expected = pictures.draw(POWDER)
         with _stopped(pictures) as before:
-            threading.Timer(0.2, os.kill, (before, signal.SIGKILL)).start()
+
+            def kill() -> None:
+                _until(pictures._lock.locked)
+                time.sleep(0.2)
+                os.kill(before, signal.SIGKILL)
+
+            threading.Thread(target=kill).start()
             with pytest.raises(NoPicture, match=r"the process that draws ended \(signal 9\); the next picture starts"):
                 pictures.draw(POWDER)
         _gone(before)
         assert pictures.draw(POWDER) == expected
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert [record.levelname for record in said(caplog)] == ["WARNING"]
 
 
 def test_one_that_hangs_is_killed_at_the_deadline(caplog: pytest.LogCaptureFixture) -> None:
@@ -178,14 +184,19 @@ def test_one_that_hangs_is_killed_at_the_deadline(caplog: pytest.LogCaptureFixtu
                 began = time.monotonic()
                 with pytest.raises(NoPicture, match="hangs and is killed"):
                     pictures.draw(request)
-                assert time.monotonic() - began < 5.0
+                assert time.monotonic() - began < 20.0
             _gone(before)
             pictures._deadline_s = 30.0
             assert pictures.draw(request)
-        assert [record.message for record in caplog.records] == [
+        assert [record.message for record in said(caplog)] == [
             f"the picture {request.name} was not drawn: the process that draws hangs and is killed; the next picture "
             "starts another"
         ]
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """By what draws; what others kept back, a timer may tell of in the middle of this test."""
+    return [record for record in caplog.records if record.name == process.log.name]
 
 
 @contextlib.contextmanager
@@ -198,7 +209,7 @@ def _stopped(pictures: Pictures) -> Iterator[int]:
     yield pid
 
 
-def _gone(pid: int, within_s: float = 5.0) -> None:
+def _gone(pid: int, within_s: float = 30.0) -> None:
     deadline = time.monotonic() + within_s
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline, f"process {pid} is still there"
@@ -249,7 +260,7 @@ def test_a_process_that_cannot_be_started_is_said_once_and_nothing_is_drawn_here
         for _ in range(5):
             with pytest.raises(NoPicture, match="a process that draws cannot be started: No such file or directory"):
                 pictures.draw(POWDER)
-        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert [record.levelno for record in said(caplog)] == [logging.WARNING]
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
@@ -273,7 +284,7 @@ def test_it_ends_when_nobody_asks_and_comes_again() -> None:
         expected = pictures.draw(POWDER)
         before = pictures.pid
         assert before is not None
-        _gone(before, 10.0)
+        _gone(before)
         assert pictures.draw(POWDER) == expected
         assert pictures.pid not in (None, before)
 
@@ -322,13 +333,13 @@ def test_closing_waits_for_no_picture_that_hangs(monkeypatch: pytest.MonkeyPatch
         _until(pictures._lock.locked)
         began = time.monotonic()
         pictures.close()
-        assert time.monotonic() - began < 5.0
-        asking.join(5)
+        assert time.monotonic() - began < 30.0, "of 60 s that it has"
+        asking.join(30)
     assert len(failed) == 1
     _gone(pid)
 
 
-def _until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+def _until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline
@@ -357,4 +368,4 @@ def test_it_is_gone_when_who_asks_was_killed(doing: str) -> None:
         assert Path(f"/proc/{pid}").exists()
         parent.kill()
         parent.wait()
-        _gone(pid, 3.0)
+        _gone(pid)
