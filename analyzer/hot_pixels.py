@@ -116,7 +116,7 @@ class HotPixelWatch:
 def _fingerprint(peaks: npt.NDArray[Any], profile: npt.NDArray[np.float32]) -> int:
     """Of a frame, 64 bits; the same in every process, which Python's own ``hash`` is not."""
     digest = hashlib.blake2b(peaks.tobytes(), digest_size=8)
-    digest.update(np.ascontiguousarray(profile))
+    digest.update(profile.tobytes())
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
