@@ -1,7 +1,7 @@
 """Numbers of the latest frames, in memory that is there from the start and never grows.
 
-Arrays of their own, some hundred bytes a frame for thousands of frames, would each keep a page of the heap from going
-back to the system, between the packed images that come and go around them.
+An array a frame, some hundred bytes for each of thousands, would be an allocation a frame, and lie between the packed
+images that come and go.
 """
 
 from dataclasses import dataclass
