@@ -22,11 +22,14 @@ class Latest:
 
 
 class LatestCodes:
-    """Keeps the codes of up to ``frames`` frames, up to ``codes`` of them together; the oldest frames go first."""
+    """Keeps the codes of up to ``frames`` frames, up to ``codes`` of them together; the oldest frames go first.
+
+    Codes are below 2^31: of a frame's pixels, up to a thousand megapixels have two each.
+    """
 
     def __init__(self, frames: int, codes: int) -> None:
         self._number, self._size = touched(frames, np.int64), touched(frames, np.int64)
-        self._codes = touched(codes, np.int64)
+        self._codes = touched(codes, np.int32)
         self._first = self._frames = 0
         self._start = self._kept = 0
         self.forgotten = 0
@@ -68,4 +71,4 @@ class LatestCodes:
         whole = self._start + self._kept <= len(self._codes)
         beyond = 0 if whole else self._start + self._kept - len(self._codes)
         codes = np.concatenate([self._codes[self._start : self._start + self._kept - beyond], self._codes[:beyond]])
-        return Latest(self._number[frames], self._size[frames], codes)
+        return Latest(self._number[frames], self._size[frames], codes.astype(np.int64))

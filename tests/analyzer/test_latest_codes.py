@@ -15,7 +15,7 @@ def test_what_is_kept_is_what_a_list_of_arrays_would_keep(seed: int) -> None:
     kept, model = LatestCodes(most_frames, most_codes), deque[tuple[int, list[int]]]()
     forgotten = 0
     for number in range(1, 400):
-        codes = rng.integers(0, 1 << 40, rng.integers(0, rng.choice([3, 21])))
+        codes = rng.integers(0, 1 << 31, rng.integers(0, rng.choice([3, 21])))
         kept.append(number, codes)
         model.append((number, codes.tolist()))
         while len(model) > most_frames or sum(len(each) for _, each in model) > most_codes:
