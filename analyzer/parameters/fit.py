@@ -322,7 +322,8 @@ class Fitter:
         held[ENERGY], tight[ENERGY, ENERGY] = x[ENERGY], _ABSENT
         lost = mode.log - self._climb(x, held, tight, photons, pixels, _TAIL_STEPS, -math.inf, _NOWHERE)
         there, here = (self._variance(each, mode, photons, pixels) for each in (x, mode.x))
-        wider = math.sqrt(there / here)
+        # With next to no photons the information may be singular to rounding, and a variance no number.
+        wider = math.sqrt(there / here) if there > 0.0 < here else _MOST_WIDENED
         factor = min(max(2.0 / math.sqrt(2.0 * max(lost, 1e-3)), wider * math.exp(away)), _MOST_WIDENED)
         return factor, float((x[RATIO] - posterior.mean[0]) / away)
 

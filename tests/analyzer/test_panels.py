@@ -336,8 +336,8 @@ def test_on_frames_of_another_shape_the_headers_geometry_goes_on(bundle: Bundle,
 def test_plans_are_shared_between_series_of_one_geometry(tmp_path: Path) -> None:
     given = open_geometry(written(tmp_path, TWO))
     plans, validity = PlanCache(), Validity("none", np.ones(SHAPE, np.uint8))
-    one, again = (plans.get(n, given.fit(metadata(), SHAPE), validity, 100) for n in range(2))
-    other = plans.get(2, given.fit(metadata(camera_length_m=0.2), SHAPE), validity, 100)
+    one, again = (plans.get(n, given.fit(metadata(), SHAPE), validity, 100, np.dtype("u2")) for n in range(2))
+    other = plans.get(2, given.fit(metadata(camera_length_m=0.2), SHAPE), validity, 100, np.dtype("u2"))
     assert one is again
     assert one is not other
 
