@@ -56,6 +56,15 @@ def test_expected_counts_give_the_truth(condition: int) -> None:
     assert found.water_share > 0.6
 
 
+def test_a_variance_that_is_no_number_widens_what_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = expected(CONDITIONS[5])
+    usual = frame_fitter().fit(whole(counts), pairs_of(counts))
+    monkeypatch.setattr(Fitter, "_variance", lambda *_: -1e-9)
+    found = frame_fitter().fit(whole(counts), pairs_of(counts))
+    assert np.isfinite(found.covariance).all()
+    assert (np.diag(found.covariance) > np.diag(usual.covariance)).all()
+
+
 @pytest.mark.parametrize("condition", [1, 5])
 def test_errors_over_sixty_frames_are_as_large_as_stated(condition: int) -> None:
     rng = np.random.default_rng(condition)
