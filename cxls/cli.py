@@ -681,10 +681,10 @@ def _main() -> None:
     logs.configure()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name in any language, a terminal of few letters
-    # A shell that starts us in the background leaves SIGINT ignored; we still answer to it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _terminated)
     try:
+        # A shell that starts us in the background leaves SIGINT ignored; we still answer to it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _terminated)
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
